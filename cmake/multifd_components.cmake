@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+#
+# The library: INTERFACE targets multifd::core, multifd::zlib, multifd::zstd, and multifd::multifd = all of them.
+# Each owns its headers as a file set. Headers are found by glob, so that a new header needs no edit here.
+
+# GLOBAL: an imported target is otherwise unknown to the directory that did add_subdirectory(multifd).
+find_package(Threads REQUIRED GLOBAL)
+find_package(Boost 1.74 REQUIRED GLOBAL) # headers only: Boost.Lockfree
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(libxxhash REQUIRED IMPORTED_TARGET GLOBAL libxxhash)
+
+file(
+  GLOB_RECURSE multifd_core_headers
+  CONFIGURE_DEPENDS
+  "${PROJECT_SOURCE_DIR}/include/multifd/*.hpp"
+)
+set(multifd_zlib_headers "${PROJECT_SOURCE_DIR}/include/multifd/compress/zlib.hpp")
+set(multifd_zstd_headers "${PROJECT_SOURCE_DIR}/include/multifd/compress/zstd.hpp")
+list(REMOVE_ITEM multifd_core_headers ${multifd_zlib_headers} ${multifd_zstd_headers})
+
+# multifd_component(<name> HEADERS ... LINKS ...)
+function(multifd_component name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "HEADERS;LINKS")
+  set(target multifd_${name})
+  add_library(${target} INTERFACE)
+  add_library(multifd::${name} ALIAS ${target})
+  set_target_properties(
+    ${target}
+    PROPERTIES EXPORT_NAME ${name} VERIFY_INTERFACE_HEADER_SETS ${PROJECT_IS_TOP_LEVEL}
+  )
+  target_compile_features(${target} INTERFACE cxx_std_23)
+  target_link_libraries(${target} INTERFACE ${arg_LINKS})
+  set(present)
+  foreach(header IN LISTS arg_HEADERS)
+    if(EXISTS "${header}")
+      list(APPEND present "${header}")
+    endif()
+  endforeach()
+  target_sources(
+    ${target}
+    INTERFACE FILE_SET HEADERS BASE_DIRS "${PROJECT_SOURCE_DIR}/include" FILES ${present}
+  )
+endfunction()
+
+multifd_component(core HEADERS ${multifd_core_headers} LINKS Threads::Threads Boost::headers PkgConfig::libxxhash)
+set(multifd_components core)
+
+if(MULTIFD_WITH_ZLIB)
+  find_package(ZLIB REQUIRED GLOBAL)
+  multifd_component(zlib HEADERS ${multifd_zlib_headers} LINKS multifd_core ZLIB::ZLIB)
+  list(APPEND multifd_components zlib)
+endif()
+
+if(MULTIFD_WITH_ZSTD)
+  pkg_check_modules(libzstd REQUIRED IMPORTED_TARGET GLOBAL libzstd)
+  multifd_component(zstd HEADERS ${multifd_zstd_headers} LINKS multifd_core PkgConfig::libzstd)
+  list(APPEND multifd_components zstd)
+endif()
+
+set(multifd_component_targets ${multifd_components})
+list(TRANSFORM multifd_component_targets PREPEND multifd_)
+multifd_component(multifd LINKS ${multifd_component_targets})
