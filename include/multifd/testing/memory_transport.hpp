@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT
+//
+// Two connected transports without an operating system between them, for tests: each direction is a bounded ring
+// under a mutex. It behaves as TCP does at its ends: finish() lets the peer read all and then 0, shutdown() and a
+// destructor without finish() break the stream at once, with what was still in it.
+#pragma once
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstddef>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "multifd/buffers.hpp"
+#include "multifd/config.hpp"
+#include "multifd/result.hpp"
+#include "multifd/transport/policy.hpp"
+
+namespace multifd::testing {
+
+struct MemoryTransportOptions {
+  /// The most that one call moves; 1 splits everything at every byte.
+  std::size_t max_io_bytes = std::numeric_limits<std::size_t>::max();
+};
+
+namespace detail {
+
+/// One direction.
+class MemoryPipe {
+ public:
+  explicit MemoryPipe(std::size_t capacity_bytes) : ring_(capacity_bytes) {}
+
+  Result<std::size_t> write(ConstBuffers buffers, std::size_t limit) noexcept {
+    if (total_bytes(buffers) == 0) return std::size_t{0};
+    std::unique_lock lock(mutex_);
+    writable_.wait(lock, [&] { return cut_ != Cut::none || finished_ || used_ < ring_.size(); });
+    if (cut_ != Cut::none) return broken(Stage::write, "write", Cut::by_writer);
+    if (finished_) return fail(Errc::already_closed, Stage::write, "write");
+    limit = std::min(limit, ring_.size() - used_);
+    std::size_t done = 0;
+    for (const iovec& buffer : buffers) {
+      const std::size_t bytes = std::min(buffer.iov_len, limit - done);
+      copy_in(static_cast<const std::byte*>(buffer.iov_base), bytes);
+      done += bytes;
+      if (done == limit) break;
+    }
+    readable_.notify_one();
+    return done;
+  }
+
+  Result<std::size_t> read(MutableBuffers buffers, std::size_t limit) noexcept {
+    if (total_bytes(buffers) == 0) return std::size_t{0};
+    std::unique_lock lock(mutex_);
+    readable_.wait(lock, [&] { return cut_ != Cut::none || finished_ || used_ > 0; });
+    if (cut_ != Cut::none) return broken(Stage::read, "read", Cut::by_reader);
+    limit = std::min(limit, used_);  // 0 here: finished, and all of it was read
+    std::size_t done = 0;
+    for (const iovec& buffer : buffers) {
+      const std::size_t bytes = std::min(buffer.iov_len, limit - done);
+      copy_out(static_cast<std::byte*>(buffer.iov_base), bytes);
+      done += bytes;
+      if (done == limit) break;
+    }
+    writable_.notify_one();
+    return done;
+  }
+
+  Result<void> finish() noexcept {
+    const std::scoped_lock lock(mutex_);
+    if (cut_ != Cut::none) return broken(Stage::close, "finish", Cut::by_writer);
+    finished_ = true;
+    readable_.notify_all();
+    writable_.notify_all();
+    return {};
+  }
+
+  enum class Cut : unsigned char { none, by_writer, by_reader };
+
+  void cut(Cut side) noexcept {
+    const std::scoped_lock lock(mutex_);
+    if (cut_ == Cut::none) cut_ = side;
+    readable_.notify_all();
+    writable_.notify_all();
+  }
+
+ private:
+  std::unexpected<Error> broken(Stage stage, const char* op, Cut self) const noexcept {
+    return fail(cut_ == self ? Errc::cancelled : Errc::peer_closed, stage, op);
+  }
+
+  void copy_in(const std::byte* from, std::size_t bytes) noexcept {
+    if (bytes == 0) return;  // memcpy does not take a null pointer, an empty buffer may have one
+    const std::size_t end = (begin_ + used_) % ring_.size();
+    const std::size_t first = std::min(bytes, ring_.size() - end);
+    std::memcpy(ring_.data() + end, from, first);
+    if (bytes > first) std::memcpy(ring_.data(), from + first, bytes - first);
+    used_ += bytes;
+  }
+
+  void copy_out(std::byte* to, std::size_t bytes) noexcept {
+    if (bytes == 0) return;
+    const std::size_t first = std::min(bytes, ring_.size() - begin_);
+    std::memcpy(to, ring_.data() + begin_, first);
+    if (bytes > first) std::memcpy(to + first, ring_.data(), bytes - first);
+    begin_ = (begin_ + bytes) % ring_.size();
+    used_ -= bytes;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable readable_;
+  std::condition_variable writable_;
+  std::vector<std::byte> ring_;
+  std::size_t begin_ = 0;
+  std::size_t used_ = 0;
+  bool finished_ = false;
+  Cut cut_ = Cut::none;
+};
+
+}  // namespace detail
+
+/// One end of an in-memory connection.
+/// Errors: `peer_closed` when the other end was shut down or destroyed, `cancelled` after this end's shutdown(),
+///   `already_closed` for a write after finish().
+class MemoryTransport {
+ public:
+  MemoryTransport(MemoryTransport&&) noexcept = default;
+  MemoryTransport& operator=(MemoryTransport&& other) noexcept {
+    if (this == &other) return *this;
+    close();
+    out_ = std::move(other.out_);
+    in_ = std::move(other.in_);
+    options_ = other.options_;
+    finished_ = other.finished_;
+    return *this;
+  }
+  ~MemoryTransport() { close(); }
+
+  Result<std::size_t> write_some(ConstBuffers buffers) noexcept { return out_->write(buffers, options_.max_io_bytes); }
+  Result<std::size_t> read_some(MutableBuffers buffers) noexcept { return in_->read(buffers, options_.max_io_bytes); }
+
+  Result<void> finish() noexcept {
+    Result<void> result = out_->finish();
+    finished_ = result.has_value();
+    return result;
+  }
+
+  void shutdown() noexcept {
+    if (!out_) return;  // moved from
+    out_->cut(detail::MemoryPipe::Cut::by_writer);
+    in_->cut(detail::MemoryPipe::Cut::by_reader);
+  }
+
+ private:
+  friend std::pair<MemoryTransport, MemoryTransport> memory_transport_pair(std::size_t, MemoryTransportOptions);
+
+  MemoryTransport(std::shared_ptr<detail::MemoryPipe> out, std::shared_ptr<detail::MemoryPipe> in,
+                  MemoryTransportOptions options) noexcept
+      : out_(std::move(out)), in_(std::move(in)), options_(options) {}
+
+  void close() noexcept {
+    if (!out_) return;
+    if (!finished_) out_->cut(detail::MemoryPipe::Cut::by_writer);
+    in_->cut(detail::MemoryPipe::Cut::by_reader);  // nobody will read any more
+    out_.reset();
+    in_.reset();
+  }
+
+  std::shared_ptr<detail::MemoryPipe> out_;
+  std::shared_ptr<detail::MemoryPipe> in_;
+  MemoryTransportOptions options_;
+  bool finished_ = false;
+};
+
+static_assert(check_transport<MemoryTransport>());
+
+/// Makes two connected ends. Params `capacity_bytes`: what each direction holds before a writer waits, at least 1.
+[[nodiscard]] inline std::pair<MemoryTransport, MemoryTransport> memory_transport_pair(
+    std::size_t capacity_bytes, MemoryTransportOptions options = {}) {
+  MULTIFD_ASSERT(capacity_bytes > 0 && options.max_io_bytes > 0);
+  auto forth = std::make_shared<detail::MemoryPipe>(capacity_bytes);
+  auto back = std::make_shared<detail::MemoryPipe>(capacity_bytes);
+  return {MemoryTransport(forth, back, options), MemoryTransport(back, forth, options)};
+}
+
+}  // namespace multifd::testing

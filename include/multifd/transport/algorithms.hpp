@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+//
+// The only loops over short reads and writes. They work on the caller's own scratch array of iovecs, which they use
+// up: after a call its entries mean nothing. Errors of the transport get through untouched.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "multifd/buffers.hpp"
+#include "multifd/config.hpp"
+#include "multifd/result.hpp"
+#include "multifd/transport/policy.hpp"
+
+namespace multifd {
+
+/// Takes `bytes` bytes off the front, and every empty buffer that then comes first.
+/// Returns what is left, with its first entry shortened in place.
+inline std::span<iovec> drop_front(std::span<iovec> buffers, std::size_t bytes) noexcept {
+  std::size_t index = 0;
+  while (index < buffers.size() && bytes >= buffers[index].iov_len) bytes -= buffers[index++].iov_len;
+  if (bytes > 0) {
+    MULTIFD_ASSERT(index < buffers.size());  // else the transport reported more bytes than it was given
+    iovec& first = buffers[index];
+    first.iov_base = static_cast<std::byte*>(first.iov_base) + bytes;
+    first.iov_len -= bytes;
+  }
+  return buffers.subspan(index);
+}
+
+namespace detail {
+
+/// What one call may take.
+inline std::span<const iovec> one_call(std::span<iovec> buffers) noexcept {
+  return buffers.first(std::min(buffers.size(), max_iovecs));
+}
+
+}  // namespace detail
+
+/// Writes every byte of every buffer, in order.
+/// Params `buffers`: any number, also none and also empty ones; used up.
+/// Errors: the transport's. Some of the bytes may be on their way by then.
+/// Cost: as many calls of write_some() as the stream and max_iovecs ask for.
+template <Transport T>
+Result<void> write_all(T& transport, std::span<iovec> buffers) noexcept {
+  buffers = drop_front(buffers, 0);
+  while (!buffers.empty()) {
+    const Result<std::size_t> written = transport.write_some(detail::one_call(buffers));
+    if (!written) return std::unexpected(written.error());
+    if (*written == 0) return fail_errno(Stage::write, "write_some wrote nothing", EIO);  // else an endless loop
+    buffers = drop_front(buffers, *written);
+  }
+  return {};
+}
+
+/// Reads until at least `min_bytes` have arrived, and lets more arrive as long as it costs no further call: so the
+/// next packet's header can come with this packet's pages.
+/// Params `buffers`: at least `min_bytes` in all; used up. `min_bytes` 0 reads nothing.
+/// Returns how many bytes arrived, in order from the first buffer's first byte. Fewer than `min_bytes` means that
+///   the stream ended in order: 0 is an end between two units, anything else a truncated one.
+/// Errors: the transport's.
+template <Transport T>
+Result<std::size_t> read_at_least(T& transport, std::span<iovec> buffers, std::size_t min_bytes) noexcept {
+  std::size_t arrived = 0;
+  buffers = drop_front(buffers, 0);
+  while (arrived < min_bytes) {
+    MULTIFD_ASSERT(!buffers.empty());  // the caller promised room for min_bytes
+    const Result<std::size_t> count = transport.read_some(detail::one_call(buffers));
+    if (!count) return std::unexpected(count.error());
+    if (*count == 0) break;
+    arrived += *count;
+    buffers = drop_front(buffers, *count);
+  }
+  return arrived;
+}
+
+/// Fills every buffer, or fails.
+/// Params `truncated`: the code to report when the stream ends after some of the bytes.
+/// Errors: `peer_closed` if the stream ended in order before the first byte; `truncated` (detail: bytes that did
+///   arrive) if it ended later; otherwise the transport's.
+template <Transport T>
+Result<void> read_exact(T& transport, std::span<iovec> buffers, Errc truncated = Errc::truncated_payload) noexcept {
+  const std::size_t wanted = total_bytes(buffers);
+  const Result<std::size_t> arrived = read_at_least(transport, buffers, wanted);
+  if (!arrived) return std::unexpected(arrived.error());
+  if (*arrived == wanted) return {};
+  if (*arrived == 0) return fail(Errc::peer_closed, Stage::read, "read");
+  return fail(truncated, Stage::read, "read", *arrived);
+}
+
+/// As above for bytes that lie together.
+template <Transport T>
+Result<void> write_all(T& transport, std::span<const std::byte> bytes) noexcept {
+  iovec buffer = const_buffer(bytes);
+  return write_all(transport, std::span(&buffer, 1));
+}
+
+template <Transport T>
+Result<void> read_exact(T& transport, std::span<std::byte> bytes,
+                        Errc truncated = Errc::truncated_payload) noexcept {
+  iovec buffer = mutable_buffer(bytes);
+  return read_exact(transport, std::span(&buffer, 1), truncated);
+}
+
+}  // namespace multifd

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: MIT
+//
+// FdTransport: the Transport over a connected descriptor of the operating system. Sockets (TCP, UNIX, vsock) are
+// what it is for; pipes and files work, one way at a time. How a descriptor comes to be connected: socket.hpp.
+//
+// The one subtle thing is the end. A stream that is cut in the middle must not look to the peer as if it had ended
+// in order, so on TCP a shutdown(), and a destructor without finish(), reset the connection instead of closing it.
+#pragma once
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstddef>
+#include <ctime>
+#include <optional>
+#include <utility>
+
+#include "multifd/buffers.hpp"
+#include "multifd/result.hpp"
+#include "multifd/transport/detail/unique_fd.hpp"
+#include "multifd/transport/interrupt.hpp"
+#include "multifd/transport/policy.hpp"
+
+namespace multifd {
+
+namespace detail {
+
+/// Keeps a write to a broken pipe from raising SIGPIPE in this thread, leaving the program's handlers and masks as
+/// they were. Sockets have MSG_NOSIGNAL instead.
+class SigpipeGuard {
+ public:
+  SigpipeGuard() noexcept {
+    sigset_t pending;
+    sigpending(&pending);
+    was_pending_ = sigismember(&pending, SIGPIPE) == 1;
+    if (!was_pending_) pthread_sigmask(SIG_BLOCK, only_sigpipe(), &old_mask_);
+  }
+  SigpipeGuard(const SigpipeGuard&) = delete;
+  SigpipeGuard& operator=(const SigpipeGuard&) = delete;
+  ~SigpipeGuard() {
+    if (was_pending_) return;
+    const int saved_errno = errno;
+    if (saved_errno == EPIPE) {
+      const timespec now{};
+      while (sigtimedwait(only_sigpipe(), nullptr, &now) < 0 && errno == EINTR) {
+      }
+    }
+    pthread_sigmask(SIG_SETMASK, &old_mask_, nullptr);
+    errno = saved_errno;
+  }
+
+ private:
+  const sigset_t* only_sigpipe() noexcept {
+    sigemptyset(&set_);
+    sigaddset(&set_, SIGPIPE);
+    return &set_;
+  }
+
+  sigset_t old_mask_;
+  sigset_t set_;
+  bool was_pending_ = false;
+};
+
+}  // namespace detail
+
+/// A Transport over a connected descriptor, which it owns.
+///
+/// Errors: the errno of the failing call; `Errc::cancelled` after this side's own shutdown(), whatever the operating
+///   system calls it; `Errc::timed_out` when the program has set SO_RCVTIMEO or SO_SNDTIMEO and it passed.
+/// Cost: one system call per read or write (three more on what is not a socket); nothing is allocated.
+class FdTransport {
+ public:
+  /// Takes over a connected descriptor; closes it even when it fails.
+  /// Params `fd`: a stream socket, blocking or not, or a pipe, FIFO or file. What is not a socket is made
+  ///   non-blocking, because nothing else lets shutdown() end a write that waits for room.
+  /// Errors: `not_supported` for a datagram socket; errno for a bad descriptor.
+  static Result<FdTransport> adopt(int fd) noexcept {
+    detail::UniqueFd owned(fd);
+    int type = 0;
+    socklen_t size = sizeof type;
+    if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0) {
+      if (type != SOCK_STREAM) return fail(Errc::not_supported, Stage::setup, "adopt a datagram socket");
+      int protocol = 0;
+      size = sizeof protocol;
+      ::getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size);
+      return FdTransport(std::move(owned), protocol == IPPROTO_TCP ? Kind::tcp : Kind::socket, std::nullopt);
+    }
+    if (errno != ENOTSOCK) return fail_errno(Stage::setup, "adopt a descriptor");
+    Result<Interrupt> cut = Interrupt::create();
+    if (!cut) return std::unexpected(cut.error());
+    const int flags = ::fcntl(fd, F_GETFL);
+    if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) return fail_errno(Stage::setup, "fcntl");
+    return FdTransport(std::move(owned), Kind::file, std::move(*cut));
+  }
+
+  FdTransport(FdTransport&& other) noexcept
+      : fd_(std::move(other.fd_)),
+        cut_(std::move(other.cut_)),
+        kind_(other.kind_),
+        finished_(other.finished_),
+        shut_down_(other.shut_down_.load(std::memory_order_relaxed)) {}
+
+  FdTransport& operator=(FdTransport&& other) noexcept {
+    if (this == &other) return *this;
+    close();
+    fd_ = std::move(other.fd_);
+    cut_ = std::move(other.cut_);
+    kind_ = other.kind_;
+    finished_ = other.finished_;
+    shut_down_.store(other.shut_down_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+    return *this;
+  }
+
+  /// Closes. Without finish() a TCP peer sees a reset; after it, all that was written still arrives.
+  ~FdTransport() { close(); }
+
+  /// Threads: one writing thread.
+  Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
+    return transfer(Stage::write, "write", POLLOUT, [&]() noexcept -> ssize_t {
+      if (kind_ == Kind::file) {
+        const detail::SigpipeGuard guard;
+        return ::writev(fd_.get(), buffers.data(), static_cast<int>(buffers.size()));
+      }
+      const msghdr message = as_message(buffers);
+      return ::sendmsg(fd_.get(), &message, MSG_NOSIGNAL);
+    });
+  }
+
+  /// Threads: one reading thread.
+  Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
+    return transfer(Stage::read, "read", POLLIN, [&]() noexcept -> ssize_t {
+      if (kind_ == Kind::file) return ::readv(fd_.get(), buffers.data(), static_cast<int>(buffers.size()));
+      msghdr message = as_message(buffers);
+      return ::recvmsg(fd_.get(), &message, 0);
+    });
+  }
+
+  /// Ends the writing direction in order. What is not a socket is closed, for reading too.
+  /// Errors: `cancelled` after shutdown(); `already_closed` the second time on what is not a socket; errno.
+  /// Threads: the writing thread.
+  Result<void> finish() noexcept {
+    if (shut_down_.load(std::memory_order_relaxed)) return fail(Errc::cancelled, Stage::close, "finish");
+    if (fd_.get() < 0) return fail(Errc::already_closed, Stage::close, "finish");
+    if (kind_ == Kind::file) {
+      if (::close(fd_.release()) != 0) return fail_errno(Stage::close, "close");
+    } else if (::shutdown(fd_.get(), SHUT_WR) != 0) {
+      return fail_errno(Stage::close, "finish");
+    }
+    finished_ = true;
+    return {};
+  }
+
+  /// Cuts the stream: blocked calls end at once, later ones fail. A TCP peer sees a reset. A UNIX peer sees an end
+  /// (that kind of socket knows no reset), the other end of a pipe sees one when this object is destroyed.
+  /// Threads: any thread while others read and write, any number of times; not beside the destructor.
+  void shutdown() noexcept {
+    // Relaxed: the flag only chooses the name of the error, the system calls below do the work.
+    shut_down_.store(true, std::memory_order_relaxed);
+    if (kind_ == Kind::file) {
+      if (cut_) cut_->trigger();
+    } else if (fd_.get() >= 0 && !(kind_ == Kind::tcp && reset_connection())) {
+      ::shutdown(fd_.get(), SHUT_RDWR);
+    }
+  }
+
+  /// The descriptor, still owned by this object; -1 after finish() on what is not a socket, or when moved from.
+  int native_handle() const noexcept { return fd_.get(); }
+
+ private:
+  enum class Kind : unsigned char { tcp, socket, file };
+
+  FdTransport(detail::UniqueFd fd, Kind kind, std::optional<Interrupt> cut) noexcept
+      : fd_(std::move(fd)), cut_(std::move(cut)), kind_(kind) {}
+
+  static msghdr as_message(std::span<const iovec> buffers) noexcept {
+    msghdr message{};
+    message.msg_iov = const_cast<iovec*>(buffers.data());  // the calls do not write to the array
+    message.msg_iovlen = buffers.size();
+    return message;
+  }
+
+  template <class Call>
+  Result<std::size_t> transfer(Stage stage, const char* op, short events, Call call) noexcept {
+    if (fd_.get() < 0) return fail(Errc::already_closed, stage, op);
+    if (kind_ == Kind::file && !wait_ready(events)) return fail(Errc::cancelled, stage, op);
+    for (;;) {
+      const ssize_t count = call();
+      if (count > 0) return static_cast<std::size_t>(count);
+      if (count < 0 && errno == EINTR) continue;
+      const int error = count < 0 ? errno : 0;
+      if (shut_down_.load(std::memory_order_relaxed)) return fail(Errc::cancelled, stage, op);
+      if (error == 0) return std::size_t{0};
+      if (error != EAGAIN && error != EWOULDBLOCK) return fail_errno(stage, op, error);
+      if ((::fcntl(fd_.get(), F_GETFL) & O_NONBLOCK) == 0) return fail(Errc::timed_out, stage, op);
+      if (!wait_ready(events)) return fail(Errc::cancelled, stage, op);
+    }
+  }
+
+  /// Waits until a call would not block. False: shutdown() of what is not a socket. A socket needs no second
+  /// descriptor, because its own shutdown makes it ready.
+  bool wait_ready(short events) noexcept {
+    pollfd entries[] = {{.fd = fd_.get(), .events = events, .revents = 0},
+                        {.fd = cut_ ? cut_->native_handle() : -1, .events = POLLIN, .revents = 0}};
+    while (::poll(entries, 2, -1) < 0 && errno == EINTR) {
+    }
+    return entries[1].revents == 0;
+  }
+
+  /// Resets a TCP connection although other threads may block in it. close() with a linger time of 0 would also
+  /// send RST, but must not happen while others use the descriptor.
+  bool reset_connection() noexcept {
+    const sockaddr nowhere{.sa_family = AF_UNSPEC, .sa_data = {}};
+    if (::connect(fd_.get(), &nowhere, sizeof nowhere) == 0) return true;
+    // Linux 6.5, 6.6 and their contemporaries refuse with EBUSY while another thread blocks in the socket. Then end
+    // the blocked reader first, which sends nothing, and try again when it has left.
+    if (errno != EBUSY) return false;
+    reset_on_close();
+    ::shutdown(fd_.get(), SHUT_RD);
+    for (int attempt = 0; attempt < 50; ++attempt) {
+      if (::connect(fd_.get(), &nowhere, sizeof nowhere) == 0) return true;
+      ::poll(nullptr, 0, 1);
+    }
+    return false;  // a blocked writer: its data is in front of the FIN, and the reset follows on close
+  }
+
+  void reset_on_close() noexcept {
+    const linger hard{.l_onoff = 1, .l_linger = 0};
+    ::setsockopt(fd_.get(), SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+  }
+
+  void close() noexcept {
+    if (fd_.get() >= 0 && kind_ == Kind::tcp && !finished_) reset_on_close();
+    fd_.reset();
+  }
+
+  detail::UniqueFd fd_;
+  std::optional<Interrupt> cut_;  ///< ends poll() on what is not a socket
+  Kind kind_ = Kind::file;
+  bool finished_ = false;
+  std::atomic<bool> shut_down_ = false;
+};
+
+static_assert(check_transport<FdTransport>());
+
+}  // namespace multifd
