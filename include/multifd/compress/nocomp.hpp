@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+//
+// NoComp: the payload is the pages as they lie (PROTOCOL.md section 4.1). Nothing is copied: the encoder hands back
+// the buffers that it was given, and a receiver reads straight into guest memory because payload_form says `pages`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string_view>
+
+#include "multifd/buffers.hpp"
+#include "multifd/compress/policy.hpp"
+#include "multifd/error.hpp"
+#include "multifd/result.hpp"
+#include "multifd/wire/constants.hpp"
+
+namespace multifd {
+
+/// Sends pages uncompressed.
+struct NoComp {
+  static constexpr std::string_view name = "none";
+  static constexpr std::uint32_t method = wire::flag_none;
+  static constexpr PayloadForm payload_form = PayloadForm::pages;
+
+  class Encoder;
+  class Decoder;
+};
+
+class NoComp::Encoder {
+ public:
+  static Result<Encoder> open(const NoComp&, const CodecLimits&) noexcept { return Encoder{}; }
+
+  /// Returns the very pages it was given; nothing is read, so a page that changes is no matter here.
+  Result<ConstBuffers> encode(ConstBuffers pages) noexcept { return pages; }
+};
+
+class NoComp::Decoder {
+ public:
+  static Result<Decoder> open(const NoComp&, const CodecLimits&) noexcept { return Decoder{}; }
+
+  /// Copies a payload into pages. Receivers do not call it (payload_form is `pages`); it serves generic code.
+  ///
+  /// Errors: bad_payload_size, when the payload is not exactly as long as the pages; the pages are untouched then.
+  Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
+    if (payload.size() != total_bytes(pages))
+      return fail(Errc::bad_payload_size, Stage::decode, "copy", payload.size());
+    for (const iovec& run : pages) {
+      if (run.iov_len == 0) continue;
+      std::memcpy(run.iov_base, payload.data(), run.iov_len);
+      payload = payload.subspan(run.iov_len);
+    }
+    return {};
+  }
+};
+
+static_assert(check_compressor<NoComp>());
+
+}  // namespace multifd

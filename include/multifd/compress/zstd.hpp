@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT
+//
+// Zstd: one frame per channel for the whole migration, flushed at the end of each packet and never ended
+// (PROTOCOL.md section 4.3). The only header that includes <zstd.h>.
+//
+//   payload of packet 0:  28 b5 2f fd .. | blocks        (frame header once per channel, no size, no checksum)
+//   payload of packet n:                   blocks        (whole blocks, none of them marked as the last)
+#pragma once
+
+// For ZSTD_initStaticDStream: the one way to have all decoder memory before the peer's first byte.
+#if !defined(ZSTD_STATIC_LINKING_ONLY)
+#define ZSTD_STATIC_LINKING_ONLY
+#include <zstd.h>
+#undef ZSTD_STATIC_LINKING_ONLY
+#else
+#include <zstd.h>
+#endif
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <span>
+#include <string_view>
+
+#include "multifd/buffers.hpp"
+#include "multifd/compress/policy.hpp"
+#include "multifd/error.hpp"
+#include "multifd/result.hpp"
+#include "multifd/wire/constants.hpp"
+
+namespace multifd {
+
+/// Compresses pages with zstd.
+///
+/// The level is fixed for the life of a stream: single-threaded zstd takes a new one only at the next frame, and a
+/// channel has just one frame. There is no set_level() for that reason.
+///
+/// Cost: all memory is had in open(). A decoder reserves ZSTD_estimateDStreamSize(2^max_window_log), 128.6 MiB at the
+///   default, but touches only what the peer's window needs (about 1 MiB at level 1), so the rest is address space
+///   unless memory is locked (mlockall) or overcommit is off: lower max_window_log there.
+struct Zstd {
+  static constexpr std::string_view name = "zstd";
+  static constexpr std::uint32_t method = wire::flag_zstd;
+  static constexpr PayloadForm payload_form = PayloadForm::encoded;
+
+  /// Highest window that peers accept (zstd's default limit, and QEMU's).
+  static constexpr int largest_window_log = 27;
+  /// Lowest window that the format has.
+  static constexpr int smallest_window_log = 10;
+
+  /// ZSTD_minCLevel() to ZSTD_maxCLevel(), 0 meaning zstd's default (3). QEMU's own setting stops at 0 and 20, but
+  /// the level is not on the wire: every decoder takes every level. Senders only.
+  int level = 1;
+  /// Window of 2^window_log bytes, 10 to 27; 0 leaves it to the level. Senders only.
+  int window_log = 0;
+  /// Largest window that a decoder accepts, 10 to 27, as power of two. It bounds the decoder's memory. Levels to 19
+  /// need up to 23 (level 1 needs 19), levels from 20 need 27. Receivers only.
+  int max_window_log = largest_window_log;
+
+  class Encoder;
+  class Decoder;
+};
+
+class Zstd::Encoder {
+ public:
+  /// Allocates everything that encode() will need.
+  ///
+  /// Errors: bad_option (level, window_log), ENOMEM.
+  static Result<Encoder> open(const Zstd& parameters, const CodecLimits& limits) noexcept {
+    if (parameters.level < ZSTD_minCLevel() || parameters.level > ZSTD_maxCLevel())
+      return fail(Errc::bad_option, Stage::setup, "zstd level", static_cast<std::uint64_t>(parameters.level));
+    if (parameters.window_log != 0 &&
+        (parameters.window_log < smallest_window_log || parameters.window_log > largest_window_log))
+      return fail(Errc::bad_option, Stage::setup, "zstd window_log",
+                  static_cast<std::uint64_t>(parameters.window_log));
+
+    Encoder encoder;
+    encoder.limits_ = limits;
+    encoder.stream_.reset(ZSTD_createCCtx());
+    encoder.payload_.reset(new (std::nothrow) std::byte[limits.payload_bytes]);
+    if (!encoder.stream_ || !encoder.payload_) return fail_errno(Stage::setup, "ZSTD_createCCtx", ENOMEM);
+    if (!encoder.configure(parameters)) return fail_errno(Stage::setup, "zstd workspace", ENOMEM);
+    return encoder;
+  }
+
+  /// Compresses the pages of one packet. Without pages the stream is not touched and the payload is empty.
+  ///
+  /// zstd in streaming mode copies its input into its own window buffer before it looks at it, so pages may change
+  /// meanwhile (the shortcut that reads input in place exists for ZSTD_e_end only, which is never used here).
+  ///
+  /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
+  Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
+    std::size_t left = total_bytes(pages);
+    if (left == 0) return ConstBuffers{};
+    if (broken_) return too_large();
+    ZSTD_outBuffer out{payload_.get(), limits_.payload_bytes, 0};
+    for (const iovec& run : pages) {
+      if (run.iov_len == 0) continue;
+      left -= run.iov_len;
+      if (!compress(run, out, left == 0 ? ZSTD_e_flush : ZSTD_e_continue)) return too_large();
+    }
+    result_ = const_buffer(payload_.get(), out.pos);
+    return ConstBuffers(&result_, 1);
+  }
+
+ private:
+  struct Free {
+    void operator()(ZSTD_CCtx* stream) const noexcept { ZSTD_freeCCtx(stream); }
+  };
+
+  Encoder() = default;
+
+  // Sets the parameters, then starts a frame and drops it: zstd allocates its workspace at the first byte of a frame
+  // and keeps it over a reset.
+  bool configure(const Zstd& parameters) noexcept {
+    ZSTD_CCtx* const stream = stream_.get();
+    if (ZSTD_isError(ZSTD_CCtx_setParameter(stream, ZSTD_c_compressionLevel, parameters.level))) return false;
+    if (ZSTD_isError(ZSTD_CCtx_setParameter(stream, ZSTD_c_windowLog, parameters.window_log))) return false;
+    if (ZSTD_isError(ZSTD_CCtx_setParameter(stream, ZSTD_c_checksumFlag, 0))) return false;
+    if (ZSTD_isError(ZSTD_CCtx_setParameter(stream, ZSTD_c_contentSizeFlag, 0))) return false;
+    const std::byte byte{};
+    ZSTD_inBuffer in{&byte, 1, 0};
+    ZSTD_outBuffer out{payload_.get(), limits_.payload_bytes, 0};
+    if (ZSTD_isError(ZSTD_compressStream2(stream, &out, &in, ZSTD_e_flush))) return false;
+    return !ZSTD_isError(ZSTD_CCtx_reset(stream, ZSTD_reset_session_only));
+  }
+
+  bool compress(const iovec& run, ZSTD_outBuffer& out, ZSTD_EndDirective directive) noexcept {
+    ZSTD_inBuffer in{run.iov_base, run.iov_len, 0};
+    while (true) {
+      const std::size_t pending = ZSTD_compressStream2(stream_.get(), &out, &in, directive);
+      if (ZSTD_isError(pending)) return false;
+      if (directive == ZSTD_e_flush ? pending == 0 : in.pos == in.size) return true;
+      if (out.pos == out.size) return false;
+    }
+  }
+
+  std::unexpected<Error> too_large() noexcept {
+    broken_ = true;
+    return fail(Errc::payload_too_large, Stage::encode, "ZSTD_compressStream2", limits_.payload_bytes);
+  }
+
+  CodecLimits limits_;
+  std::unique_ptr<ZSTD_CCtx, Free> stream_;
+  std::unique_ptr<std::byte[]> payload_;
+  iovec result_{};
+  bool broken_ = false;
+};
+
+class Zstd::Decoder {
+ public:
+  /// Allocates everything that decode() will need. Level and window_log play no part.
+  ///
+  /// Errors: bad_option (max_window_log), ENOMEM.
+  static Result<Decoder> open(const Zstd& parameters, const CodecLimits& limits) noexcept {
+    const int window_log = parameters.max_window_log;
+    if (window_log < smallest_window_log || window_log > largest_window_log)
+      return fail(Errc::bad_option, Stage::setup, "zstd max_window_log", static_cast<std::uint64_t>(window_log));
+    // A static stream carves its buffers for the peer's window, known with the first packet, out of this memory and
+    // never allocates. It also refuses zstd's pre-1.0 formats, whose decoders nobody should offer to the network.
+    const std::size_t size = ZSTD_estimateDStreamSize(std::size_t{1} << window_log);
+    void* const memory = std::malloc(size);
+    if (memory == nullptr) return fail_errno(Stage::setup, "zstd window", ENOMEM);
+    Decoder decoder;
+    decoder.limits_ = limits;
+    decoder.stream_.reset(ZSTD_initStaticDStream(memory, size));
+    if (!decoder.stream_) {
+      std::free(memory);
+      return fail_errno(Stage::setup, "ZSTD_initStaticDStream", ENOMEM);
+    }
+    if (ZSTD_isError(ZSTD_DCtx_setParameter(decoder.stream_.get(), ZSTD_d_windowLogMax, window_log)))
+      return fail(Errc::bad_option, Stage::setup, "zstd max_window_log", static_cast<std::uint64_t>(window_log));
+    return decoder;
+  }
+
+  /// Decompresses the payload of one packet into its pages. Without pages and payload the stream is not touched.
+  ///
+  /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or bytes left
+  ///   over), corrupt_payload (anything else that is not a flushed piece of one endless zstd frame: damage, an end of
+  ///   frame, a dictionary, a window over max_window_log). After an error every later call fails with it too.
+  Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
+    if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "zstd after an error");
+    Result<void> result = decode_packet(payload, pages);
+    broken_ = !result.has_value();
+    return result;
+  }
+
+ private:
+  // The stream lies at the start of the memory given to ZSTD_initStaticDStream: freeing that is all there is to do.
+  struct Free {
+    void operator()(ZSTD_DStream* stream) const noexcept { std::free(stream); }
+  };
+
+  // What zstd asks for between two blocks: the header of the next one. Inside a block, or with a part of a header
+  // taken already, it asks for more or less.
+  static constexpr std::size_t block_header_bytes = 3;
+
+  Decoder() = default;
+
+  Result<void> decode_packet(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
+    const std::size_t size = payload.size();
+    if (size > limits_.payload_bytes) return fail(Errc::payload_too_large, Stage::decode, "zstd", size);
+    const std::size_t page_bytes = total_bytes(pages);
+    if (page_bytes > limits_.packet_bytes) return fail(Errc::bad_payload_size, Stage::decode, "pages", page_bytes);
+    if (page_bytes == 0 && size == 0) return {};
+    if (page_bytes == 0 || size == 0) return fail(Errc::bad_payload_size, Stage::decode, "zstd", size);
+
+    ZSTD_inBuffer in{payload.data(), size, 0};
+    for (const iovec& run : pages) {
+      ZSTD_outBuffer out{run.iov_base, run.iov_len, 0};
+      while (out.pos != out.size) {
+        const std::size_t before = in.pos + out.pos;
+        if (auto wanted = step(in, out); !wanted) return std::unexpected(wanted.error());
+        if (in.pos + out.pos == before) return fail(Errc::bad_payload_size, Stage::decode, "zstd: too short", size);
+      }
+    }
+    // Room for one byte that must not come.
+    std::byte beyond{};
+    ZSTD_outBuffer out{&beyond, 1, 0};
+    const auto wanted = step(in, out);
+    if (!wanted) return std::unexpected(wanted.error());
+    if (out.pos != 0 || in.pos != in.size) return fail(Errc::bad_payload_size, Stage::decode, "zstd: too long", size);
+    if (*wanted != block_header_bytes)
+      return fail(Errc::bad_payload_size, Stage::decode, "zstd: ends inside a block", size);
+    return {};
+  }
+
+  // Returns how many bytes zstd would like next.
+  Result<std::size_t> step(ZSTD_inBuffer& in, ZSTD_outBuffer& out) noexcept {
+    const std::size_t wanted = ZSTD_decompressStream(stream_.get(), &out, &in);
+    if (ZSTD_isError(wanted)) return fail(Errc::corrupt_payload, Stage::decode, ZSTD_getErrorName(wanted), in.size);
+    if (wanted == 0) return fail(Errc::corrupt_payload, Stage::decode, "zstd: end of frame", in.size);
+    return wanted;
+  }
+
+  CodecLimits limits_;
+  std::unique_ptr<ZSTD_DStream, Free> stream_;
+  bool broken_ = false;
+};
+
+static_assert(check_compressor<Zstd>());
+
+}  // namespace multifd
