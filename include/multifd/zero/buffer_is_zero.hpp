@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// Is this memory all zero? One entry for a buffer, one for a set of pages, and the list of kernels behind them,
-// which can be named, listed and forced. The best kernel that this CPU and operating system run is chosen at the
-// first use. What a zero page means for the wire is policy.hpp's matter.
+// Is this memory all zero? One entry for a buffer, one for a set of pages, and the list of kernels behind
+// them, which can be named, listed and forced. The best kernel that this CPU and operating system run is
+// chosen at the first use. What a zero page means for the wire is policy.hpp's matter.
 #pragma once
 
 #include <array>
@@ -26,9 +26,9 @@ namespace multifd {
 
 /// One way to look for a non-zero byte.
 struct ZeroKernel {
-  std::string_view name;                              ///< scalar, sse2, avx2, avx512, neon
+  std::string_view name;                               ///< scalar, sse2, avx2, avx512, neon
   bool (*is_zero)(const void*, std::size_t) noexcept;  ///< as buffer_is_zero(); call it only when `supported`
-  bool supported;                                     ///< this CPU and this operating system run it
+  bool supported;                                      ///< this CPU and this operating system run it
 };
 
 /// Lists every kernel that is compiled in, slowest first; `supported` tells which of them run here.
@@ -73,7 +73,8 @@ inline const ZeroKernel& best_zero_kernel() noexcept {
 inline const ZeroKernel& choose_zero_kernel() noexcept {
   const ZeroKernel* active = nullptr;
   const ZeroKernel& best = best_zero_kernel();
-  // Release: whoever loads the pointer with acquire sees the list it points into. Acquire: so do we, on failure.
+  // Release: whoever loads the pointer with acquire sees the list it points into. Acquire: so do we, on
+  // failure.
   if (active_zero_kernel.compare_exchange_strong(active, &best, std::memory_order_acq_rel,
                                                  std::memory_order_acquire))
     return best;
@@ -91,7 +92,8 @@ inline const ZeroKernel& chosen_zero_kernel() noexcept {
   return active != nullptr ? *active : detail::choose_zero_kernel();
 }
 
-/// Makes every later check use the named kernel, for tests and benchmarks. "" and "auto" go back to the best one.
+/// Makes every later check use the named kernel, for tests and benchmarks. "" and "auto" go back to the best
+/// one.
 ///
 /// Errors: unknown_policy (no such kernel is compiled in), not_supported (it does not run on this machine).
 /// Threads: any thread; checks under way in others end with the kernel they began with.
@@ -119,7 +121,8 @@ inline bool buffer_is_zero(const void* data, std::size_t size) noexcept {
 
 /// Classifies pages: bit i of the result is set when page i is all zero.
 ///
-/// Checks every page's head first, while the following heads are on their way, then scans the pages still alive.
+/// Checks every page's head first, while the following heads are on their way, then scans the pages still
+/// alive.
 ///
 /// Params: `pages`: `count` addresses, any alignment, each of `page_bytes` bytes; `count`: 1 to 64.
 /// Threads: any thread.

@@ -2,8 +2,8 @@
 //
 // The kernel that every machine has: 64-bit words. The wider kernels leave buffers below 64 bytes to it.
 //
-// Why no_sanitize("thread") on every kernel: a live guest writes to its memory while we look at it. That is meant:
-// a page that changes is dirty again and comes again, so any answer about a changing page is right.
+// Why no_sanitize("thread") on every kernel: a live guest writes to its memory while we look at it. That is
+// meant: a page that changes is dirty again and comes again, so any answer about a changing page is right.
 // The address sanitizer stays on: no kernel may read outside its buffer.
 #pragma once
 
@@ -16,7 +16,8 @@ namespace multifd::detail {
 /// Bytes that are looked at before anything else: in guests, 99.5 % of the non-zero pages show it here.
 inline constexpr std::size_t zero_head_bytes = 64;
 
-__attribute__((no_sanitize("thread"), always_inline)) inline std::uint64_t load_word(const std::byte* at) noexcept {
+__attribute__((no_sanitize("thread"), always_inline)) inline std::uint64_t load_word(
+    const std::byte* at) noexcept {
   std::uint64_t word;
   std::memcpy(&word, at, sizeof word);
   return word;
@@ -29,7 +30,8 @@ __attribute__((no_sanitize("thread"), always_inline)) inline bool scalar_any64(c
   return (low | high) != 0;
 }
 
-__attribute__((no_sanitize("thread"))) inline bool is_zero_scalar(const void* data, std::size_t size) noexcept {
+__attribute__((no_sanitize("thread"))) inline bool is_zero_scalar(const void* data,
+                                                                  std::size_t size) noexcept {
   const auto* at = static_cast<const std::byte*>(data);
   const std::byte* const end = at + size;
   if (size < 8) {

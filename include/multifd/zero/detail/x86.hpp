@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 //
 // The x86-64 kernels: SSE2 (every such CPU has it), AVX2, AVX-512F.
-// Target attributes stand on each function, never on a file: with per-file flags a linker may keep the AVX copy of
-// a shared inline function and run it on a machine without AVX. A helper is inlined only into a caller of the same
-// target, and lambdas do not inherit it: hence each kernel has its own helpers and its own, equal, plan:
+// Target attributes stand on each function, never on a file: with per-file flags a linker may keep the AVX
+// copy of a shared inline function and run it on a machine without AVX. A helper is inlined only into a
+// caller of the same target, and lambdas do not inherit it: hence each kernel has its own helpers and its
+// own, equal, plan:
 //
 //   head 64 B | last 64 B | 64 B in the middle | steps of 256 or 512 B | one more step that ends at the end
 //
-// The steps start at 0 again and the last may overlap: reading a cached line twice costs less than odd offsets.
+// The steps start at 0 again and the last may overlap: reading a cached line twice costs less than odd
+// offsets.
 #pragma once
 
 #include <immintrin.h>
@@ -98,7 +100,9 @@ MULTIFD_AVX512 MULTIFD_INLINE __m512i avx512_or128(const std::byte* at) noexcept
   return _mm512_or_si512(_mm512_loadu_si512(at), _mm512_loadu_si512(at + 64));
 }
 
-MULTIFD_AVX512 MULTIFD_INLINE bool avx512_any(__m512i v) noexcept { return _mm512_test_epi64_mask(v, v) != 0; }
+MULTIFD_AVX512 MULTIFD_INLINE bool avx512_any(__m512i v) noexcept {
+  return _mm512_test_epi64_mask(v, v) != 0;
+}
 
 MULTIFD_AVX512 MULTIFD_INLINE bool avx512_any64(const std::byte* at) noexcept {
   return avx512_any(_mm512_loadu_si512(at));
