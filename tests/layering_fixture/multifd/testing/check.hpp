@@ -1,4 +1,4 @@
 // SPDX-License-Identifier: MIT
 #pragma once
-#include "multifd/multifd.hpp"
 #include "multifd/gone.hpp"
+#include "multifd/multifd.hpp"

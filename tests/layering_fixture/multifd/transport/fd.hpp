@@ -1,4 +1,4 @@
 // SPDX-License-Identifier: MIT
 #pragma once
+#include <zlib.h>
 #include "multifd/memory/ram_map.hpp"
-  #  include <zlib.h>

@@ -1,0 +1,103 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# Builds and runs every test on Debian 12, from a bare machine on (then as root, to install packages).
+#
+#   sh tests/run.sh            everything: format, both compilers, sanitizers, no-exceptions build; ends with the
+#                              whole ctest of the preset dev
+#   sh tests/run.sh --quick    only that last stage
+#
+# All stages run even when one fails; the failed ones are named before the last stage's output and by the exit status.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+quick=no
+case "${1-}" in
+  "") ;;
+  --quick) quick=yes ;;
+  *)
+    echo "usage: sh tests/run.sh [--quick]" >&2
+    exit 2
+    ;;
+esac
+
+packages="g++ cmake ninja-build pkg-config libboost-dev libxxhash-dev libzstd-dev zlib1g-dev doctest-dev libcli11-dev
+  libfmt-dev nlohmann-json3-dev"
+if [ "$quick" = no ]; then
+  packages="$packages clang-19 clang-format-19"
+fi
+# shellcheck source=cmake/install_packages.sh
+. cmake/install_packages.sh
+# shellcheck disable=SC2086 # a list of words
+install_packages $packages || exit 1
+
+jobs=${JOBS:-$(nproc)}
+if command -v ccache >/dev/null; then
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache
+fi
+
+began=$(date +%s)
+failed=""
+
+# headline <text>
+headline() {
+  echo
+  echo "==== [$(($(date +%s) - began)) s] $*"
+}
+
+# stage <name> <command...>: runs one stage and remembers a failure.
+stage() {
+  name=$1
+  shift
+  headline "$name"
+  if ! "$@"; then
+    echo "==== FAILED: $name"
+    failed="$failed $name"
+  fi
+}
+
+# Formatting of every tracked file of C++.
+check_format() {
+  files=$(git ls-files '*.hpp' '*.cpp' 2>/dev/null)
+  if [ -z "$files" ]; then # not a git work tree
+    files=$(find include tests examples -name '*.hpp' -o -name '*.cpp')
+  fi
+  # shellcheck disable=SC2086 # a list of words
+  clang-format-19 --dry-run --Werror $files && echo "formatted: $(echo "$files" | wc -l) files"
+}
+
+# build_and_test <preset> [no-tests | ctest options...]
+build_and_test() {
+  preset=$1
+  shift
+  if ! output=$(cmake --preset "$preset" 2>&1); then
+    echo "$output"
+    return 1
+  fi
+  cmake --build --preset "$preset" -j "$jobs" -- --quiet || return 1
+  if [ "${1-}" != no-tests ]; then
+    ctest --preset "$preset" -j "$jobs" --no-tests=error "$@"
+  fi
+}
+
+if [ "$quick" = no ]; then
+  # Sanitizers look at what runs; the rules about headers, messages and packages are the other stages' work.
+  skip_rules="headers|compile|install"
+  stage format check_format
+  stage noexcept build_and_test noexcept no-tests
+  stage noexcept-clang build_and_test noexcept-clang no-tests
+  stage asan-ubsan build_and_test asan-ubsan -LE "$skip_rules"
+  stage tsan build_and_test tsan -LE "$skip_rules|golden"
+  stage dev-clang build_and_test dev-clang
+fi
+
+if [ -n "$failed" ]; then
+  headline "failed so far:$failed"
+fi
+stage dev build_and_test dev
+
+# ctest's summary is to be the last thing on the screen, so success adds nothing to it.
+if [ -n "$failed" ]; then
+  echo "tests/run.sh: failed stages:$failed" >&2
+  exit 1
+fi
