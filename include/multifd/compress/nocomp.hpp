@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// NoComp: the payload is the pages as they lie (PROTOCOL.md section 4.1). Nothing is copied: the encoder hands back
-// the buffers that it was given, and a receiver reads straight into guest memory because payload_form says `pages`.
+// NoComp: the payload is the pages as they lie (PROTOCOL.md section 4.1). Nothing is copied: the encoder
+// hands back the buffers that it was given, and a receiver reads straight into guest memory because
+// payload_form says `pages`.
 #pragma once
 
 #include <cstddef>
@@ -42,7 +43,8 @@ class NoComp::Decoder {
 
   /// Copies a payload into pages. Receivers do not call it (payload_form is `pages`); it serves generic code.
   ///
-  /// Errors: bad_payload_size, when the payload is not exactly as long as the pages; the pages are untouched then.
+  /// Errors: bad_payload_size, when the payload is not exactly as long as the pages; the pages are untouched
+  /// then.
   Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (payload.size() != total_bytes(pages))
       return fail(Errc::bad_payload_size, Stage::decode, "copy", payload.size());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Zlib: one deflate stream per channel for the whole migration, sync-flushed at the end of each packet and never
-// finished (PROTOCOL.md section 4.2). The only header that includes <zlib.h>.
+// Zlib: one deflate stream per channel for the whole migration, sync-flushed at the end of each packet and
+// never finished (PROTOCOL.md section 4.2). The only header that includes <zlib.h>.
 //
 //   payload of packet 0:  78 xx | deflate blocks | 00 00 ff ff      (zlib header once per channel)
 //   payload of packet n:          deflate blocks | 00 00 ff ff      (empty stored block of the sync flush)
@@ -32,7 +32,8 @@ namespace multifd {
 
 /// Compresses pages with zlib.
 ///
-/// Cost: a channel's encoder holds about 270 KiB of zlib state, one page and one payload buffer; its decoder about
+/// Cost: a channel's encoder holds about 270 KiB of zlib state, one page and one payload buffer; its decoder
+/// about
 ///   40 KiB. All of it is allocated in open().
 struct Zlib {
   static constexpr std::string_view name = "zlib";
@@ -74,8 +75,8 @@ class Zlib::Encoder {
 
   /// Compresses the pages of one packet. Without pages the stream is not touched and the payload is empty.
   ///
-  /// zlib is not memory-safe on input that changes under it (it trusts matches it found a moment ago), so each page
-  /// is copied into a private buffer first.
+  /// zlib is not memory-safe on input that changes under it (it trusts matches it found a moment ago), so
+  /// each page is copied into a private buffer first.
   ///
   /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
   Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
@@ -83,7 +84,8 @@ class Zlib::Encoder {
     if (left == 0) return ConstBuffers{};
     if (broken_) return too_large();
     stream_->next_out = payload_.get() + std::exchange(held_bytes_, 0);
-    stream_->avail_out = static_cast<uInt>(payload_.get() + limits_.payload_bytes + flush_slack - stream_->next_out);
+    stream_->avail_out =
+        static_cast<uInt>(payload_.get() + limits_.payload_bytes + flush_slack - stream_->next_out);
     for (const iovec& run : pages) {
       const auto* source = static_cast<const Bytef*>(run.iov_base);
       for (std::size_t in_run = run.iov_len; in_run != 0;) {
@@ -108,14 +110,15 @@ class Zlib::Encoder {
     if (!level_valid(new_level))
       return fail(Errc::bad_option, Stage::encode, "zlib level", static_cast<std::uint64_t>(new_level));
     if (broken_) return too_large();
-    // After a sync flush zlib has nothing to write here (tested), but its documentation lets it: whatever comes
-    // out belongs to the stream and goes in front of the next packet.
+    // After a sync flush zlib has nothing to write here (tested), but its documentation lets it: whatever
+    // comes out belongs to the stream and goes in front of the next packet.
     stream_->avail_in = 0;
     stream_->next_out = payload_.get() + held_bytes_;
     stream_->avail_out = static_cast<uInt>(limits_.payload_bytes - held_bytes_);
     const int status = deflateParams(stream_.get(), new_level, Z_DEFAULT_STRATEGY);
     held_bytes_ = static_cast<std::size_t>(stream_->next_out - payload_.get());
-    if (status != Z_OK) return fail(Errc::bad_option, Stage::encode, "deflateParams", static_cast<std::uint64_t>(new_level));
+    if (status != Z_OK)
+      return fail(Errc::bad_option, Stage::encode, "deflateParams", static_cast<std::uint64_t>(new_level));
     return {};
   }
 
@@ -127,8 +130,8 @@ class Zlib::Encoder {
     }
   };
 
-  // A sync flush that fills its output to the last byte is not known to be complete; with this much behind the
-  // bound a payload of exactly payload_bytes still ends with room to spare.
+  // A sync flush that fills its output to the last byte is not known to be complete; with this much behind
+  // the bound a payload of exactly payload_bytes still ends with room to spare.
   static constexpr std::size_t flush_slack = 16;
 
   Encoder() = default;
@@ -178,11 +181,14 @@ class Zlib::Decoder {
     return decoder;
   }
 
-  /// Decompresses the payload of one packet into its pages. Without pages and payload the stream is not touched.
+  /// Decompresses the payload of one packet into its pages. Without pages and payload the stream is not
+  /// touched.
   ///
-  /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or bytes left
-  ///   over), corrupt_payload (anything else that is not a sync-flushed piece of one endless zlib stream: damage, an
-  ///   end of stream, a preset dictionary). After an error every later call fails with it too.
+  /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or
+  /// bytes left
+  ///   over), corrupt_payload (anything else that is not a sync-flushed piece of one endless zlib stream:
+  ///   damage, a missing flush, an end of stream, a preset dictionary). After an error every later call fails
+  ///   too.
   Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "inflate after an error");
     Result<void> result = decode_packet(payload, pages);
@@ -203,7 +209,8 @@ class Zlib::Decoder {
 
   Decoder() = default;
 
-  // inflate allocates its 32 KiB window when it first needs it and keeps it over a reset: make it need it now.
+  // inflate allocates its 32 KiB window when it first needs it and keeps it over a reset: make it need it
+  // now.
   bool allocate_window() noexcept {
     std::array<Bytef, 8> one_byte = {0x78, 0x01, 0x00, 0x01, 0x00, 0xfe, 0xff, 0x00};  // header, stored block
     Bytef out = 0;
@@ -214,7 +221,8 @@ class Zlib::Decoder {
   }
 
   void give(const void* bytes, std::size_t size) noexcept {
-    stream_->next_in = static_cast<Bytef*>(const_cast<void*>(bytes));  // zlib's interface is not const-correct
+    stream_->next_in =
+        static_cast<Bytef*>(const_cast<void*>(bytes));  // zlib's interface is not const-correct
     stream_->avail_in = static_cast<uInt>(size);
   }
 
@@ -222,7 +230,8 @@ class Zlib::Decoder {
     const std::size_t size = payload.size();
     if (size > limits_.payload_bytes) return fail(Errc::payload_too_large, Stage::decode, "inflate", size);
     const std::size_t page_bytes = total_bytes(pages);
-    if (page_bytes > limits_.packet_bytes) return fail(Errc::bad_payload_size, Stage::decode, "pages", page_bytes);
+    if (page_bytes > limits_.packet_bytes)
+      return fail(Errc::bad_payload_size, Stage::decode, "pages", page_bytes);
     if (page_bytes == 0 && size == 0) return {};
     if (page_bytes == 0 || size <= flush_marker.size())
       return fail(Errc::bad_payload_size, Stage::decode, "inflate", size);
@@ -237,12 +246,14 @@ class Zlib::Decoder {
         const auto status = step();
         if (!status) return std::unexpected(status.error());
         // No progress. An empty input alone does not say so: inflate may owe the rest of a match.
-        if (*status == Z_BUF_ERROR) return fail(Errc::bad_payload_size, Stage::decode, "inflate: too short", size);
+        if (*status == Z_BUF_ERROR)
+          return fail(Errc::bad_payload_size, Stage::decode, "inflate: too short", size);
       }
     }
     if (auto ended = expect_no_output(); !ended) return ended;
-    if (inflateSyncPoint(stream_.get()) != 1 || std::memcmp(marker.data(), flush_marker.data(), marker.size()) != 0)
-      return fail(Errc::bad_payload_size, Stage::decode, "inflate: not at a sync flush", size);
+    if (inflateSyncPoint(stream_.get()) != 1 ||
+        std::memcmp(marker.data(), flush_marker.data(), marker.size()) != 0)
+      return fail(Errc::corrupt_payload, Stage::decode, "inflate: does not end with a sync flush", size);
     give(marker.data(), marker.size());
     return expect_no_output();
   }

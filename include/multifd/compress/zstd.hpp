@@ -3,8 +3,9 @@
 // Zstd: one frame per channel for the whole migration, flushed at the end of each packet and never ended
 // (PROTOCOL.md section 4.3). The only header that includes <zstd.h>.
 //
-//   payload of packet 0:  28 b5 2f fd .. | blocks        (frame header once per channel, no size, no checksum)
-//   payload of packet n:                   blocks        (whole blocks, none of them marked as the last)
+//   payload of packet 0:  28 b5 2f fd .. | blocks        (frame header once per channel, no size, no
+//   checksum) payload of packet n:                   blocks        (whole blocks, none of them marked as the
+//   last)
 #pragma once
 
 // For ZSTD_initStaticDStream: the one way to have all decoder memory before the peer's first byte.
@@ -35,12 +36,13 @@ namespace multifd {
 
 /// Compresses pages with zstd.
 ///
-/// The level is fixed for the life of a stream: single-threaded zstd takes a new one only at the next frame, and a
-/// channel has just one frame. There is no set_level() for that reason.
+/// The level is fixed for the life of a stream: single-threaded zstd takes a new one only at the next frame,
+/// and a channel has just one frame. There is no set_level() for that reason.
 ///
-/// Cost: all memory is had in open(). A decoder reserves ZSTD_estimateDStreamSize(2^max_window_log), 128.6 MiB at the
-///   default, but touches only what the peer's window needs (about 1 MiB at level 1), so the rest is address space
-///   unless memory is locked (mlockall) or overcommit is off: lower max_window_log there.
+/// Cost: all memory is had in open(). A decoder reserves ZSTD_estimateDStreamSize(2^max_window_log), 128.6
+/// MiB at the
+///   default, but touches only what the peer's window needs (about 1 MiB at level 1), so the rest is address
+///   space unless memory is locked (mlockall) or overcommit is off: lower max_window_log there.
 struct Zstd {
   static constexpr std::string_view name = "zstd";
   static constexpr std::uint32_t method = wire::flag_zstd;
@@ -51,13 +53,13 @@ struct Zstd {
   /// Lowest window that the format has.
   static constexpr int smallest_window_log = 10;
 
-  /// ZSTD_minCLevel() to ZSTD_maxCLevel(), 0 meaning zstd's default (3). QEMU's own setting stops at 0 and 20, but
-  /// the level is not on the wire: every decoder takes every level. Senders only.
+  /// ZSTD_minCLevel() to ZSTD_maxCLevel(), 0 meaning zstd's default (3). QEMU's own setting stops at 0 and
+  /// 20, but the level is not on the wire: every decoder takes every level. Senders only.
   int level = 1;
   /// Window of 2^window_log bytes, 10 to 27; 0 leaves it to the level. Senders only.
   int window_log = 0;
-  /// Largest window that a decoder accepts, 10 to 27, as power of two. It bounds the decoder's memory. Levels to 19
-  /// need up to 23 (level 1 needs 19), levels from 20 need 27. Receivers only.
+  /// Largest window that a decoder accepts, 10 to 27, as power of two. It bounds the decoder's memory. Levels
+  /// to 19 need up to 23 (level 1 needs 19), levels from 20 need 27. Receivers only.
   int max_window_log = largest_window_log;
 
   class Encoder;
@@ -88,8 +90,9 @@ class Zstd::Encoder {
 
   /// Compresses the pages of one packet. Without pages the stream is not touched and the payload is empty.
   ///
-  /// zstd in streaming mode copies its input into its own window buffer before it looks at it, so pages may change
-  /// meanwhile (the shortcut that reads input in place exists for ZSTD_e_end only, which is never used here).
+  /// zstd in streaming mode copies its input into its own window buffer before it looks at it, so pages may
+  /// change meanwhile (the shortcut that reads input in place exists for ZSTD_e_end only, which is never used
+  /// here).
   ///
   /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
   Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
@@ -113,8 +116,8 @@ class Zstd::Encoder {
 
   Encoder() = default;
 
-  // Sets the parameters, then starts a frame and drops it: zstd allocates its workspace at the first byte of a frame
-  // and keeps it over a reset.
+  // Sets the parameters, then starts a frame and drops it: zstd allocates its workspace at the first byte of
+  // a frame and keeps it over a reset.
   bool configure(const Zstd& parameters) noexcept {
     ZSTD_CCtx* const stream = stream_.get();
     if (ZSTD_isError(ZSTD_CCtx_setParameter(stream, ZSTD_c_compressionLevel, parameters.level))) return false;
@@ -158,9 +161,11 @@ class Zstd::Decoder {
   static Result<Decoder> open(const Zstd& parameters, const CodecLimits& limits) noexcept {
     const int window_log = parameters.max_window_log;
     if (window_log < smallest_window_log || window_log > largest_window_log)
-      return fail(Errc::bad_option, Stage::setup, "zstd max_window_log", static_cast<std::uint64_t>(window_log));
-    // A static stream carves its buffers for the peer's window, known with the first packet, out of this memory and
-    // never allocates. It also refuses zstd's pre-1.0 formats, whose decoders nobody should offer to the network.
+      return fail(Errc::bad_option, Stage::setup, "zstd max_window_log",
+                  static_cast<std::uint64_t>(window_log));
+    // A static stream carves its buffers for the peer's window, known with the first packet, out of this
+    // memory and never allocates. It also refuses zstd's pre-1.0 formats, whose decoders nobody should offer
+    // to the network.
     const std::size_t size = ZSTD_estimateDStreamSize(std::size_t{1} << window_log);
     void* const memory = std::malloc(size);
     if (memory == nullptr) return fail_errno(Stage::setup, "zstd window", ENOMEM);
@@ -172,15 +177,18 @@ class Zstd::Decoder {
       return fail_errno(Stage::setup, "ZSTD_initStaticDStream", ENOMEM);
     }
     if (ZSTD_isError(ZSTD_DCtx_setParameter(decoder.stream_.get(), ZSTD_d_windowLogMax, window_log)))
-      return fail(Errc::bad_option, Stage::setup, "zstd max_window_log", static_cast<std::uint64_t>(window_log));
+      return fail(Errc::bad_option, Stage::setup, "zstd max_window_log",
+                  static_cast<std::uint64_t>(window_log));
     return decoder;
   }
 
-  /// Decompresses the payload of one packet into its pages. Without pages and payload the stream is not touched.
+  /// Decompresses the payload of one packet into its pages. Without pages and payload the stream is not
+  /// touched.
   ///
-  /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or bytes left
-  ///   over), corrupt_payload (anything else that is not a flushed piece of one endless zstd frame: damage, an end of
-  ///   frame, a dictionary, a window over max_window_log). After an error every later call fails with it too.
+  /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or
+  /// bytes left
+  ///   over), corrupt_payload (anything else that is not whole blocks of one endless zstd frame: damage, an
+  ///   end of frame, a dictionary, a window over max_window_log). After an error every later call fails too.
   Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "zstd after an error");
     Result<void> result = decode_packet(payload, pages);
@@ -189,13 +197,14 @@ class Zstd::Decoder {
   }
 
  private:
-  // The stream lies at the start of the memory given to ZSTD_initStaticDStream: freeing that is all there is to do.
+  // The stream lies at the start of the memory given to ZSTD_initStaticDStream: freeing that is all there is
+  // to do.
   struct Free {
     void operator()(ZSTD_DStream* stream) const noexcept { std::free(stream); }
   };
 
-  // What zstd asks for between two blocks: the header of the next one. Inside a block, or with a part of a header
-  // taken already, it asks for more or less.
+  // What zstd asks for between two blocks: the header of the next one. Inside a block, or with a part of a
+  // header taken already, it asks for more or less.
   static constexpr std::size_t block_header_bytes = 3;
 
   Decoder() = default;
@@ -204,7 +213,8 @@ class Zstd::Decoder {
     const std::size_t size = payload.size();
     if (size > limits_.payload_bytes) return fail(Errc::payload_too_large, Stage::decode, "zstd", size);
     const std::size_t page_bytes = total_bytes(pages);
-    if (page_bytes > limits_.packet_bytes) return fail(Errc::bad_payload_size, Stage::decode, "pages", page_bytes);
+    if (page_bytes > limits_.packet_bytes)
+      return fail(Errc::bad_payload_size, Stage::decode, "pages", page_bytes);
     if (page_bytes == 0 && size == 0) return {};
     if (page_bytes == 0 || size == 0) return fail(Errc::bad_payload_size, Stage::decode, "zstd", size);
 
@@ -214,7 +224,8 @@ class Zstd::Decoder {
       while (out.pos != out.size) {
         const std::size_t before = in.pos + out.pos;
         if (auto wanted = step(in, out); !wanted) return std::unexpected(wanted.error());
-        if (in.pos + out.pos == before) return fail(Errc::bad_payload_size, Stage::decode, "zstd: too short", size);
+        if (in.pos + out.pos == before)
+          return fail(Errc::bad_payload_size, Stage::decode, "zstd: too short", size);
       }
     }
     // Room for one byte that must not come.
@@ -222,16 +233,18 @@ class Zstd::Decoder {
     ZSTD_outBuffer out{&beyond, 1, 0};
     const auto wanted = step(in, out);
     if (!wanted) return std::unexpected(wanted.error());
-    if (out.pos != 0 || in.pos != in.size) return fail(Errc::bad_payload_size, Stage::decode, "zstd: too long", size);
+    if (out.pos != 0 || in.pos != in.size)
+      return fail(Errc::bad_payload_size, Stage::decode, "zstd: too long", size);
     if (*wanted != block_header_bytes)
-      return fail(Errc::bad_payload_size, Stage::decode, "zstd: ends inside a block", size);
+      return fail(Errc::corrupt_payload, Stage::decode, "zstd: ends inside a block", size);
     return {};
   }
 
   // Returns how many bytes zstd would like next.
   Result<std::size_t> step(ZSTD_inBuffer& in, ZSTD_outBuffer& out) noexcept {
     const std::size_t wanted = ZSTD_decompressStream(stream_.get(), &out, &in);
-    if (ZSTD_isError(wanted)) return fail(Errc::corrupt_payload, Stage::decode, ZSTD_getErrorName(wanted), in.size);
+    if (ZSTD_isError(wanted))
+      return fail(Errc::corrupt_payload, Stage::decode, ZSTD_getErrorName(wanted), in.size);
     if (wanted == 0) return fail(Errc::corrupt_payload, Stage::decode, "zstd: end of frame", in.size);
     return wanted;
   }
