@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT
+//
+// The connecting side: one connection, or one for each channel. Everything here ends by a time limit or an Interrupt,
+// except looking up a name, which no system call can end; numbers need no looking up.
+#pragma once
+
+#include <fcntl.h>
+#include <poll.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "multifd/result.hpp"
+#include "multifd/transport/address.hpp"
+#include "multifd/transport/detail/unique_fd.hpp"
+#include "multifd/transport/detail/wait.hpp"
+#include "multifd/transport/fd.hpp"
+#include "multifd/transport/socket_options.hpp"
+
+namespace multifd {
+
+namespace detail {
+
+/// A channel's id is one byte on the wire, and the channels' number must fit as well.
+inline constexpr unsigned max_channel_count = 255;
+
+inline Result<FdTransport> adopt_blocking(UniqueFd fd, Stage stage) noexcept {
+  const int flags = ::fcntl(fd.get(), F_GETFL);
+  if (flags < 0 || ::fcntl(fd.get(), F_SETFL, flags & ~O_NONBLOCK) < 0) return fail_errno(stage, "fcntl");
+  return FdTransport::adopt(fd.release());
+}
+
+inline Result<FdTransport> connect_tcp(const addrinfo& target, Clock::time_point deadline,
+                                       const SocketOptions& options) noexcept {
+  Result<UniqueFd> fd = open_socket(target.ai_family, target.ai_protocol, Stage::connect);
+  if (!fd) return std::unexpected(fd.error());
+  if (Result<void> set = apply_options(fd->get(), AddressKind::tcp, options, Stage::connect); !set) {
+    return std::unexpected(set.error());
+  }
+  if (::connect(fd->get(), target.ai_addr, target.ai_addrlen) != 0) {
+    // EINTR, too, leaves the connection on its way.
+    if (errno != EINPROGRESS && errno != EINTR) return fail_errno(Stage::connect, "connect");
+    Result<void> waited = wait_for(fd->get(), POLLOUT, deadline, options.interrupt, Stage::connect, "connect");
+    if (!waited) return std::unexpected(waited.error());
+    int error = 0;
+    socklen_t size = sizeof error;
+    ::getsockopt(fd->get(), SOL_SOCKET, SO_ERROR, &error, &size);
+    if (error != 0) return fail_errno(Stage::connect, "connect", error);
+  }
+  return adopt_blocking(std::move(*fd), Stage::connect);
+}
+
+inline Result<FdTransport> connect_unix(const Address& address, Clock::time_point deadline,
+                                        const SocketOptions& options) noexcept {
+  const Result<sockaddr_un> target = unix_sockaddr(address, Stage::connect);
+  if (!target) return std::unexpected(target.error());
+  Result<UniqueFd> fd = open_socket(AF_UNIX, 0, Stage::connect);
+  if (!fd) return std::unexpected(fd.error());
+  if (Result<void> set = apply_options(fd->get(), AddressKind::unix_socket, options, Stage::connect); !set) {
+    return std::unexpected(set.error());
+  }
+  for (std::chrono::milliseconds pause(1);; pause = std::min(pause * 2, std::chrono::milliseconds(20))) {
+    if (::connect(fd->get(), reinterpret_cast<const sockaddr*>(&*target), sizeof *target) == 0) break;
+    if (errno == EINTR) continue;
+    // EAGAIN: the listener's queue is full. Nothing tells a non-blocking caller when there is room again, and a
+    // blocking one cannot be interrupted: ask again, less and less often.
+    if (errno != EAGAIN) return fail_errno(Stage::connect, "connect");
+    const Clock::time_point again = std::min(deadline, deadline_after(pause));
+    Result<void> waited = wait_for(-1, 0, again, options.interrupt, Stage::connect, "connect");
+    if (!waited && (again == deadline || waited.error().code != Errc::timed_out)) {
+      return std::unexpected(waited.error());
+    }
+  }
+  return adopt_blocking(std::move(*fd), Stage::connect);
+}
+
+inline Result<FdTransport> connect_until(const Address& address, Clock::time_point deadline,
+                                         const SocketOptions& options) {
+  if (options.interrupt && options.interrupt->triggered()) return fail(Errc::cancelled, Stage::connect, "connect");
+  if (address.kind == AddressKind::unix_socket) return connect_unix(address, deadline, options);
+  if (address.port == 0) return fail(Errc::bad_address, Stage::connect, "port 0");
+  Result<AddrinfoList> targets = resolve(address, 0, Stage::connect);
+  if (!targets) return std::unexpected(targets.error());
+
+  int left = 0;
+  for (const addrinfo* target = targets->get(); target; target = target->ai_next) ++left;
+  // Each address gets its share of the time, so that a silent one does not use up that of the next. The first
+  // address' error is the one to report: the system puts the most likely address first.
+  Error first_error;
+  for (const addrinfo* target = targets->get(); target; target = target->ai_next, --left) {
+    const Clock::time_point now = Clock::now();
+    const Clock::time_point share =
+        deadline == Clock::time_point::max() ? deadline : now + std::max(deadline - now, Clock::duration(0)) / left;
+    Result<FdTransport> connection = connect_tcp(*target, share, options);
+    if (connection || connection.error().code == Errc::cancelled) return connection;
+    if (target == targets->get()) first_error = connection.error();
+  }
+  return std::unexpected(first_error);
+}
+
+}  // namespace detail
+
+/// Connects to an address; of a name's addresses, to the first that answers.
+/// Errors (stage `connect`): `timed_out` after `options.connect_timeout`; `cancelled` by `options.interrupt`; errno,
+///   for instance ECONNREFUSED, ENOENT; op "resolve" with a code of its own category for a name that nobody knows;
+///   `bad_address` for port 0 or a path that is no path; `bad_option`.
+/// Threads: any thread.
+/// Example: `auto link = multifd::connect_to({.host = "192.0.2.7", .port = 4444});`
+[[nodiscard]] inline Result<FdTransport> connect_to(const Address& address, const SocketOptions& options = {}) {
+  return detail::connect_until(address, detail::deadline_after(options.connect_timeout), options);
+}
+
+/// Connects once for each channel, one after the other; a channel's id is its index.
+/// Params `channels`: 1 to 255.
+/// Errors: `bad_channel_count`; those of connect_to(), with the channel that failed. `options.connect_timeout` holds
+///   for all of them together.
+[[nodiscard]] inline Result<std::vector<FdTransport>> connect_channels(const Address& address, unsigned channels,
+                                                                       const SocketOptions& options = {}) {
+  if (channels < 1 || channels > detail::max_channel_count) {
+    return fail(Errc::bad_channel_count, Stage::connect, "connect", channels);
+  }
+  const detail::Clock::time_point deadline = detail::deadline_after(options.connect_timeout);
+  std::vector<FdTransport> links;
+  links.reserve(channels);
+  for (unsigned id = 0; id < channels; ++id) {
+    Result<FdTransport> link = detail::connect_until(address, deadline, options);
+    if (!link) {
+      link.error().channel = id;
+      return std::unexpected(link.error());
+    }
+    links.push_back(std::move(*link));
+  }
+  return links;
+}
+
+/// connect_channels() for TCP.
+[[nodiscard]] inline Result<std::vector<FdTransport>> tcp_connect(std::string host, std::uint16_t port,
+                                                                  unsigned channels,
+                                                                  const SocketOptions& options = {}) {
+  return connect_channels({.kind = AddressKind::tcp, .host = std::move(host), .port = port}, channels, options);
+}
+
+}  // namespace multifd

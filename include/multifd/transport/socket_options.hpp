@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT
+//
+// What connect_to() and Listener set on a socket, and the one place where it is set.
+#pragma once
+
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+#include <system_error>
+
+#include "multifd/result.hpp"
+#include "multifd/transport/address.hpp"
+#include "multifd/transport/detail/unique_fd.hpp"
+#include "multifd/transport/interrupt.hpp"
+
+namespace multifd {
+
+/// Settings of new sockets. A time of 0 leaves the system's own setting.
+struct SocketOptions {
+  /// How long connecting may take in all. Looking up a name is not part of it, because it cannot be ended.
+  std::chrono::milliseconds connect_timeout = std::chrono::seconds(10);
+
+  /// SO_SNDBUF and SO_RCVBUF; 0 leaves the kernel's choice. Its auto-tuning is right between machines; 256-512 KiB
+  /// gained 15-30 % where both ends shared a core (loopback TCP), and 1 MiB and more lost.
+  int send_buffer_bytes = 0;
+  int receive_buffer_bytes = 0;
+
+  /// Ends connecting and accepting from outside; not owned, may be null.
+  const Interrupt* interrupt = nullptr;
+
+  /// TCP_NODELAY: a SYNC packet must not wait for company.
+  bool no_delay = true;
+
+  /// SO_KEEPALIVE notices a dead peer of an idle connection: the first question after `keepalive_idle` without
+  /// data, then one each `keepalive_interval`, `keepalive_probes` of them.
+  bool keepalive = true;
+  std::chrono::seconds keepalive_idle = std::chrono::seconds(15);
+  std::chrono::seconds keepalive_interval = std::chrono::seconds(5);
+  int keepalive_probes = 3;
+
+  /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged before the peer counts as dead (Linux: a quarter
+  /// of an hour). Linux counts a full receiver too: a peer that is alive but does not read for that long is cut off
+  /// all the same, so it must be longer than the receiver ever stands still, at a barrier for instance.
+  std::chrono::milliseconds user_timeout = std::chrono::minutes(2);
+};
+
+namespace detail {
+
+/// Errors of getaddrinfo(), which are no errno.
+class ResolveCategory final : public std::error_category {
+ public:
+  const char* name() const noexcept override { return "resolve"; }
+  std::string message(int value) const override { return ::gai_strerror(value); }
+};
+
+inline const std::error_category& resolve_category() noexcept {
+  static const ResolveCategory instance;
+  return instance;
+}
+
+struct FreeAddrinfo {
+  void operator()(addrinfo* list) const noexcept { ::freeaddrinfo(list); }
+};
+using AddrinfoList = std::unique_ptr<addrinfo, FreeAddrinfo>;
+
+/// Resolves a TCP address. No AI_ADDRCONFIG: it hides loopback on a machine that has no other network; what cannot
+/// be reached fails at once anyway, and the next address is tried.
+inline Result<AddrinfoList> resolve(const Address& address, int flags, Stage stage) {
+  addrinfo hints{};
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = flags | AI_NUMERICSERV;
+  addrinfo* list = nullptr;
+  const std::string port = std::to_string(address.port);
+  const int error = ::getaddrinfo(address.host.empty() ? nullptr : address.host.c_str(), port.c_str(), &hints, &list);
+  if (error == EAI_SYSTEM) return fail_errno(stage, "resolve");
+  if (error != 0) {
+    return std::unexpected(
+        Error{.code = std::error_code(error, resolve_category()), .stage = stage, .op = "resolve"});
+  }
+  return AddrinfoList(list);
+}
+
+/// The system's form of a UNIX address. Errors: `bad_address` for a path that is empty, too long or has a NUL.
+inline Result<sockaddr_un> unix_sockaddr(const Address& address, Stage stage) noexcept {
+  const std::string& path = address.path;
+  if (path.empty() || path.size() > max_unix_path || path.find('\0') != path.npos) {
+    return fail(Errc::bad_address, stage, "path", path.size());
+  }
+  sockaddr_un result{};
+  result.sun_family = AF_UNIX;
+  std::memcpy(result.sun_path, path.data(), path.size());
+  return result;
+}
+
+inline Result<UniqueFd> open_socket(int family, int protocol, Stage stage) noexcept {
+  UniqueFd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol));
+  if (fd.get() < 0) return fail_errno(stage, "socket");
+  return fd;
+}
+
+inline bool set_option(int fd, int level, int name, int value) noexcept {
+  return ::setsockopt(fd, level, name, &value, sizeof value) == 0;
+}
+
+/// Sets what an unconnected or listening socket can take. Buffer sizes must come before the connection, because the
+/// window scale is agreed on then; a listening socket hands all of it down to those it accepts.
+inline Result<void> apply_options(int fd, AddressKind kind, const SocketOptions& options, Stage stage) noexcept {
+  if (options.send_buffer_bytes < 0 || options.receive_buffer_bytes < 0 || options.keepalive_probes < 0) {
+    return fail(Errc::bad_option, stage, "socket options");
+  }
+  const auto as_int = [](auto count) {
+    return static_cast<int>(std::clamp<std::int64_t>(count, 0, std::numeric_limits<int>::max()));
+  };
+  const auto set_unless_zero = [fd](int level, int name, int value) {
+    return value == 0 || set_option(fd, level, name, value);
+  };
+  bool ok = set_unless_zero(SOL_SOCKET, SO_SNDBUF, options.send_buffer_bytes) &&
+            set_unless_zero(SOL_SOCKET, SO_RCVBUF, options.receive_buffer_bytes);
+  if (kind == AddressKind::tcp) {
+    ok = ok && set_option(fd, IPPROTO_TCP, TCP_NODELAY, options.no_delay ? 1 : 0) &&
+         set_option(fd, SOL_SOCKET, SO_KEEPALIVE, options.keepalive ? 1 : 0) &&
+         set_unless_zero(IPPROTO_TCP, TCP_KEEPIDLE, as_int(options.keepalive_idle.count())) &&
+         set_unless_zero(IPPROTO_TCP, TCP_KEEPINTVL, as_int(options.keepalive_interval.count())) &&
+         set_unless_zero(IPPROTO_TCP, TCP_KEEPCNT, options.keepalive_probes) &&
+         set_unless_zero(IPPROTO_TCP, TCP_USER_TIMEOUT, as_int(options.user_timeout.count()));
+  }
+  if (!ok) return fail_errno(stage, "setsockopt");
+  return {};
+}
+
+}  // namespace detail
+}  // namespace multifd
