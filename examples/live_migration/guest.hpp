@@ -38,7 +38,7 @@ std::optional<Backend> parse_backend(std::string_view name);
 
 /// Of a destination only `memory_bytes` counts: all else comes with the memory and the state.
 struct GuestConfig {
-  std::size_t memory_bytes = std::size_t{1} << 30;        ///< multiple of 4096, at least 1 MiB
+  std::size_t memory_bytes = std::size_t{1} << 30;        ///< multiple of 4096, at least 2 MiB
   std::size_t working_set_bytes = std::size_t{64} << 20;  ///< rounded up to pages; lies in the middle of memory
   std::uint64_t dirty_bytes_per_s = 0;                    ///< 4096 per page written; 0: as fast as it goes
   std::uint64_t seed = 1;                                 ///< same seed and sizes: same memory after boot()
