@@ -42,6 +42,14 @@ function(multifd_component name)
   )
 endfunction()
 
+# Headers of the other machine's kernels are installed but cannot be compiled here: no language, no verification.
+if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  set_source_files_properties("${PROJECT_SOURCE_DIR}/include/multifd/zero/detail/neon.hpp" PROPERTIES LANGUAGE NONE)
+endif()
+if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  set_source_files_properties("${PROJECT_SOURCE_DIR}/include/multifd/zero/detail/x86.hpp" PROPERTIES LANGUAGE NONE)
+endif()
+
 multifd_component(core HEADERS ${multifd_core_headers} LINKS Threads::Threads Boost::headers PkgConfig::libxxhash)
 set(multifd_components core)
 
