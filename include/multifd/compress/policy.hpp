@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+//
+// The Compressor policy: how the normal pages of a packet become the payload that follows its header, and back.
+// A policy is a copyable struct of parameters with a nested Encoder and Decoder; one of each lives on each channel
+// for the whole migration (PROTOCOL.md section 4: the compression state is per channel and never reset).
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "multifd/buffers.hpp"
+#include "multifd/result.hpp"
+
+namespace multifd {
+
+/// How a payload relates to guest memory.
+enum class PayloadForm : std::uint8_t {
+  pages,    ///< The payload is the pages as they lie: written from, and read into, guest memory directly.
+  encoded,  ///< The payload is what the Encoder made; the Decoder gets it whole.
+};
+
+/// What an Encoder or Decoder may take as given about every packet.
+struct CodecLimits {
+  std::size_t page_bytes = 4096;         ///< size of one page
+  std::size_t packet_bytes = 512 * 1024;  ///< most page bytes in one packet; a multiple of page_bytes
+  std::size_t payload_bytes = 1024 * 1024;  ///< most payload bytes of one packet (the receiver's buffer)
+};
+
+template <class C>
+concept HasCompressorName = requires {
+  { C::name } -> std::convertible_to<std::string_view>;
+};
+
+template <class C>
+concept HasMethod = requires {
+  { C::method } -> std::convertible_to<std::uint32_t>;
+};
+
+template <class C>
+concept HasPayloadForm = requires {
+  { C::payload_form } -> std::convertible_to<PayloadForm>;
+};
+
+template <class C>
+concept HasEncoder = requires(const C& parameters, const CodecLimits& limits, typename C::Encoder& encoder,
+                              ConstBuffers pages) {
+  { C::Encoder::open(parameters, limits) } noexcept -> std::same_as<Result<typename C::Encoder>>;
+  { encoder.encode(pages) } noexcept -> std::same_as<Result<ConstBuffers>>;
+};
+
+template <class C>
+concept HasDecoder = requires(const C& parameters, const CodecLimits& limits, typename C::Decoder& decoder,
+                              std::span<const std::byte> payload, MutableBuffers pages) {
+  { C::Decoder::open(parameters, limits) } noexcept -> std::same_as<Result<typename C::Decoder>>;
+  { decoder.decode(payload, pages) } noexcept -> std::same_as<Result<void>>;
+};
+
+/// A compressor whose level can change between two packets of a running stream.
+template <class C>
+concept HasLiveLevel = requires(typename C::Encoder& encoder, int level) {
+  { encoder.set_level(level) } noexcept -> std::same_as<Result<void>>;
+};
+
+/// Turns pages into payloads and back.
+///
+/// Semantics:
+///   `name` is the value people type: "none", "zlib". `method` is the packet header's compression bits
+///     (PROTOCOL.md section 3.2), inside wire::flag_compression_mask.
+///   `encode(pages)` gets the normal pages of one packet as runs (each a whole number of pages) and returns the
+///     payload; it stays valid until the next call. All of it must be decodable when the packet has arrived (flush).
+///     The pages may change while they are read (live guest): an encoder must stay memory-safe, the content of a
+///     torn page does not matter because it is sent again.
+///   `decode(payload, pages)` must fill every byte of `pages` and consume every byte of `payload`, and refuse
+///     anything else, whatever the payload holds. Not called when payload_form is `pages`.
+/// Errors: Errc::payload_too_large, corrupt_payload, bad_payload_size, bad_option; stage `encode` or `decode`.
+/// Threads: an Encoder or Decoder is used by one thread at a time, its channel's. open() is called on another.
+/// Cost: nothing may be allocated after open().
+/// Models: NoComp, Zlib, Zstd. Contract: multifd/testing/compressor_contract.hpp.
+template <class C>
+concept Compressor = std::copyable<C> && std::default_initializable<C> && HasCompressorName<C> && HasMethod<C> &&
+                     HasPayloadForm<C> && HasEncoder<C> && HasDecoder<C>;
+
+/// Fails to compile with a message that says which member to write.
+template <class C>
+consteval bool check_compressor() {
+  static_assert(std::copyable<C>, "Compressor: needs to be copyable (it is a struct of parameters)");
+  static_assert(std::default_initializable<C>, "Compressor: needs default parameters");
+  static_assert(HasCompressorName<C>, "Compressor: needs  static constexpr std::string_view name");
+  static_assert(HasMethod<C>, "Compressor: needs  static constexpr std::uint32_t method");
+  static_assert(HasPayloadForm<C>, "Compressor: needs  static constexpr PayloadForm payload_form");
+  static_assert(HasEncoder<C>,
+                "Compressor: needs  struct Encoder { static Result<Encoder> open(const C&, const CodecLimits&) "
+                "noexcept; Result<ConstBuffers> encode(ConstBuffers pages) noexcept; }");
+  static_assert(HasDecoder<C>,
+                "Compressor: needs  struct Decoder { static Result<Decoder> open(const C&, const CodecLimits&) "
+                "noexcept; Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept; }");
+  return Compressor<C>;
+}
+
+}  // namespace multifd

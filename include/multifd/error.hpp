@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: MIT
+//
+// What can go wrong, as values. `Errc` is specific (tests and logs name it), `Condition` is coarse (programs
+// branch on it), `Error` is one occurrence with its place: stage, channel, packet, and the refused value.
+// Nothing here allocates except describe(), which is for the person who reads the message in the end.
+#pragma once
+
+#include <cerrno>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <system_error>
+
+namespace multifd {
+
+/// The library's own error codes. Operating system errors keep their errno in std::system_category().
+enum class Errc {
+  // A peer broke the wire format (PROTOCOL.md sections 2, 3, 4, 16).
+  bad_magic = 1,
+  bad_version,
+  uuid_mismatch,
+  channel_id_out_of_range,
+  duplicate_channel_id,
+  too_many_pages,
+  wrong_compression,
+  bad_block_name,
+  unknown_block,
+  offset_misaligned,
+  offset_past_block,
+  duplicate_page,
+  bad_payload_size,
+  payload_too_large,
+  corrupt_payload,
+  truncated_hello,
+  truncated_header,
+  truncated_payload,
+  device_state_refused,
+  data_before_sync,
+  unsynced_end,
+  sync_mismatch,
+  digest_mismatch,
+  // A peer went away.
+  peer_closed,
+  // Time and will.
+  timed_out,
+  cancelled,
+  // The caller asked for something impossible.
+  bad_page_size,
+  bad_block_size,
+  bad_block_idstr,
+  duplicate_block,
+  bad_channel_count,
+  bad_range,
+  bad_address,
+  bad_option,
+  read_only_block,
+  peer_lacks_zero_lists,
+  unknown_policy,
+  not_supported,
+  already_closed,
+};
+
+/// Few conditions for programs to branch on: `if (error.code == Condition::peer_gone)`.
+enum class Condition {
+  peer_protocol = 1,  ///< The peer sent bytes that the format or our limits forbid.
+  peer_gone,          ///< The peer closed or reset the connection, or cannot be reached.
+  timed_out,          ///< A time limit passed.
+  cancelled,          ///< cancel() was called.
+  misuse,             ///< The caller's arguments or order of calls.
+  local_io,           ///< The operating system refused something on this side.
+};
+
+/// Where in the work an error happened.
+enum class Stage : std::uint8_t {
+  none,
+  setup,       ///< open(): options, memory, threads
+  connect,     ///< resolving and connecting
+  accept,      ///< listening and accepting
+  hello,       ///< a channel's initial packet
+  produce,     ///< the producer's queue_*() calls
+  zero_check,  ///< looking for zero pages
+  encode,      ///< compressing
+  write,       ///< writing to the transport
+  read,        ///< reading from the transport
+  parse,       ///< checking a packet header
+  decode,      ///< decompressing into guest memory
+  sync,        ///< the barrier between epochs
+  close,       ///< orderly end
+};
+
+constexpr const char* to_string(Stage stage) noexcept {
+  constexpr const char* names[] = {"none",   "setup", "connect", "accept", "hello", "produce", "zero check",
+                                   "encode", "write", "read",    "parse",  "decode", "sync",   "close"};
+  return names[static_cast<std::size_t>(stage)];
+}
+
+namespace detail {
+
+/// The text and the condition of each Errc, in one place.
+struct ErrcInfo {
+  const char* text;
+  Condition condition;
+};
+
+constexpr ErrcInfo errc_info(int value) noexcept {
+  using C = Condition;
+  switch (static_cast<Errc>(value)) {
+    case Errc::bad_magic: return {"wrong magic number: not a multifd channel", C::peer_protocol};
+    case Errc::bad_version: return {"unknown multifd version", C::peer_protocol};
+    case Errc::uuid_mismatch: return {"the channel belongs to another VM (uuid differs)", C::peer_protocol};
+    case Errc::channel_id_out_of_range:
+      return {"channel id is not below the channel count: do both sides use the same number of channels?",
+              C::peer_protocol};
+    case Errc::duplicate_channel_id: return {"two channels have the same id", C::peer_protocol};
+    case Errc::too_many_pages: return {"packet announces more pages than it can hold", C::peer_protocol};
+    case Errc::wrong_compression:
+      return {"packet is compressed with another method than this side expects: set the same compression on both",
+              C::peer_protocol};
+    case Errc::bad_block_name: return {"RAM block name is empty or not terminated", C::peer_protocol};
+    case Errc::unknown_block: return {"RAM block is not known here", C::peer_protocol};
+    case Errc::offset_misaligned: return {"page offset is not a multiple of the page size", C::peer_protocol};
+    case Errc::offset_past_block: return {"page offset lies past the end of its RAM block", C::peer_protocol};
+    case Errc::duplicate_page: return {"the same page twice in one packet", C::peer_protocol};
+    case Errc::bad_payload_size: return {"payload size does not fit the packet's pages", C::peer_protocol};
+    case Errc::payload_too_large: return {"payload is larger than its bound", C::peer_protocol};
+    case Errc::corrupt_payload: return {"compressed payload is corrupt", C::peer_protocol};
+    case Errc::truncated_hello: return {"connection ended inside the initial packet", C::peer_protocol};
+    case Errc::truncated_header: return {"connection ended inside a packet header", C::peer_protocol};
+    case Errc::truncated_payload: return {"connection ended inside a packet's payload", C::peer_protocol};
+    case Errc::device_state_refused: return {"device-state packet, which this side does not take", C::peer_protocol};
+    case Errc::data_before_sync: return {"data packet before the first SYNC", C::peer_protocol};
+    case Errc::unsynced_end: return {"channel ended although a SYNC is owed", C::peer_protocol};
+    case Errc::sync_mismatch: return {"channels sent different numbers of SYNCs", C::peer_protocol};
+    case Errc::digest_mismatch: return {"page data differs from the digest it was sent with", C::peer_protocol};
+    case Errc::peer_closed: return {"the peer closed the connection", C::peer_gone};
+    case Errc::timed_out: return {"time limit passed", C::timed_out};
+    case Errc::cancelled: return {"cancelled", C::cancelled};
+    case Errc::bad_page_size: return {"page size is not a power of two from 1024 to 65536", C::misuse};
+    case Errc::bad_block_size: return {"RAM block is empty or not a whole number of pages", C::misuse};
+    case Errc::bad_block_idstr: return {"RAM block idstr must have 1 to 255 bytes and no NUL", C::misuse};
+    case Errc::duplicate_block: return {"a RAM block of that idstr is already registered", C::misuse};
+    case Errc::bad_channel_count: return {"channel count must be from 1 to 255", C::misuse};
+    case Errc::bad_range: return {"page range is not inside its RAM block, or not page aligned", C::misuse};
+    case Errc::bad_address: return {"address must be tcp:HOST:PORT or unix:PATH", C::misuse};
+    case Errc::bad_option: return {"option is out of its range", C::misuse};
+    case Errc::read_only_block: return {"RAM block was registered read-only", C::misuse};
+    case Errc::peer_lacks_zero_lists:
+      return {"this peer drops zero pages listed in packets (QEMU before 9.0): use legacy or none", C::misuse};
+    case Errc::unknown_policy: return {"no policy of that name is offered", C::misuse};
+    case Errc::not_supported: return {"not supported by this stack", C::misuse};
+    case Errc::already_closed: return {"already closed", C::misuse};
+  }
+  return {"unknown multifd error", C::local_io};
+}
+
+constexpr Condition errno_condition(int value) noexcept {
+  switch (value) {
+    case EPIPE:
+    case ECONNRESET:
+    case ECONNABORTED:
+    case ECONNREFUSED:
+    case EHOSTUNREACH:
+    case ENETUNREACH: return Condition::peer_gone;
+    case ETIMEDOUT: return Condition::timed_out;
+    case ECANCELED: return Condition::cancelled;
+    default: return Condition::local_io;
+  }
+}
+
+class ErrcCategory final : public std::error_category {
+ public:
+  const char* name() const noexcept override { return "multifd"; }
+  std::string message(int value) const override { return errc_info(value).text; }
+};
+
+}  // namespace detail
+
+/// The category of Errc codes.
+inline const std::error_category& category() noexcept {
+  static const detail::ErrcCategory instance;
+  return instance;
+}
+
+/// The coarse condition of a code of ours or of the operating system.
+inline Condition condition_of(const std::error_code& code) noexcept {
+  if (code.category() == category()) return detail::errc_info(code.value()).condition;
+  return detail::errno_condition(code.value());
+}
+
+namespace detail {
+
+class ConditionCategory final : public std::error_category {
+ public:
+  const char* name() const noexcept override { return "multifd condition"; }
+  std::string message(int value) const override {
+    switch (static_cast<Condition>(value)) {
+      case Condition::peer_protocol: return "the peer broke the protocol";
+      case Condition::peer_gone: return "the peer is gone";
+      case Condition::timed_out: return "a time limit passed";
+      case Condition::cancelled: return "cancelled";
+      case Condition::misuse: return "wrong use";
+      case Condition::local_io: return "local failure";
+    }
+    return "unknown";
+  }
+  bool equivalent(const std::error_code& code, int value) const noexcept override {
+    return condition_of(code) == static_cast<Condition>(value);
+  }
+};
+
+}  // namespace detail
+
+/// The category of Condition.
+inline const std::error_category& condition_category() noexcept {
+  static const detail::ConditionCategory instance;
+  return instance;
+}
+
+inline std::error_code make_error_code(Errc code) noexcept { return {static_cast<int>(code), category()}; }
+inline std::error_condition make_error_condition(Condition condition) noexcept {
+  return {static_cast<int>(condition), condition_category()};
+}
+
+/// Error::channel when no single channel is to blame.
+inline constexpr std::uint32_t no_channel = std::numeric_limits<std::uint32_t>::max();
+/// Error::packet when no packet is to blame.
+inline constexpr std::uint64_t no_packet = std::numeric_limits<std::uint64_t>::max();
+
+/// One error with its place. Trivially copyable; `op` is static text.
+struct Error {
+  std::error_code code;                ///< Errc, or errno in std::system_category()
+  Stage stage = Stage::none;           ///< where in the work
+  const char* op = "";                 ///< the failing operation, static text: "connect", "inflate"
+  std::uint64_t detail = 0;            ///< the refused value: an offset, a length, an id
+  std::uint32_t channel = no_channel;  ///< channel id
+  std::uint64_t packet = no_packet;    ///< packets of that channel before this one
+};
+
+/// Writes an error as one line for people: "channel 2, packet 17: parse: page offset ... (value 4097)".
+inline std::string describe(const Error& error) {
+  std::string text;
+  if (error.channel != no_channel) text += "channel " + std::to_string(error.channel);
+  if (error.packet != no_packet) text += (text.empty() ? "packet " : ", packet ") + std::to_string(error.packet);
+  if (!text.empty()) text += ": ";
+  if (error.stage != Stage::none) text += std::string(to_string(error.stage)) + ": ";
+  if (error.op[0] != '\0') text += std::string(error.op) + ": ";
+  text += error.code.message();
+  if (error.detail != 0) text += " (value " + std::to_string(error.detail) + ")";
+  return text;
+}
+
+}  // namespace multifd
+
+template <>
+struct std::is_error_code_enum<multifd::Errc> : std::true_type {};
+template <>
+struct std::is_error_condition_enum<multifd::Condition> : std::true_type {};

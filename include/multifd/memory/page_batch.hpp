@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+//
+// The unit that passes from the producer to a worker: up to one packet of pages of one RAM block. Preallocated,
+// swapped, never copied.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <span>
+#include <utility>
+
+#include "multifd/config.hpp"
+#include "multifd/memory/ram_block.hpp"
+#include "multifd/wire/constants.hpp"
+
+namespace multifd {
+
+/// N page offsets of one block. The worker partitions them in place: normal pages first, zero pages after, which is
+/// the order of the packet's offset array.
+///
+/// Threads: one at a time; the hand-off passes ownership.
+class PageBatch {
+ public:
+  BlockId block{};
+  std::uint64_t epoch = 0;  ///< the epoch these pages belong to
+
+  /// `slots`: offsets of all pages that fit, memory owned by the hand-off that made the batch.
+  explicit PageBatch(std::span<std::uint64_t> slots = {}) noexcept : slots_(slots) {}
+
+  std::size_t size() const noexcept { return size_; }
+  std::size_t capacity() const noexcept { return slots_.size(); }
+  std::size_t room() const noexcept { return slots_.size() - size_; }
+  bool empty() const noexcept { return size_ == 0; }
+  bool full() const noexcept { return size_ == slots_.size(); }
+
+  void push(std::uint64_t offset) noexcept { slots_[size_++] = offset; }
+
+  /// Appends `count` pages that lie next to each other; `count` must not exceed room().
+  void push_run(std::uint64_t offset, std::size_t count, std::size_t page_bytes) noexcept {
+    std::uint64_t* slot = slots_.data() + size_;
+    for (std::size_t i = 0; i < count; ++i) slot[i] = offset + i * page_bytes;
+    size_ += count;
+  }
+
+  void clear() noexcept { size_ = 0; }
+
+  std::span<std::uint64_t> offsets() noexcept { return slots_.first(size_); }
+  std::span<const std::uint64_t> offsets() const noexcept { return slots_.first(size_); }
+
+ private:
+  std::span<std::uint64_t> slots_;
+  std::size_t size_ = 0;
+};
+
+}  // namespace multifd

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+//
+// XXH3 digests of page data: for the packet digest extension and for comparing the two guests after a migration.
+// The only header that includes <xxhash.h>. Not cryptographic: it finds accidents, not attackers.
+#pragma once
+
+#include <xxhash.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "multifd/buffers.hpp"
+#include "multifd/result.hpp"
+
+namespace multifd {
+
+/// XXH3-64 of one range of bytes.
+inline std::uint64_t digest_of(std::span<const std::byte> bytes) noexcept {
+  return XXH3_64bits(bytes.data(), bytes.size());
+}
+
+/// XXH3-64 over several ranges as if they were one.
+class PageDigest {
+ public:
+  static Result<PageDigest> create() noexcept {
+    PageDigest digest;
+    digest.state_.reset(XXH3_createState());
+    if (!digest.state_) return fail_errno(Stage::setup, "allocate digest state", ENOMEM);
+    return digest;
+  }
+
+  std::uint64_t of(ConstBuffers buffers) noexcept {
+    XXH3_64bits_reset(state_.get());
+    for (const iovec& buffer : buffers) XXH3_64bits_update(state_.get(), buffer.iov_base, buffer.iov_len);
+    return XXH3_64bits_digest(state_.get());
+  }
+
+ private:
+  struct Free {
+    void operator()(XXH3_state_t* state) const noexcept { XXH3_freeState(state); }
+  };
+  std::unique_ptr<XXH3_state_t, Free> state_;
+};
+
+}  // namespace multifd

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+//
+// The memory map of a migration: RAM blocks by idstr, in pages of one size. resolve() is the only place in the
+// library where an offset that a peer sent becomes an address.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "multifd/config.hpp"
+#include "multifd/memory/ram_block.hpp"
+#include "multifd/result.hpp"
+#include "multifd/wire/constants.hpp"
+
+namespace multifd {
+
+/// RAM blocks of one VM. A plain value: Sender and Receiver take a copy at open(), so a map may be changed or
+/// destroyed afterwards; the memory it names may not.
+///
+/// Threads: const methods from any thread.
+class RamMap {
+ public:
+  /// `page_bytes`: the guest's page size on the wire (target page, not huge page), a power of two from 1024 to 65536.
+  explicit RamMap(std::size_t page_bytes = 4096) noexcept : page_bytes_(page_bytes) {}
+
+  /// Registers a block.
+  ///
+  /// Params: `idstr`: 1 to 255 bytes, no NUL; `host`: a whole number of pages, at least one.
+  /// Errors: Errc::bad_page_size, bad_block_idstr, bad_block_size, duplicate_block.
+  Result<BlockId> add(std::string_view idstr, std::span<std::byte> host, Access access = Access::read_write) {
+    constexpr auto stage = Stage::setup;
+    if (!wire::valid_page_bytes(page_bytes_)) return fail(Errc::bad_page_size, stage, "RamMap::add", page_bytes_);
+    if (idstr.empty() || idstr.size() > wire::max_idstr_length || idstr.find('\0') != idstr.npos)
+      return fail(Errc::bad_block_idstr, stage, "RamMap::add", idstr.size());
+    if (host.empty() || host.size() % page_bytes_ != 0)
+      return fail(Errc::bad_block_size, stage, "RamMap::add", host.size());
+    if (find(idstr)) return fail(Errc::duplicate_block, stage, "RamMap::add");
+    blocks_.push_back({.idstr = std::string(idstr), .host = host, .access = access});
+    return BlockId{static_cast<std::uint32_t>(blocks_.size() - 1)};
+  }
+
+  /// Registers a block that only a Sender may use.
+  Result<BlockId> add_read_only(std::string_view idstr, std::span<const std::byte> host) {
+    return add(idstr, std::span(const_cast<std::byte*>(host.data()), host.size()), Access::read_only);
+  }
+
+  /// Errors: Errc::unknown_block.
+  Result<BlockId> find(std::string_view idstr) const noexcept {
+    // A handful of blocks, packets of one block in a row: a linear search beats a map.
+    for (std::size_t i = 0; i < blocks_.size(); ++i)
+      if (blocks_[i].idstr == idstr) return BlockId{static_cast<std::uint32_t>(i)};
+    return fail(Errc::unknown_block, Stage::parse, "ramblock");
+  }
+
+  /// Turns a page's offset, wherever it comes from, into its bytes.
+  ///
+  /// Params: `id`: from this map (contract).
+  /// Errors: Errc::offset_misaligned, offset_past_block (detail: the offset).
+  /// Threads: any. Wait-free.
+  Result<std::span<std::byte>> resolve(BlockId id, std::uint64_t offset) const noexcept {
+    const std::span<std::byte> host = block(id).host;
+    if (offset % page_bytes_ != 0) return fail(Errc::offset_misaligned, Stage::parse, "offset", offset);
+    // The block holds at least one page, so the subtraction cannot wrap.
+    if (offset > host.size() - page_bytes_) return fail(Errc::offset_past_block, Stage::parse, "offset", offset);
+    return host.subspan(offset, page_bytes_);
+  }
+
+  const RamBlock& block(BlockId id) const noexcept {
+    MULTIFD_ASSERT(index(id) < blocks_.size());
+    return blocks_[index(id)];
+  }
+  std::span<const RamBlock> blocks() const noexcept { return blocks_; }
+  bool contains(BlockId id) const noexcept { return index(id) < blocks_.size(); }
+  std::size_t page_bytes() const noexcept { return page_bytes_; }
+  std::size_t pages(BlockId id) const noexcept { return block(id).host.size() / page_bytes_; }
+  /// Pages per packet at this page size.
+  std::size_t packet_pages() const noexcept { return wire::page_count(page_bytes_); }
+  std::uint64_t total_bytes() const noexcept {
+    std::uint64_t sum = 0;
+    for (const RamBlock& each : blocks_) sum += each.host.size();
+    return sum;
+  }
+
+ private:
+  std::size_t page_bytes_;
+  std::vector<RamBlock> blocks_;
+};
+
+}  // namespace multifd

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+//
+// Result<T> is std::expected<T, Error>; the two functions below write the failure arm on one line.
+// GCC 12 has no monadic members: test and dereference, do not chain.
+#pragma once
+
+#include <cerrno>
+#include <cstdint>
+#include <expected>
+
+#include "multifd/error.hpp"
+
+namespace multifd {
+
+template <class T>
+using Result = std::expected<T, Error>;
+
+/// Makes the failure arm of a Result from one of our codes. `op` must be static text.
+[[nodiscard]] inline std::unexpected<Error> fail(Errc code, Stage stage, const char* op = "",
+                                                 std::uint64_t detail = 0) noexcept {
+  return std::unexpected(Error{.code = code, .stage = stage, .op = op, .detail = detail});
+}
+
+/// Makes the failure arm of a Result from an errno (by default the current one).
+[[nodiscard]] inline std::unexpected<Error> fail_errno(Stage stage, const char* op, int value = errno) noexcept {
+  return std::unexpected(Error{.code = std::error_code(value, std::system_category()), .stage = stage, .op = op});
+}
+
+}  // namespace multifd

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+//
+// Worker threads: created without exceptions, named, with every signal blocked (signals belong to the program), and
+// with a hook of the caller's that runs in each of them before its first packet.
+#pragma once
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <ctime>
+#include <functional>
+#include <utility>
+
+#include "multifd/config.hpp"
+#include "multifd/result.hpp"
+
+namespace multifd {
+
+/// What a thread hook learns about the thread it runs in.
+struct ThreadInfo {
+  const char* role;       ///< "send" or "recv"
+  std::uint32_t channel;  ///< for a receiver the order of the links, since the hello is not read yet
+};
+
+/// Called in each new worker before its first packet: placement, priority, accounting. Must not throw.
+using ThreadHook = std::function<void(const ThreadInfo&)>;
+
+/// A joinable thread. The destructor joins, so whoever owns one must have told it to end before.
+class Thread {
+ public:
+  Thread() = default;
+  Thread(Thread&& other) noexcept
+      : handle_(other.handle_), joinable_(std::exchange(other.joinable_, false)) {}
+  Thread& operator=(Thread&& other) noexcept {
+    join();
+    handle_ = other.handle_;
+    joinable_ = std::exchange(other.joinable_, false);
+    return *this;
+  }
+  ~Thread() { join(); }
+
+  /// Starts `object.run()` in a new thread named mfd-ROLE-CHANNEL, after `hook`.
+  ///
+  /// Params: `object`, `hook`: must live until the thread is joined.
+  /// Errors: what pthread_create says.
+  template <class Object>
+  static Result<Thread> start(Object& object, const ThreadHook& hook, ThreadInfo info) noexcept {
+    struct Start {
+      Object* object;
+      const ThreadHook* hook;
+      ThreadInfo info;
+    };
+    auto* start = new (std::nothrow) Start{&object, &hook, info};
+    if (start == nullptr) return fail_errno(Stage::setup, "start thread", ENOMEM);
+    sigset_t all;
+    sigset_t before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    Thread thread;
+    const int error = pthread_create(
+        &thread.handle_, nullptr,
+        [](void* argument) -> void* {
+          auto* mine = static_cast<Start*>(argument);
+          const Start copy = *mine;
+          delete mine;
+          char name[16];
+          std::snprintf(name, sizeof name, "mfd-%.4s-%u", copy.info.role, copy.info.channel % 1000);
+          pthread_setname_np(pthread_self(), name);
+          if (*copy.hook) (*copy.hook)(copy.info);
+          copy.object->run();
+          return nullptr;
+        },
+        start);
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    if (error != 0) {
+      delete start;
+      return fail_errno(Stage::setup, "start thread", error);
+    }
+    thread.joinable_ = true;
+    return thread;
+  }
+
+  void join() noexcept {
+    if (std::exchange(joinable_, false)) pthread_join(handle_, nullptr);
+  }
+
+ private:
+  pthread_t handle_{};
+  bool joinable_ = false;
+};
+
+/// CPU time of the calling thread in nanoseconds.
+inline std::uint64_t thread_cpu_ns() noexcept {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+}  // namespace multifd

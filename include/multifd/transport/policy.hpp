@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+//
+// The Transport policy: one connected byte stream for one channel. A transport offers primitives only; every loop
+// over short reads and writes stands once, in algorithms.hpp.
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+
+#include "multifd/buffers.hpp"
+#include "multifd/result.hpp"
+
+namespace multifd {
+
+template <class T>
+concept HasWriteSome = requires(T& transport, ConstBuffers buffers) {
+  { transport.write_some(buffers) } noexcept -> std::same_as<Result<std::size_t>>;
+};
+
+template <class T>
+concept HasReadSome = requires(T& transport, MutableBuffers buffers) {
+  { transport.read_some(buffers) } noexcept -> std::same_as<Result<std::size_t>>;
+};
+
+template <class T>
+concept HasFinish = requires(T& transport) {
+  { transport.finish() } noexcept -> std::same_as<Result<void>>;
+};
+
+template <class T>
+concept HasShutdown = requires(T& transport) {
+  { transport.shutdown() } noexcept -> std::same_as<void>;
+};
+
+/// One connected, reliable, ordered byte stream.
+///
+/// Semantics:
+///   `write_some(buffers)` writes at least one byte of at least one non-empty buffer and returns how many; blocks.
+///   `read_some(buffers)` reads at least one byte and returns how many; 0 means orderly end of stream; blocks.
+///     Neither is called with more than `max_iovecs` entries.
+///   `finish()` ends the writing direction in order (TCP: FIN, TLS: close_notify): the peer reads all, then 0.
+///   `shutdown()` ends both directions at once. Calls that block in the stream return, now and from now on, with an
+///     error or, for reads, 0. Where the transport can, the peer sees a broken stream (TCP: RST), never an orderly
+///     end: PROTOCOL.md section 16, row 26.
+/// Errors: what the operating system says, or an Errc; stage `read`, `write` or `close`. A transport does not fill in
+///   channel and packet.
+/// Threads: one thread writes, one reads; `shutdown()` comes from any thread while they do, any number of times.
+/// Lifetime: the destructor closes; without finish() before, that counts as shutdown().
+/// Models: FdTransport, testing::MemoryTransport. Contract: multifd/testing/transport_contract.hpp.
+template <class T>
+concept Transport = std::movable<T> && HasWriteSome<T> && HasReadSome<T> && HasFinish<T> && HasShutdown<T>;
+
+/// Fails to compile with a message that says which member to write. Use it as
+/// `static_assert(multifd::check_transport<MyTransport>());`.
+template <class T>
+consteval bool check_transport() {
+  static_assert(std::movable<T>, "Transport: needs a move constructor and move assignment");
+  static_assert(HasWriteSome<T>, "Transport: needs  Result<std::size_t> write_some(ConstBuffers) noexcept");
+  static_assert(HasReadSome<T>, "Transport: needs  Result<std::size_t> read_some(MutableBuffers) noexcept");
+  static_assert(HasFinish<T>, "Transport: needs  Result<void> finish() noexcept");
+  static_assert(HasShutdown<T>, "Transport: needs  void shutdown() noexcept");
+  return Transport<T>;
+}
+
+}  // namespace multifd

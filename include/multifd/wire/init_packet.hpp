@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT
+//
+// A channel's hello: the 64 bytes that open it (PROTOCOL.md section 2).
+//
+//   off  size  field      refused
+//     0     4  magic      anything but 0x11223344
+//     4     4  version    anything but 1
+//     8    16  uuid       by the receiver's policy, see UuidCheck
+//    24     1  id         id >= channel count; an id seen before (the receiver's matter)
+//    25    39  reserved   nothing: written as zero, ignored when read
+#pragma once
+
+#include <array>
+#include <cstring>
+#include <span>
+
+#include "multifd/result.hpp"
+#include "multifd/wire/byte_order.hpp"
+#include "multifd/wire/constants.hpp"
+
+namespace multifd {
+
+/// A VM's uuid in textual byte order; all zero when the VM has none.
+using Uuid = std::array<std::byte, 16>;
+
+namespace wire {
+
+using InitPacketBytes = std::array<std::byte, init_packet_bytes>;
+
+struct InitPacket {
+  Uuid uuid{};
+  std::uint8_t id = 0;
+};
+
+inline InitPacketBytes encode(const InitPacket& packet) noexcept {
+  InitPacketBytes bytes{};
+  store_be<std::uint32_t>(&bytes[0], magic);
+  store_be<std::uint32_t>(&bytes[4], version);
+  std::memcpy(&bytes[8], packet.uuid.data(), packet.uuid.size());
+  bytes[24] = std::byte{packet.id};
+  return bytes;
+}
+
+/// Parses a hello for a receiver of `channels` channels.
+///
+/// Errors: Errc::bad_magic, bad_version (detail: the value), channel_id_out_of_range (detail: the id).
+inline Result<InitPacket> parse_init_packet(std::span<const std::byte, init_packet_bytes> bytes,
+                                            unsigned channels) noexcept {
+  const auto got_magic = load_be<std::uint32_t>(&bytes[0]);
+  if (got_magic != magic) return fail(Errc::bad_magic, Stage::hello, "initial packet", got_magic);
+  const auto got_version = load_be<std::uint32_t>(&bytes[4]);
+  if (got_version != version) return fail(Errc::bad_version, Stage::hello, "initial packet", got_version);
+  InitPacket packet;
+  std::memcpy(packet.uuid.data(), &bytes[8], packet.uuid.size());
+  packet.id = std::to_integer<std::uint8_t>(bytes[24]);
+  if (packet.id >= channels) return fail(Errc::channel_id_out_of_range, Stage::hello, "initial packet", packet.id);
+  return packet;
+}
+
+}  // namespace wire
+}  // namespace multifd
