@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT
+//
+// Where the channels of a receiver report in: each hello's id and uuid are held against the others, and open()
+// waits here until all have come.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "multifd/result.hpp"
+#include "multifd/wire/init_packet.hpp"
+
+namespace multifd {
+
+/// Which uuid a receiver lets in. A uuid is no secret and no authentication (PROTOCOL.md section 16, row 23).
+struct UuidCheck {
+  enum class Kind : std::uint8_t {
+    any,
+    same_on_all,  ///< whatever it is, all channels must agree
+    exact,        ///< `uuid`, byte for byte, as QEMU does
+  };
+  Kind kind = Kind::same_on_all;
+  Uuid uuid{};
+};
+
+/// Threads: admit() by the channels' workers, wait() by open(), stop() by any.
+class HelloDesk {
+ public:
+  HelloDesk(unsigned channels, const UuidCheck& check) : check_(check), seen_(channels, false) {}
+
+  /// Errors: Errc::uuid_mismatch, duplicate_channel_id (detail: the id).
+  Result<void> admit(const wire::InitPacket& hello) noexcept {
+    const std::lock_guard lock(mutex_);
+    if (check_.kind == UuidCheck::Kind::exact && hello.uuid != check_.uuid)
+      return fail(Errc::uuid_mismatch, Stage::hello, "initial packet");
+    if (check_.kind == UuidCheck::Kind::same_on_all && first_uuid_ && hello.uuid != *first_uuid_)
+      return fail(Errc::uuid_mismatch, Stage::hello, "initial packet");
+    if (seen_[hello.id]) return fail(Errc::duplicate_channel_id, Stage::hello, "initial packet", hello.id);
+    first_uuid_ = hello.uuid;
+    seen_[hello.id] = true;
+    if (++count_ == seen_.size()) changed_.notify_all();
+    return {};
+  }
+
+  /// Waits for all hellos. Errors: Errc::timed_out (channel: the lowest id that is missing), cancelled after stop().
+  Result<void> wait(std::chrono::milliseconds limit) noexcept {
+    std::unique_lock lock(mutex_);
+    const bool in_time = changed_.wait_for(lock, limit, [&] { return stopped_ || count_ == seen_.size(); });
+    if (count_ == seen_.size()) return {};
+    if (in_time) return fail(Errc::cancelled, Stage::hello);
+    Error error{.code = Errc::timed_out, .stage = Stage::hello, .op = "wait for initial packets"};
+    for (std::uint32_t id = 0; error.channel == no_channel; ++id)
+      if (!seen_[id]) error.channel = id;
+    return std::unexpected(error);
+  }
+
+  /// The uuid of the peer; after wait().
+  Uuid uuid() const noexcept { return first_uuid_.value_or(Uuid{}); }
+
+  void stop() noexcept {
+    {
+      const std::lock_guard lock(mutex_);
+      stopped_ = true;
+    }
+    changed_.notify_all();
+  }
+
+ private:
+  const UuidCheck check_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<bool> seen_;
+  std::size_t count_ = 0;
+  std::optional<Uuid> first_uuid_;
+  bool stopped_ = false;
+};
+
+}  // namespace multifd

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+//
+// Gathers pages into runs: neighbouring pages of a batch become one iovec, which is what makes large packets cheap
+// on both sides.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <span>
+
+#include "multifd/buffers.hpp"
+#include "multifd/result.hpp"
+
+namespace multifd {
+
+/// A preallocated array of runs, in the order the pages were added.
+class PageRuns {
+ public:
+  static Result<PageRuns> create(std::size_t most_pages) noexcept {
+    PageRuns runs;
+    runs.runs_.reset(new (std::nothrow) iovec[most_pages]);
+    if (!runs.runs_) return fail_errno(Stage::setup, "allocate iovecs", ENOMEM);
+    return runs;
+  }
+
+  void clear() noexcept { count_ = 0; }
+
+  void add(std::byte* page, std::size_t page_bytes) noexcept {
+    if (count_ > 0) {
+      iovec& last = runs_[count_ - 1];
+      if (static_cast<std::byte*>(last.iov_base) + last.iov_len == page) {
+        last.iov_len += page_bytes;
+        return;
+      }
+    }
+    runs_[count_++] = {page, page_bytes};
+  }
+
+  std::span<const iovec> view() const noexcept { return {runs_.get(), count_}; }
+
+ private:
+  std::unique_ptr<iovec[]> runs_;
+  std::size_t count_ = 0;
+};
+
+}  // namespace multifd

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: MIT
+//
+// One receiving channel: its worker reads packets, checks everything a peer could get wrong, puts pages into guest
+// memory, and stops at each SYNC until the barrier opens.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <span>
+#include <utility>
+
+#include "multifd/channel/counters.hpp"
+#include "multifd/channel/distinct_pages.hpp"
+#include "multifd/channel/first_error.hpp"
+#include "multifd/channel/hello_desk.hpp"
+#include "multifd/channel/page_runs.hpp"
+#include "multifd/channel/sync_point.hpp"
+#include "multifd/compress/policy.hpp"
+#include "multifd/memory/page_digest.hpp"
+#include "multifd/memory/ram_map.hpp"
+#include "multifd/memory/received_pages.hpp"
+#include "multifd/thread.hpp"
+#include "multifd/transport/algorithms.hpp"
+#include "multifd/wire/packet.hpp"
+#include "multifd/zero/buffer_is_zero.hpp"
+
+namespace multifd {
+
+/// What the receiver's memory holds before the first page arrives.
+enum class DestinationMemory : std::uint8_t {
+  unknown,  ///< anything: a zero page is written, unless the page is found to be zero already
+  zeroed,   ///< fresh memory: the first zero page at a place is not even looked at, so it stays untouched
+};
+
+/// Whether data may come before the first SYNC.
+enum class FirstPacket : std::uint8_t {
+  any,
+  sync,  ///< QEMU's sources open with a SYNC (PROTOCOL.md section 6.5); data before it is refused
+};
+
+/// What all channels of one receiver share.
+struct RecvShared {
+  RecvShared(const RamMap& ram, DestinationMemory memory, FirstPacket first, unsigned channels,
+             const UuidCheck& uuid_check, std::function<void()> stop)
+      : map(ram), destination(memory), first_packet(first), hellos(channels, uuid_check), error(std::move(stop)) {}
+
+  const RamMap map;
+  const DestinationMemory destination;
+  const FirstPacket first_packet;
+  HelloDesk hellos;
+  ReceivedPages received;
+  std::unique_ptr<SyncPoint> barrier;
+  FirstError error;
+  std::function<std::uint64_t()> progress;  ///< a number that changes while bytes move on any channel
+};
+
+/// Threads: run() is the worker's body; shutdown() and stats() from any thread.
+template <Transport T, Compressor C>
+class RecvChannel {
+ public:
+  /// Allocates everything that receiving will need: a header, one payload buffer of fixed bound, one decoder.
+  static Result<std::unique_ptr<RecvChannel>> create(RecvShared& shared, unsigned channels, T link,
+                                                     const C& compressor) {
+    const std::size_t page_bytes = shared.map.page_bytes();
+    const std::size_t pages = shared.map.packet_pages();
+    auto decoder = C::Decoder::open(compressor, {.page_bytes = page_bytes});
+    if (!decoder) return std::unexpected(decoder.error());
+    auto runs = PageRuns::create(pages);
+    if (!runs) return std::unexpected(runs.error());
+    auto distinct = DistinctPages::create(pages);
+    if (!distinct) return std::unexpected(distinct.error());
+    auto digest = PageDigest::create();
+    if (!digest) return std::unexpected(digest.error());
+    std::unique_ptr<RecvChannel> channel(
+        new (std::nothrow) RecvChannel(shared, channels, std::move(link), std::move(*decoder), std::move(*runs),
+                                       std::move(*distinct), std::move(*digest)));
+    if (!channel) return fail_errno(Stage::setup, "allocate channel", ENOMEM);
+    channel->header_.reset(new (std::nothrow) std::byte[wire::header_bytes(page_bytes)]);
+    channel->in_.reset(new (std::nothrow) iovec[pages + 1]);
+    if (C::payload_form == PayloadForm::encoded)
+      channel->payload_.reset(new (std::nothrow) std::byte[wire::max_payload_bytes]);
+    if (!channel->header_ || !channel->in_ || (C::payload_form == PayloadForm::encoded && !channel->payload_))
+      return fail_errno(Stage::setup, "allocate channel", ENOMEM);
+    return channel;
+  }
+
+  /// The worker's body: ends at the stream's end, or at the first error of any channel.
+  void run() noexcept {
+    Result<void> ended = work();
+    counters_.cpu_ns.set(thread_cpu_ns());
+    if (ended) return;
+    Error error = ended.error();
+    if (error.channel == no_channel) error.channel = id();
+    if (error.packet == no_packet) error.packet = counters_.packets.get();
+    shared_.error.raise(error);
+  }
+
+  void shutdown() noexcept { link_.shutdown(); }
+  ChannelStats stats() const noexcept { return counters_.snapshot(id()); }
+  std::uint64_t wire_bytes() const noexcept { return counters_.wire_bytes.get(); }
+  std::uint64_t zeros_written() const noexcept { return zeros_written_.get(); }
+  std::uint64_t pages_verified() const noexcept { return pages_verified_.get(); }
+
+ private:
+  RecvChannel(RecvShared& shared, unsigned channels, T link, typename C::Decoder decoder, PageRuns runs,
+              DistinctPages distinct, PageDigest digest) noexcept
+      : shared_(shared), channels_(channels), link_(std::move(link)), decoder_(std::move(decoder)),
+        runs_(std::move(runs)), distinct_(std::move(distinct)), digest_(std::move(digest)) {}
+
+  Result<void> work() noexcept {
+    if (auto hello = read_hello(); !hello) return hello;
+    clock_ = {};
+    for (;;) {
+      const Result<bool> more = read_header();
+      clock_.lap(counters_.io_ns);
+      if (!more) return std::unexpected(more.error());
+      if (!*more) return leave();
+      const auto header = wire::parse_header({header_.get(), header_bytes()},
+                                             {.page_bytes = shared_.map.page_bytes(), .method = C::method});
+      if (!header) return std::unexpected(header.error());
+      ahead_ = 0;
+      if (header->has_pages()) {
+        if (auto applied = apply(*header); !applied) return applied;
+      }
+      if (header->is_sync()) {
+        if (auto passed = synchronise(); !passed) return passed;
+      }
+    }
+  }
+
+  Result<void> read_hello() noexcept {
+    wire::InitPacketBytes bytes;
+    if (auto got = read_exact(link_, std::span<std::byte>(bytes), Errc::truncated_hello); !got) {
+      Error error = got.error();
+      error.stage = Stage::hello;
+      if (error.code == Errc::peer_closed) error.code = Errc::truncated_hello;
+      return std::unexpected(error);
+    }
+    const auto hello = wire::parse_init_packet(bytes, channels_);
+    if (!hello) return std::unexpected(hello.error());
+    if (auto admitted = shared_.hellos.admit(*hello); !admitted) return admitted;
+    id_.store(hello->id, std::memory_order_relaxed);  // for stats(); the worker itself is the only other reader
+    counters_.wire_bytes.add(bytes.size());
+    return {};
+  }
+
+  /// Fills header_, of which `ahead_` bytes may have come with the packet before; false at an orderly end.
+  Result<bool> read_header() noexcept {
+    // The first bytes alone tell a stranger and a device-state packet, which is shorter: do not wait for more of
+    // those than they will send.
+    const std::size_t size = header_bytes();
+    while (ahead_ < size) {
+      const std::size_t wanted = ahead_ < prefix_bytes ? prefix_bytes - ahead_ : size - ahead_;
+      in_[0] = {header_.get() + ahead_, size - ahead_};
+      const auto arrived = read_at_least(link_, std::span(in_.get(), 1), wanted);
+      if (!arrived) return std::unexpected(arrived.error());
+      ahead_ += *arrived;
+      counters_.wire_bytes.add(*arrived);
+      if (ahead_ == 0) return false;
+      if (*arrived < wanted) return fail(Errc::truncated_header, Stage::read, "packet header", ahead_);
+      if (wire::load_be<std::uint32_t>(header_.get()) != wire::magic ||
+          (wire::load_be<std::uint32_t>(header_.get() + 8) & wire::flag_device_state) != 0)
+        return true;  // parse_header() names it
+    }
+    return true;
+  }
+
+  Result<void> apply(const wire::PacketHeader& header) noexcept {
+    if (shared_.first_packet == FirstPacket::sync && counters_.syncs.get() == 0)
+      return fail(Errc::data_before_sync, Stage::parse, "data packet");
+    const Result<BlockId> block = find(header.idstr);
+    if (!block) return std::unexpected(block.error());
+    if (auto gathered = gather(header, *block); !gathered) return gathered;
+
+    // Zero pages first, as QEMU does (PROTOCOL.md section 5.2); the two lists are disjoint, gather() saw to it.
+    for (std::size_t i = 0; i < header.zero_pages; ++i) apply_zero(*block, offset(header.normal_pages + i));
+    clock_.lap(counters_.check_ns);
+    for (std::size_t i = 0; i < header.normal_pages; ++i) shared_.received.test_and_set(*block, offset(i));
+    // From here header_ may be overwritten by the next packet's: `header` keeps the numbers, idstr is not used again.
+    if (header.normal_pages > 0) {
+      if (auto read = read_pages(header); !read) return read;
+    }
+    counters_.packets.add(1);
+    counters_.normal_pages.add(header.normal_pages);
+    counters_.zero_pages.add(header.zero_pages);
+    counters_.payload_bytes.add(wire::payload_bytes(header));
+    owes_sync_ = true;
+    return {};
+  }
+
+  /// Checks every offset before the first byte of memory changes, and gathers the normal pages into runs.
+  Result<void> gather(const wire::PacketHeader& header, BlockId block) noexcept {
+    runs_.clear();
+    distinct_.clear();
+    const std::size_t pages = header.normal_pages + header.zero_pages;
+    for (std::size_t i = 0; i < pages; ++i) {
+      const auto page = shared_.map.resolve(block, offset(i));
+      if (!page) return std::unexpected(page.error());
+      distinct_.add(offset(i));
+      if (i < header.normal_pages) runs_.add(page->data(), page->size());
+    }
+    return distinct_.check();
+  }
+
+  Result<void> read_pages(const wire::PacketHeader& header) noexcept {
+    const std::size_t payload_bytes = wire::payload_bytes(header);
+    const ConstBuffers pages = runs_.view();
+    std::size_t parts = 0;
+    if constexpr (C::payload_form == PayloadForm::pages) {
+      for (const iovec& run : pages) in_[parts++] = run;
+    } else {
+      in_[parts++] = {payload_.get(), payload_bytes};
+    }
+    // The next header comes with this payload if it is there already: one system call less per packet.
+    in_[parts++] = {header_.get(), header_bytes()};
+    const auto arrived = read_at_least(link_, std::span(in_.get(), parts), payload_bytes);
+    clock_.lap(counters_.io_ns);
+    if (!arrived) return std::unexpected(arrived.error());
+    counters_.wire_bytes.add(*arrived);
+    if (*arrived < payload_bytes) return fail(Errc::truncated_payload, Stage::read, "payload", *arrived);
+    ahead_ = *arrived - payload_bytes;
+
+    if constexpr (C::payload_form == PayloadForm::encoded) {
+      if (auto decoded = decoder_.decode({payload_.get(), payload_bytes}, pages); !decoded) return decoded;
+    }
+    if (header.has_digest) {
+      if (const std::uint64_t got = digest_.of(pages); got != header.digest)
+        return fail(Errc::digest_mismatch, Stage::decode, "XXH3-64", got);
+      pages_verified_.add(header.normal_pages);
+    }
+    clock_.lap(counters_.codec_ns);
+    return {};
+  }
+
+  void apply_zero(BlockId block, std::uint64_t offset) noexcept {
+    const bool again = shared_.received.test_and_set(block, offset);
+    if (shared_.destination == DestinationMemory::zeroed && !again) return;
+    std::byte* const page = shared_.map.block(block).host.data() + offset;
+    const std::size_t page_bytes = shared_.map.page_bytes();
+    if (buffer_is_zero(page, page_bytes)) return;  // reading is cheaper than dirtying, on memory and on files
+    std::memset(page, 0, page_bytes);
+    zeros_written_.add(1);
+  }
+
+  Result<void> synchronise() noexcept {
+    owes_sync_ = false;
+    counters_.syncs.add(1);
+    counters_.cpu_ns.set(thread_cpu_ns());
+    auto passed = shared_.barrier->arrive(id(), shared_.progress);
+    clock_.lap(counters_.idle_ns);
+    return passed;
+  }
+
+  Result<void> leave() noexcept {
+    if (owes_sync_) return fail(Errc::unsynced_end, Stage::read, "end of stream");
+    return shared_.barrier->leave(id());
+  }
+
+  /// The same block as in the packet before, nearly always.
+  Result<BlockId> find(std::string_view idstr) noexcept {
+    if (last_block_ && shared_.map.block(*last_block_).idstr == idstr) return *last_block_;
+    const Result<BlockId> block = shared_.map.find(idstr);
+    if (block) last_block_ = *block;
+    return block;
+  }
+
+  std::uint64_t offset(std::size_t slot) const noexcept { return wire::load_offset(header_.get(), slot); }
+  std::size_t header_bytes() const noexcept { return wire::header_bytes(shared_.map.page_bytes()); }
+  std::uint32_t id() const noexcept { return id_.load(std::memory_order_relaxed); }
+
+  static constexpr std::size_t prefix_bytes = 12;  ///< magic, version, flags
+
+  RecvShared& shared_;
+  const unsigned channels_;
+  T link_;
+  typename C::Decoder decoder_;
+  PageRuns runs_;
+  DistinctPages distinct_;
+  PageDigest digest_;
+  std::unique_ptr<std::byte[]> header_;
+  std::unique_ptr<std::byte[]> payload_;
+  std::unique_ptr<iovec[]> in_;
+  std::size_t ahead_ = 0;  ///< bytes of the next header that are in header_ already
+  std::optional<BlockId> last_block_;
+  bool owes_sync_ = false;
+  std::atomic<std::uint32_t> id_{no_channel};  ///< known after the hello
+  StageClock clock_;
+  ChannelCounters counters_;
+  Counter zeros_written_, pages_verified_;
+};
+
+}  // namespace multifd

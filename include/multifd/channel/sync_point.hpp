@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT
+//
+// The receiver's barrier (PROTOCOL.md section 6.5): a channel that read a SYNC stops here until all channels have
+// read theirs and, in manual mode, the caller says that its main stream reached the end of the epoch too.
+//
+//   channel 0  ... pages, SYNC -> arrive() |
+//   channel 1  ... pages, pages, SYNC -> arrive() | all there -> released into the next epoch together
+//   caller     ... closing record -> release_when_all() |
+//
+// A mutex and a condition variable: the barrier is passed once an epoch, and its waits need time limits.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <new>
+
+#include "multifd/result.hpp"
+
+namespace multifd {
+
+/// Who opens the barrier.
+enum class Barrier : std::uint8_t {
+  automatic,  ///< the last channel to arrive: for users without a main stream
+  manual,     ///< the caller, by Receiver::sync(), when its main stream closes the epoch
+};
+
+/// Threads: arrive() and leave() by the channels' workers; release_when_all() by the caller; stop() by any.
+///
+/// Time limits: a wait for a *missing* channel fails with Errc::timed_out when `limit` passes in which `progress()`
+/// did not change; a wait for the *caller* has no limit.
+class SyncPoint {
+ public:
+  static Result<std::unique_ptr<SyncPoint>> create(unsigned channels, Barrier mode,
+                                                   std::chrono::milliseconds limit) {
+    std::unique_ptr<SyncPoint> point(new (std::nothrow) SyncPoint(channels, mode, limit));
+    if (!point || !point->present_) return fail_errno(Stage::setup, "allocate barrier", ENOMEM);
+    return point;
+  }
+
+  /// Reports that `channel` has read its SYNC and waits for the release.
+  ///
+  /// Errors: Errc::unsynced_end or sync_mismatch when a channel that has ended, or the caller's end, can never meet
+  ///   this SYNC; timed_out; cancelled after stop(). Error::channel names the channel to blame.
+  template <class Progress>
+  Result<void> arrive(std::uint32_t channel, Progress&& progress) noexcept {
+    std::unique_lock lock(mutex_);
+    if (stopped_) return stopped();
+    if (left_ > 0) return blame(Errc::unsynced_end, first_with(State::left));
+    if (ended_) return blame(Errc::sync_mismatch, channel);
+    present_[channel] = State::waiting;
+    ++waiting_;
+    const std::uint64_t mine = epochs_;
+    if (waiting_ == channels_) {
+      if (mode_ == Barrier::automatic) {
+        release();
+        return {};
+      }
+      changed_.notify_all();  // the caller may be waiting for the last one
+    }
+    const auto released = [&] { return stopped_ || epochs_ != mine; };
+    if (mode_ == Barrier::manual) {
+      changed_.wait(lock, released);
+    } else if (auto waited = wait(lock, released, progress); !waited) {
+      return waited;
+    }
+    // A release comes before a stop that follows it.
+    return epochs_ != mine ? Result<void>{} : stopped();
+  }
+
+  /// Reports the orderly end of `channel`.
+  ///
+  /// Errors: Errc::unsynced_end if other channels wait for its SYNC.
+  Result<void> leave(std::uint32_t channel) noexcept {
+    const std::lock_guard lock(mutex_);
+    if (stopped_) return stopped();
+    present_[channel] = State::left;
+    ++left_;
+    changed_.notify_all();
+    if (waiting_ > 0) return blame(Errc::unsynced_end, channel);
+    return {};
+  }
+
+  /// Waits until every channel has arrived, then releases them all. Returns the number of the epoch that ended.
+  ///
+  /// Errors: Errc::unsynced_end when a channel has ended; timed_out; cancelled after stop().
+  template <class Progress>
+  Result<std::uint64_t> release_when_all(Progress&& progress) noexcept {
+    std::unique_lock lock(mutex_);
+    const auto ready = [&] { return stopped_ || left_ > 0 || waiting_ == channels_; };
+    if (auto waited = wait(lock, ready, progress); !waited) return std::unexpected(waited.error());
+    if (stopped_) return std::unexpected(stopped().error());
+    if (waiting_ != channels_) return std::unexpected(blame(Errc::unsynced_end, first_with(State::left)).error());
+    release();
+    return epochs_ - 1;
+  }
+
+  /// Says that the caller closes no more epochs (manual mode): a channel that waits, or comes to wait, has sent a
+  /// SYNC too many.
+  Result<void> end() noexcept {
+    const std::lock_guard lock(mutex_);
+    ended_ = mode_ == Barrier::manual;
+    if (ended_ && waiting_ > 0) return blame(Errc::sync_mismatch, first_with(State::waiting));
+    return {};
+  }
+
+  /// Ends every wait, now and later.
+  void stop() noexcept {
+    {
+      const std::lock_guard lock(mutex_);
+      stopped_ = true;
+    }
+    changed_.notify_all();
+  }
+
+  std::uint64_t epochs() const noexcept {
+    const std::lock_guard lock(mutex_);
+    return epochs_;
+  }
+
+ private:
+  enum class State : std::uint8_t { reading, waiting, left };
+
+  SyncPoint(unsigned channels, Barrier mode, std::chrono::milliseconds limit) noexcept
+      : channels_(channels), mode_(mode), limit_(limit), present_(new (std::nothrow) State[channels]{}) {}
+
+  void release() noexcept {
+    for (unsigned i = 0; i < channels_; ++i) present_[i] = State::reading;
+    waiting_ = 0;
+    ++epochs_;
+    changed_.notify_all();
+  }
+
+  template <class Ready, class Progress>
+  Result<void> wait(std::unique_lock<std::mutex>& lock, Ready&& ready, Progress&& progress) noexcept {
+    for (std::uint64_t before = progress();;) {
+      if (changed_.wait_for(lock, limit_, ready)) return {};
+      const std::uint64_t now = progress();
+      if (now == before) return blame(Errc::timed_out, first_with(State::reading));
+      before = now;
+    }
+  }
+
+  std::uint32_t first_with(State state) const noexcept {
+    for (unsigned i = 0; i < channels_; ++i)
+      if (present_[i] == state) return i;
+    return no_channel;
+  }
+
+  static Result<void> blame(Errc code, std::uint32_t channel) noexcept {
+    return std::unexpected(Error{.code = code, .stage = Stage::sync, .op = "wait for SYNC of all channels",
+                                 .channel = channel});
+  }
+  static Result<void> stopped() noexcept { return fail(Errc::cancelled, Stage::sync, "barrier"); }
+
+  const unsigned channels_;
+  const Barrier mode_;
+  const std::chrono::milliseconds limit_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::unique_ptr<State[]> present_;
+  unsigned waiting_ = 0;
+  unsigned left_ = 0;
+  std::uint64_t epochs_ = 0;
+  bool ended_ = false;
+  bool stopped_ = false;
+};
+
+}  // namespace multifd

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT
+//
+// Receiver: takes the channels of a Sender, or of a real QEMU, and puts their pages into the VMM's own memory. One
+// worker per channel; the caller only opens the barrier between epochs, or leaves that to the channels.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "multifd/channel/recv_channel.hpp"
+
+namespace multifd {
+
+/// Run-time settings of a Receiver. Everything has a default.
+template <Compressor C>
+struct ReceiverOptions {
+  C compressor{};                          ///< limits of the decoder; levels are the sender's matter
+  UuidCheck uuid{};
+  Barrier barrier = Barrier::automatic;
+  DestinationMemory destination = DestinationMemory::unknown;
+  FirstPacket first_packet = FirstPacket::any;
+  std::chrono::milliseconds hello_timeout{10'000};    ///< for all initial packets together
+  std::chrono::milliseconds barrier_timeout{60'000};  ///< without a byte on any channel, while some wait for others
+  ThreadHook thread_hook{};                           ///< runs in each worker before its first byte
+};
+
+/// Receives pages of a RamMap over connected transports. Every sender generation since QEMU 4.1 is understood without
+/// being told (PROTOCOL.md section 15). The peer is not trusted: whatever it sends ends in an Error, and no byte of
+/// memory outside the map's blocks changes.
+///
+/// The order of use: open(), then with Barrier::manual one sync() per epoch, then finish().
+///
+/// Threads: cancel() and stats() from any thread; sync() and finish() from one at a time.
+/// Errors: the first error stops all channels and is what every later call returns. Error::channel is the id from
+///   the hello.
+/// Lifetime: the destructor cancels if finish() has not been called, joins, and never waits for the peer.
+template <Transport T, Compressor C>
+class Receiver {
+ public:
+  using Options = ReceiverOptions<C>;
+  static_assert((C::method & ~wire::flag_compression_mask) == 0, "Compressor::method must be compression bits");
+
+  /// Starts one worker per link and waits for every channel's hello; the ids may come in any order.
+  ///
+  /// Params: `ram`: copied (the memory is not); all blocks writable; `links`: exactly as many as the peer has channels.
+  /// Errors: Errc::bad_channel_count, bad_block_size (no block), read_only_block; bad_magic, bad_version,
+  ///   uuid_mismatch, channel_id_out_of_range, duplicate_channel_id, truncated_hello from the hellos; timed_out.
+  static Result<Receiver> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
+    if (links.empty() || links.size() > wire::max_channels)
+      return fail(Errc::bad_channel_count, Stage::setup, "Receiver::open", links.size());
+    if (ram.blocks().empty()) return fail(Errc::bad_block_size, Stage::setup, "Receiver::open: no RAM block");
+    for (const RamBlock& block : ram.blocks())
+      if (block.access == Access::read_only) return fail(Errc::read_only_block, Stage::setup, "Receiver::open");
+    auto state = std::make_unique<State>(ram, std::move(options), static_cast<unsigned>(links.size()));
+    if (auto started = state->start(std::move(links)); !started) return std::unexpected(started.error());
+    return Receiver(std::move(state));
+  }
+
+  /// Waits until every channel has read its SYNC, with all pages before it in memory, and lets the channels into the
+  /// next epoch: what a VMM does when its main stream closes an epoch. Returns the number of the epoch that ended.
+  ///
+  /// Errors: Errc::not_supported with Barrier::automatic; unsynced_end when a channel ended instead (Error::channel);
+  ///   timed_out when a channel's SYNC does not come and nothing moves; the first error.
+  /// Wire: PROTOCOL.md section 6.5.
+  Result<std::uint64_t> sync() noexcept {
+    State& s = *state_;
+    if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
+    if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
+    const auto epoch = s.shared.barrier->release_when_all(s.shared.progress);
+    if (epoch) return epoch;
+    return std::unexpected(s.first_error(epoch.error()));
+  }
+
+  /// Waits until every channel has ended in order, and joins the workers. After it all memory is final.
+  ///
+  /// Errors: Errc::sync_mismatch when a channel still waits at a manual barrier; the first error; already_closed.
+  Result<void> finish() noexcept {
+    State& s = *state_;
+    if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
+    if (s.finished) return fail(Errc::already_closed, Stage::close);
+    if (auto ended = s.shared.barrier->end(); !ended) return std::unexpected(s.first_error(ended.error()));
+    s.join();
+    if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
+    s.finished = true;
+    return {};
+  }
+
+  /// Makes every call, blocked or to come, return Errc::cancelled (or the error that came before). The peer sees a
+  /// broken stream.
+  ///
+  /// Threads: any, while the Receiver lives. Does not block.
+  void cancel() noexcept { state_->shared.error.raise({.code = Errc::cancelled, .op = "Receiver::cancel"}); }
+
+  /// Threads: any. Allocates the snapshot.
+  ReceiverStats stats() const {
+    const State& s = *state_;
+    ReceiverStats stats;
+    for (const auto& channel : s.channels) {
+      stats.channels.push_back(channel->stats());
+      stats.zeros_written += channel->zeros_written();
+      stats.pages_verified += channel->pages_verified();
+    }
+    std::ranges::sort(stats.channels, {}, &ChannelStats::id);
+    stats.epochs = s.shared.barrier->epochs();
+    return stats;
+  }
+
+  /// Which pages have arrived, as bytes or as zero. Threads: any.
+  const ReceivedPages& received() const noexcept { return state_->shared.received; }
+
+  /// Marks a page that arrived on the caller's main stream (a legacy zero record, PROTOCOL.md section 9.6), and says
+  /// whether it had arrived before.
+  bool mark_received(BlockId block, std::uint64_t offset) noexcept {
+    return state_->shared.received.test_and_set(block, offset);
+  }
+
+  /// The uuid that the peer said.
+  Uuid peer_uuid() const noexcept { return state_->shared.hellos.uuid(); }
+
+  Receiver(Receiver&&) noexcept = default;
+  Receiver& operator=(Receiver&&) noexcept = default;
+
+ private:
+  struct State {
+    using Channel = RecvChannel<T, C>;
+
+    State(const RamMap& ram, Options opts, unsigned channel_count)
+        : options(std::move(opts)), shared(ram, options.destination, options.first_packet, channel_count, options.uuid,
+                                           [this] { stop(); }) {
+      shared.progress = [this] {
+        std::uint64_t sum = 0;
+        for (const auto& channel : channels) sum += channel->wire_bytes();
+        return sum;
+      };
+    }
+
+    ~State() {
+      if (!threads.empty() && !finished) shared.error.raise({.code = Errc::cancelled, .op = "Receiver destroyed"});
+      join();
+    }
+
+    Result<void> start(std::vector<T> links) {
+      const auto count = static_cast<unsigned>(links.size());
+      auto received = ReceivedPages::create(shared.map);
+      if (!received) return std::unexpected(received.error());
+      shared.received = std::move(*received);
+      auto barrier = SyncPoint::create(count, options.barrier, options.barrier_timeout);
+      if (!barrier) return std::unexpected(barrier.error());
+      shared.barrier = std::move(*barrier);
+      for (T& link : links) {
+        auto channel = Channel::create(shared, count, std::move(link), options.compressor);
+        if (!channel) return std::unexpected(channel.error());
+        channels.push_back(std::move(*channel));
+      }
+      threads.reserve(channels.size());
+      for (std::uint32_t i = 0; i < channels.size(); ++i) {
+        auto thread = Thread::start(*channels[i], options.thread_hook, {.role = "recv", .channel = i});
+        if (!thread) return std::unexpected(thread.error());
+        threads.push_back(std::move(*thread));
+      }
+      if (auto complete = shared.hellos.wait(options.hello_timeout); !complete)
+        return std::unexpected(first_error(complete.error()));
+      return {};
+    }
+
+    /// Makes `error` the first error unless another came before; returns the one that counts.
+    Error first_error(const Error& error) noexcept {
+      shared.error.raise(error);
+      return shared.error.get();
+    }
+
+    /// Called once, by the thread of the first error. `channels` is complete before any thread starts.
+    void stop() noexcept {
+      shared.barrier->stop();
+      shared.hellos.stop();
+      for (const auto& channel : channels) channel->shutdown();
+    }
+
+    void join() noexcept {
+      for (Thread& thread : threads) thread.join();
+    }
+
+    const Options options;
+    RecvShared shared;
+    std::vector<std::unique_ptr<Channel>> channels;
+    std::vector<Thread> threads;
+    bool finished = false;
+  };
+
+  explicit Receiver(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace multifd

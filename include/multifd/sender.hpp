@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: MIT
+//
+// Sender: moves a VM's dirty pages to a peer over many channels. The caller's thread queues pages (the producer), one
+// worker per channel sends them.
+#pragma once
+
+#include <bit>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "multifd/channel/send_channel.hpp"
+#include "multifd/wire/peer_profile.hpp"
+
+namespace multifd {
+
+/// What queue_page() did with a page.
+enum class Queued : std::uint8_t {
+  queued,        ///< it will travel on a channel
+  zero_on_main,  ///< it is zero, and the caller has to say so on its main stream (only with ZeroPagesLegacy)
+};
+
+/// What a bulk call did with its pages.
+struct QueuedPages {
+  std::uint64_t queued = 0;
+  std::uint64_t zero_on_main = 0;
+};
+
+/// Run-time settings of a Sender. Everything has a default.
+template <Compressor C, ZeroPagePolicy Z>
+struct SenderOptions {
+  C compressor{};                          ///< parameters: `{.level = 3}`
+  Z zero_pages{};
+  Uuid uuid{};                             ///< the VM's, as the peer expects it
+  PeerProfile peer = peer_multifd;         ///< who receives; wrong values corrupt guests, see PeerProfile
+  std::uint64_t bandwidth = 0;             ///< bytes per second over all channels; 0: no cap
+  unsigned depth = 4;                      ///< batches in flight per channel, 2 to 16
+  Digest digest = Digest::off;             ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
+  ThreadHook thread_hook{};                ///< runs in each worker before its first packet
+};
+
+/// Sends pages of a RamMap over connected transports.
+///
+/// The order of use: open(), then per epoch any number of queue_*() and one sync(), then close(). A page should be
+/// queued once per epoch; a page dirtied again belongs to a later epoch (PROTOCOL.md section 6). Queued pages leave
+/// at the latest at sync() or flush().
+///
+/// Threads: cancel(), stats(), set_bandwidth(), set_level() from any thread; everything else from one, the producer.
+///   The memory may be written by the guest all the time.
+/// Errors: the first error, from whichever thread, stops all channels and is what every later call returns.
+/// Lifetime: the destructor cancels if close() has not been called, joins, and never waits for the peer.
+template <Transport T, Compressor C, ZeroPagePolicy Z>
+class Sender {
+ public:
+  using Options = SenderOptions<C, Z>;
+  static_assert((C::method & ~wire::flag_compression_mask) == 0, "Compressor::method must be compression bits");
+
+  /// Starts one worker per link; channel ids follow the order of `links`. Each begins with its hello.
+  ///
+  /// Params: `ram`: at least one block, copied (the memory is not); `links`: 1 to 255 connected streams.
+  /// Errors: Errc::bad_channel_count, bad_block_size (no block), peer_lacks_zero_lists, bad_option; out of memory or
+  ///   threads. The links are closed on any error.
+  static Result<Sender> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
+    if (links.empty() || links.size() > wire::max_channels)
+      return fail(Errc::bad_channel_count, Stage::setup, "Sender::open", links.size());
+    if (ram.blocks().empty()) return fail(Errc::bad_block_size, Stage::setup, "Sender::open: no RAM block");
+    if (Z::stage == ZeroStage::channel && !options.peer.zero_lists)
+      return fail(Errc::peer_lacks_zero_lists, Stage::setup, "Sender::open");
+    if (options.digest == Digest::on && !options.peer.digests)
+      return fail(Errc::bad_option, Stage::setup, "digest: only our own receiver verifies it");
+    auto state = std::make_unique<State>(ram, std::move(options), static_cast<unsigned>(links.size()));
+    if (auto started = state->start(std::move(links)); !started) return std::unexpected(started.error());
+    return Sender(std::move(state));
+  }
+
+  /// Queues one page.
+  ///
+  /// Params: `offset`: bytes from the start of the block, a multiple of the page size.
+  /// Errors: Errc::bad_range (nothing is queued, the sender goes on); the first error.
+  /// Threads: producer. Blocks while every channel is full.
+  Result<Queued> queue_page(BlockId block, std::uint64_t offset) noexcept {
+    State& s = *state_;
+    if (auto ready = s.check(block, offset, s.page_bytes); !ready) return std::unexpected(ready.error());
+    if constexpr (Z::stage == ZeroStage::producer) {
+      const std::byte* host = s.shared.map.block(block).host.data();
+      if (s.options.zero_pages.is_zero({block, offset, {host + offset, s.page_bytes}})) {
+        s.zero_on_main.add(1);
+        return Queued::zero_on_main;
+      }
+    }
+    if (auto queued = s.queue_run(block, offset, 1); !queued) return std::unexpected(queued.error());
+    return Queued::queued;
+  }
+
+  /// Queues all pages of a range. With ZeroPagesLegacy, `on_zero(offset)` is called for each page that is zero.
+  ///
+  /// Params: `offset`, `bytes`: multiples of the page size, inside the block.
+  /// Errors, Threads: as queue_page().
+  template <class OnZero>
+  Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes, OnZero&& on_zero) {
+    State& s = *state_;
+    if (auto ready = s.check(block, offset, bytes); !ready) return std::unexpected(ready.error());
+    QueuedPages done;
+    if (auto queued = s.queue_checked(block, offset, bytes / s.page_bytes, on_zero, done); !queued)
+      return std::unexpected(queued.error());
+    return done;
+  }
+
+  Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes) {
+    return queue_range(block, offset, bytes, NeedsZeroSink{});
+  }
+
+  /// Queues every page whose bit is set: bit i % 64 of word i / 64 stands for page first_page + i. Runs of set bits
+  /// are queued as runs, empty words cost next to nothing.
+  ///
+  /// Params: `bitmap`: as KVM_GET_DIRTY_LOG fills it; bits past the end of the block must be clear.
+  /// Errors: Errc::bad_range, before anything is queued; the first error.
+  /// Threads: producer. Blocks while every channel is full.
+  template <class OnZero>
+  Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap, std::uint64_t first_page,
+                                  OnZero&& on_zero) {
+    State& s = *state_;
+    if (auto ready = s.check(block, 0, 0); !ready) return std::unexpected(ready.error());
+    const std::uint64_t pages = s.shared.map.pages(block);
+    if (first_page > pages) return fail(Errc::bad_range, Stage::produce, "queue_dirty", first_page);
+    if (const std::uint64_t end = end_of_bits(bitmap); end > pages - first_page)
+      return fail(Errc::bad_range, Stage::produce, "queue_dirty", first_page + end - 1);
+
+    QueuedPages done;
+    std::uint64_t start = 0;   // of the pending run, in pages from first_page
+    std::uint64_t length = 0;  // runs go on over word boundaries
+    const auto flush_run = [&]() -> Result<void> {
+      if (length == 0) return {};
+      return s.queue_checked(block, (first_page + start) * s.page_bytes, std::exchange(length, 0), on_zero, done);
+    };
+    for (std::size_t w = 0; w < bitmap.size(); ++w) {
+      std::uint64_t word = bitmap[w];
+      while (word != 0) {
+        const auto skip = static_cast<unsigned>(std::countr_zero(word));
+        const auto ones = static_cast<unsigned>(std::countr_one(word >> skip));
+        const std::uint64_t at = w * 64 + skip;
+        if (length == 0 || start + length != at) {
+          if (auto queued = flush_run(); !queued) return std::unexpected(queued.error());
+          start = at;
+        }
+        length += ones;
+        if (skip + ones == 64) break;
+        word &= ~std::uint64_t{0} << (skip + ones);
+      }
+    }
+    if (auto queued = flush_run(); !queued) return std::unexpected(queued.error());
+    return done;
+  }
+
+  Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
+                                  std::uint64_t first_page = 0) {
+    return queue_dirty(block, bitmap, first_page, NeedsZeroSink{});
+  }
+
+  /// Hands over what is queued, so that it leaves although no sync() follows soon.
+  ///
+  /// Errors: the first error. Threads: producer.
+  Result<void> flush() noexcept {
+    State& s = *state_;
+    if (auto ready = s.check_open(); !ready) return ready;
+    if (auto put = s.put_open_batch(); !put) return put;
+    s.shared.handoff->flush();
+    return {};
+  }
+
+  /// Closes the epoch: every channel will write a SYNC behind its pages of this epoch. Returns the epoch's number,
+  /// counted from 0, without waiting for any channel.
+  ///
+  /// Errors: the first error. Threads: producer. Blocks only while every channel is full.
+  /// Wire: PROTOCOL.md section 6; the main stream's record may be written before or after.
+  Result<std::uint64_t> sync() noexcept {
+    State& s = *state_;
+    if (auto ready = s.check_open(); !ready) return std::unexpected(ready.error());
+    if (auto put = s.put_open_batch(); !put) return std::unexpected(put.error());
+    s.unsynced = false;
+    s.epochs.add(1);
+    return s.shared.handoff->close_epoch();
+  }
+
+  /// Waits until every channel has written (not: the peer has read) the SYNC of an epoch that sync() returned.
+  ///
+  /// Errors: Errc::bad_range for an epoch that is not closed; the first error. Threads: any.
+  Result<void> wait(std::uint64_t epoch) noexcept {
+    State& s = *state_;
+    if (epoch >= s.epochs.get()) return fail(Errc::bad_range, Stage::sync, "wait: epoch is not closed", epoch);
+    if (s.shared.gate.wait(epoch)) return {};
+    return std::unexpected(s.shared.error.get());
+  }
+
+  /// sync(), then wait().
+  Result<std::uint64_t> sync_and_wait() noexcept {
+    const auto epoch = sync();
+    if (!epoch) return epoch;
+    if (auto written = wait(*epoch); !written) return std::unexpected(written.error());
+    return epoch;
+  }
+
+  /// Ends in order: closes the epoch if pages were queued since the last sync(), waits until everything is written,
+  /// ends every stream, joins the workers.
+  ///
+  /// Errors: the first error; Errc::already_closed. Threads: producer. Blocks on the peer; cancel() ends that.
+  Result<void> close() noexcept {
+    State& s = *state_;
+    if (auto ready = s.check_open(); !ready) return ready;
+    if (s.unsynced) {
+      if (auto synced = sync(); !synced) return std::unexpected(synced.error());
+    }
+    s.closed = true;
+    s.shared.handoff->finish();
+    s.join();
+    if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
+    return {};
+  }
+
+  /// Makes every call, blocked or to come, return Errc::cancelled (or the error that came before). The peer sees a
+  /// broken stream.
+  ///
+  /// Threads: any, while the Sender lives. Does not block.
+  void cancel() noexcept { state_->shared.error.raise({.code = Errc::cancelled, .op = "Sender::cancel"}); }
+
+  /// Changes the bandwidth cap; 0 lifts it. Threads: any.
+  void set_bandwidth(std::uint64_t bytes_per_s) noexcept { state_->shared.limiter.set_rate(bytes_per_s); }
+
+  /// Changes the compression level from each channel's next packet on. An impossible level fails the migration with
+  /// Errc::bad_option. Threads: any.
+  ///
+  /// Errors: Errc::not_supported by compressors whose stream cannot change its level.
+  Result<void> set_level(int level) noexcept {
+    if constexpr (HasLiveLevel<C>) {
+      state_->shared.level.store(level, std::memory_order_relaxed);
+      state_->shared.level_changes.fetch_add(1, std::memory_order_release);  // meets follow_level()
+      return {};
+    } else {
+      return fail(Errc::not_supported, Stage::setup, "set_level");
+    }
+  }
+
+  /// Threads: any. Allocates the snapshot.
+  SenderStats stats() const {
+    const State& s = *state_;
+    SenderStats stats;
+    for (const auto& channel : s.channels) stats.channels.push_back(channel->stats());
+    stats.zero_on_main = s.zero_on_main.get();
+    stats.queued_pages = s.queued_pages.get();
+    stats.epochs = s.epochs.get();
+    stats.producer_waits = s.producer_waits.get();
+    stats.producer_wait_ns = s.producer_wait_ns.get();
+    return stats;
+  }
+
+  Sender(Sender&&) noexcept = default;
+  Sender& operator=(Sender&&) noexcept = default;
+
+ private:
+  /// Stands for "no callback given"; using it with a policy that needs one does not compile.
+  struct NeedsZeroSink {
+    void operator()(std::uint64_t) const noexcept {
+      static_assert(Z::stage != ZeroStage::producer,
+                    "this ZeroPagePolicy reports zero pages to the caller: pass a callable on_zero(offset) as the "
+                    "last argument");
+    }
+  };
+
+  struct State {
+    using Channel = SendChannel<T, C, Z>;
+
+    State(const RamMap& ram, Options opts, unsigned channel_count)
+        : options(std::move(opts)), page_bytes(ram.page_bytes()),
+          shared(ram, options.uuid, options.digest, channel_count, options.bandwidth, [this] { stop(); }) {}
+
+    ~State() {
+      if (!threads.empty() && !closed) shared.error.raise({.code = Errc::cancelled, .op = "Sender destroyed"});
+      join();
+    }
+
+    Result<void> start(std::vector<T> links) {
+      auto handoff = BatchHandoff::create(static_cast<unsigned>(links.size()), options.depth,
+                                          shared.map.packet_pages());
+      if (!handoff) return std::unexpected(handoff.error());
+      shared.handoff = std::move(*handoff);
+      open_batch = shared.handoff->first_batch();
+      for (T& link : links) {
+        auto channel = Channel::create(shared, static_cast<std::uint8_t>(channels.size()), std::move(link),
+                                       options.compressor, options.zero_pages);
+        if (!channel) return std::unexpected(channel.error());
+        channels.push_back(std::move(*channel));
+      }
+      threads.reserve(channels.size());
+      for (std::uint32_t id = 0; id < channels.size(); ++id) {
+        auto thread = Thread::start(*channels[id], options.thread_hook, {.role = "send", .channel = id});
+        if (!thread) return std::unexpected(thread.error());
+        threads.push_back(std::move(*thread));
+      }
+      return {};
+    }
+
+    /// Called once, by the thread of the first error. `channels` is complete before any thread starts.
+    void stop() noexcept {
+      shared.handoff->stop();
+      shared.limiter.stop();
+      shared.gate.stop();
+      for (const auto& channel : channels) channel->shutdown();
+    }
+
+    void join() noexcept {
+      for (Thread& thread : threads) thread.join();
+    }
+
+    Result<void> check_open() const noexcept {
+      if (shared.error.failed()) [[unlikely]] return std::unexpected(shared.error.get());
+      if (closed) [[unlikely]] return fail(Errc::already_closed, Stage::produce);
+      return {};
+    }
+
+    Result<void> check(BlockId block, std::uint64_t offset, std::uint64_t bytes) const noexcept {
+      if (auto ready = check_open(); !ready) [[unlikely]] return ready;
+      if (!shared.map.contains(block)) [[unlikely]] return fail(Errc::bad_range, Stage::produce, "block", index(block));
+      const std::uint64_t size = shared.map.block(block).host.size();
+      if (((offset | bytes) & (page_bytes - 1)) != 0 || bytes > size || offset > size - bytes) [[unlikely]]
+        return fail(Errc::bad_range, Stage::produce, "range", offset);
+      return {};
+    }
+
+    /// Splits a checked range by the policy: zero pages to the caller, the rest to the channels.
+    template <class OnZero>
+    Result<void> queue_checked(BlockId block, std::uint64_t offset, std::uint64_t pages, OnZero&& on_zero,
+                               QueuedPages& done) {
+      if constexpr (Z::stage == ZeroStage::producer) {
+        std::uint64_t offsets[zero_mask_pages];
+        const std::byte* const host = shared.map.block(block).host.data();
+        for (std::uint64_t first = 0; first < pages; first += zero_mask_pages) {
+          const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(zero_mask_pages, pages - first));
+          for (std::size_t i = 0; i < count; ++i) offsets[i] = offset + (first + i) * page_bytes;
+          const std::uint64_t mask =
+              zero_mask(options.zero_pages, PageGroup{block, host, page_bytes, std::span(offsets, count)});
+          for (std::size_t i = 0; i < count;) {
+            std::size_t end = i + 1;
+            const bool zero = (mask >> i & 1) != 0;
+            while (end < count && ((mask >> end & 1) != 0) == zero) ++end;
+            if (zero) {
+              zero_on_main.add(end - i);
+              done.zero_on_main += end - i;
+              for (std::size_t z = i; z < end; ++z) on_zero(offsets[z]);
+            } else {
+              if (auto queued = queue_run(block, offsets[i], end - i); !queued) return queued;
+              done.queued += end - i;
+            }
+            i = end;
+          }
+        }
+        return {};
+      } else {
+        done.queued += pages;
+        return queue_run(block, offset, pages);
+      }
+    }
+
+    /// The hot path: a checked run of pages into batches.
+    Result<void> queue_run(BlockId block, std::uint64_t offset, std::uint64_t pages) noexcept {
+      unsynced = true;
+      if (open_batch->block != block) {
+        if (auto put = put_open_batch(); !put) return put;
+        open_batch->block = block;
+      }
+      queued_pages.add(pages);
+      for (;;) {
+        const std::size_t count = std::min<std::uint64_t>(pages, open_batch->room());
+        open_batch->push_run(offset, count, page_bytes);
+        if (open_batch->full()) {
+          if (auto put = put_open_batch(); !put) return put;
+          open_batch->block = block;
+        }
+        pages -= count;
+        if (pages == 0) return {};
+        offset += count * page_bytes;
+      }
+    }
+
+    Result<void> put_open_batch() noexcept {
+      if (open_batch->empty()) return {};
+      PageBatch* const empty = shared.handoff->put(open_batch, [this] { note_wait(); });
+      if (empty == nullptr) return std::unexpected(shared.error.get());
+      open_batch = empty;
+      return {};
+    }
+
+    /// Called when the producer goes to sleep and when it has slept.
+    void note_wait() noexcept {
+      const auto now = std::chrono::steady_clock::now();
+      if (waiting_since) {
+        producer_wait_ns.add(static_cast<std::uint64_t>(std::chrono::nanoseconds(now - *waiting_since).count()));
+        waiting_since.reset();
+      } else {
+        producer_waits.add(1);
+        waiting_since = now;
+      }
+    }
+
+    const Options options;
+    const std::size_t page_bytes;
+    SendShared shared;
+    std::vector<std::unique_ptr<Channel>> channels;
+    std::vector<Thread> threads;
+    PageBatch* open_batch = nullptr;
+    bool unsynced = false;
+    bool closed = false;
+    std::optional<std::chrono::steady_clock::time_point> waiting_since;
+    Counter zero_on_main, queued_pages, epochs, producer_waits, producer_wait_ns;
+  };
+
+  explicit Sender(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+
+  /// One past the highest set bit.
+  static std::uint64_t end_of_bits(std::span<const std::uint64_t> bitmap) noexcept {
+    for (std::size_t w = bitmap.size(); w-- > 0;)
+      if (bitmap[w] != 0) return w * 64 + 64 - static_cast<unsigned>(std::countl_zero(bitmap[w]));
+    return 0;
+  }
+
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace multifd

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+//
+// From run-time names to compile-time stacks: a program lists the policies that it offers, and one call picks by
+// name and instantiates the caller's code once for each.
+//
+//   using Compressors = PolicyList<NoComp, Zlib, Zstd>;
+//   using ZeroPages   = PolicyList<ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd>;
+//
+//   auto done = with_policies("zstd", Compressors{}, "multifd", ZeroPages{}, [&]<class C, class Z>() -> Result<void> {
+//     auto tx = Sender<FdTransport, C, Z>::open(ram, std::move(links));
+//     ...
+//   });
+#pragma once
+
+#include <array>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "multifd/result.hpp"
+
+namespace multifd {
+
+/// The policies of one axis that a program offers, by their `name`.
+template <class... Policies>
+struct PolicyList {
+  /// The names, in order: for --help and for messages.
+  static constexpr std::array<std::string_view, sizeof...(Policies)> names{Policies::name...};
+};
+
+/// Calls `body.template operator()<P>()` for the policy P called `name`. All calls must return the same Result type.
+///
+/// Errors: Errc::unknown_policy when no policy has that name; whatever `body` returns.
+template <class First, class... Rest, class Body>
+auto with_policy(std::string_view name, PolicyList<First, Rest...>, Body&& body)
+    -> decltype(body.template operator()<First>()) {
+  if (name == First::name) return body.template operator()<First>();
+  if constexpr (sizeof...(Rest) > 0) {
+    return with_policy(name, PolicyList<Rest...>{}, std::forward<Body>(body));
+  } else {
+    return fail(Errc::unknown_policy, Stage::setup, "pick a policy by name");
+  }
+}
+
+/// with_policy() on two axes: calls `body.template operator()<C, Z>()`.
+template <class... Cs, class... Zs, class Body>
+auto with_policies(std::string_view compressor, PolicyList<Cs...> compressors, std::string_view zero_pages,
+                   PolicyList<Zs...> zero_policies, Body&& body) {
+  return with_policy(compressor, compressors, [&]<class C>() {
+    return with_policy(zero_pages, zero_policies, [&]<class Z>() { return body.template operator()<C, Z>(); });
+  });
+}
+
+}  // namespace multifd
