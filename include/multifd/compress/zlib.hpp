@@ -233,11 +233,11 @@ class Zlib::Decoder {
     if (page_bytes > limits_.packet_bytes)
       return fail(Errc::bad_payload_size, Stage::decode, "pages", page_bytes);
     if (page_bytes == 0 && size == 0) return {};
-    if (page_bytes == 0 || size <= flush_marker.size())
-      return fail(Errc::bad_payload_size, Stage::decode, "inflate", size);
+    if (page_bytes == 0 || size == 0) return fail(Errc::bad_payload_size, Stage::decode, "inflate", size);
 
     // The marker is held back: before it, inflate must have written everything and wait for just these bytes.
-    const auto marker = payload.last(flush_marker.size());
+    const auto marker = payload.last(std::min(size, flush_marker.size()));
+    if (!std::ranges::equal(std::as_bytes(std::span(flush_marker)), marker)) return not_flushed();
     give(payload.data(), size - marker.size());
     for (const iovec& run : pages) {
       stream_->next_out = static_cast<Bytef*>(run.iov_base);
@@ -251,11 +251,13 @@ class Zlib::Decoder {
       }
     }
     if (auto ended = expect_no_output(); !ended) return ended;
-    if (inflateSyncPoint(stream_.get()) != 1 ||
-        std::memcmp(marker.data(), flush_marker.data(), marker.size()) != 0)
-      return fail(Errc::corrupt_payload, Stage::decode, "inflate: does not end with a sync flush", size);
+    if (inflateSyncPoint(stream_.get()) != 1) return not_flushed();
     give(marker.data(), marker.size());
     return expect_no_output();
+  }
+
+  static std::unexpected<Error> not_flushed() noexcept {
+    return fail(Errc::corrupt_payload, Stage::decode, "inflate: payload does not end with a sync flush");
   }
 
   // Feeds what is left of the input with room for one byte that must not come.

@@ -58,8 +58,9 @@ struct Zstd {
   int level = 1;
   /// Window of 2^window_log bytes, 10 to 27; 0 leaves it to the level. Senders only.
   int window_log = 0;
-  /// Largest window that a decoder accepts, 10 to 27, as power of two. It bounds the decoder's memory. Levels
-  /// to 19 need up to 23 (level 1 needs 19), levels from 20 need 27. Receivers only.
+  /// Largest window that a decoder accepts, 10 to 27, as power of two; it bounds the decoder's memory.
+  /// Senders' levels need 19 (level 1 and below), up to 23 (level 19), 25, 26, 27 (levels 20, 21, 22).
+  /// Receivers only.
   int max_window_log = largest_window_log;
 
   class Encoder;

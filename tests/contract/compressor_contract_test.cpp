@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+//
+// Every Compressor through its contract; and compressors with one fault each, to see that the contract
+// notices.
+#include "multifd/testing/compressor_contract.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "multifd/compress/nocomp.hpp"
+#include "multifd/compress/zlib.hpp"
+#include "multifd/compress/zstd.hpp"
+
+using namespace multifd;
+
+namespace {
+
+template <class C>
+void check(const C& parameters, const CodecLimits& limits = {}, std::uint64_t seed = 1) {
+  const ContractReport report = check_compressor_contract(parameters, limits, seed);
+  CHECK_MESSAGE(report.ok(), report.text());
+}
+
+// Short packets, because high levels are slow.
+constexpr CodecLimits short_packets{.packet_bytes = 64 * 1024, .payload_bytes = 128 * 1024};
+
+// A decoder's reserved window makes each open() dear under the address sanitizer; most cases do not need 128
+// MiB.
+constexpr Zstd small_window(int level) { return {.level = level, .window_log = 0, .max_window_log = 23}; }
+
+}  // namespace
+
+TEST_CASE("NoComp keeps the Compressor contract") { check(NoComp{}); }
+
+TEST_CASE("Zlib keeps the Compressor contract") { check(Zlib{}); }
+
+TEST_CASE("Zlib keeps the Compressor contract at every kind of level") {
+  for (const int level : {0, 1, 4, 9}) {
+    CAPTURE(level);
+    check(Zlib{.level = level}, short_packets);
+  }
+}
+
+TEST_CASE("Zstd keeps the Compressor contract") { check(small_window(1)); }
+
+TEST_CASE("Zstd keeps the Compressor contract at every kind of level") {
+  for (const int level : {-50, -1, 0, 1, 3, 7, 16}) {
+    CAPTURE(level);
+    check(small_window(level), short_packets);
+  }
+}
+
+TEST_CASE("Zstd keeps the Compressor contract with a chosen window") {
+  check(Zstd{.level = 1, .window_log = 17, .max_window_log = 17});
+}
+
+TEST_CASE("Compressors keep their contract with pages of every size") {
+  for (const std::size_t page_bytes : {std::size_t{1024}, std::size_t{16384}, std::size_t{65536}}) {
+    CAPTURE(page_bytes);
+    const CodecLimits limits{.page_bytes = page_bytes};
+    check(NoComp{}, limits, page_bytes);
+    check(Zlib{}, limits, page_bytes);
+    check(small_window(1), limits, page_bytes);
+  }
+}
+
+namespace {
+
+enum class Fault { none, loses_last_byte, accepts_short, accepts_long, writes_past_end };
+
+// Run-length coding, about the smallest codec there is: pairs of count and byte. Each value of Fault breaks
+// one rule.
+template <Fault fault>
+struct RunLength {
+  static constexpr std::string_view name = "run-length";
+  static constexpr std::uint32_t method = 0x3e;
+  static constexpr PayloadForm payload_form = PayloadForm::encoded;
+
+  class Encoder {
+   public:
+    static Result<Encoder> open(const RunLength&, const CodecLimits&) noexcept { return Encoder{}; }
+    Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
+      payload_.clear();
+      // Of changing bytes only what was copied may be looked at twice.
+      for (const std::byte byte : detail::gather(pages)) {
+        if (!payload_.empty() && payload_.back() == byte && payload_[payload_.size() - 2] != std::byte{255}) {
+          payload_[payload_.size() - 2] = std::byte(std::to_integer<int>(payload_[payload_.size() - 2]) + 1);
+        } else {
+          payload_.push_back(std::byte{1});
+          payload_.push_back(byte);
+        }
+      }
+      view_ = const_buffer(payload_);
+      return ConstBuffers(&view_, payload_.empty() ? 0 : 1);
+    }
+
+   private:
+    std::vector<std::byte> payload_;
+    iovec view_{};
+  };
+
+  class Decoder {
+   public:
+    static Result<Decoder> open(const RunLength&, const CodecLimits& limits) noexcept {
+      Decoder decoder;
+      decoder.limits_ = limits;
+      return decoder;
+    }
+    Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
+      const auto refused = fail(Errc::corrupt_payload, Stage::decode, "run-length");
+      if (payload.size() > limits_.payload_bytes) return refused;
+      std::vector<std::byte> bytes;
+      for (std::size_t i = 0; i + 1 < payload.size(); i += 2)
+        bytes.insert(bytes.end(), std::to_integer<std::size_t>(payload[i]), payload[i + 1]);
+      const std::size_t wanted = total_bytes(pages);
+      if (payload.size() % 2 != 0 && fault != Fault::accepts_long) return refused;
+      if (bytes.size() < wanted && fault != Fault::accepts_short) return refused;
+      if (bytes.size() > wanted && fault != Fault::accepts_long) return refused;
+      bytes.resize(wanted);
+      if (fault == Fault::loses_last_byte && !bytes.empty()) bytes.back() = std::byte{};
+      const std::byte* from = bytes.data();
+      for (const iovec& run : pages) {
+        std::memcpy(run.iov_base, from, run.iov_len);
+        if (fault == Fault::writes_past_end) static_cast<std::byte*>(run.iov_base)[run.iov_len] = std::byte{};
+        from += run.iov_len;
+      }
+      return {};
+    }
+
+   private:
+    CodecLimits limits_;
+  };
+};
+
+template <Fault fault>
+ContractReport check_run_length() {
+  return check_compressor_contract(RunLength<fault>{},
+                                   {.packet_bytes = 64 * 1024, .payload_bytes = 128 * 1024});
+}
+
+}  // namespace
+
+TEST_CASE("a third party's Compressor passes the contract") {
+  const ContractReport report = check_run_length<Fault::none>();
+  CHECK_MESSAGE(report.ok(), report.text());
+}
+
+TEST_CASE("the contract finds a decoder that changes a byte") {
+  CHECK(check_run_length<Fault::loses_last_byte>().text().find("pages differ") != std::string::npos);
+}
+
+TEST_CASE("the contract finds a decoder that accepts a cut payload") {
+  CHECK(check_run_length<Fault::accepts_short>().text().find("payload cut from") != std::string::npos);
+}
+
+TEST_CASE("the contract finds a decoder that ignores bytes left over") {
+  CHECK(check_run_length<Fault::accepts_long>().text().find("with one more byte") != std::string::npos);
+}
+
+TEST_CASE("the contract finds a decoder that writes outside the pages") {
+  CHECK(check_run_length<Fault::writes_past_end>().text().find("outside the pages") != std::string::npos);
+}

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: MIT
+#include "multifd/compress/zlib.hpp"
+
+#include <doctest/doctest.h>
+#include <zlib.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <vector>
+
+#include "unit/compress/packets.hpp"
+
+using namespace multifd;
+using namespace packets;
+
+namespace {
+
+// A sender that is not ours: plain zlib.
+class ForeignDeflate {
+ public:
+  explicit ForeignDeflate(int level = 6, int window_bits = 15) {
+    REQUIRE(deflateInit2(&stream_, level, Z_DEFLATED, window_bits, 8, Z_DEFAULT_STRATEGY) == Z_OK);
+  }
+  ~ForeignDeflate() { deflateEnd(&stream_); }
+  ForeignDeflate(const ForeignDeflate&) = delete;
+  ForeignDeflate& operator=(const ForeignDeflate&) = delete;
+
+  Bytes packet(const Bytes& content, int flush = Z_SYNC_FLUSH) {
+    Bytes out(content.size() + content.size() / 8 + 256 * 1024);
+    stream_.next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(content.data()));
+    stream_.avail_in = static_cast<uInt>(content.size());
+    stream_.next_out = reinterpret_cast<Bytef*>(out.data());
+    stream_.avail_out = static_cast<uInt>(out.size());
+    REQUIRE(deflate(&stream_, flush) == (flush == Z_FINISH ? Z_STREAM_END : Z_OK));
+    REQUIRE(stream_.avail_in == 0);
+    REQUIRE(stream_.avail_out != 0);
+    out.resize(out.size() - stream_.avail_out);
+    return out;
+  }
+
+  z_stream* get() { return &stream_; }
+
+ private:
+  z_stream stream_{};
+};
+
+Bytes plain_inflate(const Bytes& payloads, std::size_t size) {
+  Bytes out(size + 1);
+  z_stream stream{};
+  REQUIRE(inflateInit(&stream) == Z_OK);
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(payloads.data()));
+  stream.avail_in = static_cast<uInt>(payloads.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  CHECK(inflate(&stream, Z_SYNC_FLUSH) == Z_OK);
+  CHECK(stream.avail_in == 0);
+  out.resize(out.size() - stream.avail_out);
+  inflateEnd(&stream);
+  return out;
+}
+
+std::error_code refusal_of(const Bytes& payload, std::size_t size) {
+  auto decoder = open<Zlib::Decoder>(Zlib{});
+  return refusal(decoder, payload, size);
+}
+
+const Bytes sync_marker = bytes_of({0x00, 0x00, 0xff, 0xff});
+
+bool ends_with_marker(const Bytes& payload) {
+  return payload.size() > 4 && Bytes(payload.end() - 4, payload.end()) == sync_marker;
+}
+
+}  // namespace
+
+TEST_CASE("Zlib payloads of a channel in a row are one stream for plain inflate") {
+  auto encoder = open<Zlib::Encoder>(Zlib{});
+  Bytes payloads;
+  Bytes contents;
+  for (const Bytes& content : stream_of_pages()) {
+    const Bytes payload = encode(encoder, content);
+    CHECK(ends_with_marker(payload));
+    payloads = payloads + payload;
+    contents = contents + content;
+  }
+  CHECK(payloads[0] == std::byte{0x78});  // RFC 1950: deflate, window of 32 KiB
+  CHECK(plain_inflate(payloads, contents.size()) == contents);
+}
+
+TEST_CASE("Zlib makes the same bytes as plain deflate fed page by page") {
+  const Bytes content = text_pages(16);
+  ForeignDeflate foreign(1);
+  Bytes expected;
+  for (std::size_t at = 0; at < content.size(); at += page_bytes) {
+    const auto page = content.begin() + static_cast<std::ptrdiff_t>(at);
+    const bool last = at + page_bytes == content.size();
+    expected = expected + foreign.packet(Bytes(page, page + page_bytes), last ? Z_SYNC_FLUSH : Z_NO_FLUSH);
+  }
+  auto encoder = open<Zlib::Encoder>(Zlib{.level = 1});
+  CHECK(encode(encoder, content) == expected);
+}
+
+TEST_CASE("Zlib decodes what plain deflate made at any level and window") {
+  for (const int level : {0, 1, 6, 9}) {
+    for (const int window_bits : {9, 12, 15}) {
+      CAPTURE(level);
+      CAPTURE(window_bits);
+      ForeignDeflate foreign(level, window_bits);
+      auto decoder = open<Zlib::Decoder>(Zlib{});
+      Bytes decoded;
+      for (const Bytes& content : stream_of_pages()) {
+        REQUIRE(decode(decoder, foreign.packet(content), content.size(), decoded).has_value());
+        CHECK(decoded == content);
+      }
+    }
+  }
+}
+
+TEST_CASE("Zlib decodes into pages that lie apart") {
+  const Bytes content = text_pages(5) + Bytes(page_bytes);
+  ForeignDeflate foreign(9);
+  const Bytes payload = foreign.packet(content);
+  // Runs of one byte and more: matches and literals end in the middle, with the input at its end or not.
+  for (const std::size_t run : {std::size_t{1}, std::size_t{7}, std::size_t{4096}, std::size_t{5000}}) {
+    auto decoder = open<Zlib::Decoder>(Zlib{});
+    Bytes decoded(content.size());
+    std::vector<iovec> runs;
+    for (std::size_t at = 0; at < decoded.size(); at += run)
+      runs.push_back({decoded.data() + at, std::min(run, decoded.size() - at)});
+    CAPTURE(run);
+    CHECK(decoder.decode(payload, runs).has_value());
+    CHECK(decoded == content);
+  }
+}
+
+TEST_CASE("Zlib takes the levels 0 to 9 and no others") {
+  for (int level = 0; level <= 9; ++level) CHECK(Zlib::Encoder::open({.level = level}, {}).has_value());
+  for (const int level : {-2, -1, 10, 1000}) {
+    CAPTURE(level);
+    const auto refused = Zlib::Encoder::open({.level = level}, {});
+    REQUIRE(!refused.has_value());
+    CHECK(refused.error().code == Errc::bad_option);
+    CHECK(Zlib::Decoder::open({.level = level}, {}).has_value());  // none of a receiver's business
+  }
+}
+
+TEST_CASE("Zlib refuses limits that zlib cannot count") {
+  const CodecLimits limits{.payload_bytes = std::size_t{1} << 32};
+  CHECK(Zlib::Encoder::open({}, limits).error().code == Errc::bad_option);
+  CHECK(Zlib::Decoder::open({}, limits).error().code == Errc::bad_option);
+  CHECK(Zlib::Encoder::open({}, {.page_bytes = 0}).error().code == Errc::bad_option);
+}
+
+TEST_CASE("Zlib's level changes between any two packets of a stream") {
+  auto encoder = open<Zlib::Encoder>(Zlib{.level = 1});
+  auto decoder = open<Zlib::Decoder>(Zlib{});
+  Bytes payloads;
+  Bytes contents;
+  Bytes decoded;
+  const std::vector<Bytes> kinds = {text_pages(8, 5), random_pages(3, 6), Bytes(4 * page_bytes)};
+  for (int from = 0; from <= 9; ++from) {
+    for (int to = 0; to <= 9; ++to) {
+      CAPTURE(from);
+      CAPTURE(to);
+      for (const int level : {from, to}) {
+        REQUIRE(encoder.set_level(level).has_value());
+        const Bytes& content = kinds[static_cast<std::size_t>(from + 2 * to + level) % kinds.size()];
+        const Bytes payload = encode(encoder, content);
+        REQUIRE(decode(decoder, payload, content.size(), decoded).has_value());
+        REQUIRE(decoded == content);
+        payloads = payloads + payload;
+        contents = contents + content;
+      }
+    }
+  }
+  CHECK(plain_inflate(payloads, contents.size()) == contents);
+}
+
+TEST_CASE("a changed level of Zlib takes effect") {
+  const Bytes content = text_pages(64);
+  auto encoder = open<Zlib::Encoder>(Zlib{.level = 0});
+  const std::size_t stored = encode(encoder, content).size();
+  CHECK(stored > content.size());
+  REQUIRE(encoder.set_level(1).has_value());
+  const std::size_t fast = encode(encoder, text_pages(64, 2)).size();
+  CHECK(fast < content.size() / 2);
+  REQUIRE(encoder.set_level(9).has_value());
+  CHECK(encode(encoder, text_pages(64, 3)).size() < fast);
+  REQUIRE(encoder.set_level(0).has_value());
+  CHECK(encode(encoder, content).size() > content.size());
+}
+
+TEST_CASE("Zlib refuses a level out of range in mid-stream and goes on with the old one") {
+  auto encoder = open<Zlib::Encoder>(Zlib{.level = 1});
+  auto undisturbed = open<Zlib::Encoder>(Zlib{.level = 1});
+  const Bytes content = text_pages(8);
+  CHECK(encode(encoder, content) == encode(undisturbed, content));
+  for (const int level : {-1, 10}) {
+    const auto refused = encoder.set_level(level);
+    REQUIRE(!refused.has_value());
+    CHECK(refused.error().code == Errc::bad_option);
+  }
+  CHECK(encode(encoder, content) == encode(undisturbed, content));
+}
+
+TEST_CASE("zlib writes nothing when its level changes after a sync flush") {
+  // What lets set_level() leave the last payload alone, for every pair of levels of the zlib at hand.
+  const Bytes content = text_pages(2) + random_pages(1);
+  for (int from = 0; from <= 9; ++from) {
+    for (int to = 0; to <= 9; ++to) {
+      ForeignDeflate foreign(from);
+      foreign.packet(content);
+      Bytef out[64];
+      foreign.get()->next_out = out;
+      foreign.get()->avail_out = sizeof(out);
+      CHECK(deflateParams(foreign.get(), to, Z_DEFAULT_STRATEGY) == Z_OK);
+      CHECK(foreign.get()->avail_out == sizeof(out));
+    }
+  }
+}
+
+TEST_CASE("Zlib takes a full flush, which is a sync flush that forgets") {
+  ForeignDeflate foreign;
+  const Bytes content = text_pages(4);
+  CHECK(!refusal_of(foreign.packet(content, Z_FULL_FLUSH), content.size()));
+}
+
+TEST_CASE("Zlib refuses a payload that does not end with a sync flush") {
+  const Bytes content = text_pages(4);
+  SUBCASE("cut anywhere") {
+    const Bytes payload = ForeignDeflate().packet(content);
+    for (std::size_t cut = 1; cut < payload.size(); cut += cut < 20 ? 1 : 7) {
+      CAPTURE(cut);
+      CHECK(refusal_of(without_tail(payload, cut), content.size()) == Errc::corrupt_payload);
+    }
+  }
+  SUBCASE("stored blocks, which need no flush to be complete") {
+    CHECK(refusal_of(without_tail(ForeignDeflate(0).packet(content), 5), content.size()) ==
+          Errc::corrupt_payload);
+  }
+  SUBCASE("partial flush") {
+    CHECK(refusal_of(ForeignDeflate().packet(content, Z_PARTIAL_FLUSH), content.size()) ==
+          Errc::corrupt_payload);
+  }
+  SUBCASE("partial flush, and the marker's bytes") {
+    CHECK(refusal_of(ForeignDeflate().packet(content, Z_PARTIAL_FLUSH) + sync_marker, content.size()) ==
+          Errc::corrupt_payload);
+  }
+  SUBCASE("bytes after the marker") {
+    CHECK(refusal_of(ForeignDeflate().packet(content) + bytes_of({0}), content.size()) ==
+          Errc::corrupt_payload);
+    CHECK(refusal_of(ForeignDeflate().packet(content) + sync_marker, content.size()) ==
+          Errc::corrupt_payload);
+  }
+}
+
+TEST_CASE("Zlib refuses a flushed payload of which a piece is missing") {
+  const Bytes content = text_pages(4);
+  const Bytes payload = ForeignDeflate(0).packet(content);
+  CHECK(refusal_of(without_tail(payload, 5 + 100) + sync_marker, content.size()) == Errc::bad_payload_size);
+  CHECK(refusal_of(sync_marker, content.size()) == Errc::bad_payload_size);
+}
+
+TEST_CASE("Zlib refuses an end of stream") {
+  const Bytes content = text_pages(4);
+  const Bytes finished = ForeignDeflate().packet(content, Z_FINISH);
+  CHECK(refusal_of(finished, content.size()) == Errc::corrupt_payload);
+  CHECK(refusal_of(finished + sync_marker, content.size()) == Errc::corrupt_payload);
+  CHECK(refusal_of(finished + ForeignDeflate().packet(content), content.size()) == Errc::corrupt_payload);
+  CHECK(refusal_of(finished + sync_marker, content.size() + page_bytes) == Errc::corrupt_payload);
+}
+
+TEST_CASE("Zlib refuses a preset dictionary") {
+  ForeignDeflate foreign;
+  const Bytes dictionary = text_pages(1);
+  REQUIRE(deflateSetDictionary(foreign.get(), reinterpret_cast<const Bytef*>(dictionary.data()),
+                               static_cast<uInt>(dictionary.size())) == Z_OK);
+  CHECK(refusal_of(foreign.packet(dictionary), dictionary.size()) == Errc::corrupt_payload);
+}
+
+TEST_CASE("Zlib refuses streams that are not zlib's") {
+  const Bytes content = text_pages(2);
+  CHECK(refusal_of(ForeignDeflate(6, -15).packet(content), content.size()) == Errc::corrupt_payload);  // raw
+  CHECK(refusal_of(ForeignDeflate(6, 31).packet(content), content.size()) == Errc::corrupt_payload);   // gzip
+}
+
+TEST_CASE("Zlib refuses a second stream header") {
+  const Bytes content = text_pages(2);
+  auto decoder = open<Zlib::Decoder>(Zlib{});
+  CHECK(!refusal(decoder, ForeignDeflate().packet(content), content.size()));
+  CHECK(refusal(decoder, ForeignDeflate().packet(content), content.size()) == Errc::corrupt_payload);
+}
+
+TEST_CASE("Zlib refuses a match from before the stream's first byte") {
+  // Fixed block: a match of length 3 at distance 1, with nothing before it.
+  CHECK(refusal_of(bytes_of({0x78, 0x9c, 0x02, 0x02, 0x00}) + sync_marker, page_bytes) ==
+        Errc::corrupt_payload);
+}
+
+TEST_CASE("Zlib refuses a bomb without unpacking it") {
+  ForeignDeflate foreign(9);
+  const Bytes payload = foreign.packet(Bytes(std::size_t{256} << 20));
+  REQUIRE(payload.size() < 1024 * 1024);
+  const double start = thread_cpu_seconds();
+  CHECK(refusal_of(payload, page_bytes) == Errc::bad_payload_size);
+  CHECK(thread_cpu_seconds() - start < 0.25);
+}
