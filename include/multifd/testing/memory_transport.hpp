@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// Two connected transports without an operating system between them, for tests: each direction is a bounded ring
-// under a mutex. It behaves as TCP does at its ends: finish() lets the peer read all and then 0, shutdown() and a
-// destructor without finish() break the stream at once, with what was still in it.
+// Two connected transports without an operating system between them, for tests: each direction is a bounded
+// ring under a mutex. It behaves as TCP does at its ends: finish() lets the peer read all and then 0,
+// shutdown() and a destructor without finish() break the stream at once, with what was still in it.
 #pragma once
 
 #include <algorithm>
@@ -123,7 +123,8 @@ class MemoryPipe {
 }  // namespace detail
 
 /// One end of an in-memory connection.
-/// Errors: `peer_closed` when the other end was shut down or destroyed, `cancelled` after this end's shutdown(),
+/// Errors: `peer_closed` when the other end was shut down or destroyed, `cancelled` after this end's
+/// shutdown(),
 ///   `already_closed` for a write after finish().
 class MemoryTransport {
  public:
@@ -139,8 +140,12 @@ class MemoryTransport {
   }
   ~MemoryTransport() { close(); }
 
-  Result<std::size_t> write_some(ConstBuffers buffers) noexcept { return out_->write(buffers, options_.max_io_bytes); }
-  Result<std::size_t> read_some(MutableBuffers buffers) noexcept { return in_->read(buffers, options_.max_io_bytes); }
+  Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
+    return out_->write(buffers, options_.max_io_bytes);
+  }
+  Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
+    return in_->read(buffers, options_.max_io_bytes);
+  }
 
   Result<void> finish() noexcept {
     Result<void> result = out_->finish();
@@ -155,7 +160,8 @@ class MemoryTransport {
   }
 
  private:
-  friend std::pair<MemoryTransport, MemoryTransport> memory_transport_pair(std::size_t, MemoryTransportOptions);
+  friend std::pair<MemoryTransport, MemoryTransport> memory_transport_pair(std::size_t,
+                                                                           MemoryTransportOptions);
 
   MemoryTransport(std::shared_ptr<detail::MemoryPipe> out, std::shared_ptr<detail::MemoryPipe> in,
                   MemoryTransportOptions options) noexcept
@@ -177,7 +183,8 @@ class MemoryTransport {
 
 static_assert(check_transport<MemoryTransport>());
 
-/// Makes two connected ends. Params `capacity_bytes`: what each direction holds before a writer waits, at least 1.
+/// Makes two connected ends. Params `capacity_bytes`: what each direction holds before a writer waits, at
+/// least 1.
 [[nodiscard]] inline std::pair<MemoryTransport, MemoryTransport> memory_transport_pair(
     std::size_t capacity_bytes, MemoryTransportOptions options = {}) {
   MULTIFD_ASSERT(capacity_bytes > 0 && options.max_io_bytes > 0);

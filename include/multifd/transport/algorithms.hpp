@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The only loops over short reads and writes. They work on the caller's own scratch array of iovecs, which they use
-// up: after a call its entries mean nothing. Errors of the transport get through untouched.
+// The only loops over short reads and writes. They work on the caller's own scratch array of iovecs, which
+// they use up: after a call its entries mean nothing. Errors of the transport get through untouched.
 #pragma once
 
 #include <algorithm>
@@ -49,16 +49,17 @@ Result<void> write_all(T& transport, std::span<iovec> buffers) noexcept {
   while (!buffers.empty()) {
     const Result<std::size_t> written = transport.write_some(detail::one_call(buffers));
     if (!written) return std::unexpected(written.error());
-    if (*written == 0) return fail_errno(Stage::write, "write_some wrote nothing", EIO);  // else an endless loop
+    if (*written == 0)
+      return fail_errno(Stage::write, "write_some wrote nothing", EIO);  // else an endless loop
     buffers = drop_front(buffers, *written);
   }
   return {};
 }
 
-/// Reads until at least `min_bytes` have arrived, and lets more arrive as long as it costs no further call: so the
-/// next packet's header can come with this packet's pages.
-/// Params `buffers`: at least `min_bytes` in all; used up. `min_bytes` 0 reads nothing.
-/// Returns how many bytes arrived, in order from the first buffer's first byte. Fewer than `min_bytes` means that
+/// Reads until at least `min_bytes` have arrived, and lets more arrive as long as it costs no further call:
+/// so the next packet's header can come with this packet's pages. Params `buffers`: at least `min_bytes` in
+/// all; used up. `min_bytes` 0 reads nothing. Returns how many bytes arrived, in order from the first
+/// buffer's first byte. Fewer than `min_bytes` means that
 ///   the stream ended in order: 0 is an end between two units, anything else a truncated one.
 /// Errors: the transport's.
 template <Transport T>
@@ -78,10 +79,12 @@ Result<std::size_t> read_at_least(T& transport, std::span<iovec> buffers, std::s
 
 /// Fills every buffer, or fails.
 /// Params `truncated`: the code to report when the stream ends after some of the bytes.
-/// Errors: `peer_closed` if the stream ended in order before the first byte; `truncated` (detail: bytes that did
+/// Errors: `peer_closed` if the stream ended in order before the first byte; `truncated` (detail: bytes that
+/// did
 ///   arrive) if it ended later; otherwise the transport's.
 template <Transport T>
-Result<void> read_exact(T& transport, std::span<iovec> buffers, Errc truncated = Errc::truncated_payload) noexcept {
+Result<void> read_exact(T& transport, std::span<iovec> buffers,
+                        Errc truncated = Errc::truncated_payload) noexcept {
   const std::size_t wanted = total_bytes(buffers);
   const Result<std::size_t> arrived = read_at_least(transport, buffers, wanted);
   if (!arrived) return std::unexpected(arrived.error());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The connecting side: one connection, or one for each channel. Everything here ends by a time limit or an Interrupt,
-// except looking up a name, which no system call can end; numbers need no looking up.
+// The connecting side: one connection, or one for each channel. Everything here ends by a time limit or an
+// Interrupt, except looking up a name, which no system call can end; numbers need no looking up.
 #pragma once
 
 #include <fcntl.h>
@@ -45,7 +45,8 @@ inline Result<FdTransport> connect_tcp(const addrinfo& target, Clock::time_point
   if (::connect(fd->get(), target.ai_addr, target.ai_addrlen) != 0) {
     // EINTR, too, leaves the connection on its way.
     if (errno != EINPROGRESS && errno != EINTR) return fail_errno(Stage::connect, "connect");
-    Result<void> waited = wait_for(fd->get(), POLLOUT, deadline, options.interrupt, Stage::connect, "connect");
+    Result<void> waited =
+        wait_for(fd->get(), POLLOUT, deadline, options.interrupt, Stage::connect, "connect");
     if (!waited) return std::unexpected(waited.error());
     int error = 0;
     socklen_t size = sizeof error;
@@ -67,8 +68,8 @@ inline Result<FdTransport> connect_unix(const Address& address, Clock::time_poin
   for (std::chrono::milliseconds pause(1);; pause = std::min(pause * 2, std::chrono::milliseconds(20))) {
     if (::connect(fd->get(), reinterpret_cast<const sockaddr*>(&*target), sizeof *target) == 0) break;
     if (errno == EINTR) continue;
-    // EAGAIN: the listener's queue is full. Nothing tells a non-blocking caller when there is room again, and a
-    // blocking one cannot be interrupted: ask again, less and less often.
+    // EAGAIN: the listener's queue is full. Nothing tells a non-blocking caller when there is room again, and
+    // a blocking one cannot be interrupted: ask again, less and less often.
     if (errno != EAGAIN) return fail_errno(Stage::connect, "connect");
     const Clock::time_point again = std::min(deadline, deadline_after(pause));
     Result<void> waited = wait_for(-1, 0, again, options.interrupt, Stage::connect, "connect");
@@ -81,7 +82,8 @@ inline Result<FdTransport> connect_unix(const Address& address, Clock::time_poin
 
 inline Result<FdTransport> connect_until(const Address& address, Clock::time_point deadline,
                                          const SocketOptions& options) {
-  if (options.interrupt && options.interrupt->triggered()) return fail(Errc::cancelled, Stage::connect, "connect");
+  if (options.interrupt && options.interrupt->triggered())
+    return fail(Errc::cancelled, Stage::connect, "connect");
   if (address.kind == AddressKind::unix_socket) return connect_unix(address, deadline, options);
   if (address.port == 0) return fail(Errc::bad_address, Stage::connect, "port 0");
   Result<AddrinfoList> targets = resolve(address, 0, Stage::connect);
@@ -94,8 +96,9 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
   Error first_error;
   for (const addrinfo* target = targets->get(); target; target = target->ai_next, --left) {
     const Clock::time_point now = Clock::now();
-    const Clock::time_point share =
-        deadline == Clock::time_point::max() ? deadline : now + std::max(deadline - now, Clock::duration(0)) / left;
+    const Clock::time_point share = deadline == Clock::time_point::max()
+                                        ? deadline
+                                        : now + std::max(deadline - now, Clock::duration(0)) / left;
     Result<FdTransport> connection = connect_tcp(*target, share, options);
     if (connection || connection.error().code == Errc::cancelled) return connection;
     if (target == targets->get()) first_error = connection.error();
@@ -106,20 +109,24 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
 }  // namespace detail
 
 /// Connects to an address; of a name's addresses, to the first that answers.
-/// Errors (stage `connect`): `timed_out` after `options.connect_timeout`; `cancelled` by `options.interrupt`; errno,
-///   for instance ECONNREFUSED, ENOENT; op "resolve" with a code of its own category for a name that nobody knows;
-///   `bad_address` for port 0 or a path that is no path; `bad_option`.
+/// Errors (stage `connect`): `timed_out` after `options.connect_timeout`; `cancelled` by `options.interrupt`;
+/// errno,
+///   for instance ECONNREFUSED, ENOENT; op "resolve" with a code of its own category for a name that nobody
+///   knows; `bad_address` for port 0 or a path that is no path; `bad_option`.
 /// Threads: any thread.
 /// Example: `auto link = multifd::connect_to({.host = "192.0.2.7", .port = 4444});`
-[[nodiscard]] inline Result<FdTransport> connect_to(const Address& address, const SocketOptions& options = {}) {
+[[nodiscard]] inline Result<FdTransport> connect_to(const Address& address,
+                                                    const SocketOptions& options = {}) {
   return detail::connect_until(address, detail::deadline_after(options.connect_timeout), options);
 }
 
 /// Connects once for each channel, one after the other; a channel's id is its index.
 /// Params `channels`: 1 to 255.
-/// Errors: `bad_channel_count`; those of connect_to(), with the channel that failed. `options.connect_timeout` holds
+/// Errors: `bad_channel_count`; those of connect_to(), with the channel that failed.
+/// `options.connect_timeout` holds
 ///   for all of them together.
-[[nodiscard]] inline Result<std::vector<FdTransport>> connect_channels(const Address& address, unsigned channels,
+[[nodiscard]] inline Result<std::vector<FdTransport>> connect_channels(const Address& address,
+                                                                       unsigned channels,
                                                                        const SocketOptions& options = {}) {
   if (channels < 1 || channels > detail::max_channel_count) {
     return fail(Errc::bad_channel_count, Stage::connect, "connect", channels);
@@ -142,7 +149,8 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
 [[nodiscard]] inline Result<std::vector<FdTransport>> tcp_connect(std::string host, std::uint16_t port,
                                                                   unsigned channels,
                                                                   const SocketOptions& options = {}) {
-  return connect_channels({.kind = AddressKind::tcp, .host = std::move(host), .port = port}, channels, options);
+  return connect_channels({.kind = AddressKind::tcp, .host = std::move(host), .port = port}, channels,
+                          options);
 }
 
 }  // namespace multifd

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 //
-// FdTransport: the Transport over a connected descriptor of the operating system. Sockets (TCP, UNIX, vsock) are
-// what it is for; pipes and files work, one way at a time. How a descriptor comes to be connected: socket.hpp.
+// FdTransport: the Transport over a connected descriptor of the operating system. Sockets (TCP, UNIX, vsock)
+// are what it is for; pipes and files work, one way at a time. How a descriptor comes to be connected:
+// socket.hpp.
 //
-// The one subtle thing is the end. A stream that is cut in the middle must not look to the peer as if it had ended
-// in order, so on TCP a shutdown(), and a destructor without finish(), reset the connection instead of closing it.
+// The one subtle thing is the end. A stream that is cut in the middle must not look to the peer as if it had
+// ended in order, so on TCP a shutdown(), and a destructor without finish(), reset the connection instead of
+// closing it.
 #pragma once
 
 #include <fcntl.h>
@@ -32,8 +34,8 @@ namespace multifd {
 
 namespace detail {
 
-/// Keeps a write to a broken pipe from raising SIGPIPE in this thread, leaving the program's handlers and masks as
-/// they were. Sockets have MSG_NOSIGNAL instead.
+/// Keeps a write to a broken pipe from raising SIGPIPE in this thread, leaving the program's handlers and
+/// masks as they were. Sockets have MSG_NOSIGNAL instead.
 class SigpipeGuard {
  public:
   SigpipeGuard() noexcept {
@@ -72,7 +74,8 @@ class SigpipeGuard {
 
 /// A Transport over a connected descriptor, which it owns.
 ///
-/// Errors: the errno of the failing call; `Errc::cancelled` after this side's own shutdown(), whatever the operating
+/// Errors: the errno of the failing call; `Errc::cancelled` after this side's own shutdown(), whatever the
+/// operating
 ///   system calls it; `Errc::timed_out` when the program has set SO_RCVTIMEO or SO_SNDTIMEO and it passed.
 /// Cost: one system call per read or write (three more on what is not a socket); nothing is allocated.
 class FdTransport {
@@ -157,9 +160,10 @@ class FdTransport {
     return {};
   }
 
-  /// Cuts the stream: blocked calls end at once, later ones fail. A TCP peer sees a reset. A UNIX peer sees an end
-  /// (that kind of socket knows no reset), the other end of a pipe sees one when this object is destroyed.
-  /// Threads: any thread while others read and write, any number of times; not beside the destructor.
+  /// Cuts the stream: blocked calls end at once, later ones fail. A TCP peer sees a reset. A UNIX peer sees
+  /// an end (that kind of socket knows no reset), the other end of a pipe sees one when this object is
+  /// destroyed. Threads: any thread while others read and write, any number of times; not beside the
+  /// destructor.
   void shutdown() noexcept {
     // Relaxed: the flag only chooses the name of the error, the system calls below do the work.
     shut_down_.store(true, std::memory_order_relaxed);
@@ -170,7 +174,8 @@ class FdTransport {
     }
   }
 
-  /// The descriptor, still owned by this object; -1 after finish() on what is not a socket, or when moved from.
+  /// The descriptor, still owned by this object; -1 after finish() on what is not a socket, or when moved
+  /// from.
   int native_handle() const noexcept { return fd_.get(); }
 
  private:
@@ -213,13 +218,13 @@ class FdTransport {
     return entries[1].revents == 0;
   }
 
-  /// Resets a TCP connection although other threads may block in it. close() with a linger time of 0 would also
-  /// send RST, but must not happen while others use the descriptor.
+  /// Resets a TCP connection although other threads may block in it. close() with a linger time of 0 would
+  /// also send RST, but must not happen while others use the descriptor.
   bool reset_connection() noexcept {
     const sockaddr nowhere{.sa_family = AF_UNSPEC, .sa_data = {}};
     if (::connect(fd_.get(), &nowhere, sizeof nowhere) == 0) return true;
-    // Linux 6.5, 6.6 and their contemporaries refuse with EBUSY while another thread blocks in the socket. Then end
-    // the blocked reader first, which sends nothing, and try again when it has left.
+    // Linux 6.5, 6.6 and their contemporaries refuse with EBUSY while another thread blocks in the socket.
+    // Then end the blocked reader first, which sends nothing, and try again when it has left.
     if (errno != EBUSY) return false;
     reset_on_close();
     ::shutdown(fd_.get(), SHUT_RD);

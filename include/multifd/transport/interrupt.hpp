@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// A switch that ends waits: hand its address to connect_to(), Listener::accept() and peek_magic(), and trigger it
-// from another thread or from a signal handler. It is an eventfd, so that poll() can wait for it beside a socket.
+// A switch that ends waits: hand its address to connect_to(), Listener::accept() and peek_magic(), and
+// trigger it from another thread or from a signal handler. It is an eventfd, so that poll() can wait for it
+// beside a socket.
 #pragma once
 
 #include <poll.h>

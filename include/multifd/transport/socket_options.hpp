@@ -29,8 +29,8 @@ struct SocketOptions {
   /// How long connecting may take in all. Looking up a name is not part of it, because it cannot be ended.
   std::chrono::milliseconds connect_timeout = std::chrono::seconds(10);
 
-  /// SO_SNDBUF and SO_RCVBUF; 0 leaves the kernel's choice. Its auto-tuning is right between machines; 256-512 KiB
-  /// gained 15-30 % where both ends shared a core (loopback TCP), and 1 MiB and more lost.
+  /// SO_SNDBUF and SO_RCVBUF; 0 leaves the kernel's choice. Its auto-tuning is right between machines;
+  /// 256-512 KiB gained 15-30 % where both ends shared a core (loopback TCP), and 1 MiB and more lost.
   int send_buffer_bytes = 0;
   int receive_buffer_bytes = 0;
 
@@ -40,16 +40,17 @@ struct SocketOptions {
   /// TCP_NODELAY: a SYNC packet must not wait for company.
   bool no_delay = true;
 
-  /// SO_KEEPALIVE notices a dead peer of an idle connection: the first question after `keepalive_idle` without
-  /// data, then one each `keepalive_interval`, `keepalive_probes` of them.
+  /// SO_KEEPALIVE notices a dead peer of an idle connection: the first question after `keepalive_idle`
+  /// without data, then one each `keepalive_interval`, `keepalive_probes` of them.
   bool keepalive = true;
   std::chrono::seconds keepalive_idle = std::chrono::seconds(15);
   std::chrono::seconds keepalive_interval = std::chrono::seconds(5);
   int keepalive_probes = 3;
 
-  /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged before the peer counts as dead (Linux: a quarter
-  /// of an hour). Linux counts a full receiver too: a peer that is alive but does not read for that long is cut off
-  /// all the same, so it must be longer than the receiver ever stands still, at a barrier for instance.
+  /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged before the peer counts as dead (Linux: a
+  /// quarter of an hour). Linux counts a full receiver too: a peer that is alive but does not read for that
+  /// long is cut off all the same, so it must be longer than the receiver ever stands still, at a barrier for
+  /// instance.
   std::chrono::milliseconds user_timeout = std::chrono::minutes(2);
 };
 
@@ -72,8 +73,8 @@ struct FreeAddrinfo {
 };
 using AddrinfoList = std::unique_ptr<addrinfo, FreeAddrinfo>;
 
-/// Resolves a TCP address. No AI_ADDRCONFIG: it hides loopback on a machine that has no other network; what cannot
-/// be reached fails at once anyway, and the next address is tried.
+/// Resolves a TCP address. No AI_ADDRCONFIG: it hides loopback on a machine that has no other network; what
+/// cannot be reached fails at once anyway, and the next address is tried.
 inline Result<AddrinfoList> resolve(const Address& address, int flags, Stage stage) {
   addrinfo hints{};
   hints.ai_family = AF_UNSPEC;
@@ -81,7 +82,8 @@ inline Result<AddrinfoList> resolve(const Address& address, int flags, Stage sta
   hints.ai_flags = flags | AI_NUMERICSERV;
   addrinfo* list = nullptr;
   const std::string port = std::to_string(address.port);
-  const int error = ::getaddrinfo(address.host.empty() ? nullptr : address.host.c_str(), port.c_str(), &hints, &list);
+  const int error =
+      ::getaddrinfo(address.host.empty() ? nullptr : address.host.c_str(), port.c_str(), &hints, &list);
   if (error == EAI_SYSTEM) return fail_errno(stage, "resolve");
   if (error != 0) {
     return std::unexpected(
@@ -90,7 +92,8 @@ inline Result<AddrinfoList> resolve(const Address& address, int flags, Stage sta
   return AddrinfoList(list);
 }
 
-/// The system's form of a UNIX address. Errors: `bad_address` for a path that is empty, too long or has a NUL.
+/// The system's form of a UNIX address. Errors: `bad_address` for a path that is empty, too long or has a
+/// NUL.
 inline Result<sockaddr_un> unix_sockaddr(const Address& address, Stage stage) noexcept {
   const std::string& path = address.path;
   if (path.empty() || path.size() > max_unix_path || path.find('\0') != path.npos) {
@@ -112,9 +115,10 @@ inline bool set_option(int fd, int level, int name, int value) noexcept {
   return ::setsockopt(fd, level, name, &value, sizeof value) == 0;
 }
 
-/// Sets what an unconnected or listening socket can take. Buffer sizes must come before the connection, because the
-/// window scale is agreed on then; a listening socket hands all of it down to those it accepts.
-inline Result<void> apply_options(int fd, AddressKind kind, const SocketOptions& options, Stage stage) noexcept {
+/// Sets what an unconnected or listening socket can take. Buffer sizes must come before the connection,
+/// because the window scale is agreed on then; a listening socket hands all of it down to those it accepts.
+inline Result<void> apply_options(int fd, AddressKind kind, const SocketOptions& options,
+                                  Stage stage) noexcept {
   if (options.send_buffer_bytes < 0 || options.receive_buffer_bytes < 0 || options.keepalive_probes < 0) {
     return fail(Errc::bad_option, stage, "socket options");
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// One owned file descriptor. Closing is all it knows; what a close means for the peer is for those who hold it.
+// One owned file descriptor. Closing is all it knows; what a close means for the peer is for those who hold
+// it.
 #pragma once
 
 #include <unistd.h>

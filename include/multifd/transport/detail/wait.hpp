@@ -30,7 +30,8 @@ inline Clock::time_point deadline_after(std::chrono::milliseconds timeout) noexc
   return timeout >= room ? Clock::time_point::max() : now + timeout;
 }
 
-/// For poll() and epoll_wait(): milliseconds to a deadline, rounded up, so that none comes back early and spins.
+/// For poll() and epoll_wait(): milliseconds to a deadline, rounded up, so that none comes back early and
+/// spins.
 inline int poll_timeout(Clock::time_point deadline) noexcept {
   if (deadline == Clock::time_point::max()) return -1;
   const Clock::time_point now = Clock::now();
@@ -42,8 +43,8 @@ inline int poll_timeout(Clock::time_point deadline) noexcept {
 
 /// Waits until `fd` (or nothing: -1) has one of `events`, an error or a hang-up.
 /// Errors: `cancelled` once `interrupt` (may be null) is triggered, `timed_out` at the deadline, errno.
-inline Result<void> wait_for(int fd, short events, Clock::time_point deadline, const Interrupt* interrupt, Stage stage,
-                             const char* op) noexcept {
+inline Result<void> wait_for(int fd, short events, Clock::time_point deadline, const Interrupt* interrupt,
+                             Stage stage, const char* op) noexcept {
   pollfd entries[] = {{.fd = fd, .events = events, .revents = 0},
                       {.fd = interrupt ? interrupt->native_handle() : -1, .events = POLLIN, .revents = 0}};
   for (;;) {
