@@ -14,9 +14,9 @@
 namespace live {
 namespace {
 
-/// Lets a small KVM guest run for a moment. A /dev/kvm that opens may still be one that cannot run this program
-/// (nested, emulated), and "auto" should find out before a migration depends on it.
-/// Errors: throws with the reason.
+/// Lets a small KVM guest run for a moment. A /dev/kvm that opens may still be one that cannot run this
+/// program (nested, emulated), and "auto" should find out before a migration depends on it. Errors: throws
+/// with the reason.
 void try_kvm() {
   using namespace std::chrono_literals;
   GuestConfig config;

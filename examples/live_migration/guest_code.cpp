@@ -11,44 +11,36 @@
 
 #include "guest_memory.hpp"
 
-// The machine code lies among the constants: it runs in the guest, after it was copied there.
+// The machine code lies among the constants: it runs in the guest, after it was copied there. It is short,
+// because a software KVM may need a microsecond for each instruction.
 //
-//   rbp mailbox   r8 set_address   r9 set_pages   r10 seed    r11 pages_per_exit   rbx countdown
-//   r12 sweep     r13 index        r14 written    r15 errors  rsi first_error      rax rcx rdx rdi: scratch
+//   rax value     rdi address     r8 set_begin   r10 page_step    r12 sweep     rbx countdown   rbp mailbox
+//   rcx scratch   rsi first_error r9 set_end     r11 sweep_step   r14 written   r13 wrap_step
+//   rdx scratch   r15 errors
 //
-// No stack, no interrupts, no floating point: general registers are all the state there is.
+// No stack, no interrupts, no floating point: general registers are all the state there is. The guest can be
+// stopped, and go on elsewhere, between any two instructions.
 #if defined(__x86_64__)
 asm(R"(
   .pushsection .rodata
   .intel_syntax noprefix
 
-  .set MB_SWEEP, 8        # MailboxWord * 8
-  .set MB_INDEX, 16
-  .set MB_WRITTEN, 24
-  .set MB_ERRORS, 32
-  .set MB_FIRST_ERROR, 40
+  .set MB_SWEEP, 8                  # MailboxWord * 8
+  .set MB_WRITTEN, 16
+  .set MB_ERRORS, 24
+  .set MB_FIRST_ERROR, 32
+  .set MB_PAGES_PER_EXIT, 40
   .set PACING_PORT, 0x10
 
-  # rax = page_value(rax, page rdx, seed); spoils rcx
-  .macro live_page_value
-    movabs rcx, 0x9e3779b97f4a7c15
-    imul rax, rcx
-    movabs rcx, 0xbf58476d1ce4e5b9
-    imul rcx, rdx
-    add rax, rcx
-    add rax, r10
-    mov rcx, rax
-    shr rcx, 29
-    xor rax, rcx
-    movabs rcx, 0x94d049bb133111eb
-    imul rax, rcx
-  .endm
-
-  # Counts an error of page \page, and remembers the first one.
-  .macro live_error page
+  # Counts an error of the page that address \address is in, and remembers the first one.
+  .macro live_error address
+    mov rdx, \address
+    shr rdx, 12
     test r15, r15
-    cmovz rsi, \page
+    cmovz rsi, rdx
     inc r15
+    mov [rbp + MB_ERRORS], r15
+    mov [rbp + MB_FIRST_ERROR], rsi
   .endm
 
   .globl live_guest_program_begin
@@ -57,57 +49,57 @@ asm(R"(
   .hidden live_guest_program_end
 live_guest_program_begin:
 .Llive_next_page:
-    cmp [rbp + MB_SWEEP], r12       # does the mailbox say what the registers say?
-    jne .Llive_bad_mailbox
-    cmp [rbp + MB_INDEX], r13
-    jne .Llive_bad_mailbox
-    cmp [rbp + MB_WRITTEN], r14
-    jne .Llive_bad_mailbox
-    cmp [rbp + MB_ERRORS], r15
-    je .Llive_mailbox_done
-.Llive_bad_mailbox:
-    mov rdx, rbp
-    shr rdx, 12
-    live_error rdx
-.Llive_mailbox_done:
-    mov rdi, r13                    # rdi = address, rdx = number of the page
-    shl rdi, 12
-    add rdi, r8
-    mov rdx, rdi
-    shr rdx, 12
-    lea rax, [r12 - 1]              # does the page hold what the sweep before wrote?
-    live_page_value
-    cmp [rdi], rax
+    cmp rdi, r9
+    je .Llive_next_sweep
+.Llive_check:
+    mov rdx, rax                    # does the page hold what the sweep before wrote?
+    sub rdx, r11
+    cmp [rdi], rdx
     jne .Llive_bad_page
-    not rax
-    cmp [rdi + 4088], rax
-    je .Llive_page_done
-.Llive_bad_page:
-    live_error rdx
-.Llive_page_done:
-    mov rax, r12                    # write this sweep's value
-    live_page_value
+    not rdx
+    cmp [rdi + 4088], rdx
+    jne .Llive_bad_page
+.Llive_write:
     mov [rdi], rax
-    not rax
-    mov [rdi + 4088], rax
+    mov rdx, rax
+    not rdx
+    mov [rdi + 4088], rdx
+    add rax, r10
+    add rdi, 4096
 
-    inc r14                         # next page, next sweep
-    inc r13
-    cmp r13, r9
-    jb .Llive_same_sweep
-    xor r13d, r13d
-    inc r12
-.Llive_same_sweep:
-    mov [rbp + MB_SWEEP], r12
-    mov [rbp + MB_INDEX], r13
-    mov [rbp + MB_WRITTEN], r14
-    mov [rbp + MB_ERRORS], r15
-    mov [rbp + MB_FIRST_ERROR], rsi
+    mov ecx, 1                      # one page more; did the mailbox know of all before?
+    xadd [rbp + MB_WRITTEN], rcx    # in one instruction, lest a stale mailbox be overwritten unseen
+    cmp rcx, r14
+    jne .Llive_bad_count
+.Llive_count:
+    inc r14
     dec rbx
     jnz .Llive_next_page
-    mov rbx, r11
+    mov rbx, [rbp + MB_PAGES_PER_EXIT]
     out PACING_PORT, al             # the host waits here as long as the rate asks for
     jmp .Llive_next_page
+
+.Llive_next_sweep:
+    cmp [rbp + MB_SWEEP], r12
+    jne .Llive_bad_sweep
+.Llive_begin_sweep:
+    mov rdi, r8
+    add rax, r13
+    inc r12
+    mov [rbp + MB_SWEEP], r12
+    jmp .Llive_check
+
+.Llive_bad_page:
+    live_error rdi
+    jmp .Llive_write
+.Llive_bad_count:
+    live_error rbp
+    lea rcx, [r14 + 1]
+    mov [rbp + MB_WRITTEN], rcx
+    jmp .Llive_count
+.Llive_bad_sweep:
+    live_error rbp
+    jmp .Llive_begin_sweep
 live_guest_program_end:
 
   .att_syntax prefix
@@ -125,11 +117,11 @@ namespace {
 constexpr std::uint64_t mailbox_magic = 0x74736575'6764666d;  // "mfdguest" in memory order
 
 static_assert(static_cast<std::size_t>(MailboxWord::sweep) * 8 == 8 &&
-                  static_cast<std::size_t>(MailboxWord::first_error) * 8 == 40 && pacing_port == 0x10,
+                  static_cast<std::size_t>(MailboxWord::pages_per_exit) * 8 == 40 && pacing_port == 0x10,
               "the machine code has these numbers too");
 
-/// A word of guest memory. Migration reads it at the same time, by design; the access is atomic so that at least no
-/// word is torn.
+/// A word of guest memory. Migration reads it at the same time, by design; the access is atomic so that at
+/// least no word is torn.
 std::atomic_ref<std::uint64_t> word_at(std::span<std::byte> memory, std::size_t offset) {
   return std::atomic_ref<std::uint64_t>(*reinterpret_cast<std::uint64_t*>(memory.data() + offset));
 }
@@ -183,36 +175,28 @@ std::span<const std::byte> guest_program() {
 }
 
 void step(std::span<std::byte> memory, Registers& r) {
-  const auto count_error = [&r](std::uint64_t page) {
-    if (r.errors++ == 0) r.first_error = page;
+  const auto count_error = [&](std::uint64_t address) {
+    if (r.errors++ == 0) r.first_error = address / guest_page_size;
+    mailbox(memory, MailboxWord::errors).store(r.errors, relaxed);
+    mailbox(memory, MailboxWord::first_error).store(r.first_error, relaxed);
   };
-  if (mailbox(memory, MailboxWord::sweep).load(relaxed) != r.sweep ||
-      mailbox(memory, MailboxWord::index).load(relaxed) != r.index ||
-      mailbox(memory, MailboxWord::written).load(relaxed) != r.written ||
-      mailbox(memory, MailboxWord::errors).load(relaxed) != r.errors)
-    count_error(layout::mailbox / guest_page_size);
-
-  const std::uint64_t address = r.set_address + r.index * guest_page_size;
-  const std::uint64_t page = address / guest_page_size;
-  const auto first = word_at(memory, address);
-  const auto last = word_at(memory, address + guest_page_size - 8);
-  const std::uint64_t old_value = page_value(r.sweep - 1, page, r.seed);
-  if (first.load(relaxed) != old_value || last.load(relaxed) != ~old_value) count_error(page);
-
-  const std::uint64_t new_value = page_value(r.sweep, page, r.seed);
-  first.store(new_value, relaxed);
-  last.store(~new_value, relaxed);
-
-  ++r.written;
-  if (++r.index == r.set_pages) {
-    r.index = 0;
-    ++r.sweep;
+  if (r.address == r.set_end) {
+    if (mailbox(memory, MailboxWord::sweep).load(relaxed) != r.sweep) count_error(layout::mailbox);
+    r.address = r.set_begin;
+    r.value += r.wrap_step;
+    mailbox(memory, MailboxWord::sweep).store(++r.sweep, relaxed);
   }
-  mailbox(memory, MailboxWord::sweep).store(r.sweep, relaxed);
-  mailbox(memory, MailboxWord::index).store(r.index, relaxed);
-  mailbox(memory, MailboxWord::written).store(r.written, relaxed);
-  mailbox(memory, MailboxWord::errors).store(r.errors, relaxed);
-  mailbox(memory, MailboxWord::first_error).store(r.first_error, relaxed);
+  const auto first = word_at(memory, r.address);
+  const auto last = word_at(memory, r.address + guest_page_size - 8);
+  const std::uint64_t old_value = r.value - sweep_step;
+  if (first.load(relaxed) != old_value || last.load(relaxed) != ~old_value) count_error(r.address);
+  first.store(r.value, relaxed);
+  last.store(~r.value, relaxed);
+  r.value += page_step;
+  r.address += guest_page_size;
+
+  if (mailbox(memory, MailboxWord::written).load(relaxed) != r.written) count_error(layout::mailbox);
+  mailbox(memory, MailboxWord::written).store(++r.written, relaxed);
 }
 
 std::uint64_t pages_per_exit(std::uint64_t dirty_bytes_per_s) {
@@ -224,26 +208,26 @@ std::uint64_t pages_per_exit(std::uint64_t dirty_bytes_per_s) {
 Registers boot_program(std::span<std::byte> memory, const GuestConfig& config) {
   const WorkingSet set = working_set(config);
   Registers r;
-  r.set_address = set.first_byte;
-  r.set_pages = set.pages;
-  r.seed = config.seed;
-  r.pages_per_exit = pages_per_exit(config.dirty_bytes_per_s);
-  r.countdown = r.pages_per_exit;
-  for (std::size_t i = 0; i < set.pages; ++i) {
-    const std::size_t at = set.first_byte + i * guest_page_size;
-    const std::uint64_t value = page_value(0, at / guest_page_size, r.seed);
+  r.set_begin = r.address = set.first_byte;
+  r.set_end = set.first_byte + set.pages * guest_page_size;
+  r.wrap_step = sweep_step - set.pages * page_step;
+  r.countdown = pages_per_exit(config.dirty_bytes_per_s);
+  // As if a sweep 0 had been over them.
+  std::uint64_t value = config.seed + set.first_byte / guest_page_size * page_step;
+  r.value = value + sweep_step;
+  for (std::size_t at = r.set_begin; at < r.set_end; at += guest_page_size, value += page_step) {
     word_at(memory, at).store(value, relaxed);
     word_at(memory, at + guest_page_size - 8).store(~value, relaxed);
   }
   mailbox(memory, MailboxWord::magic).store(mailbox_magic, relaxed);
   mailbox(memory, MailboxWord::sweep).store(r.sweep, relaxed);
-  mailbox(memory, MailboxWord::index).store(r.index, relaxed);
   mailbox(memory, MailboxWord::written).store(r.written, relaxed);
   mailbox(memory, MailboxWord::errors).store(r.errors, relaxed);
   mailbox(memory, MailboxWord::first_error).store(r.first_error, relaxed);
-  mailbox(memory, MailboxWord::set_address).store(r.set_address, relaxed);
-  mailbox(memory, MailboxWord::set_pages).store(r.set_pages, relaxed);
+  mailbox(memory, MailboxWord::pages_per_exit).store(r.countdown, relaxed);
   mailbox(memory, MailboxWord::dirty_bytes_per_s).store(config.dirty_bytes_per_s, relaxed);
+  mailbox(memory, MailboxWord::set_begin).store(r.set_begin, relaxed);
+  mailbox(memory, MailboxWord::set_end).store(r.set_end, relaxed);
   return r;
 }
 
@@ -253,27 +237,27 @@ std::uint64_t mailbox_word(std::span<std::byte> memory, MailboxWord word) {
 
 GuestReport read_mailbox(std::span<std::byte> memory) {
   GuestReport report;
-  const std::uint64_t sweep = mailbox_word(memory, MailboxWord::sweep);
-  report.sweeps = sweep == 0 ? 0 : sweep - 1;  // 0 only before boot
   report.pages_written = mailbox_word(memory, MailboxWord::written);
   report.errors = mailbox_word(memory, MailboxWord::errors);
   report.first_error_page = mailbox_word(memory, MailboxWord::first_error);
-  report.working_set_first = mailbox_word(memory, MailboxWord::set_address) / guest_page_size;
-  report.working_set_pages = mailbox_word(memory, MailboxWord::set_pages);
+  const std::uint64_t set_begin = mailbox_word(memory, MailboxWord::set_begin);
+  report.working_set_first = set_begin / guest_page_size;
+  report.working_set_pages = (mailbox_word(memory, MailboxWord::set_end) - set_begin) / guest_page_size;
+  if (report.working_set_pages != 0)  // 0 only before boot
+    report.sweeps = report.pages_written / report.working_set_pages;
   return report;
 }
 
 void check_resumable(std::span<std::byte> memory, const Registers& r) {
   if (mailbox_word(memory, MailboxWord::magic) != mailbox_magic)
-    throw std::runtime_error("guest state: memory holds no guest (no mailbox page); migrate memory before the state");
-  if (mailbox_word(memory, MailboxWord::set_address) != r.set_address ||
-      mailbox_word(memory, MailboxWord::set_pages) != r.set_pages)
+    throw std::runtime_error(
+        "guest state: memory holds no guest (no mailbox page); migrate memory before the state");
+  if (mailbox_word(memory, MailboxWord::set_begin) != r.set_begin ||
+      mailbox_word(memory, MailboxWord::set_end) != r.set_end)
     throw std::runtime_error("guest state: registers and memory are of different guests");
-  const std::uint64_t room = memory.size() - layout::low_end;
-  if (r.set_address % guest_page_size != 0 || r.set_address < layout::low_end || r.set_address >= memory.size() ||
-      r.set_pages == 0 || r.set_pages > room / guest_page_size ||
-      r.set_address - layout::low_end > room - r.set_pages * guest_page_size || r.index >= r.set_pages ||
-      r.pages_per_exit == 0 || r.countdown == 0)
+  if ((r.set_begin | r.set_end | r.address) % guest_page_size != 0 || r.set_begin < layout::low_end ||
+      r.set_end > memory.size() || r.set_begin >= r.set_end || r.address < r.set_begin ||
+      r.address > r.set_end)
     throw std::runtime_error("guest state: registers lead out of the guest's memory");
 }
 
@@ -299,24 +283,29 @@ std::span<const std::byte> decode_state(std::span<const std::byte> state, std::s
     throw std::runtime_error(fmt::format("guest state: {} bytes are too few for a header", state.size()));
   std::memcpy(&header, state.data(), sizeof header);
   const auto payload = state.subspan(sizeof header);
-  if (header.magic != state_magic) throw std::runtime_error("guest state: these bytes are none (wrong magic)");
+  if (header.magic != state_magic)
+    throw std::runtime_error("guest state: these bytes are none (wrong magic)");
   if (header.version != state_version)
-    throw std::runtime_error(fmt::format("guest state: version {}, this program reads {}; use the same build on both sides",
-                                         header.version, state_version));
+    throw std::runtime_error(
+        fmt::format("guest state: version {}, this program reads {}; use the same build on both sides",
+                    header.version, state_version));
   if (header.payload_bytes != payload.size())
-    throw std::runtime_error(fmt::format("guest state: {} bytes after the header instead of {}", payload.size(),
-                                         header.payload_bytes));
-  if (header.checksum != checksum(header, payload)) throw std::runtime_error("guest state: damaged (wrong checksum)");
+    throw std::runtime_error(fmt::format("guest state: {} bytes after the header instead of {}",
+                                         payload.size(), header.payload_bytes));
+  if (header.checksum != checksum(header, payload))
+    throw std::runtime_error("guest state: damaged (wrong checksum)");
   if (header.backend != padded(backend)) {
     header.backend.back() = '\0';
-    throw std::runtime_error(fmt::format("guest state: saved by backend {}, this one is {}; give both sides the same --backend",
-                                         header.backend.data(), backend));
+    throw std::runtime_error(
+        fmt::format("guest state: saved by backend {}, this one is {}; give both sides the same --backend",
+                    header.backend.data(), backend));
   }
   if (header.memory_bytes != memory_bytes)
     throw std::runtime_error(fmt::format("guest state: of a guest with {} bytes of memory, this one has {}",
                                          header.memory_bytes, memory_bytes));
   if (payload.size() != payload_bytes)
-    throw std::runtime_error(fmt::format("guest state: {} bytes of registers instead of {}", payload.size(), payload_bytes));
+    throw std::runtime_error(
+        fmt::format("guest state: {} bytes of registers instead of {}", payload.size(), payload_bytes));
   return payload;
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
 // The program that the guest runs, twice: as machine code for KVM (guest_program()) and as C++ for the thread
-// backend (step()). Both keep their progress in the same registers, copy it into the same mailbox page after each page
-// of the working set, and write the same values. Also here: the checks a resumed guest must pass, the bytes of a saved
-// state, and the pacing of the writes.
+// backend (step()). Both keep their progress in the same registers, compare it with the same mailbox page,
+// and write the same values. Also here: the checks a resumed guest must pass, the bytes of a saved state, and
+// the pacing of the writes.
 #pragma once
 
 #include <chrono>
@@ -21,44 +21,46 @@
 
 namespace live {
 
+/// What sweep `s` writes into the first word of page number `p`: seed + s * sweep_step + p * page_step. The
+/// last word gets the complement. Two odd constants of 64 bits, so that no two sweeps or pages in reach give
+/// the same.
+inline constexpr std::uint64_t sweep_step = 0x9e3779b97f4a7c15;
+inline constexpr std::uint64_t page_step = 0xbf58476d1ce4e5b9;
+
 /// What the guest knows; in the KVM guest, CPU registers (named in guest_code.cpp).
 struct Registers {
-  std::uint64_t sweep = 1;        ///< the one that runs; the boot values count as sweep 0
-  std::uint64_t index = 0;        ///< next page within the working set
+  std::uint64_t sweep = 1;  ///< the one that runs; the boot values count as sweep 0
   std::uint64_t written = 0;
   std::uint64_t errors = 0;
   std::uint64_t first_error = 0;  ///< page number, when errors > 0
-  std::uint64_t set_address = 0;  ///< first byte of the working set
-  std::uint64_t set_pages = 0;
-  std::uint64_t seed = 0;
-  std::uint64_t pages_per_exit = 1;
-  std::uint64_t countdown = 1;    ///< pages until the next exit
+  std::uint64_t address = 0;      ///< next page, or set_end
+  std::uint64_t value = 0;        ///< what that page gets
+  std::uint64_t set_begin = 0;    ///< bytes
+  std::uint64_t set_end = 0;
+  std::uint64_t wrap_step =
+      0;  ///< added to `value` at the end of a sweep, to get that of the first page in the next
+  std::uint64_t countdown = 1;  ///< pages until the next exit
 };
 
-/// Words of the mailbox page. The first six are rewritten after each page, the others stay as boot wrote them.
+/// Words of the mailbox page. `sweep` is rewritten once a sweep, `written` after each page, `errors` and
+/// `first_error` with each error; the others stay as boot wrote them.
 enum class MailboxWord : std::size_t {
   magic,
   sweep,
-  index,
   written,
   errors,
   first_error,
-  set_address,
-  set_pages,
+  pages_per_exit,
   dirty_bytes_per_s,
+  set_begin,
+  set_end,
 };
 
 /// The port that the machine code writes to every `pages_per_exit` pages, to let the host pace it.
 inline constexpr std::uint16_t pacing_port = 0x10;
 
-/// What sweep `sweep` writes into the first word of a page; the last word gets its complement.
-constexpr std::uint64_t page_value(std::uint64_t sweep, std::uint64_t page_number, std::uint64_t seed) {
-  std::uint64_t value = sweep * 0x9e3779b97f4a7c15 + page_number * 0xbf58476d1ce4e5b9 + seed;
-  value ^= value >> 29;
-  return value * 0x94d049bb133111eb;
-}
-
-/// Machine code, position independent, to be entered at its first byte in 64-bit mode. Empty on other CPUs than x86-64.
+/// Machine code, position independent, to be entered at its first byte in 64-bit mode. Empty on other CPUs
+/// than x86-64.
 std::span<const std::byte> guest_program();
 
 /// One page of the C++ twin: check it, write it, tell the mailbox. Does not touch the countdown.
@@ -73,7 +75,8 @@ Registers boot_program(std::span<std::byte> memory, const GuestConfig& config);
 GuestReport read_mailbox(std::span<std::byte> memory);
 std::uint64_t mailbox_word(std::span<std::byte> memory, MailboxWord word);
 
-/// Errors: throws when the mailbox in `memory` is not that of the guest with these registers, or when they would lead
+/// Errors: throws when the mailbox in `memory` is not that of the guest with these registers, or when they
+/// would lead
 ///   it out of its memory. Progress is not compared: that is for the guest to find.
 void check_resumable(std::span<std::byte> memory, const Registers& registers);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The RAM of the guest: where it comes from, how it is laid out and what boot() puts there. The program and its
-// mailbox are guest_code.hpp's matter.
+// The RAM of the guest: where it comes from, how it is laid out and what boot() puts there. The program and
+// its mailbox are guest_code.hpp's matter.
 //
 //   0x0000  unused          0x3000  mailbox            0x100000  end of the low area
 //   0x1000  PML4 (kvm)      0x4000  program (kvm)      ...       pages of all kinds
@@ -51,8 +51,8 @@ class GuestMemory {
   std::size_t size_;
 };
 
-/// Fills everything above the low area with runs of zero, text-like and random pages, as `config` shares them out.
-/// Zero pages are left untouched, as in a guest that never used them. Same configuration, same bytes.
+/// Fills everything above the low area with runs of zero, text-like and random pages, as `config` shares them
+/// out. Zero pages are left untouched, as in a guest that never used them. Same configuration, same bytes.
 void fill_memory(std::span<std::byte> memory, const GuestConfig& config);
 
 }  // namespace live

@@ -31,8 +31,8 @@ namespace {
 
 constexpr std::size_t gib = std::size_t{1} << 30;
 
-/// A PC keeps the last GiB below 4 GiB for devices (and KVM for pages of its own), so guest-physical memory goes on
-/// at 4 GiB. The guest sees none of that: its page tables map memory() in one piece.
+/// A PC keeps the last GiB below 4 GiB for devices (and KVM for pages of its own), so guest-physical memory
+/// goes on at 4 GiB. The guest sees none of that: its page tables map memory() in one piece.
 constexpr std::size_t hole_begin = 3 * gib;
 constexpr std::size_t hole_end = 4 * gib;
 
@@ -47,7 +47,8 @@ constexpr std::uint64_t efer_lme = 1 << 8, efer_lma = 1 << 10;
 constexpr std::uint64_t pte_present = 1 << 0, pte_write = 1 << 1, pte_accessed = 1 << 5, pte_dirty = 1 << 6,
                         pte_large = 1 << 7;
 
-/// KVM_SET_SIGNAL_MASK. Its number contains the size of a struct that C++, unlike C, takes for 8 bytes instead of 4.
+/// KVM_SET_SIGNAL_MASK. Its number contains the size of a struct that C++, unlike C, takes for 8 bytes
+/// instead of 4.
 constexpr unsigned long set_signal_mask = _IOW(KVMIO, 0x8b, std::uint32_t);
 
 class Descriptor {
@@ -73,17 +74,18 @@ template <class Argument>
 int control(const Descriptor& fd, unsigned long request, Argument argument, const char* name) {
   const int result = ioctl(fd.get(), request, argument);
   if (result < 0)
-    throw std::runtime_error(fmt::format("{}: {}; use --backend thread on this host", name, std::strerror(errno)));
+    throw std::runtime_error(
+        fmt::format("{}: {}; use --backend thread on this host", name, std::strerror(errno)));
   return result;
 }
 
 struct Slot {
-  std::size_t begin, end;       // bytes of memory()
+  std::size_t begin, end;  // bytes of memory()
   std::uint64_t guest_physical;
 };
 
-/// The guest uses general registers, segment and control registers. No FPU, no debug or model specific registers
-/// except EFER (which is in kvm_sregs), no interrupts: nothing else has to travel.
+/// The guest uses general registers, segment and control registers. No FPU, no debug or model specific
+/// registers except EFER (which is in kvm_sregs), no interrupts: nothing else has to travel.
 struct CpuState {
   kvm_regs regs;
   kvm_sregs sregs;
@@ -91,16 +93,16 @@ struct CpuState {
 
 class KvmGuest final : public Guest {
  public:
-  explicit KvmGuest(const GuestConfig& config)
-      : config_(config), memory_(checked_size(config)) {
+  explicit KvmGuest(const GuestConfig& config) : config_(config), memory_(checked_size(config)) {
     kvm_ = Descriptor(open("/dev/kvm", O_RDWR | O_CLOEXEC));
     if (kvm_.get() < 0)
-      throw std::runtime_error(fmt::format(
-          "/dev/kvm does not open: {}; load the kvm module, join the group of /dev/kvm, or use --backend thread",
-          std::strerror(errno)));
+      throw std::runtime_error(
+          fmt::format("/dev/kvm does not open: {}; load the kvm module, join the group of /dev/kvm, or use "
+                      "--backend thread",
+                      std::strerror(errno)));
     if (const int version = ioctl(kvm_.get(), KVM_GET_API_VERSION, 0); version != KVM_API_VERSION)
-      throw std::runtime_error(fmt::format("/dev/kvm speaks version {} instead of {}; use --backend thread", version,
-                                           KVM_API_VERSION));
+      throw std::runtime_error(fmt::format("/dev/kvm speaks version {} instead of {}; use --backend thread",
+                                           version, KVM_API_VERSION));
     if (ioctl(kvm_.get(), KVM_CHECK_EXTENSION, KVM_CAP_IMMEDIATE_EXIT) <= 0)
       throw std::runtime_error("this KVM has no KVM_CAP_IMMEDIATE_EXIT (Linux 4.11); use --backend thread");
 
@@ -116,7 +118,8 @@ class KvmGuest final : public Guest {
     run_bytes_ = static_cast<std::size_t>(control(kvm_, KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE"));
     void* shared = mmap(nullptr, run_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu_.get(), 0);
     if (shared == MAP_FAILED)
-      throw std::runtime_error(fmt::format("cannot map the vCPU: {}; use --backend thread", std::strerror(errno)));
+      throw std::runtime_error(
+          fmt::format("cannot map the vCPU: {}; use --backend thread", std::strerror(errno)));
     // Nothing may throw from here on: the destructor would not run.
     run_ = static_cast<kvm_run*>(shared);
   }
@@ -158,12 +161,14 @@ class KvmGuest final : public Guest {
     state.regs.rip = layout::program;
     state.regs.rflags = 2;  // the bit that is always set
     state.regs.rbp = layout::mailbox;
-    state.regs.r8 = r.set_address;
-    state.regs.r9 = r.set_pages;
-    state.regs.r10 = r.seed;
-    state.regs.r11 = r.pages_per_exit;
+    state.regs.rax = r.value;
+    state.regs.rdi = r.address;
+    state.regs.r8 = r.set_begin;
+    state.regs.r9 = r.set_end;
+    state.regs.r10 = page_step;
+    state.regs.r11 = sweep_step;
     state.regs.r12 = r.sweep;
-    state.regs.r13 = r.index;
+    state.regs.r13 = r.wrap_step;
     state.regs.r14 = r.written;
     state.regs.r15 = r.errors;
     state.regs.rsi = r.first_error;
@@ -175,11 +180,12 @@ class KvmGuest final : public Guest {
     if (thread_.joinable()) throw std::runtime_error("the guest runs already");
     stopping_.store(false, std::memory_order_relaxed);
     const std::uint64_t rate = mailbox_word(memory_.bytes(), MailboxWord::dirty_bytes_per_s);
-    pages_per_exit_ = pages_per_exit(rate);
+    pages_per_exit_ = mailbox_word(memory_.bytes(), MailboxWord::pages_per_exit);
     pacer_.start(rate);
 
-    // The thread starts with all signals blocked, inside KVM_RUN all but `kick_signal` are. So a kick ends KVM_RUN but
-    // is never delivered: it needs no handler, and the signals of the process stay with the other threads.
+    // The thread starts with all signals blocked, inside KVM_RUN all but `kick_signal` are. So a kick ends
+    // KVM_RUN but is never delivered: it needs no handler, and the signals of the process stay with the other
+    // threads.
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -239,14 +245,14 @@ class KvmGuest final : public Guest {
     std::memcpy(&state, payload.data(), sizeof state);
     const kvm_regs& regs = state.regs;
     check_resumable(memory_.bytes(), {.sweep = regs.r12,
-                                      .index = regs.r13,
                                       .written = regs.r14,
                                       .errors = regs.r15,
                                       .first_error = regs.rsi,
-                                      .set_address = regs.r8,
-                                      .set_pages = regs.r9,
-                                      .seed = regs.r10,
-                                      .pages_per_exit = regs.r11,
+                                      .address = regs.rdi,
+                                      .value = regs.rax,
+                                      .set_begin = regs.r8,
+                                      .set_end = regs.r9,
+                                      .wrap_step = regs.r13,
                                       .countdown = regs.rbx});
     set_cpu(state);
   }
@@ -260,7 +266,8 @@ class KvmGuest final : public Guest {
  private:
   static std::size_t checked_size(const GuestConfig& config) {
     if (config.memory_bytes > memory_limit)
-      throw std::runtime_error("the KVM guest addresses up to 63 GiB; choose a smaller --memory or --backend thread");
+      throw std::runtime_error(
+          "the KVM guest addresses up to 63 GiB; choose a smaller --memory or --backend thread");
     return config.memory_bytes;
   }
 
@@ -278,7 +285,8 @@ class KvmGuest final : public Guest {
     }
   }
 
-  /// Takes the log of a slot into slot_log_; KVM watches the pages again before it returns. Returns: its words.
+  /// Takes the log of a slot into slot_log_; KVM watches the pages again before it returns. Returns: its
+  /// words.
   std::size_t get_log(std::size_t slot) {
     kvm_dirty_log log{};
     log.slot = static_cast<std::uint32_t>(slot);
@@ -341,26 +349,25 @@ class KvmGuest final : public Guest {
           if (run_->io.port != pacing_port) return fmt::format("the guest used port {:#x}", +run_->io.port);
           pacer_.wait(pages_per_exit_);
           break;
-        case KVM_EXIT_INTR:
-          break;
-        case KVM_EXIT_SHUTDOWN:
-          return "the guest ran into a triple fault";
+        case KVM_EXIT_INTR: break;
+        case KVM_EXIT_SHUTDOWN: return "the guest ran into a triple fault";
         case KVM_EXIT_FAIL_ENTRY:
           return fmt::format("KVM could not enter the guest (hardware reason {:#x})",
                              +run_->fail_entry.hardware_entry_failure_reason);
         case KVM_EXIT_INTERNAL_ERROR:
           return fmt::format("KVM gave up on the guest (internal error {})", +run_->internal.suberror);
-        default:
-          return fmt::format("the guest stopped for reason {} of KVM", +run_->exit_reason);
+        default: return fmt::format("the guest stopped for reason {} of KVM", +run_->exit_reason);
       }
     }
 
-    // An `out` is complete, and the instruction pointer behind it, only with the next entry. Enter without running.
+    // An `out` is complete, and the instruction pointer behind it, only with the next entry. Enter without
+    // running.
     run_->immediate_exit = 1;
     const int result = ioctl(vcpu_.get(), KVM_RUN, 0);
     const int error = errno;
     run_->immediate_exit = 0;
-    if (result == 0 || error != EINTR) return fmt::format("KVM_RUN with immediate_exit: {}", std::strerror(error));
+    if (result == 0 || error != EINTR)
+      return fmt::format("KVM_RUN with immediate_exit: {}", std::strerror(error));
     return {};
   }
 
@@ -383,7 +390,9 @@ class KvmGuest final : public Guest {
 
 }  // namespace
 
-std::unique_ptr<Guest> make_kvm_guest(const GuestConfig& config) { return std::make_unique<KvmGuest>(config); }
+std::unique_ptr<Guest> make_kvm_guest(const GuestConfig& config) {
+  return std::make_unique<KvmGuest>(config);
+}
 
 }  // namespace live
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Backend "kvm": the guest as a virtual machine with one virtual CPU in 64-bit mode. KVM itself keeps the dirty log.
+// Backend "kvm": the guest as a virtual machine with one virtual CPU in 64-bit mode. KVM itself keeps the
+// dirty log.
 #pragma once
 
 #include <memory>

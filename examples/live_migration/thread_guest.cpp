@@ -59,8 +59,9 @@ std::thread quiet_thread(const char* name, Function function) {
   return thread;
 }
 
-/// Returns: a descriptor, or -1 and errno. Writes of the guest thread are faults of user mode, so the variant that
-/// needs no privilege is enough; kernels before 5.11 do not know it, and some sandboxes allow only the device.
+/// Returns: a descriptor, or -1 and errno. Writes of the guest thread are faults of user mode, so the variant
+/// that needs no privilege is enough; kernels before 5.11 do not know it, and some sandboxes allow only the
+/// device.
 int open_userfaultfd() {
   int fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY));
   if (fd < 0 && errno == EINVAL) fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
@@ -80,17 +81,18 @@ int open_userfaultfd() {
 
 /// The pages of one range that were written since they were last asked for.
 ///
-/// All pages are write-protected. The first write to one faults; the handler thread sets its bit and lifts the
-/// protection. Setting the bit and lifting, and taking the bit and protecting, are each done under one lock: otherwise
-/// a fetch could fall between the two halves of the handler's work, which would then lift a protection whose bit has
-/// been taken, and all later writes to that page would go unseen.
+/// All pages are write-protected. The first write to one faults; the handler thread sets its bit and lifts
+/// the protection. Setting the bit and lifting, and taking the bit and protecting, are each done under one
+/// lock: otherwise a fetch could fall between the two halves of the handler's work, which would then lift a
+/// protection whose bit has been taken, and all later writes to that page would go unseen.
 class WriteLog {
  public:
   WriteLog(std::span<std::byte> memory, Failure& failure)
       : memory_(memory), failure_(failure), bitmap_(bitmap_words(memory.size()), 0), fd_(open_userfaultfd()) {
     if (fd_ < 0)
       throw std::runtime_error(fmt::format(
-          "userfaultfd: {}; allow the system call (seccomp), or run with access to /dev/userfaultfd", std::strerror(errno)));
+          "userfaultfd: {}; allow the system call (seccomp), or run with access to /dev/userfaultfd",
+          std::strerror(errno)));
     try {
       start();
     } catch (...) {
@@ -131,8 +133,10 @@ class WriteLog {
           bitmap[page / 64] |= bit;
           ++page;
         }
-        if (const int error = set_protection(run_begin, page - run_begin, UFFDIO_WRITEPROTECT_MODE_WP); error != 0)
-          throw std::runtime_error(fmt::format("userfaultfd cannot protect memory again: {}", std::strerror(error)));
+        if (const int error = set_protection(run_begin, page - run_begin, UFFDIO_WRITEPROTECT_MODE_WP);
+            error != 0)
+          throw std::runtime_error(
+              fmt::format("userfaultfd cannot protect memory again: {}", std::strerror(error)));
       }
     }
   }
@@ -143,27 +147,31 @@ class WriteLog {
     api.api = UFFD_API;
     api.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP;
     if (ioctl(fd_, UFFDIO_API, &api) < 0)
-      throw std::runtime_error(fmt::format("userfaultfd without write-protection: {}; needs Linux 5.7 or later",
-                                           std::strerror(errno)));
+      throw std::runtime_error(fmt::format(
+          "userfaultfd without write-protection: {}; needs Linux 5.7 or later", std::strerror(errno)));
     populate();
     uffdio_register range{};
     range.range = {reinterpret_cast<std::uint64_t>(memory_.data()), memory_.size()};
     range.mode = UFFDIO_REGISTER_MODE_WP;
     if (ioctl(fd_, UFFDIO_REGISTER, &range) < 0)
-      throw std::runtime_error(fmt::format("userfaultfd cannot watch guest memory: {}", std::strerror(errno)));
+      throw std::runtime_error(
+          fmt::format("userfaultfd cannot watch guest memory: {}", std::strerror(errno)));
     stop_event_ = eventfd(0, EFD_CLOEXEC);
     if (stop_event_ < 0) throw std::runtime_error(fmt::format("eventfd: {}", std::strerror(errno)));
     handler_ = quiet_thread("dirty-log", [this] { handle_faults(); });
     // Only now, with someone there to lift it: the guest may run already.
-    if (const int error = set_protection(0, memory_.size() / guest_page_size, UFFDIO_WRITEPROTECT_MODE_WP); error != 0) {
+    if (const int error = set_protection(0, memory_.size() / guest_page_size, UFFDIO_WRITEPROTECT_MODE_WP);
+        error != 0) {
       const std::uint64_t one = 1;
       [[maybe_unused]] const auto written = write(stop_event_, &one, sizeof one);
       handler_.join();
-      throw std::runtime_error(fmt::format("userfaultfd cannot protect guest memory: {}", std::strerror(error)));
+      throw std::runtime_error(
+          fmt::format("userfaultfd cannot protect guest memory: {}", std::strerror(error)));
     }
   }
 
-  /// Protection sticks to pages that are there. Reading maps the shared page of zeros where nothing was written yet.
+  /// Protection sticks to pages that are there. Reading maps the shared page of zeros where nothing was
+  /// written yet.
   void populate() {
     if (madvise(memory_.data(), memory_.size(), MADV_POPULATE_READ) == 0) return;
     for (std::size_t at = 0; at < memory_.size(); at += guest_page_size)
@@ -206,9 +214,11 @@ class WriteLog {
       if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
       if (got != static_cast<ssize_t>(sizeof message))
         return fmt::format("dirty log: read of userfaultfd: {}", std::strerror(got < 0 ? errno : EIO));
-      if (message.event != UFFD_EVENT_PAGEFAULT || (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) == 0)
+      if (message.event != UFFD_EVENT_PAGEFAULT ||
+          (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) == 0)
         return fmt::format("dirty log: unexpected userfaultfd event {}", +message.event);
-      const std::uint64_t offset = message.arg.pagefault.address - reinterpret_cast<std::uint64_t>(memory_.data());
+      const std::uint64_t offset =
+          message.arg.pagefault.address - reinterpret_cast<std::uint64_t>(memory_.data());
       const std::size_t page = offset / guest_page_size;
 
       const std::lock_guard lock(mutex_);
@@ -229,8 +239,7 @@ class WriteLog {
 
 class ThreadGuest final : public Guest {
  public:
-  explicit ThreadGuest(const GuestConfig& config)
-      : config_(config), memory_(config.memory_bytes) {}
+  explicit ThreadGuest(const GuestConfig& config) : config_(config), memory_(config.memory_bytes) {}
 
   // The log is there until the guest has stopped: its thread may wait in a fault.
   ~ThreadGuest() override { stop(); }
@@ -298,11 +307,12 @@ class ThreadGuest final : public Guest {
   void vcpu_loop() {
     Registers registers = registers_;
     const auto memory = memory_.bytes();
+    const std::uint64_t pages_per_exit = mailbox_word(memory, MailboxWord::pages_per_exit);
     while (!stopping_.load(std::memory_order_relaxed)) {
       step(memory, registers);
       if (--registers.countdown == 0) {
-        registers.countdown = registers.pages_per_exit;
-        pacer_.wait(registers.pages_per_exit);
+        registers.countdown = pages_per_exit;
+        pacer_.wait(pages_per_exit);
       }
     }
     registers_ = registers;
@@ -320,6 +330,8 @@ class ThreadGuest final : public Guest {
 
 }  // namespace
 
-std::unique_ptr<Guest> make_thread_guest(const GuestConfig& config) { return std::make_unique<ThreadGuest>(config); }
+std::unique_ptr<Guest> make_thread_guest(const GuestConfig& config) {
+  return std::make_unique<ThreadGuest>(config);
+}
 
 }  // namespace live

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Backend "thread", for hosts without KVM: a thread plays the virtual CPU, and userfaultfd write-protection finds the
-// pages it writes.
+// Backend "thread", for hosts without KVM: a thread plays the virtual CPU, and userfaultfd write-protection
+// finds the pages it writes.
 #pragma once
 
 #include <memory>
