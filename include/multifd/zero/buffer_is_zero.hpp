@@ -5,9 +5,9 @@
 // chosen at the first use. What a zero page means for the wire is policy.hpp's matter.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -24,11 +24,15 @@
 
 namespace multifd {
 
-/// One way to look for a non-zero byte.
+/// One way to look for a non-zero byte. Its functions may be called only when it is `supported`.
 struct ZeroKernel {
   std::string_view name;                               ///< scalar, sse2, avx2, avx512, neon
-  bool (*is_zero)(const void*, std::size_t) noexcept;  ///< as buffer_is_zero(); call it only when `supported`
+  bool (*is_zero)(const void*, std::size_t) noexcept;  ///< as buffer_is_zero()
   bool supported;                                      ///< this CPU and this operating system run it
+  /// Scans four pages in lock-step; null where the kernel does not. Takes their addresses and their size, a
+  /// multiple of 256, and returns how many bytes at the start of all four are known to be zero: the size if
+  /// all are.
+  std::size_t (*zero_prefix4)(const std::byte* const*, std::size_t) noexcept = nullptr;
 };
 
 /// Lists every kernel that is compiled in, slowest first; `supported` tells which of them run here.
@@ -42,8 +46,10 @@ inline std::span<const ZeroKernel> zero_kernels() noexcept {
     return std::array{
         ZeroKernel{"scalar", detail::is_zero_scalar, true},
         ZeroKernel{"sse2", detail::is_zero_sse2, true},
-        ZeroKernel{"avx2", detail::is_zero_avx2, __builtin_cpu_supports("avx2") != 0},
-        ZeroKernel{"avx512", detail::is_zero_avx512, __builtin_cpu_supports("avx512f") != 0},
+        ZeroKernel{"avx2", detail::is_zero_avx2, __builtin_cpu_supports("avx2") != 0,
+                   detail::zero_prefix4_avx2},
+        ZeroKernel{"avx512", detail::is_zero_avx512, __builtin_cpu_supports("avx512f") != 0,
+                   detail::zero_prefix4_avx512},
     };
   }();
 #elif MULTIFD_AARCH64
@@ -121,28 +127,48 @@ inline bool buffer_is_zero(const void* data, std::size_t size) noexcept {
 
 /// Classifies pages: bit i of the result is set when page i is all zero.
 ///
-/// Checks every page's head first, while the following heads are on their way, then scans the pages still
-/// alive.
+/// Goes in groups of eight: checks the group's heads, while the next group's heads are on their way, then
+/// scans the pages still alive, four in lock-step where the kernel can.
 ///
 /// Params: `pages`: `count` addresses, any alignment, each of `page_bytes` bytes; `count`: 1 to 64.
 /// Threads: any thread.
+/// Cost: cold and against a plain loop over the pages: the same for zero pages in order of their addresses, a
+///   third faster for a guest's mix in order, up to twice as fast in random order.
 __attribute__((no_sanitize("thread"))) inline std::uint64_t zero_page_mask(const std::byte* const* pages,
                                                                            std::size_t count,
                                                                            std::size_t page_bytes) noexcept {
   MULTIFD_ASSERT(count >= 1 && count <= 64);
-  constexpr std::size_t ahead = 8;  // heads on their way; more lines at once hurt
+  // So many heads are on their way at once; with more, pages in order get slower.
+  constexpr std::size_t group = 8;
+  static_assert(group % 4 == 0);
   const ZeroKernel& kernel = chosen_zero_kernel();
-  std::uint64_t alive = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    if (i + ahead < count) __builtin_prefetch(pages[i + ahead]);
-    const bool any = page_bytes >= detail::zero_head_bytes && detail::scalar_any64(pages[i]);
-    alive |= std::uint64_t{!any} << i;
+  const bool has_head = page_bytes >= detail::zero_head_bytes;
+  const bool in_lock_step = kernel.zero_prefix4 != nullptr && page_bytes % detail::zero_prefix_step == 0;
+  std::uint64_t zero = 0;
+  for (std::size_t first = 0; first < count; first += group) {
+    std::array<const std::byte*, group> alive;
+    std::array<std::size_t, group> index;
+    std::size_t alive_count = 0;
+    for (std::size_t i = first; i < std::min(first + group, count); ++i) {
+      if (i + group < count) __builtin_prefetch(pages[i + group]);
+      // Without a branch: which page is alive cannot be predicted.
+      alive[alive_count] = pages[i];
+      index[alive_count] = i;
+      alive_count += std::size_t{!has_head || !detail::scalar_any64(pages[i])};
+    }
+    std::size_t done = 0;
+    for (; in_lock_step && done + 1 < alive_count; done += 4) {
+      const std::size_t four_end = std::min(done + 4, alive_count);
+      // A page scanned twice costs next to nothing: its lines are there.
+      for (std::size_t i = four_end; i < done + 4; ++i) alive[i] = alive[done];
+      const std::size_t prefix = kernel.zero_prefix4(&alive[done], page_bytes);
+      for (std::size_t i = done; i < four_end; ++i)
+        zero |= std::uint64_t{kernel.is_zero(alive[i] + prefix, page_bytes - prefix)} << index[i];
+    }
+    for (; done < alive_count; ++done)
+      zero |= std::uint64_t{kernel.is_zero(alive[done], page_bytes)} << index[done];
   }
-  for (std::uint64_t left = alive; left != 0; left &= left - 1) {
-    const int i = std::countr_zero(left);
-    if (!kernel.is_zero(pages[i], page_bytes)) alive &= ~(std::uint64_t{1} << i);
-  }
-  return alive;
+  return zero;
 }
 
 }  // namespace multifd

@@ -16,6 +16,9 @@ namespace multifd::detail {
 /// Bytes that are looked at before anything else: in guests, 99.5 % of the non-zero pages show it here.
 inline constexpr std::size_t zero_head_bytes = 64;
 
+/// Bytes of each page in one step of the kernels that scan four pages in lock-step; divides their page sizes.
+inline constexpr std::size_t zero_prefix_step = 256;
+
 __attribute__((no_sanitize("thread"), always_inline)) inline std::uint64_t load_word(
     const std::byte* at) noexcept {
   std::uint64_t word;

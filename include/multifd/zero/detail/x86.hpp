@@ -71,9 +71,13 @@ MULTIFD_AVX2 MULTIFD_INLINE bool avx2_any(__m256i v) noexcept { return _mm256_te
 
 MULTIFD_AVX2 MULTIFD_INLINE bool avx2_any64(const std::byte* at) noexcept { return avx2_any(avx2_or64(at)); }
 
+MULTIFD_AVX2 MULTIFD_INLINE __m256i avx2_or256(const std::byte* at) noexcept {
+  return _mm256_or_si256(_mm256_or_si256(avx2_or64(at), avx2_or64(at + 64)),
+                         _mm256_or_si256(avx2_or64(at + 128), avx2_or64(at + 192)));
+}
+
 MULTIFD_AVX2 MULTIFD_INLINE bool avx2_any256(const std::byte* at) noexcept {
-  return avx2_any(_mm256_or_si256(_mm256_or_si256(avx2_or64(at), avx2_or64(at + 64)),
-                                  _mm256_or_si256(avx2_or64(at + 128), avx2_or64(at + 192))));
+  return avx2_any(avx2_or256(at));
 }
 
 MULTIFD_AVX2 inline bool is_zero_avx2(const void* data, std::size_t size) noexcept {
@@ -94,6 +98,16 @@ MULTIFD_AVX2 inline bool is_zero_avx2(const void* data, std::size_t size) noexce
   return !avx2_any256(end - 256);
 }
 
+MULTIFD_AVX2 inline std::size_t zero_prefix4_avx2(const std::byte* const* pages, std::size_t size) noexcept {
+  const std::byte *a = pages[0], *b = pages[1], *c = pages[2], *d = pages[3];
+  for (std::size_t at = 0; at < size; at += zero_prefix_step) {
+    const __m256i ab = _mm256_or_si256(avx2_or256(a + at), avx2_or256(b + at));
+    const __m256i cd = _mm256_or_si256(avx2_or256(c + at), avx2_or256(d + at));
+    if (avx2_any(_mm256_or_si256(ab, cd))) return at;
+  }
+  return size;
+}
+
 // AVX-512F: 64 bytes a register, so one load is a head.
 
 MULTIFD_AVX512 MULTIFD_INLINE __m512i avx512_or128(const std::byte* at) noexcept {
@@ -108,9 +122,12 @@ MULTIFD_AVX512 MULTIFD_INLINE bool avx512_any64(const std::byte* at) noexcept {
   return avx512_any(_mm512_loadu_si512(at));
 }
 
+MULTIFD_AVX512 MULTIFD_INLINE __m512i avx512_or256(const std::byte* at) noexcept {
+  return _mm512_or_si512(avx512_or128(at), avx512_or128(at + 128));
+}
+
 MULTIFD_AVX512 MULTIFD_INLINE bool avx512_any512(const std::byte* at) noexcept {
-  return avx512_any(_mm512_or_si512(_mm512_or_si512(avx512_or128(at), avx512_or128(at + 128)),
-                                    _mm512_or_si512(avx512_or128(at + 256), avx512_or128(at + 384))));
+  return avx512_any(_mm512_or_si512(avx512_or256(at), avx512_or256(at + 256)));
 }
 
 MULTIFD_AVX512 inline bool is_zero_avx512(const void* data, std::size_t size) noexcept {
@@ -129,6 +146,17 @@ MULTIFD_AVX512 inline bool is_zero_avx512(const void* data, std::size_t size) no
     if (avx512_any512(at)) return false;
   }
   return !avx512_any512(end - 512);
+}
+
+MULTIFD_AVX512 inline std::size_t zero_prefix4_avx512(const std::byte* const* pages,
+                                                      std::size_t size) noexcept {
+  const std::byte *a = pages[0], *b = pages[1], *c = pages[2], *d = pages[3];
+  for (std::size_t at = 0; at < size; at += zero_prefix_step) {
+    const __m512i ab = _mm512_or_si512(avx512_or256(a + at), avx512_or256(b + at));
+    const __m512i cd = _mm512_or_si512(avx512_or256(c + at), avx512_or256(d + at));
+    if (avx512_any(_mm512_or_si512(ab, cd))) return at;
+  }
+  return size;
 }
 
 }  // namespace multifd::detail
