@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT
+//
+// Every model of Transport through the contract that users can run on their own, and transports that break
+// one rule each, to see that the contract notices.
+#include "multifd/testing/transport_contract.hpp"
+
+#include <doctest/doctest.h>
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <ostream>
+#include <string>
+#include <utility>
+
+#include "multifd/testing/fault_transport.hpp"
+#include "multifd/testing/memory_transport.hpp"
+#include "multifd/transport/socket.hpp"
+
+using namespace multifd;
+using namespace std::chrono_literals;
+using testing::FaultTransport;
+using testing::memory_transport_pair;
+using testing::MemoryTransport;
+
+namespace {
+
+using FdPair = std::pair<FdTransport, FdTransport>;
+
+FdPair over(const Address& address) {
+  auto listener = Listener::listen(address, 1);
+  REQUIRE(listener.has_value());
+  auto here = connect_to(listener->local_address());
+  REQUIRE(here.has_value());
+  auto there = listener->accept(10s);
+  REQUIRE(there.has_value());
+  return {std::move(*here), std::move(*there)};
+}
+
+FdPair adopt(int one, int other) {
+  auto first = FdTransport::adopt(one);
+  auto second = FdTransport::adopt(other);
+  REQUIRE((first && second));
+  return {std::move(*first), std::move(*second)};
+}
+
+void check(const ContractReport& report) {
+  CHECK_MESSAGE(report.ok(), report.text());
+  CHECK(report.notes.empty());
+}
+
+constexpr TransportContractOptions reset_seen{.after_shutdown = AfterShutdown::error, .patience = 20s};
+constexpr TransportContractOptions end_seen{.after_shutdown = AfterShutdown::end, .patience = 20s};
+
+}  // namespace
+
+TEST_CASE("FdTransport over TCP keeps the Transport contract") {
+  check(check_transport_contract<FdTransport>([] { return over({.host = "127.0.0.1"}); }, reset_seen));
+}
+
+TEST_CASE("FdTransport over a UNIX socket keeps the Transport contract") {
+  char folder[] = "/tmp/multifd-test-XXXXXX";
+  REQUIRE(::mkdtemp(folder) != nullptr);
+  const Address address{.kind = AddressKind::unix_socket, .path = std::string(folder) + "/socket"};
+  check(check_transport_contract<FdTransport>([&] { return over(address); }, end_seen));
+  ::rmdir(folder);
+}
+
+TEST_CASE("FdTransport over a socketpair keeps the Transport contract") {
+  check(check_transport_contract<FdTransport>(
+      [] {
+        int fds[2];
+        REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
+        return adopt(fds[0], fds[1]);
+      },
+      end_seen));
+}
+
+TEST_CASE("FdTransport over a pipe keeps the Transport contract") {
+  check(check_transport_contract<FdTransport>(
+      [] {
+        int fds[2];
+        REQUIRE(::pipe2(fds, O_CLOEXEC) == 0);
+        return adopt(fds[1], fds[0]);
+      },
+      {.after_shutdown = AfterShutdown::end_when_destroyed, .patience = 20s}));
+}
+
+TEST_CASE("MemoryTransport keeps the Transport contract") {
+  for (const std::size_t capacity : {1000UL, 1UL << 20}) {
+    CAPTURE(capacity);
+    check(check_transport_contract<MemoryTransport>([=] { return memory_transport_pair(capacity); },
+                                                    reset_seen));
+  }
+}
+
+TEST_CASE("MemoryTransport with short reads and writes keeps the Transport contract") {
+  check(check_transport_contract<MemoryTransport>(
+      [] { return memory_transport_pair(1 << 16, {.max_io_bytes = 61}); }, reset_seen));
+}
+
+TEST_CASE("FaultTransport without faults, and with short ones, keeps the Transport contract") {
+  using Fault = FaultTransport<MemoryTransport>;
+  for (const std::size_t limit : {61UL, 1UL << 30}) {
+    CAPTURE(limit);
+    check(check_transport_contract<Fault>(
+        [=] {
+          auto pair = memory_transport_pair(1 << 16);
+          return std::pair<Fault, Fault>(Fault(std::move(pair.first), {.max_io_bytes = limit}),
+                                         Fault(std::move(pair.second), {.max_io_bytes = limit}));
+        },
+        reset_seen));
+  }
+}
+
+namespace {
+
+enum class Broken {
+  drops_byte,
+  reorders,
+  finish_resets,
+  finish_lost,
+  shutdown_is_orderly,
+  shutdown_does_nothing
+};
+
+/// A MemoryTransport that breaks one rule.
+struct Bad {
+  MemoryTransport next;
+  Broken broken;
+
+  Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
+    auto count = next.write_some(buffers);
+    // Says that it wrote one more than it did.
+    if (broken == Broken::drops_byte && count && *count < total_bytes(buffers)) ++*count;
+    return count;
+  }
+  Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
+    auto count = next.read_some(buffers);
+    if (broken == Broken::reorders && count && *count >= 2) {
+      for (const iovec& buffer : buffers) {
+        auto* bytes = static_cast<std::byte*>(buffer.iov_base);
+        if (buffer.iov_len >= 2) return std::swap(bytes[0], bytes[1]), count;
+      }
+    }
+    return count;
+  }
+  Result<void> finish() noexcept {
+    if (broken == Broken::finish_resets) next.shutdown();
+    if (broken == Broken::finish_resets || broken == Broken::finish_lost) return {};
+    return next.finish();
+  }
+  void shutdown() noexcept {
+    if (broken == Broken::shutdown_does_nothing) return;
+    if (broken == Broken::shutdown_is_orderly) return static_cast<void>(next.finish());
+    next.shutdown();
+  }
+};
+
+std::string failures(Broken broken) {
+  auto make = [broken] {
+    auto pair = memory_transport_pair(1000);
+    return std::pair<Bad, Bad>(Bad{std::move(pair.first), broken}, Bad{std::move(pair.second), broken});
+  };
+  return check_transport_contract<Bad>(make, {.after_shutdown = AfterShutdown::error, .patience = 100ms})
+      .text();
+}
+
+bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
+
+}  // namespace
+
+TEST_CASE("the Transport contract notices a transport that breaks it") {
+  CHECK(contains(failures(Broken::drops_byte), "did not come to an end"));
+  CHECK(contains(failures(Broken::reorders), "other bytes arrived"));
+  CHECK(contains(failures(Broken::finish_resets), "finish(): reading failed"));
+  CHECK(contains(failures(Broken::finish_lost), "finish(): the reader does not see an end"));
+  CHECK(contains(failures(Broken::shutdown_is_orderly), "sees an orderly end instead of a broken stream"));
+  CHECK(contains(failures(Broken::shutdown_is_orderly), "shutdown() does not end a blocked read"));
+  CHECK(contains(failures(Broken::shutdown_does_nothing), "shutdown() does not end a blocked read"));
+  CHECK(contains(failures(Broken::shutdown_does_nothing), "shutdown() does not end a blocked write"));
+}
