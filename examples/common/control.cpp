@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: MIT
+#include "common/control.hpp"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <chrono>
+#include <cstring>
+
+#include "common/program.hpp"
+
+namespace program {
+namespace {
+
+using namespace std::chrono_literals;
+namespace wire = multifd::wire;
+
+constexpr std::size_t header_bytes = 5;
+constexpr std::size_t largest_zero_message = 1 << 20;
+
+const char* name_of(MessageType type) {
+  constexpr const char* names[] = {"?",       "hello", "zero runs", "round end", "state",
+                                   "digests", "done",  "ready",     "result",    "failed"};
+  const auto i = static_cast<std::size_t>(type);
+  return i < std::size(names) ? names[i] : "?";
+}
+
+}  // namespace
+
+std::string Message::text() const {
+  return std::string(reinterpret_cast<const char*>(payload.data()), payload.size());
+}
+
+nlohmann::json Message::json() const {
+  auto object = nlohmann::json::parse(text(), nullptr, /*allow_exceptions=*/false);
+  if (!object.is_object()) throw Failure("main connection: the peer's message is not a JSON object");
+  return object;
+}
+
+Control Control::connect(const multifd::Address& address, const multifd::Interrupt& interrupt) {
+  multifd::SocketOptions options;
+  options.interrupt = &interrupt;
+  Control control(need(multifd::connect_to(address, options), "connect to " + to_string(address)), interrupt);
+  std::array<std::byte, 4> magic;
+  wire::store_be(magic.data(), control_magic);
+  control.write(magic);
+  return control;
+}
+
+Control Control::adopt(multifd::FdTransport link, const multifd::Interrupt& interrupt) {
+  Control control(std::move(link), interrupt);
+  std::array<std::byte, 4> magic;
+  control.read(magic, 10s);
+  return control;
+}
+
+void Control::send(MessageType type, std::span<const std::byte> payload) {
+  std::array<std::byte, header_bytes> header;
+  header[0] = static_cast<std::byte>(type);
+  wire::store_be(&header[1], static_cast<std::uint32_t>(payload.size()));
+  write(header);
+  write(payload);
+}
+
+void Control::send_json(MessageType type, const nlohmann::json& object) {
+  const std::string text = object.dump();
+  send(type, std::as_bytes(std::span(text)));
+}
+
+void Control::send_failed(const std::string& reason) noexcept {
+  try {
+    // The interrupt may be what ended us; this one line still has to go out, if the socket takes it at once.
+    const multifd::Interrupt quiet = need(multifd::Interrupt::create());
+    interrupt_ = &quiet;
+    const std::string text = reason.substr(0, 1000);
+    send(MessageType::failed, std::as_bytes(std::span(text)));
+    need(link_.finish());
+  } catch (const std::exception&) {
+    // The peer is gone: then there is nobody to tell.
+  }
+}
+
+Message Control::receive(std::size_t limit_bytes, std::chrono::milliseconds timeout) {
+  std::array<std::byte, header_bytes> header;
+  read(header, timeout);
+  Message message{.type = static_cast<MessageType>(header[0]), .payload = {}};
+  const auto size = wire::load_be<std::uint32_t>(&header[1]);
+  if (size > std::max(limit_bytes, small_message))
+    throw Failure(fmt::format("main connection: a {} message of {} bytes is more than the {} that fit here",
+                              name_of(message.type), size, limit_bytes));
+  message.payload.resize(size);
+  read(message.payload, 30s);
+  if (message.type == MessageType::failed) throw Failure("the other side gave up: " + message.text());
+  return message;
+}
+
+Message Control::expect(MessageType type, std::size_t limit_bytes, std::chrono::milliseconds timeout) {
+  Message message = receive(limit_bytes, timeout);
+  if (message.type != type)
+    throw Failure(fmt::format("main connection: expected {}, got {}", name_of(type), name_of(message.type)));
+  return message;
+}
+
+std::string Control::peer_reason() noexcept {
+  try {
+    const multifd::Interrupt quiet = need(multifd::Interrupt::create());
+    interrupt_ = &quiet;
+    for (;;) (void)receive(small_message, 500ms);
+  } catch (const Failure& failure) {
+    const std::string text = failure.what();
+    return text.starts_with("the other side") ? text : std::string();
+  } catch (const std::exception&) {
+    return {};
+  }
+}
+
+void Control::wait(short events, std::chrono::milliseconds timeout) {
+  std::array<pollfd, 2> fds{
+      {{link_.native_handle(), events, 0}, {interrupt_->native_handle(), POLLIN, 0}}};
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  for (;;) {
+    int wait_ms = -1;
+    if (timeout.count() > 0) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+      wait_ms = static_cast<int>(std::max<std::int64_t>(0, left.count()));
+    }
+    const int ready = ::poll(fds.data(), fds.size(), wait_ms);
+    if (ready < 0 && errno == EINTR) continue;
+    if (fds[1].revents != 0) throw Failure({.code = multifd::Errc::cancelled}, "main connection");
+    if (ready == 0) throw Failure({.code = multifd::Errc::timed_out}, "main connection: the other side is silent");
+    return;
+  }
+}
+
+// Polling before each call keeps the link's blocking calls short, so that the interrupt is always heard.
+void Control::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    wait(POLLOUT, 30s);
+    const auto chunk = bytes.first(std::min<std::size_t>(bytes.size(), 64 * 1024));
+    const ssize_t sent = ::send(link_.native_handle(), chunk.data(), chunk.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+    if (sent < 0) throw Failure(multifd::fail_errno(multifd::Stage::write, "").error(), "main connection");
+    bytes = bytes.subspan(static_cast<std::size_t>(sent));
+  }
+}
+
+void Control::read(std::span<std::byte> bytes, std::chrono::milliseconds timeout) {
+  while (!bytes.empty()) {
+    wait(POLLIN, timeout);
+    const iovec buffer = multifd::mutable_buffer(bytes);
+    const std::size_t got = need(link_.read_some(std::span(&buffer, 1)), "main connection");
+    if (got == 0) throw Failure({.code = multifd::Errc::peer_closed}, "main connection");
+    bytes = bytes.subspan(got);
+  }
+}
+
+Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt) {
+  std::optional<Control> control;
+  nlohmann::json hello;
+  std::vector<multifd::FdTransport> links;
+  std::size_t wanted = channels == 0 ? multifd::wire::max_channels : channels;
+  auto timeout = std::chrono::milliseconds(std::chrono::hours(24 * 365));
+  try {
+    while (!control || links.size() < wanted) {
+      auto link = need(listener.accept(timeout, &interrupt), control ? fmt::format(
+          "waiting for {} channels, {} came", wanted, links.size()) : std::string("waiting for a source"));
+      timeout = 30s;
+      const auto magic = multifd::peek_magic(link, 5s, &interrupt);
+      if (magic && *magic == wire::magic) {
+        links.push_back(std::move(link));
+      } else if (magic && *magic == control_magic && !control) {
+        control = Control::adopt(std::move(link), interrupt);
+        hello = control->expect(MessageType::hello, small_message, 10s).json();
+        const auto announced = hello.value("channels", 0u);
+        if (announced < 1 || announced > wire::max_channels)
+          throw Failure(fmt::format("the source announces {} channels; 1 to 255 can be", announced));
+        if (channels != 0 && announced != channels)
+          throw Failure(fmt::format("the source sends over {} channels, --channels here says {}", announced, channels));
+        wanted = announced;
+      } else if (!magic && magic.error().code == multifd::Condition::cancelled) {
+        throw Failure(magic.error(), "waiting for a source");
+      } else {
+        fmt::print(stderr, "closed a connection that is neither a main connection nor a channel\n");
+      }
+    }
+  } catch (const std::exception& error) {
+    if (control) control->send_failed(error.what());
+    throw;
+  }
+  return {std::move(*control), std::move(hello), std::move(links)};
+}
+
+void ZeroRuns::add(std::uint64_t offset) {
+  if (length_ > 0 && start_ + length_ == offset) {
+    length_ += page_bytes_;
+    return;
+  }
+  append();
+  start_ = offset;
+  length_ = page_bytes_;
+}
+
+void ZeroRuns::append() {
+  if (length_ == 0) return;
+  const std::size_t at = payload_.size();
+  payload_.resize(at + 16);
+  wire::store_be(&payload_[at], start_);
+  wire::store_be(&payload_[at + 8], std::exchange(length_, 0));
+  if (payload_.size() >= largest_zero_message / 2) {
+    control_.send(MessageType::zero_runs, payload_);
+    payload_.clear();
+  }
+}
+
+void ZeroRuns::flush() {
+  append();
+  if (!payload_.empty()) control_.send(MessageType::zero_runs, payload_);
+  payload_.clear();
+}
+
+std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map, multifd::BlockId block) {
+  std::uint64_t pages = 0;
+  if (message.payload.size() % 16 != 0) throw Failure("main connection: a zero runs message of a broken size");
+  for (std::size_t at = 0; at < message.payload.size(); at += 16) {
+    const auto start = wire::load_be<std::uint64_t>(&message.payload[at]);
+    const auto bytes = wire::load_be<std::uint64_t>(&message.payload[at + 8]);
+    if (bytes > map.block(block).host.size()) throw Failure("main connection: a run of zero pages outside its block");
+    for (std::uint64_t offset = start; offset - start < bytes; offset += map.page_bytes()) {
+      const auto page = need(map.resolve(block, offset), "main connection: zero page");
+      if (!multifd::buffer_is_zero(page.data(), page.size())) std::memset(page.data(), 0, page.size());
+      ++pages;
+    }
+  }
+  return pages;
+}
+
+}  // namespace program

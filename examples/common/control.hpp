@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+//
+// The programs' own main connection, beside the channels: what QEMU's main stream would carry. It opens with a magic
+// number of its own, so that one port serves both kinds; then messages: type (1 byte), length (be32), payload.
+//
+//   hello       JSON     source -> destination: what is coming (size, page size, channels, compression, ...)
+//   zero_runs   binary   source -> destination: (be64 offset, be64 bytes)*, pages that are zero (legacy zero pages)
+//   round_end   empty    source -> destination: the epoch's SYNCs are on the channels
+//   state       binary   source -> destination: virtual CPU (live_migration)
+//   digests     binary   source -> destination: be64 XXH3 per page (live_migration)
+//   done        JSON     source -> destination: nothing follows on the channels
+//   ready       JSON     destination -> source: everything of the last step is in place
+//   result      JSON     destination -> source: verdict and counters
+//   failed      text     either way: why this side gives up
+#pragma once
+
+#include <multifd/multifd.hpp>
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace program {
+
+/// First four bytes of a main connection ("MFDm").
+inline constexpr std::uint32_t control_magic = 0x4d46446d;
+
+enum class MessageType : std::uint8_t { hello = 1, zero_runs, round_end, state, digests, done, ready, result, failed };
+
+struct Message {
+  MessageType type{};
+  std::vector<std::byte> payload;
+
+  std::string text() const;
+  /// Throws Failure when it is no JSON object.
+  nlohmann::json json() const;
+};
+
+/// One end of the main connection. Reading and writing throw Failure, also for what the peer `failed` with.
+///
+/// Threads: one; waits end when `interrupt` triggers.
+class Control {
+ public:
+  static Control connect(const multifd::Address& address, const multifd::Interrupt& interrupt);
+  /// Takes over an accepted connection whose magic has been peeked at.
+  static Control adopt(multifd::FdTransport link, const multifd::Interrupt& interrupt);
+
+  /// What ends this side's waits from now on, beside the time limits.
+  void set_interrupt(const multifd::Interrupt& interrupt) noexcept { interrupt_ = &interrupt; }
+
+  void send(MessageType type, std::span<const std::byte> payload = {});
+  void send_json(MessageType type, const nlohmann::json& object);
+  /// Tells the peer why this side gives up; never throws, does not wait long.
+  void send_failed(const std::string& reason) noexcept;
+
+  /// Reads the next message. `limit_bytes` bounds its payload, `timeout` the wait for its first byte (0: no limit).
+  Message receive(std::size_t limit_bytes, std::chrono::milliseconds timeout = {});
+  /// The same, and it must be of that type.
+  Message expect(MessageType type, std::size_t limit_bytes, std::chrono::milliseconds timeout = {});
+
+  /// After a failure elsewhere: what the peer says about it, if it says so soon.
+  std::string peer_reason() noexcept;
+
+ private:
+  Control(multifd::FdTransport link, const multifd::Interrupt& interrupt)
+      : link_(std::move(link)), interrupt_(&interrupt) {}
+  void write(std::span<const std::byte> bytes);
+  void read(std::span<std::byte> bytes, std::chrono::milliseconds timeout);
+  void wait(short events, std::chrono::milliseconds timeout);
+
+  multifd::FdTransport link_;
+  const multifd::Interrupt* interrupt_;
+};
+
+inline constexpr std::size_t small_message = 64 * 1024;
+
+/// Everything that a destination accepts: one main connection and the channels that its hello announces, all on one
+/// address, in any order. Connections that are neither are closed with a word on stderr.
+struct Accepted {
+  Control control;
+  nlohmann::json hello;
+  std::vector<multifd::FdTransport> channels;
+};
+
+/// Waits for a source. The first connection may take for ever, the others 30 seconds.
+///
+/// Params: `channels`: what this side insists on, 0 for whatever the source announces.
+Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt);
+
+/// Collects pages that are zero as runs, for one zero_runs message at a time.
+class ZeroRuns {
+ public:
+  explicit ZeroRuns(Control& control, std::size_t page_bytes) : control_(control), page_bytes_(page_bytes) {}
+  void add(std::uint64_t offset);
+  void flush();
+
+ private:
+  Control& control_;
+  std::size_t page_bytes_;
+  std::vector<std::byte> payload_;
+  std::uint64_t start_ = 0;
+  std::uint64_t length_ = 0;
+  void append();
+};
+
+/// Writes the zeros of a zero_runs message; returns the number of pages. Throws Failure for a run outside the block.
+std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map, multifd::BlockId block);
+
+}  // namespace program

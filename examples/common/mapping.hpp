@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+//
+// Memory that the programs send from and receive into: a file mapped read-only, a new file that gets its name only
+// when it is whole, or anonymous memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace program {
+
+/// A range of mapped memory.
+class Mapping {
+ public:
+  /// Maps a file for reading. `bytes` 0 maps all of it; otherwise that much from its start.
+  /// Throws Failure: missing, empty, a directory, smaller than `bytes`, not a multiple of `page_bytes`.
+  static Mapping read_file(const std::string& path, std::uint64_t bytes, std::size_t page_bytes);
+
+  /// Fresh zero memory with huge pages asked for.
+  static Mapping anonymous(std::uint64_t bytes);
+
+  Mapping(Mapping&& other) noexcept;
+  Mapping& operator=(Mapping&& other) noexcept;
+  ~Mapping();
+
+  std::span<std::byte> bytes() const noexcept { return bytes_; }
+
+  /// Touches every page for writing, so that no fault is taken while receiving.
+  void populate() const;
+
+ private:
+  friend class NewFile;
+  explicit Mapping(std::span<std::byte> bytes) noexcept : bytes_(bytes) {}
+  std::span<std::byte> bytes_;
+};
+
+/// A file that is being received: it lies beside its final name as NAME.part and is renamed by keep(). Without keep()
+/// it is removed, so that a failure never leaves a file that looks whole.
+class NewFile {
+ public:
+  /// Throws Failure: the folder is missing, no room, no permission.
+  NewFile(std::string path, std::uint64_t bytes);
+  ~NewFile();
+  NewFile(const NewFile&) = delete;
+  NewFile& operator=(const NewFile&) = delete;
+
+  const Mapping& mapping() const noexcept { return mapping_; }
+  void keep();
+
+ private:
+  std::string path_;
+  std::string part_;
+  Mapping mapping_;
+  bool kept_ = false;
+};
+
+/// XXH3-64 of a whole range, as 16 hexadecimal digits.
+std::string digest_text(std::span<const std::byte> bytes);
+
+/// Bytes of physical memory of this machine.
+std::uint64_t physical_memory();
+
+}  // namespace program

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT
+//
+// What every example program does the same way: exit statuses, one error line on stderr, SIGINT/SIGTERM that cancel
+// cleanly, and the options that choose a stack.
+#pragma once
+
+#include <multifd/compress/nocomp.hpp>
+#include <multifd/compress/zlib.hpp>
+#include <multifd/compress/zstd.hpp>
+#include <multifd/multifd.hpp>
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+namespace program {
+
+enum ExitStatus { exit_done = 0, exit_failed = 1, exit_usage = 2 };
+
+/// An Error on its way through a program's own functions; the library itself never throws.
+class Failure : public std::runtime_error {
+ public:
+  explicit Failure(const multifd::Error& error, const std::string& context = {});
+  /// A failure of the program's own, or one that the peer told about.
+  explicit Failure(const std::string& message) : std::runtime_error(message) {}
+  bool cancelled() const noexcept { return cancelled_; }
+
+ private:
+  bool cancelled_ = false;
+};
+
+/// Wrong use that the option parser cannot see: exit status 2.
+class Usage : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// The value of a Result, or a Failure with `context` in front.
+template <class T>
+T need(multifd::Result<T> result, const std::string& context = {}) {
+  if (!result) throw Failure(result.error(), context);
+  if constexpr (!std::is_void_v<T>) return std::move(*result);
+}
+
+/// Runs a program: parses, calls `body`, turns exceptions into one line on stderr and an exit status.
+int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body);
+
+/// Installs handlers for SIGINT and SIGTERM: the first triggers the returned Interrupt, the second ends the process at
+/// once. Also ignores SIGPIPE. Call once.
+multifd::Interrupt& catch_signals();
+
+/// While it lives: when `interrupt` triggers, `action` runs once on a thread of its own.
+class OnInterrupt {
+ public:
+  OnInterrupt(const multifd::Interrupt& interrupt, std::function<void()> action);
+  ~OnInterrupt();
+  OnInterrupt(const OnInterrupt&) = delete;
+  OnInterrupt& operator=(const OnInterrupt&) = delete;
+
+ private:
+  multifd::Interrupt done_;
+  std::thread thread_;
+};
+
+/// A number of bytes as people type it: "512M", "4G", "4096".
+CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& bytes, const std::string& help);
+
+/// "1.5 GiB".
+std::string format_bytes(double bytes);
+
+/// The policies that the programs offer.
+using Compressors = multifd::PolicyList<multifd::NoComp, multifd::Zlib, multifd::Zstd>;
+using ZeroPolicies =
+    multifd::PolicyList<multifd::ZeroPagesNone, multifd::ZeroPagesLegacy, multifd::ZeroPagesMultifd>;
+
+/// Options that choose a sender's stack.
+struct StackOptions {
+  unsigned channels = 4;
+  std::string compression = "none";
+  int level = 1;
+  std::string zero_pages = "multifd";
+  std::uint64_t bandwidth = 0;
+
+  void add_to(CLI::App& app);
+
+  /// The compressor's parameters. Throws Usage for a level that it does not have.
+  template <class C>
+  C compressor() const {
+    C parameters{};
+    if constexpr (requires { parameters.level; }) {
+      parameters.level = level;
+      const multifd::CodecLimits limits;
+      if (auto tried = C::Encoder::open(parameters, limits); !tried)
+        throw Usage("--level " + std::to_string(level) + ": not a level of " + std::string(C::name));
+    }
+    return parameters;
+  }
+};
+
+void add_compression(CLI::App& app, std::string& compression);
+
+/// Parses an address option; throws Usage.
+multifd::Address address_of(const std::string& text, const char* option);
+
+}  // namespace program

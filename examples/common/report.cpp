@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT
+#include "common/report.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+
+#include "common/program.hpp"
+
+namespace program {
+
+Progress::Progress(std::function<std::string()> line) {
+  if (::isatty(STDERR_FILENO) == 0) return;
+  thread_ = std::thread([this, line = std::move(line)] {
+    std::unique_lock lock(mutex_);
+    while (!changed_.wait_for(lock, std::chrono::milliseconds(200), [this] { return ended_; })) {
+      fmt::print(stderr, "\r{}\x1b[K", line());
+      std::fflush(stderr);
+    }
+    fmt::print(stderr, "\r\x1b[K");
+    std::fflush(stderr);
+  });
+}
+
+Progress::~Progress() {
+  {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+double rate(double bytes, double seconds) { return seconds > 0 ? bytes / seconds / double(1 << 30) : 0; }
+
+nlohmann::json report(double seconds, std::uint64_t ram_bytes, std::uint64_t main_zero_pages,
+                      const std::vector<multifd::ChannelStats>& channels) {
+  const multifd::ChannelStats sum = multifd::total(channels);
+  nlohmann::json list = nlohmann::json::array();
+  for (const multifd::ChannelStats& each : channels)
+    list.push_back({{"id", each.id},
+                    {"packets", each.packets},
+                    {"normal_pages", each.normal_pages},
+                    {"zero_pages", each.zero_pages},
+                    {"wire_bytes", each.wire_bytes}});
+  return {{"ok", true},
+          {"error", nullptr},
+          {"seconds", seconds},
+          {"ram_bytes", ram_bytes},
+          {"normal_pages", sum.normal_pages},
+          {"zero_pages", sum.zero_pages + main_zero_pages},
+          {"wire_bytes", sum.wire_bytes},
+          {"gib_per_s", rate(static_cast<double>(ram_bytes), seconds)},
+          {"bounded_by", multifd::to_string(multifd::bounded_by(sum))},
+          {"channels", std::move(list)}};
+}
+
+nlohmann::json failure_report(const std::string& error, double seconds) {
+  nlohmann::json object = report(seconds, 0, 0, {});
+  object["ok"] = false;
+  object["error"] = error;
+  return object;
+}
+
+void write_json(const std::string& path, const nlohmann::json& object) {
+  if (path.empty()) return;
+  const std::string text = object.dump(2) + "\n";
+  if (path == "-") {
+    fmt::print("{}", text);
+    std::fflush(stdout);
+    return;
+  }
+  std::ofstream file(path);
+  file << text;
+  if (!file.flush()) throw Failure(fmt::format("{}: {}", path, std::strerror(errno)));
+}
+
+}  // namespace program

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+//
+// What the programs print: a live progress line on a terminal, and the JSON object with the keys that all share.
+#pragma once
+
+#include <multifd/stats.hpp>
+
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+
+namespace program {
+
+/// Seconds since construction.
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+/// Rewrites one line on stderr five times a second, as long as it lives; does nothing when stderr is no terminal.
+class Progress {
+ public:
+  /// `line`: called on a thread of its own.
+  explicit Progress(std::function<std::string()> line);
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool ended_ = false;
+  std::thread thread_;
+};
+
+/// The keys that every program's JSON has, for a run that went well.
+///
+/// `ram_bytes`: page bytes moved, zero pages included; `main_zero_pages`: reported on the main connection.
+nlohmann::json report(double seconds, std::uint64_t ram_bytes, std::uint64_t main_zero_pages,
+                      const std::vector<multifd::ChannelStats>& channels);
+
+/// The same keys for a run that failed.
+nlohmann::json failure_report(const std::string& error, double seconds);
+
+/// Writes the object to a file, or to stdout for "-"; nothing for an empty path.
+void write_json(const std::string& path, const nlohmann::json& object);
+
+/// GiB per second.
+double rate(double bytes, double seconds);
+
+}  // namespace program

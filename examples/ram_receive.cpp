@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: MIT
+//
+// ram_receive: the smallest real receiver. Takes one RAM block from ram_send into a file, or into memory that is
+// thrown away, and checks that what arrived is what was sent.
+#include <fmt/format.h>
+
+#include "common/control.hpp"
+#include "common/mapping.hpp"
+#include "common/program.hpp"
+#include "common/report.hpp"
+
+namespace {
+
+using namespace multifd;
+using nlohmann::json;
+using program::Accepted;
+using program::Failure;
+using program::MessageType;
+using program::need;
+
+struct Settings {
+  std::string listen;
+  std::string file;
+  bool discard = false;
+  bool populate = false;
+  std::uint64_t size = 0;
+  unsigned channels = 0;
+  std::string compression;
+  std::string json_path;
+};
+
+struct Outcome {
+  double seconds = 0;
+  ReceiverStats stats;
+  std::uint64_t main_zero_pages = 0;
+  std::string digest;  ///< what the sender says it should be
+};
+
+/// The memory to receive into.
+struct Target {
+  std::optional<program::NewFile> file;
+  std::optional<program::Mapping> anonymous;
+
+  Target(const Settings& settings, std::uint64_t bytes) {
+    if (settings.discard) {
+      anonymous = program::Mapping::anonymous(bytes);
+    } else {
+      file.emplace(settings.file, bytes);
+    }
+    if (settings.populate) mapping().populate();
+  }
+  const program::Mapping& mapping() const { return file ? file->mapping() : *anonymous; }
+};
+
+template <class C>
+Outcome receive(Accepted& source, const RamMap& ram, BlockId block, const Interrupt& interrupt) {
+  const program::Stopwatch watch;
+  // What wakes the main connection's reader: a signal, or the first error of a channel.
+  Interrupt wake = need(Interrupt::create());
+  auto receiver = need(Receiver<FdTransport, C>::open(ram, std::move(source.channels),
+                                                      {.barrier = Barrier::manual,
+                                                       .destination = DestinationMemory::zeroed,
+                                                       .on_error = [&](const Error&) { wake.trigger(); }}));
+  const program::OnInterrupt cancel(interrupt, [&] { receiver.cancel(); });
+  source.control.set_interrupt(wake);
+  Outcome outcome;
+  try {
+    const program::Progress progress([&] {
+      const ChannelStats sum = total(receiver.stats().channels);
+      const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram.page_bytes());
+      return fmt::format("received {}  {:.2f} GiB/s  epoch {}", program::format_bytes(moved),
+                         program::rate(moved, watch.seconds()), receiver.stats().epochs);
+    });
+    for (bool more = true; more;) {
+      const program::Message message = source.control.receive(1 << 20);
+      switch (message.type) {
+        case MessageType::zero_runs:
+          outcome.main_zero_pages += program::apply_zero_runs(message, ram, block);
+          break;
+        case MessageType::round_end: need(receiver.sync()); break;
+        case MessageType::done:
+          outcome.digest = message.json().value("digest", "");
+          more = false;
+          break;
+        default: throw Failure("main connection: a message that does not belong here");
+      }
+    }
+    need(receiver.finish());
+  } catch (const Failure& failure) {
+    source.control.set_interrupt(interrupt);
+    // When a channel failed first, that is the reason and the main connection's trouble is not; a receiver that is
+    // well answers misuse here.
+    if (!std::string_view(failure.what()).starts_with("the other side")) {
+      if (const auto state = receiver.sync(); !state && state.error().code != Condition::misuse)
+        throw Failure(state.error());
+    }
+    throw;
+  }
+  source.control.set_interrupt(interrupt);
+  outcome.seconds = watch.seconds();
+  outcome.stats = receiver.stats();
+  return outcome;
+}
+
+int migrate(const Settings& settings) {
+  const Interrupt& interrupt = program::catch_signals();
+  const program::Stopwatch watch;
+  try {
+    const std::uint64_t limit = settings.size != 0 ? settings.size : program::physical_memory();
+    std::optional<Target> target;
+    if (settings.populate) target.emplace(settings, settings.size);
+    auto listener = need(Listener::listen(program::address_of(settings.listen, "--listen"), wire::max_channels + 1u),
+                         "listen on " + settings.listen);
+    fmt::print(stderr, "listening on {}\n", to_string(listener.local_address()));
+    Accepted source = program::accept_source(listener, settings.channels, interrupt);
+    try {
+      const auto bytes = source.hello.value("size", std::uint64_t{0});
+      const auto page_size = source.hello.value("page_size", std::size_t{0});
+      const auto compression = source.hello.value("compression", std::string());
+      if (bytes > limit)
+        throw Failure(fmt::format("the source announces {} bytes; at most {} are taken here (--size)", bytes, limit));
+      if (!settings.compression.empty() && compression != settings.compression)
+        throw Failure(fmt::format("the source compresses with {}, --compression here says {}", compression,
+                                  settings.compression));
+      if (!wire::valid_page_bytes(page_size) || bytes == 0 || bytes % page_size != 0)
+        throw Failure(fmt::format("the source announces {} bytes in pages of {}", bytes, page_size));
+
+      if (!target) target.emplace(settings, bytes);
+      const std::span<std::byte> memory = target->mapping().bytes();
+      if (memory.size() != bytes)
+        throw Failure(fmt::format("the source announces {} bytes; {} were populated (--size)", bytes, memory.size()));
+      RamMap ram(page_size);
+      const BlockId block = need(ram.add("ram", memory));
+      const Outcome outcome =
+          need(with_policy(compression, program::Compressors{}, [&]<class C>() -> Result<Outcome> {
+            return receive<C>(source, ram, block, interrupt);
+          }));
+
+      const std::string digest = program::digest_text(memory);
+      if (digest != outcome.digest)
+        throw Failure(fmt::format("what arrived is not what was sent: digest {}, the source says {}", digest,
+                                  outcome.digest));
+      if (target->file) target->file->keep();
+      source.control.send_json(MessageType::result, {{"ok", true}, {"digest", digest}});
+
+      const ChannelStats sum = total(outcome.stats.channels);
+      const std::uint64_t pages = sum.normal_pages + sum.zero_pages + outcome.main_zero_pages;
+      json report = program::report(outcome.seconds, pages * page_size, outcome.main_zero_pages,
+                                    outcome.stats.channels);
+      report["digest"] = digest;
+      report["epochs"] = outcome.stats.epochs;
+      report["pages_verified"] = outcome.stats.pages_verified;
+      if (settings.json_path != "-")
+        fmt::print("received {} in {:.2f} s: {:.2f} GiB/s, {} epochs; digest {} verified\n",
+                   program::format_bytes(static_cast<double>(pages * page_size)), outcome.seconds,
+                   report["gib_per_s"].get<double>(), outcome.stats.epochs, digest);
+      program::write_json(settings.json_path, report);
+      return program::exit_done;
+    } catch (const Failure& failure) {
+      source.control.send_failed(failure.what());
+      throw;
+    }
+  } catch (const Failure& failure) {
+    program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));
+    throw;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Settings settings;
+  CLI::App app("Receives one RAM block from ram_send into a file or into memory.", "ram_receive");
+  app.add_option("--listen", settings.listen, "tcp:HOST:PORT (port 0: any) or unix:PATH")->required();
+  auto* file = app.add_option("--file", settings.file, "Where to put the bytes; appears only when all is verified");
+  auto* discard = app.add_flag("--discard", settings.discard, "Receive into memory and keep nothing");
+  file->excludes(discard);
+  app.add_flag("--populate", settings.populate, "Touch the memory before listening; --size says how much");
+  program::add_size(app, "--size", settings.size, "The most that a sender may announce (0: the machine's memory)");
+  app.add_option("--channels", settings.channels, "Insist on that many channels (0: whatever the sender announces)")
+      ->check(CLI::Range(0u, wire::max_channels))
+      ->capture_default_str();
+  app.add_option("--compression", settings.compression, "Insist on a method (default: whatever the sender announces)")
+      ->check(CLI::IsMember(std::vector<std::string>(program::Compressors::names.begin(),
+                                                     program::Compressors::names.end())));
+  app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
+  return program::run(app, argc, argv, [&] {
+    if (settings.file.empty() && !settings.discard) throw program::Usage("--file or --discard is needed");
+    if (settings.populate && (settings.size == 0 || settings.size % wire::min_page_bytes != 0))
+      throw program::Usage("--populate needs --size, the exact size that will be sent");
+    return migrate(settings);
+  });
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MIT
+//
+// ram_send: the smallest real sender. A file's bytes go as one RAM block to ram_receive in another process; a main
+// connection of our own beside the channels carries what a VMM's main stream would.
+#include <fmt/format.h>
+
+#include "common/control.hpp"
+#include "common/mapping.hpp"
+#include "common/program.hpp"
+#include "common/report.hpp"
+
+namespace {
+
+using namespace multifd;
+using nlohmann::json;
+using program::Control;
+using program::Failure;
+using program::MessageType;
+using program::need;
+
+struct Settings {
+  std::string connect;
+  std::string file;
+  std::uint64_t size = 0;
+  std::size_t page_size = 4096;
+  std::string peer = "multifd";
+  unsigned rounds = 1;
+  bool digest = false;
+  bool list_kernels = false;
+  std::string json_path;
+  program::StackOptions stack;
+};
+
+struct Outcome {
+  double seconds = 0;
+  SenderStats stats;
+  std::uint64_t ram_bytes = 0;
+};
+
+template <class C, class Z>
+Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control& control, const Interrupt& interrupt) {
+  RamMap ram(settings.page_size);
+  const BlockId block = need(ram.add_read_only("ram", bytes));
+  SocketOptions socket;
+  socket.interrupt = &interrupt;
+  const Address address = program::address_of(settings.connect, "--connect");
+  auto links = need(connect_channels(address, settings.stack.channels, socket), "connect the channels");
+
+  auto peer = need(find_peer_profile(settings.peer));
+  const program::Stopwatch watch;
+  auto sender = need(Sender<FdTransport, C, Z>::open(
+      ram, std::move(links),
+      {.compressor = settings.stack.compressor<C>(),
+       .peer = peer,
+       .bandwidth = settings.stack.bandwidth,
+       .digest = settings.digest ? Digest::on : Digest::off}));
+  const program::OnInterrupt cancel(interrupt, [&] { sender.cancel(); });
+  program::ZeroRuns zeros(control, settings.page_size);
+  const std::uint64_t all = bytes.size() * settings.rounds;
+  {
+    const program::Progress progress([&] {
+      const SenderStats stats = sender.stats();
+      const ChannelStats sum = total(stats.channels);
+      const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages + stats.zero_on_main) *
+                                             settings.page_size);
+      return fmt::format("{:3.0f} %  {} of {}  {:.2f} GiB/s  wire {}", 100 * moved / static_cast<double>(all),
+                         program::format_bytes(moved), program::format_bytes(static_cast<double>(all)),
+                         program::rate(moved, watch.seconds()),
+                         program::format_bytes(static_cast<double>(sum.wire_bytes)));
+    });
+    for (unsigned round = 0; round < settings.rounds; ++round) {
+      need(sender.queue_range(block, 0, bytes.size(), [&](std::uint64_t offset) { zeros.add(offset); }));
+      need(sender.sync());
+      zeros.flush();
+      control.send(MessageType::round_end);
+    }
+    need(sender.close());
+  }
+  return {.seconds = watch.seconds(), .stats = sender.stats(), .ram_bytes = all};
+}
+
+int migrate(const Settings& settings) {
+  const Interrupt& interrupt = program::catch_signals();
+  const program::Stopwatch watch;
+  try {
+    if (!wire::valid_page_bytes(settings.page_size))
+      throw program::Usage("--page-size: a power of two from 1024 to 65536");
+    const auto file = program::Mapping::read_file(settings.file, settings.size, settings.page_size);
+    const std::span<const std::byte> bytes = file.bytes();
+    Control control = Control::connect(program::address_of(settings.connect, "--connect"), interrupt);
+    try {
+      control.send_json(MessageType::hello, {{"size", bytes.size()},
+                                        {"page_size", settings.page_size},
+                                        {"channels", settings.stack.channels},
+                                        {"compression", settings.stack.compression}});
+      const auto sent = with_policies(
+          settings.stack.compression, program::Compressors{}, settings.stack.zero_pages, program::ZeroPolicies{},
+          [&]<class C, class Z>() -> Result<Outcome> { return send<C, Z>(settings, bytes, control, interrupt); });
+      const Outcome outcome = need(sent);
+      control.send_json(MessageType::done, {{"digest", program::digest_text(bytes)}});
+      const json result = control.expect(MessageType::result, program::small_message, std::chrono::minutes(10)).json();
+
+      json report = program::report(outcome.seconds, outcome.ram_bytes, outcome.stats.zero_on_main,
+                                    outcome.stats.channels);
+      report["digest"] = result.value("digest", "");
+      report["producer_waits"] = outcome.stats.producer_waits;
+      if (settings.json_path != "-") {
+        const ChannelStats sum = total(outcome.stats.channels);
+        fmt::print("sent {} in {:.2f} s over {} channels: {:.2f} GiB/s, {} normal and {} zero pages, {} on the wire, "
+                   "bounded by {}; digest {} verified\n",
+                   program::format_bytes(static_cast<double>(outcome.ram_bytes)), outcome.seconds,
+                   settings.stack.channels, report["gib_per_s"].get<double>(), sum.normal_pages,
+                   sum.zero_pages + outcome.stats.zero_on_main,
+                   program::format_bytes(static_cast<double>(sum.wire_bytes)), to_string(bounded_by(sum)),
+                   report["digest"].get<std::string>());
+      }
+      program::write_json(settings.json_path, report);
+      return program::exit_done;
+    } catch (const Failure& failure) {
+      // The receiver's own words say more than the broken connection that they caused.
+      if (!failure.cancelled()) {
+        if (const std::string reason = control.peer_reason(); !reason.empty()) throw Failure(reason);
+      }
+      control.send_failed(failure.what());
+      throw;
+    }
+  } catch (const Failure& failure) {
+    program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));
+    throw;
+  }
+}
+
+int list_kernels() {
+  for (const ZeroKernel& kernel : zero_kernels())
+    fmt::print("{:8} {}{}\n", kernel.name, kernel.supported ? "supported" : "not on this machine",
+               kernel.name == chosen_zero_kernel().name ? ", chosen" : "");
+  return program::exit_done;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Settings settings;
+  CLI::App app("Sends a file as one RAM block to ram_receive over many channels.", "ram_send");
+  app.add_option("--connect", settings.connect, "Where ram_receive listens: tcp:HOST:PORT or unix:PATH");
+  app.add_option("--file", settings.file, "The bytes to send");
+  program::add_size(app, "--size", settings.size, "Send only that much from the start of the file (0: all)");
+  program::add_size(app, "--page-size", settings.page_size, "Bytes per page, 1024 to 65536")->capture_default_str();
+  settings.stack.add_to(app);
+  std::vector<std::string> peers;
+  for (const PeerProfile& profile : peer_profiles) peers.emplace_back(profile.name);
+  app.add_option("--peer", settings.peer, "What the receiver can do")
+      ->check(CLI::IsMember(peers))
+      ->capture_default_str();
+  app.add_option("--rounds", settings.rounds, "Send everything that often, one epoch each")
+      ->check(CLI::Range(1u, 1'000'000u))
+      ->capture_default_str();
+  app.add_flag("--digest", settings.digest, "Put an XXH3-64 into every packet, which the receiver checks");
+  app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
+  app.add_flag("--list-kernels", settings.list_kernels, "List the zero-check kernels of this machine and end");
+  return program::run(app, argc, argv, [&] {
+    if (settings.list_kernels) return list_kernels();
+    if (settings.connect.empty() || settings.file.empty()) throw program::Usage("--connect and --file are needed");
+    return migrate(settings);
+  });
+}
