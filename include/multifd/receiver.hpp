@@ -27,6 +27,7 @@ struct ReceiverOptions {
   std::chrono::milliseconds hello_timeout{10'000};    ///< for all initial packets together
   std::chrono::milliseconds barrier_timeout{60'000};  ///< without a byte on any channel, while some wait for others
   ThreadHook thread_hook{};                           ///< runs in each worker before its first byte
+  ErrorHook on_error{};                               ///< told of the first error, once, by the thread that met it
 };
 
 /// Receives pages of a RamMap over connected transports. Every sender generation since QEMU 4.1 is understood without
@@ -179,6 +180,7 @@ class Receiver {
       shared.barrier->stop();
       shared.hellos.stop();
       for (const auto& channel : channels) channel->shutdown();
+      if (options.on_error) options.on_error(shared.error.get());
     }
 
     void join() noexcept {

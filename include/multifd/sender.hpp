@@ -41,6 +41,7 @@ struct SenderOptions {
   unsigned depth = 4;                      ///< batches in flight per channel, 2 to 16
   Digest digest = Digest::off;             ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
   ThreadHook thread_hook{};                ///< runs in each worker before its first packet
+  ErrorHook on_error{};                    ///< told of the first error, once, by the thread that met it
 };
 
 /// Sends pages of a RamMap over connected transports.
@@ -309,6 +310,7 @@ class Sender {
       shared.limiter.stop();
       shared.gate.stop();
       for (const auto& channel : channels) channel->shutdown();
+      if (options.on_error) options.on_error(shared.error.get());
     }
 
     void join() noexcept {

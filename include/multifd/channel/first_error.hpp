@@ -12,6 +12,10 @@
 
 namespace multifd {
 
+/// Called once, with the first error, by the thread that met it (also cancel()'s): to wake a caller that waits for
+/// something else, its main stream for instance. Must return soon, must not throw, and must not call the object back.
+using ErrorHook = std::function<void(const Error&)>;
+
 /// Threads: any, all methods. raise() and failed() are wait-free but for the stop action; get() may wait for the few
 ///   instructions of another thread's raise().
 class FirstError {
