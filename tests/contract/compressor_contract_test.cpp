@@ -38,7 +38,7 @@ TEST_CASE("NoComp keeps the Compressor contract") { check(NoComp{}); }
 TEST_CASE("Zlib keeps the Compressor contract") { check(Zlib{}); }
 
 TEST_CASE("Zlib keeps the Compressor contract at every kind of level") {
-  for (const int level : {0, 1, 4, 9}) {
+  for (const int level : {0, 4, 9}) {
     CAPTURE(level);
     check(Zlib{.level = level}, short_packets);
   }
@@ -47,20 +47,21 @@ TEST_CASE("Zlib keeps the Compressor contract at every kind of level") {
 TEST_CASE("Zstd keeps the Compressor contract") { check(small_window(1)); }
 
 TEST_CASE("Zstd keeps the Compressor contract at every kind of level") {
-  for (const int level : {-50, -1, 0, 1, 3, 7, 16}) {
+  for (const int level : {-50, -1, 3, 16}) {
     CAPTURE(level);
     check(small_window(level), short_packets);
   }
 }
 
 TEST_CASE("Zstd keeps the Compressor contract with a chosen window") {
-  check(Zstd{.level = 1, .window_log = 17, .max_window_log = 17});
+  check(Zstd{.level = 1, .window_log = 17, .max_window_log = 17}, short_packets);
 }
 
 TEST_CASE("Compressors keep their contract with pages of every size") {
   for (const std::size_t page_bytes : {std::size_t{1024}, std::size_t{16384}, std::size_t{65536}}) {
     CAPTURE(page_bytes);
-    const CodecLimits limits{.page_bytes = page_bytes};
+    const CodecLimits limits{
+        .page_bytes = page_bytes, .packet_bytes = 128 * 1024, .payload_bytes = 256 * 1024};
     check(NoComp{}, limits, page_bytes);
     check(Zlib{}, limits, page_bytes);
     check(small_window(1), limits, page_bytes);
