@@ -75,8 +75,8 @@ class Zlib::Encoder {
 
   /// Compresses the pages of one packet. Without pages the stream is not touched and the payload is empty.
   ///
-  /// zlib is not memory-safe on input that changes under it (it trusts matches it found a moment ago), so
-  /// each page is copied into a private buffer first.
+  /// zlib does not promise to be memory-safe on input that changes under it, and some builds of it read their
+  /// input more than once, so each page is copied into a private buffer first.
   ///
   /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
   Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
