@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT
+#include "multifd/error.hpp"
+
+#include <doctest/doctest.h>
+
+#include <ostream>  // lets doctest print a std::error_code
+#include <set>
+#include <string>
+#include <type_traits>
+
+using multifd::Condition;
+using multifd::Errc;
+using multifd::Error;
+using multifd::Stage;
+
+namespace {
+
+constexpr int first_errc = static_cast<int>(Errc::bad_magic);
+constexpr int last_errc = static_cast<int>(Errc::already_closed);
+constexpr const char* text_of_unknown = "unknown multifd error";
+
+std::error_code from_errno(int value) { return {value, std::system_category()}; }
+
+}  // namespace
+
+// Workers copy errors across threads and into a slot that is written once: no allocation may hide in one.
+static_assert(std::is_trivially_copyable_v<Error>);
+
+TEST_CASE("Every Errc has a text of its own") {
+  std::set<std::string> texts;
+  for (int value = first_errc; value <= last_errc; ++value) {
+    CAPTURE(value);
+    const std::string text = std::error_code(static_cast<Errc>(value)).message();
+    CHECK(text != text_of_unknown);
+    CHECK_FALSE(text.empty());
+    CHECK_MESSAGE(texts.insert(text).second, "same text twice: ", text);
+  }
+}
+
+TEST_CASE("already_closed is the last Errc, so the loops of this file see all of them") {
+  CHECK(multifd::category().message(first_errc - 1) == text_of_unknown);
+  CHECK(multifd::category().message(last_errc + 1) == text_of_unknown);
+}
+
+TEST_CASE("Every Errc belongs to the condition of its group, and to no other") {
+  constexpr Condition all[] = {Condition::peer_protocol, Condition::peer_gone, Condition::timed_out,
+                               Condition::cancelled,     Condition::misuse,    Condition::local_io};
+  for (int value = first_errc; value <= last_errc; ++value) {
+    CAPTURE(value);
+    const auto code = static_cast<Errc>(value);
+    const Condition expected = code <= Errc::digest_mismatch ? Condition::peer_protocol
+                               : code == Errc::peer_closed   ? Condition::peer_gone
+                               : code == Errc::timed_out     ? Condition::timed_out
+                               : code == Errc::cancelled     ? Condition::cancelled
+                                                             : Condition::misuse;
+    const std::error_code as_error_code = code;
+    CHECK(multifd::condition_of(as_error_code) == expected);
+    for (const Condition condition : all) CHECK((as_error_code == condition) == (condition == expected));
+  }
+}
+
+TEST_CASE("errno codes compare with conditions") {
+  for (const int value : {EPIPE, ECONNRESET, ECONNABORTED, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH}) {
+    CAPTURE(value);
+    CHECK(from_errno(value) == Condition::peer_gone);
+    CHECK(from_errno(value) != Condition::local_io);
+  }
+  CHECK(from_errno(ETIMEDOUT) == Condition::timed_out);
+  CHECK(from_errno(ECANCELED) == Condition::cancelled);
+  for (const int value : {ENOMEM, EBADF, EACCES, EMFILE, EINVAL}) {
+    CAPTURE(value);
+    CHECK(from_errno(value) == Condition::local_io);
+    CHECK(from_errno(value) != Condition::peer_gone);
+  }
+}
+
+TEST_CASE("Codes of ours and of the operating system are never equal, even with equal values") {
+  const std::error_code ours = Errc::bad_magic;
+  CHECK(ours == Errc::bad_magic);
+  CHECK(ours != Errc::bad_version);
+  CHECK(ours != from_errno(ours.value()));
+  CHECK(std::string(ours.category().name()) == "multifd");
+}
+
+TEST_CASE("Every condition has a text, and so has a value that is none") {
+  std::set<std::string> texts;
+  for (int value = 1; value <= static_cast<int>(Condition::local_io); ++value)
+    texts.insert(std::error_condition(static_cast<Condition>(value)).message());
+  CHECK(texts.size() == 6);
+  CHECK_FALSE(texts.contains("unknown"));
+  CHECK(multifd::condition_category().message(99) == "unknown");
+  CHECK(std::string(multifd::condition_category().name()) == "multifd condition");
+}
+
+TEST_CASE("Every stage has a name of its own") {
+  std::set<std::string> names;
+  for (int value = 0; value <= static_cast<int>(Stage::close); ++value)
+    names.insert(multifd::to_string(static_cast<Stage>(value)));
+  CHECK(names.size() == static_cast<std::size_t>(Stage::close) + 1);
+  CHECK(std::string(multifd::to_string(Stage::none)) == "none");
+  CHECK(std::string(multifd::to_string(Stage::zero_check)) == "zero check");
+  CHECK(std::string(multifd::to_string(Stage::close)) == "close");
+}
+
+TEST_CASE("describe() writes channel, packet, stage, operation, text and value in one line") {
+  const Error error{.code = Errc::offset_misaligned,
+                    .stage = Stage::parse,
+                    .op = "offset",
+                    .detail = 4097,
+                    .channel = 2,
+                    .packet = 17};
+  CHECK(multifd::describe(error) ==
+        "channel 2, packet 17: parse: offset: page offset is not a multiple of the page size (value 4097)");
+}
+
+TEST_CASE("describe() leaves out what an error does not say") {
+  CHECK(multifd::describe({.code = Errc::cancelled}) == "cancelled");
+  CHECK(multifd::describe({.code = Errc::cancelled, .channel = 0}) == "channel 0: cancelled");
+  CHECK(multifd::describe({.code = Errc::cancelled, .packet = 0}) == "packet 0: cancelled");
+  CHECK(multifd::describe({.code = Errc::cancelled, .stage = Stage::sync}) == "sync: cancelled");
+  CHECK(multifd::describe({.code = Errc::cancelled, .op = "barrier"}) == "barrier: cancelled");
+  CHECK(multifd::describe({.code = Errc::bad_page_size, .stage = Stage::setup, .detail = 1000}) ==
+        "setup: page size is not a power of two from 1024 to 65536 (value 1000)");
+}
+
+TEST_CASE("describe() uses the operating system's words for an errno") {
+  const std::string text = multifd::describe({.code = from_errno(ECONNREFUSED), .stage = Stage::connect, .op = "connect"});
+  CHECK(text == "connect: connect: " + from_errno(ECONNREFUSED).message());
+}
