@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+#include "multifd/memory/received_pages.hpp"
+
+#include <doctest/doctest.h>
+
+#include <random>
+#include <thread>
+#include <vector>
+
+using multifd::BlockId;
+using multifd::RamMap;
+using multifd::ReceivedPages;
+
+TEST_CASE("A page is new once, in its own block only") {
+  std::vector<std::byte> one(70 * 4096);
+  std::vector<std::byte> two(70 * 4096);
+  RamMap map;
+  const BlockId a = map.add("a", one).value();
+  const BlockId b = map.add("b", two).value();
+  auto pages = ReceivedPages::create(map);
+  REQUIRE(pages);
+  // First and last page of each word of the bitmap, and the last page of the block.
+  for (const std::uint64_t page : {0u, 1u, 62u, 63u, 64u, 65u, 69u}) {
+    CAPTURE(page);
+    CHECK_FALSE(pages->test(a, page * 4096));
+    CHECK_FALSE(pages->test_and_set(a, page * 4096));
+    CHECK(pages->test(a, page * 4096));
+    CHECK(pages->test_and_set(a, page * 4096));
+    CHECK_FALSE(pages->test(b, page * 4096));
+  }
+  CHECK_FALSE(pages->test(a, 2 * 4096));
+  CHECK_FALSE(pages->test(a, 66 * 4096));
+}
+
+TEST_CASE("The page size of the map counts, not 4096") {
+  std::vector<std::byte> ram(4 * 65536);
+  RamMap map(65536);
+  const BlockId id = map.add("a", ram).value();
+  auto pages = ReceivedPages::create(map);
+  REQUIRE(pages);
+  CHECK_FALSE(pages->test_and_set(id, 65536));
+  CHECK_FALSE(pages->test(id, 0));
+  CHECK(pages->test(id, 65536));
+  CHECK_FALSE(pages->test(id, 2 * 65536));
+}
+
+TEST_CASE("Of several threads that mark the same pages, exactly one is first at each") {
+  constexpr std::size_t page_count = 1000;  // neighbours share words, so threads collide
+  std::vector<std::byte> ram(page_count * 1024);
+  RamMap map(1024);
+  const BlockId id = map.add("a", ram).value();
+  auto pages = ReceivedPages::create(map);
+  REQUIRE(pages);
+
+  constexpr std::size_t thread_count = 4;
+  std::vector<std::vector<std::size_t>> first(thread_count);
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t t = 0; t < thread_count; ++t) {
+      threads.emplace_back([&, t] {
+        std::mt19937 random(static_cast<unsigned>(t));
+        std::vector<std::size_t> order(page_count);
+        for (std::size_t i = 0; i < page_count; ++i) order[i] = i;
+        std::ranges::shuffle(order, random);
+        for (const std::size_t page : order)
+          if (!pages->test_and_set(id, page * 1024)) first[t].push_back(page);
+      });
+    }
+  }
+  std::vector<unsigned> firsts(page_count);
+  for (const auto& mine : first)
+    for (const std::size_t page : mine) ++firsts[page];
+  CHECK(std::ranges::count(firsts, 1u) == page_count);
+  for (std::size_t page = 0; page < page_count; ++page) REQUIRE(pages->test(id, page * 1024));
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+#include "multifd/wire/peer_profile.hpp"
+
+#include <doctest/doctest.h>
+
+#include <ostream>  // lets doctest print a std::error_code
+#include <set>
+#include <string>
+
+using multifd::Errc;
+using multifd::PeerProfile;
+using multifd::SyncStyle;
+
+TEST_CASE("Each generation can do what PROTOCOL.md section 15 says") {
+  struct Row {
+    const char* name;
+    bool zero_lists, device_state, digests;
+    SyncStyle sync_style;
+  };
+  for (const Row row : {Row{"qemu-7.2", false, false, false, SyncStyle::per_section},
+                        Row{"qemu-8.0", false, false, false, SyncStyle::per_section},
+                        Row{"qemu-9.0", true, false, false, SyncStyle::per_round},
+                        Row{"qemu-10.0", true, true, false, SyncStyle::per_round},
+                        Row{"qemu-11.0", true, true, false, SyncStyle::per_round},
+                        Row{"multifd", true, false, true, SyncStyle::per_round}}) {
+    CAPTURE(row.name);
+    const auto profile = multifd::find_peer_profile(row.name);
+    REQUIRE(profile);
+    CHECK(profile->name == row.name);
+    CHECK(profile->zero_lists == row.zero_lists);
+    CHECK(profile->device_state == row.device_state);
+    CHECK(profile->digests == row.digests);
+    CHECK(profile->sync_style == row.sync_style);
+  }
+  CHECK(multifd::peer_profiles.size() == 6);
+}
+
+TEST_CASE("Every row has a name of its own, and the last one is our own receiver") {
+  std::set<std::string_view> names;
+  for (const PeerProfile& profile : multifd::peer_profiles) names.insert(profile.name);
+  CHECK(names.size() == multifd::peer_profiles.size());
+  CHECK(multifd::peer_multifd.name == "multifd");
+}
+
+TEST_CASE("Only our own receiver verifies digests") {
+  for (const PeerProfile& profile : multifd::peer_profiles) CHECK(profile.digests == (profile.name == "multifd"));
+}
+
+TEST_CASE("An unknown peer name is refused, however near it is") {
+  for (const char* name : {"", "qemu", "qemu-7", "qemu-7.20", "QEMU-7.2", "multifd ", " multifd"}) {
+    CAPTURE(name);
+    const auto profile = multifd::find_peer_profile(name);
+    REQUIRE_FALSE(profile.has_value());
+    CHECK(profile.error().code == Errc::unknown_policy);
+    CHECK(profile.error().stage == multifd::Stage::setup);
+  }
+}
