@@ -30,6 +30,11 @@ struct QueuedPages {
   std::uint64_t zero_on_main = 0;
 };
 
+/// Holds for policies that do not report zero pages to the caller. With one that does (ZeroPagesLegacy), the bulk
+/// calls need their last argument: a callable on_zero(offset).
+template <class Z>
+concept NeedsNoZeroSink = Z::stage != ZeroStage::producer;
+
 /// Run-time settings of a Sender. Everything has a default.
 template <Compressor C, ZeroPagePolicy Z>
 struct SenderOptions {
@@ -111,8 +116,10 @@ class Sender {
     return done;
   }
 
-  Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes) {
-    return queue_range(block, offset, bytes, NeedsZeroSink{});
+  Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes)
+    requires NeedsNoZeroSink<Z>
+  {
+    return queue_range(block, offset, bytes, [](std::uint64_t) {});
   }
 
   /// Queues every page whose bit is set: bit i % 64 of word i / 64 stands for page first_page + i. Runs of set bits
@@ -158,8 +165,10 @@ class Sender {
   }
 
   Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
-                                  std::uint64_t first_page = 0) {
-    return queue_dirty(block, bitmap, first_page, NeedsZeroSink{});
+                                  std::uint64_t first_page = 0)
+    requires NeedsNoZeroSink<Z>
+  {
+    return queue_dirty(block, bitmap, first_page, [](std::uint64_t) {});
   }
 
   /// Hands over what is queued, so that it leaves although no sync() follows soon.
@@ -262,15 +271,6 @@ class Sender {
   Sender& operator=(Sender&&) noexcept = default;
 
  private:
-  /// Stands for "no callback given"; using it with a policy that needs one does not compile.
-  struct NeedsZeroSink {
-    void operator()(std::uint64_t) const noexcept {
-      static_assert(Z::stage != ZeroStage::producer,
-                    "this ZeroPagePolicy reports zero pages to the caller: pass a callable on_zero(offset) as the "
-                    "last argument");
-    }
-  };
-
   struct State {
     using Channel = SendChannel<T, C, Z>;
 
