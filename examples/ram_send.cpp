@@ -103,6 +103,7 @@ int migrate(const Settings& settings) {
       json report = program::report(outcome.seconds, outcome.ram_bytes, outcome.stats.zero_on_main,
                                     outcome.stats.channels);
       report["digest"] = result.value("digest", "");
+      report["bounded_by"] = to_string(bounded_by(outcome.stats));
       report["producer_waits"] = outcome.stats.producer_waits;
       if (settings.json_path != "-") {
         const ChannelStats sum = total(outcome.stats.channels);
@@ -111,7 +112,7 @@ int migrate(const Settings& settings) {
                    program::format_bytes(static_cast<double>(outcome.ram_bytes)), outcome.seconds,
                    settings.stack.channels, report["gib_per_s"].get<double>(), sum.normal_pages,
                    sum.zero_pages + outcome.stats.zero_on_main,
-                   program::format_bytes(static_cast<double>(sum.wire_bytes)), to_string(bounded_by(sum)),
+                   program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>(),
                    report["digest"].get<std::string>());
       }
       program::write_json(settings.json_path, report);

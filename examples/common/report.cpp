@@ -54,7 +54,6 @@ nlohmann::json report(double seconds, std::uint64_t ram_bytes, std::uint64_t mai
           {"zero_pages", sum.zero_pages + main_zero_pages},
           {"wire_bytes", sum.wire_bytes},
           {"gib_per_s", rate(static_cast<double>(ram_bytes), seconds)},
-          {"bounded_by", multifd::to_string(multifd::bounded_by(sum))},
           {"channels", std::move(list)}};
 }
 

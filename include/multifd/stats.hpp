@@ -79,6 +79,14 @@ struct SenderStats {
   std::uint64_t producer_wait_ns = 0;
 };
 
+/// What limits a sender. A producer that had to wait for the channels is not the limit, however idle some channel was
+/// at the end of its work.
+inline Bound bounded_by(const SenderStats& stats) {
+  ChannelStats sum = total(stats.channels);
+  if (stats.producer_waits > 0) sum.idle_ns = 0;
+  return bounded_by(sum);
+}
+
 /// A Receiver's snapshot.
 struct ReceiverStats {
   std::vector<ChannelStats> channels;
