@@ -163,8 +163,7 @@ std::string failures(Broken broken) {
     auto pair = memory_transport_pair(1000);
     return std::pair<Bad, Bad>(Bad{std::move(pair.first), broken}, Bad{std::move(pair.second), broken});
   };
-  return check_transport_contract<Bad>(make, {.after_shutdown = AfterShutdown::error, .patience = 100ms})
-      .text();
+  return check_transport_contract<Bad>(make, {.after_shutdown = AfterShutdown::error, .patience = 1s}).text();
 }
 
 bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }

@@ -82,12 +82,21 @@ class MemoryPipe {
 
   void cut(Cut side) noexcept {
     const std::scoped_lock lock(mutex_);
+    cut_locked(side);
+  }
+
+  void close_writer() noexcept {
+    const std::scoped_lock lock(mutex_);
+    if (!finished_) cut_locked(Cut::by_writer);
+  }
+
+ private:
+  void cut_locked(Cut side) noexcept {
     if (cut_ == Cut::none) cut_ = side;
     readable_.notify_all();
     writable_.notify_all();
   }
 
- private:
   std::unexpected<Error> broken(Stage stage, const char* op, Cut self) const noexcept {
     return fail(cut_ == self ? Errc::cancelled : Errc::peer_closed, stage, op);
   }
@@ -135,7 +144,6 @@ class MemoryTransport {
     out_ = std::move(other.out_);
     in_ = std::move(other.in_);
     options_ = other.options_;
-    finished_ = other.finished_;
     return *this;
   }
   ~MemoryTransport() { close(); }
@@ -147,11 +155,7 @@ class MemoryTransport {
     return in_->read(buffers, options_.max_io_bytes);
   }
 
-  Result<void> finish() noexcept {
-    Result<void> result = out_->finish();
-    finished_ = result.has_value();
-    return result;
-  }
+  Result<void> finish() noexcept { return out_->finish(); }
 
   void shutdown() noexcept {
     if (!out_) return;  // moved from
@@ -169,7 +173,7 @@ class MemoryTransport {
 
   void close() noexcept {
     if (!out_) return;
-    if (!finished_) out_->cut(detail::MemoryPipe::Cut::by_writer);
+    out_->close_writer();
     in_->cut(detail::MemoryPipe::Cut::by_reader);  // nobody will read any more
     out_.reset();
     in_.reset();
@@ -178,7 +182,6 @@ class MemoryTransport {
   std::shared_ptr<detail::MemoryPipe> out_;
   std::shared_ptr<detail::MemoryPipe> in_;
   MemoryTransportOptions options_;
-  bool finished_ = false;
 };
 
 static_assert(check_transport<MemoryTransport>());

@@ -118,6 +118,7 @@ class TransportContract {
         if (bytes / piece > 10000) continue;  // a million buffers of one byte teach nothing new
         bytes_arrive(bytes, piece, 4096);
         bytes_arrive(bytes, 4096, piece);
+        if (!report_.ok()) return std::move(report_);  // nothing else can hold
       }
     }
     partial_read();

@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstring>
 #include <future>
@@ -308,13 +309,13 @@ TEST_CASE("a receive time limit that the program set is a timeout and no endless
 }
 
 namespace {
-volatile sig_atomic_t signals_seen = 0;
+std::atomic<int> signals_seen = 0;
 }
 
 TEST_CASE("signals do not disturb a blocked read") {
-  struct sigaction action {
-  }, old{};
-  action.sa_handler = [](int) { signals_seen = signals_seen + 1; };  // without SA_RESTART
+  struct sigaction action {};
+  struct sigaction old {};
+  action.sa_handler = [](int) { ++signals_seen; };  // without SA_RESTART
   REQUIRE(sigaction(SIGUSR1, &action, &old) == 0);
   for (const Kind& kind : all_kinds) {
     CAPTURE(kind.name);
@@ -340,9 +341,9 @@ TEST_CASE("signals do not disturb a blocked read") {
 }
 
 TEST_CASE("a write to a peer that is gone is an error and raises no SIGPIPE") {
-  struct sigaction action {
-  }, old{};
-  action.sa_handler = [](int) { signals_seen = signals_seen + 1; };
+  struct sigaction action {};
+  struct sigaction old {};
+  action.sa_handler = [](int) { ++signals_seen; };
   REQUIRE(sigaction(SIGPIPE, &action, &old) == 0);
   signals_seen = 0;
   for (const Kind& kind : all_kinds) {

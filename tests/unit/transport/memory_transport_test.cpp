@@ -31,10 +31,10 @@ TEST_CASE("MemoryTransport carries bytes both ways through rings of any capacity
       const std::size_t size =
           capacity < 100 ? 200 : 5000;  // a byte at a time costs a switch of threads each
       const std::vector<std::byte> sent = count_up(size);
-      auto echo = std::async(std::launch::async, [&b = b, size] {
+      auto echo = std::async(std::launch::async, [&other = b, size] {
         std::vector<std::byte> bytes(size);
-        return read_exact(b, std::span<std::byte>(bytes)).has_value() &&
-               write_all(b, std::span<const std::byte>(bytes)).has_value();
+        return read_exact(other, std::span<std::byte>(bytes)).has_value() &&
+               write_all(other, std::span<const std::byte>(bytes)).has_value();
       });
       REQUIRE(write_all(a, std::span<const std::byte>(sent)).has_value());
       std::vector<std::byte> received(size);
