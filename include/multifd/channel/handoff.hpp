@@ -11,7 +11,8 @@
 // the count before it looks at its ring. So closing an epoch never waits, however slow a channel is.
 //
 // Waking a sleeping thread costs more than a batch (LIMITS.md), so threads are woken seldom: a worker when two
-// batches wait for it or the producer flushes; the producer when a quarter of all batches came back.
+// batches wait for it or the producer flushes; the producer when a quarter of all batches came back, or as many as
+// one channel has.
 #pragma once
 
 #include <algorithm>
@@ -225,9 +226,10 @@ class BatchHandoff {
 
   void sleep_until_room(std::uint32_t returned_before) noexcept {
     const std::uint32_t ticket = producer_signal_.load(std::memory_order_acquire);
-    // All batches were out when `returned_before` was read, so that many will come back: no wait for ever.
-    const std::uint32_t quarter = std::max(1u, channel_count_ * depth_ / 4);
-    wake_at_.store(returned_before + quarter, std::memory_order_relaxed);
+    // All batches were out when `returned_before` was read. One channel that moves returns all of its own, so more
+    // must not be waited for: the others may be stuck.
+    const std::uint32_t enough = std::max(1u, std::min(depth_, channel_count_ * depth_ / 4));
+    wake_at_.store(returned_before + enough, std::memory_order_relaxed);
     producer_sleeping_.store(true, std::memory_order_seq_cst);
     if (returned_.load(std::memory_order_seq_cst) == returned_before && !stopped_.load(std::memory_order_seq_cst))
       producer_signal_.wait(ticket, std::memory_order_acquire);
