@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+//
+// live_migration: a small VMM whose running guest moves to a second process. Without --listen and --connect the
+// program starts that second process itself, on this machine.
+#include <fmt/format.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+
+#include "common/mapping.hpp"
+#include "live_migration/migration.hpp"
+
+namespace {
+
+using program::Failure;
+using program::need;
+
+/// The destination as a child process: this program again, listening on a free port that it prints.
+class Child {
+ public:
+  explicit Child(const std::vector<std::string>& arguments) {
+    std::array<int, 2> out{};
+    if (::pipe2(out.data(), O_CLOEXEC) != 0) throw Failure(fmt::format("pipe: {}", std::strerror(errno)));
+    std::vector<char*> argv;
+    for (const std::string& each : arguments) argv.push_back(const_cast<char*>(each.c_str()));
+    argv.push_back(nullptr);
+    pid_ = ::fork();
+    if (pid_ == 0) {
+      ::dup2(out[1], STDOUT_FILENO);
+      ::execv("/proc/self/exe", argv.data());
+      _exit(127);
+    }
+    ::close(out[1]);
+    if (pid_ < 0) throw Failure(fmt::format("fork: {}", std::strerror(errno)));
+    char byte = 0;
+    while (::read(out[0], &byte, 1) == 1 && byte != '\n') address_ += byte;
+    ::close(out[0]);
+    if (address_.empty()) throw Failure("the destination process did not start");
+  }
+  ~Child() {
+    if (pid_ <= 0) return;
+    ::kill(pid_, SIGTERM);
+    join();
+  }
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+
+  const std::string& address() const { return address_; }
+  /// The exit status.
+  int join() {
+    int status = 0;
+    while (::waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+    }
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : program::exit_failed;
+  }
+
+ private:
+  pid_t pid_ = -1;
+  std::string address_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  live::Settings settings;
+  std::uint64_t memory = std::uint64_t{1} << 30;
+  std::uint64_t working_set = std::uint64_t{64} << 20;
+  std::uint64_t dirty_rate = std::uint64_t{64} << 20;
+  double max_downtime_ms = 300;
+  std::string backend = "auto";
+  std::string listen;
+  std::string connect;
+
+  CLI::App app("Migrates a running guest to a second process over many channels.", "live_migration");
+  program::add_size(app, "--memory", memory, "Guest memory; with --listen the most that is taken")
+      ->capture_default_str();
+  settings.stack.add_to(app);
+  program::add_size(app, "--working-set", working_set, "Memory that the guest keeps rewriting")->capture_default_str();
+  program::add_size(app, "--dirty-rate", dirty_rate, "How much it rewrites per second (0: as fast as it goes)")
+      ->capture_default_str();
+  app.add_option("--max-downtime", max_downtime_ms, "Milliseconds that the guest may stand still")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--max-rounds", settings.max_rounds, "Give up when it has not converged by then")
+      ->check(CLI::Range(1u, 100'000u))
+      ->capture_default_str();
+  app.add_option("--run-before", settings.run_before_s, "Seconds the guest runs before it migrates")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  app.add_option("--run-after", settings.run_after_s, "Seconds it runs on the other side before the verdict")
+      ->check(CLI::Range(0.0, 60.0))
+      ->capture_default_str();
+  app.add_option("--backend", backend, "What runs the guest: a KVM virtual machine or a thread of this process")
+      ->check(CLI::IsMember({"auto", "kvm", "thread"}))
+      ->capture_default_str();
+  app.add_option("--seed", settings.guest.seed, "Seed of the guest's memory")->capture_default_str();
+  app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
+  auto* listening = app.add_option("--listen", listen, "Be the destination, and wait on tcp:HOST:PORT or unix:PATH");
+  app.add_option("--connect", connect, "Be the source, for a destination that listens there")->excludes(listening);
+
+  return program::run(app, argc, argv, [&] {
+    settings.guest.memory_bytes = memory;
+    settings.guest.working_set_bytes = working_set;
+    settings.guest.dirty_bytes_per_s = dirty_rate;
+    settings.max_downtime_s = max_downtime_ms / 1000;
+    settings.backend = *live::parse_backend(backend);
+    const multifd::Interrupt& interrupt = program::catch_signals();
+
+    if (!listen.empty()) {
+      auto listener = need(multifd::Listener::listen(program::address_of(listen, "--listen"),
+                                                     multifd::wire::max_channels + 1u),
+                           "listen on " + listen);
+      fmt::print("{}\n", to_string(listener.local_address()));
+      std::fflush(stdout);
+      live::destination(listener, settings, memory, interrupt);
+      return program::exit_done;
+    }
+    if (!connect.empty()) {
+      live::source(settings, program::address_of(connect, "--connect"), interrupt);
+      return program::exit_done;
+    }
+    Child child({app.get_name(), "--listen", "tcp:127.0.0.1:0", "--memory", std::to_string(memory), "--backend",
+                 backend});
+    live::source(settings, program::address_of(child.address(), "--connect"), interrupt);
+    if (const int status = child.join(); status != program::exit_done)
+      throw Failure(fmt::format("the destination process ended with status {}", status));
+    return program::exit_done;
+  });
+}

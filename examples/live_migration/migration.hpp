@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+//
+// The two halves of a live migration, each run in a process of its own: source() drives rounds until the rest fits
+// the allowed downtime, destination() receives and lets the guest go on.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "common/program.hpp"
+#include "live_migration/guest.hpp"
+
+namespace live {
+
+struct Settings {
+  GuestConfig guest;
+  Backend backend = Backend::automatic;
+  program::StackOptions stack;
+  double max_downtime_s = 0.3;
+  unsigned max_rounds = 30;
+  double run_before_s = 0.5;  ///< the guest runs that long before its migration starts
+  double run_after_s = 1.0;   ///< and that long on the other side before the verdict
+  std::string json_path;
+};
+
+/// Boots a guest, migrates it to `address` and prints what happened. Throws program::Failure.
+void source(const Settings& settings, const multifd::Address& address, const multifd::Interrupt& interrupt);
+
+/// Takes one guest from `listener` and runs it. `memory_limit` bounds what a source may announce. Throws
+/// program::Failure.
+void destination(multifd::Listener& listener, const Settings& settings, std::uint64_t memory_limit,
+                 const multifd::Interrupt& interrupt);
+
+/// XXH3-64 of every page, big-endian, as it goes over the control connection.
+std::vector<std::byte> page_digests(std::span<const std::byte> memory);
+
+}  // namespace live

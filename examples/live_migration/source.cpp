@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <bit>
+#include <thread>
+
+#include "common/control.hpp"
+#include "common/report.hpp"
+#include "live_migration/migration.hpp"
+
+namespace live {
+namespace {
+
+using namespace multifd;
+using nlohmann::json;
+using program::Control;
+using program::Failure;
+using program::MessageType;
+using program::need;
+
+/// What one round moved.
+struct Round {
+  std::uint64_t dirty_pages = 0;
+  std::uint64_t normal_pages = 0;
+  std::uint64_t zero_pages = 0;
+  std::uint64_t wire_bytes = 0;
+  double seconds = 0;
+};
+
+struct Precopy {
+  std::vector<Round> rounds;
+  SenderStats stats;
+  double seconds = 0;   ///< from the first page to the last
+  double downtime = 0;  ///< the guest stood still: last round, registers, the other side's word that it has all
+};
+
+std::uint64_t count_bits(std::span<const std::uint64_t> bitmap) {
+  std::uint64_t sum = 0;
+  for (const std::uint64_t word : bitmap) sum += static_cast<unsigned>(std::popcount(word));
+  return sum;
+}
+
+/// Waits on the clock or on the user.
+void pause(double seconds, const Interrupt& interrupt) {
+  pollfd event{.fd = interrupt.native_handle(), .events = POLLIN, .revents = 0};
+  if (::poll(&event, 1, static_cast<int>(seconds * 1000)) > 0)
+    throw Failure(Error{.code = Errc::cancelled}, "live migration");
+}
+
+void check_guest(Guest& guest) {
+  const GuestReport report = guest.report();
+  if (!report.failure.empty()) throw Failure("the guest died: " + report.failure);
+  if (report.errors > 0)
+    throw Failure(fmt::format("the guest found {} errors in its own memory at the source", report.errors));
+}
+
+/// Prints rounds as a table; nothing when JSON goes to stdout.
+class Table {
+ public:
+  explicit Table(bool quiet) : quiet_(quiet) {
+    if (!quiet_) fmt::print("{:>5} {:>11} {:>11} {:>7} {:>11} {:>9} {:>8}\n", "round", "dirty pages", "memory", "zero",
+                            "wire", "seconds", "GiB/s");
+  }
+  void add(std::size_t number, const Round& round, bool last) const {
+    if (quiet_) return;
+    const auto bytes = static_cast<double>(round.dirty_pages * guest_page_size);
+    const double zero_share = round.dirty_pages == 0 ? 0
+                                                     : 100 * static_cast<double>(round.zero_pages) /
+                                                           static_cast<double>(round.dirty_pages);
+    fmt::print("{:>5} {:>11} {:>11} {:>5.0f} % {:>11} {:>9.3f} {:>8.2f}{}\n", number, round.dirty_pages,
+               program::format_bytes(bytes), zero_share, program::format_bytes(static_cast<double>(round.wire_bytes)),
+               round.seconds, program::rate(bytes, round.seconds), last ? "  guest stopped" : "");
+    std::fflush(stdout);
+  }
+
+ private:
+  bool quiet_;
+};
+
+/// Rounds over a running guest, then the switch-over: returns when the destination has all of the stopped guest.
+template <class C, class Z>
+Precopy precopy(const Settings& settings, const Address& address, Guest& guest, Control& control,
+                const Interrupt& interrupt) {
+  RamMap ram(guest_page_size);
+  const BlockId block = need(ram.add("pc.ram", guest.memory()));
+  SocketOptions socket;
+  socket.interrupt = &interrupt;
+  auto links = need(connect_channels(address, settings.stack.channels, socket), "connect the channels");
+  auto sender = need(Sender<FdTransport, C, Z>::open(
+      ram, std::move(links),
+      {.compressor = settings.stack.compressor<C>(), .bandwidth = settings.stack.bandwidth}));
+  const program::OnInterrupt cancel(interrupt, [&] { sender.cancel(); });
+
+  program::ZeroRuns zeros(control, guest_page_size);
+  const auto on_zero = [&](std::uint64_t offset) { zeros.add(offset); };
+  std::vector<std::uint64_t> dirty(bitmap_words(guest.memory().size()));
+  const std::uint64_t all_pages = guest.memory().size() / guest_page_size;
+  const Table table(settings.json_path == "-");
+  Precopy result;
+  const program::Stopwatch whole;
+
+  // One epoch: queue, close it, and wait until it is written, so that its time says how fast the link is.
+  ChannelStats before;
+  std::uint64_t main_zeros_before = 0;
+  const auto run_round = [&](bool last) {
+    Round round;
+    const program::Stopwatch watch;
+    {
+      const program::Progress progress([&] {
+        const ChannelStats now = total(sender.stats().channels);
+        return fmt::format("round {}: wire {}  {:.1f} s", result.rounds.size(),
+                           program::format_bytes(static_cast<double>(now.wire_bytes - before.wire_bytes)),
+                           watch.seconds());
+      });
+      if (result.rounds.empty()) {
+        round.dirty_pages = all_pages;
+        need(sender.queue_range(block, 0, guest.memory().size(), on_zero));
+      } else {
+        round.dirty_pages = count_bits(dirty);
+        need(sender.queue_dirty(block, dirty, 0, on_zero));
+      }
+      const std::uint64_t epoch = need(sender.sync());
+      zeros.flush();
+      control.send(MessageType::round_end);
+      need(sender.wait(epoch));
+    }
+    round.seconds = watch.seconds();
+    const SenderStats stats = sender.stats();
+    const ChannelStats now = total(stats.channels);
+    round.normal_pages = now.normal_pages - before.normal_pages;
+    round.zero_pages = now.zero_pages - before.zero_pages + stats.zero_on_main - main_zeros_before;
+    round.wire_bytes = now.wire_bytes - before.wire_bytes;
+    before = now;
+    main_zeros_before = stats.zero_on_main;
+    result.rounds.push_back(round);
+    table.add(result.rounds.size() - 1, round, last);
+  };
+
+  guest.start_dirty_log();
+  run_round(false);
+  for (;;) {
+    check_guest(guest);
+    std::ranges::fill(dirty, 0);
+    guest.fetch_dirty(dirty);
+    const std::uint64_t pages = count_bits(dirty);
+    // Pages per second of the round before: compression and zero pages are in it.
+    const Round& last = result.rounds.back();
+    const double expected = static_cast<double>(pages) * last.seconds /
+                            static_cast<double>(std::max<std::uint64_t>(1, last.dirty_pages));
+    if (expected <= settings.max_downtime_s) break;
+    if (result.rounds.size() >= settings.max_rounds)
+      throw Failure(fmt::format("does not converge: after {} rounds the rest still takes {:.0f} ms, --max-downtime is "
+                                "{:.0f} ms; the guest goes on here. Raise --max-downtime or --bandwidth, or lower "
+                                "--dirty-rate",
+                                result.rounds.size(), expected * 1000, settings.max_downtime_s * 1000));
+    run_round(false);
+  }
+
+  // Switch-over. The pages fetched above are still to be sent, with those dirtied until the stop.
+  const program::Stopwatch stopped;
+  guest.stop();
+  guest.fetch_dirty(dirty);
+  run_round(true);
+  need(sender.close());
+  control.send(MessageType::state, guest.save_state());
+  control.send_json(MessageType::done, json::object());
+  (void)control.expect(MessageType::ready, program::small_message, std::chrono::minutes(2));
+  result.downtime = stopped.seconds();
+  result.seconds = whole.seconds();
+  result.stats = sender.stats();
+  return result;
+}
+
+}  // namespace
+
+void source(const Settings& settings, const Address& address, const Interrupt& interrupt) {
+  std::string note;
+  const auto guest = make_guest(settings.backend, settings.guest, &note);
+  const bool quiet = settings.json_path == "-";
+  if (!quiet) fmt::print("backend: {}\n", note);
+  guest->boot();
+  Control control = Control::connect(address, interrupt);
+  const program::Stopwatch watch;
+  try {
+    guest->run();
+    pause(settings.run_before_s, interrupt);
+    control.send_json(MessageType::hello, {{"size", guest->memory().size()},
+                                           {"page_size", guest_page_size},
+                                           {"channels", settings.stack.channels},
+                                           {"compression", settings.stack.compression},
+                                           {"backend", guest->backend()},
+                                           {"run_after", settings.run_after_s}});
+    const Precopy done = need(with_policies(
+        settings.stack.compression, program::Compressors{}, settings.stack.zero_pages, program::ZeroPolicies{},
+        [&]<class C, class Z>() -> Result<Precopy> {
+          return precopy<C, Z>(settings, address, *guest, control, interrupt);
+        }));
+
+    // The guest stands still on both sides: compare every page, then let it go on over there.
+    const GuestReport here = guest->report();
+    const program::Stopwatch verifying;
+    control.send(MessageType::digests, page_digests(guest->memory()));
+    const json verdict = control.expect(MessageType::result, program::small_message, std::chrono::minutes(5)).json();
+    const double verify_s = verifying.seconds() - settings.run_after_s;
+
+    const std::uint64_t ram_bytes = [&] {
+      std::uint64_t pages = 0;
+      for (const Round& round : done.rounds) pages += round.dirty_pages;
+      return pages * guest_page_size;
+    }();
+    const std::uint64_t sweeps = verdict.value("sweeps", std::uint64_t{0});
+    const std::uint64_t written = verdict.value("pages_written", std::uint64_t{0});
+    if (written <= here.pages_written)
+      throw Failure("the guest does not go on at the destination: its counter stands still");
+
+    json report = program::report(done.seconds, ram_bytes, done.stats.zero_on_main, done.stats.channels);
+    report["backend"] = guest->backend();
+    report["bounded_by"] = to_string(bounded_by(done.stats));
+    report["downtime_ms"] = done.downtime * 1000;
+    report["pages_verified"] = verdict.value("pages_verified", std::uint64_t{0});
+    report["guest"] = {{"sweeps_at_switch_over", here.sweeps},
+                       {"sweeps", sweeps},
+                       {"pages_written_at_switch_over", here.pages_written},
+                       {"pages_written", written},
+                       {"errors", verdict.value("errors", std::uint64_t{0})}};
+    report["rounds"] = json::array();
+    for (const Round& round : done.rounds)
+      report["rounds"].push_back({{"dirty_pages", round.dirty_pages},
+                                  {"normal_pages", round.normal_pages},
+                                  {"zero_pages", round.zero_pages},
+                                  {"wire_bytes", round.wire_bytes},
+                                  {"seconds", round.seconds}});
+    if (!quiet) {
+      const ChannelStats sum = total(done.stats.channels);
+      const std::uint64_t zero_pages = sum.zero_pages + done.stats.zero_on_main;
+      fmt::print("moved {} in {:.2f} s over {} channels: {:.2f} GiB/s, zero pages {:.0f} %, {} on the wire, bounded by "
+                 "{}\n",
+                 program::format_bytes(static_cast<double>(ram_bytes)), done.seconds, settings.stack.channels,
+                 program::rate(static_cast<double>(ram_bytes), done.seconds),
+                 100 * static_cast<double>(zero_pages) / static_cast<double>(sum.normal_pages + zero_pages),
+                 program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>());
+      fmt::print("downtime {:.1f} ms (limit {:.0f} ms; the page-by-page comparison, {:.2f} s, is not in it)\n",
+                 done.downtime * 1000, settings.max_downtime_s * 1000, std::max(0.0, verify_s));
+      fmt::print("guest ({}): {} sweeps here, {} more there, {} pages written in all, {} errors\n", guest->backend(),
+                 here.sweeps, sweeps - here.sweeps, written, verdict.value("errors", std::uint64_t{0}));
+      fmt::print("{} pages compared: verified\n", verdict.value("pages_verified", std::uint64_t{0}));
+    }
+    program::write_json(settings.json_path, report);
+  } catch (const Failure& failure) {
+    std::string reason = failure.what();
+    if (!failure.cancelled()) {
+      if (const std::string theirs = control.peer_reason(); !theirs.empty()) reason = theirs;
+    }
+    control.send_failed(reason);
+    program::write_json(settings.json_path, program::failure_report(reason, watch.seconds()));
+    throw Failure(reason);
+  }
+}
+
+std::vector<std::byte> page_digests(std::span<const std::byte> memory) {
+  std::vector<std::byte> digests(memory.size() / guest_page_size * 8);
+  const auto work = [&](std::size_t first, std::size_t last) {
+    for (std::size_t page = first; page < last; ++page)
+      wire::store_be(&digests[8 * page], digest_of(memory.subspan(page * guest_page_size, guest_page_size)));
+  };
+  const std::size_t pages = memory.size() / guest_page_size;
+  std::thread second_half(work, pages / 2, pages);
+  work(0, pages / 2);
+  second_half.join();
+  return digests;
+}
+
+}  // namespace live
