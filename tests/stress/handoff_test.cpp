@@ -9,6 +9,7 @@
 #include <chrono>
 #include <random>
 #include <semaphore>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -113,34 +114,37 @@ Produced produce(BatchHandoff& handoff, unsigned batches, std::uint32_t seed) {
   return produced;
 }
 
-/// Everything that holds for an orderly run, over the logs of all channels.
-void check_logs(const std::vector<Recorder>& recorders, const Produced& produced) {
+/// Everything that holds for an orderly run, over the logs of all channels: the rule that was broken, or "". Plain
+/// comparisons, because hundreds of thousands of doctest's are slow under a sanitizer.
+std::string broken_rule(const std::vector<Recorder>& recorders, const Produced& produced) {
   std::vector<unsigned> seen(produced.pages);
   for (const Recorder& recorder : recorders) {
-    REQUIRE(recorder.intact);
+    if (!recorder.intact) return "a batch holds what was put into it";
     std::uint64_t syncs = 0;
     std::uint64_t next_serial = 0;
     for (std::size_t i = 0; i < recorder.log.size(); ++i) {
       const Entry& entry = recorder.log[i];
       if (entry.kind == Work::Kind::batch) {
-        REQUIRE(entry.epoch == syncs);  // after the SYNC of the epoch before, before its own
-        REQUIRE(entry.serial >= next_serial);  // in the order of put()
+        if (entry.epoch != syncs) return "a batch comes after the SYNC of the epoch before and before its own";
+        if (entry.epoch >= produced.epoch_ends.size()) return "no batch is of an epoch that never was";
+        if (entry.serial < next_serial) return "batches of a channel come in the order of put()";
         next_serial = entry.serial + entry.pages;
         const std::uint64_t start = entry.epoch == 0 ? 0 : produced.epoch_ends[entry.epoch - 1];
-        REQUIRE(entry.serial >= start);
-        REQUIRE(next_serial <= produced.epoch_ends[entry.epoch]);
+        if (entry.serial < start || next_serial > produced.epoch_ends[entry.epoch])
+          return "a batch carries the epoch that it was put in";
         for (std::uint64_t page = entry.serial; page < next_serial; ++page) ++seen[page];
       } else if (entry.kind == Work::Kind::sync) {
-        REQUIRE(entry.epoch == syncs);
+        if (entry.epoch != syncs) return "SYNCs count up";
         ++syncs;
-      } else {
-        REQUIRE(entry.kind == Work::Kind::finished);
-        REQUIRE(i + 1 == recorder.log.size());
+      } else if (entry.kind != Work::Kind::finished || i + 1 != recorder.log.size()) {
+        return "the end comes last, in order";
       }
     }
-    REQUIRE(syncs == produced.epoch_ends.size());
+    if (syncs != produced.epoch_ends.size()) return "every channel gets every SYNC";
   }
-  for (const unsigned times : seen) REQUIRE(times == 1);
+  for (const unsigned times : seen)
+    if (times != 1) return "every page comes out once";
+  return "";
 }
 
 /// Held workers wait here, before their first take() or with a batch in their hands.
@@ -165,7 +169,7 @@ TEST_CASE("Every page comes out once, in order within its channel, and every cha
       CAPTURE(channels);
       CAPTURE(depth);
       CAPTURE(seed);
-      const TimeLimit limit("an orderly run", 60s);
+      const TimeLimit limit("an orderly run", 120s);
       const auto handoff = make(channels, depth);
       std::vector<Recorder> recorders(channels);
       Produced produced;
@@ -173,10 +177,10 @@ TEST_CASE("Every page comes out once, in order within its channel, and every cha
         std::vector<std::jthread> threads;
         for (unsigned c = 0; c < channels; ++c)
           threads.emplace_back([&, c] { recorders[c].run(*handoff, c, seed + c); });
-        produced = produce(*handoff, 1500, seed);
+        produced = produce(*handoff, 600, seed);
         handoff->finish();
       }
-      check_logs(recorders, produced);
+      CHECK(broken_rule(recorders, produced) == "");
     }
   }
 }
@@ -186,7 +190,7 @@ TEST_CASE("A throttled channel stalls neither the others nor close_epoch()") {
     for (const unsigned channels : {2u, 4u, 8u}) {
       CAPTURE(holds_a_batch);
       CAPTURE(channels);
-      const TimeLimit limit("putting past a held worker", 60s);
+      const TimeLimit limit("putting past a held worker", 120s);
       constexpr unsigned depth = 4;
       const auto handoff = make(channels, depth);
       Hold hold;
@@ -208,8 +212,8 @@ TEST_CASE("A throttled channel stalls neither the others nor close_epoch()") {
           }
         });
       }
-      constexpr std::uint64_t batches = 5000;
-      constexpr std::uint64_t epochs = 50;
+      constexpr std::uint64_t batches = 2000;
+      constexpr std::uint64_t epochs = 20;
       PageBatch* batch = handoff->first_batch();
       for (std::uint64_t i = 0; i < batches; ++i) {
         batch->push(i);
@@ -234,7 +238,7 @@ TEST_CASE("A single channel that moves is enough, however many do not") {
     for (const unsigned depth : {2u, 4u, 16u}) {
       CAPTURE(channels);
       CAPTURE(depth);
-      const TimeLimit limit("putting through the only channel that moves", 60s);
+      const TimeLimit limit("putting through the only channel that moves", 120s);
       const auto handoff = make(channels, depth);
       Hold hold;
       std::vector<std::uint64_t> taken(channels);
@@ -252,7 +256,7 @@ TEST_CASE("A single channel that moves is enough, however many do not") {
         });
       }
       PageBatch* batch = handoff->first_batch();
-      for (std::uint64_t i = 0; i < 2000; ++i) {
+      for (std::uint64_t i = 0; i < 1000; ++i) {
         batch->push(i);
         batch = handoff->put(batch, ignore_waits);
       }
@@ -260,19 +264,19 @@ TEST_CASE("A single channel that moves is enough, however many do not") {
       handoff->finish();
       threads.clear();
       for (unsigned c = 0; c + 1 < channels; ++c) CHECK(taken[c] <= depth);
-      CHECK(taken[channels - 1] >= 2000 - (channels - 1) * depth);
+      CHECK(taken[channels - 1] >= 1000 - (channels - 1) * depth);
     }
   }
 }
 
 TEST_CASE("stop() at any moment ends the producer and every worker") {
   std::minstd_rand random(4711);
-  for (int round = 0; round < 300; ++round) {
+  for (int round = 0; round < 200; ++round) {
     const auto channels = static_cast<unsigned>(1 + random() % 8);
     const auto depth = static_cast<unsigned>(2 + random() % 3);
     const auto delay = std::chrono::microseconds(random() % 2 == 0 ? random() % 20 : random() % 1000);
     CAPTURE(round);
-    const TimeLimit limit("a stopped run", 30s);
+    const TimeLimit limit("a stopped run", 120s);
     const auto handoff = make(channels, depth);
     std::vector<Recorder> recorders(channels);
     bool producer_stopped = false;
@@ -297,7 +301,7 @@ TEST_CASE("stop() at any moment ends the producer and every worker") {
 
 TEST_CASE("stop() ends workers that wait for work, and a producer that waits for held workers") {
   for (int round = 0; round < 100; ++round) {
-    const TimeLimit limit("a stopped wait", 30s);
+    const TimeLimit limit("a stopped wait", 120s);
     {
       const auto idle = make(4, 2);
       std::vector<std::jthread> threads;
@@ -319,7 +323,7 @@ TEST_CASE("stop() ends workers that wait for work, and a producer that waits for
 }
 
 TEST_CASE("A batch that nobody was woken for is seen after flush()") {
-  const TimeLimit limit("a flushed batch", 30s);
+  const TimeLimit limit("a flushed batch", 120s);
   const auto handoff = make(1, 16);
   std::counting_semaphore<> taken(0);
   std::jthread worker([&] {
@@ -331,7 +335,7 @@ TEST_CASE("A batch that nobody was woken for is seen after flush()") {
     }
   });
   PageBatch* batch = handoff->first_batch();
-  for (std::uint64_t i = 0; i < 2000; ++i) {
+  for (std::uint64_t i = 0; i < 500; ++i) {
     batch->push(i);
     batch = handoff->put(batch, ignore_waits);
     handoff->flush();
@@ -341,7 +345,7 @@ TEST_CASE("A batch that nobody was woken for is seen after flush()") {
 }
 
 TEST_CASE("An epoch that is closed wakes every worker for its SYNC, without a flush") {
-  const TimeLimit limit("SYNCs of idle channels", 30s);
+  const TimeLimit limit("SYNCs of idle channels", 120s);
   constexpr unsigned channels = 8;
   const auto handoff = make(channels, 4);
   std::counting_semaphore<> synced(0);
@@ -358,7 +362,7 @@ TEST_CASE("An epoch that is closed wakes every worker for its SYNC, without a fl
 }
 
 TEST_CASE("Nothing is allocated after create(), however long the run") {
-  const TimeLimit limit("the steady state", 60s);
+  const TimeLimit limit("the steady state", 120s);
   constexpr unsigned channels = 4;
   const std::uint64_t before_create = allocations();
   const auto handoff = make(channels, 4);
@@ -383,7 +387,7 @@ TEST_CASE("Nothing is allocated after create(), however long the run") {
   for (unsigned c = 0; c < channels; ++c) started.acquire();
 
   const std::uint64_t before = allocations();
-  constexpr std::uint64_t batches = 100'000;
+  constexpr std::uint64_t batches = 50'000;
   PageBatch* batch = handoff->first_batch();
   for (std::uint64_t i = 0; i < batches; ++i) {
     batch->push_run(i, packet_pages, 4096);

@@ -8,6 +8,7 @@
 
 using multifd::Bound;
 using multifd::ChannelStats;
+using multifd::SenderStats;
 
 TEST_CASE("total() adds up every number of every channel") {
   const ChannelStats one{.id = 5, .packets = 1, .syncs = 2, .normal_pages = 3, .zero_pages = 4, .payload_bytes = 5,
@@ -37,20 +38,31 @@ TEST_CASE("total() of no channels is zero") {
 }
 
 TEST_CASE("bounded_by() names the stage that took the most time") {
-  CHECK(multifd::bounded_by({}) == Bound::nothing);
-  CHECK(multifd::bounded_by({.idle_ns = 2, .check_ns = 1, .codec_ns = 1, .capped_ns = 1, .io_ns = 1}) ==
+  CHECK(bounded_by(ChannelStats{}) == Bound::nothing);
+  CHECK(bounded_by(ChannelStats{.idle_ns = 2, .check_ns = 1, .codec_ns = 1, .capped_ns = 1, .io_ns = 1}) ==
         Bound::producer);
-  CHECK(multifd::bounded_by({.idle_ns = 1, .check_ns = 2, .codec_ns = 1, .capped_ns = 1, .io_ns = 1}) ==
+  CHECK(bounded_by(ChannelStats{.idle_ns = 1, .check_ns = 2, .codec_ns = 1, .capped_ns = 1, .io_ns = 1}) ==
         Bound::zero_check);
-  CHECK(multifd::bounded_by({.idle_ns = 1, .check_ns = 1, .codec_ns = 2, .capped_ns = 1, .io_ns = 1}) ==
+  CHECK(bounded_by(ChannelStats{.idle_ns = 1, .check_ns = 1, .codec_ns = 2, .capped_ns = 1, .io_ns = 1}) ==
         Bound::compression);
-  CHECK(multifd::bounded_by({.idle_ns = 1, .check_ns = 1, .codec_ns = 1, .capped_ns = 2, .io_ns = 1}) ==
+  CHECK(bounded_by(ChannelStats{.idle_ns = 1, .check_ns = 1, .codec_ns = 1, .capped_ns = 2, .io_ns = 1}) ==
         Bound::bandwidth_cap);
-  CHECK(multifd::bounded_by({.idle_ns = 1, .check_ns = 1, .codec_ns = 1, .capped_ns = 1, .io_ns = 2}) ==
+  CHECK(bounded_by(ChannelStats{.idle_ns = 1, .check_ns = 1, .codec_ns = 1, .capped_ns = 1, .io_ns = 2}) ==
         Bound::transport);
 }
 
-TEST_CASE("CPU time is no share of its own") { CHECK(multifd::bounded_by({.cpu_ns = 1000}) == Bound::nothing); }
+TEST_CASE("CPU time is no share of its own") {
+  CHECK(bounded_by(ChannelStats{.cpu_ns = 1000}) == Bound::nothing);
+}
+
+TEST_CASE("A sender is bounded by its channels together, but by its producer only if that never waited") {
+  SenderStats stats;
+  CHECK(bounded_by(stats) == Bound::nothing);
+  stats.channels = {{.idle_ns = 100, .io_ns = 30}, {.idle_ns = 0, .io_ns = 60}};
+  CHECK(bounded_by(stats) == Bound::producer);
+  stats.producer_waits = 1;
+  CHECK(bounded_by(stats) == Bound::transport);
+}
 
 TEST_CASE("Every bound has a name of its own") {
   std::set<std::string> names;
