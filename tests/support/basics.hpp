@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+//
+// What the system tests share: the seed of a run, how long is too long, and waiting for a condition.
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <ostream>  // doctest prints std::string with it
+#include <random>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include "multifd/error.hpp"
+#include "multifd/result.hpp"
+
+namespace test {
+
+using namespace std::chrono_literals;
+using Rng = std::mt19937_64;
+
+#if defined(__SANITIZE_THREAD__)
+inline constexpr bool under_tsan = true;
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+inline constexpr bool under_tsan = true;
+#else
+inline constexpr bool under_tsan = false;
+#endif
+#else
+inline constexpr bool under_tsan = false;
+#endif
+
+/// Whether to take every nth case only: ThreadSanitizer looks at threads, not at data, and is slow.
+/// MULTIFD_TEST_QUICK=1 or 0 decides otherwise.
+inline bool quick() {
+  const char* wanted = std::getenv("MULTIFD_TEST_QUICK");
+  return wanted != nullptr ? *wanted == '1' : under_tsan;
+}
+
+/// The seed of this run: always the same, or what MULTIFD_TEST_SEED says. Tests show it when they fail.
+inline std::uint64_t seed() {
+  const char* wanted = std::getenv("MULTIFD_TEST_SEED");
+  return wanted != nullptr ? std::strtoull(wanted, nullptr, 0) : 20260101;
+}
+
+/// A number below `end`.
+inline std::size_t below(Rng& rng, std::size_t end) { return static_cast<std::size_t>(rng() % end); }
+
+class Stopwatch {
+ public:
+  std::chrono::milliseconds elapsed() const {
+    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - start_);
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+/// Ends the program with a message if it is not destroyed in time: a hang names its test.
+class Watchdog {
+ public:
+  explicit Watchdog(std::string what, std::chrono::seconds limit = 60s)
+      : thread_([this, what = std::move(what), limit] {
+          std::unique_lock lock(mutex_);
+          if (done_changed_.wait_for(lock, limit, [this] { return done_; })) return;
+          std::fprintf(stderr, "HANG: %s did not end in %lld s\n", what.c_str(), static_cast<long long>(limit.count()));
+          std::abort();
+        }) {}
+  ~Watchdog() {
+    {
+      const std::scoped_lock lock(mutex_);
+      done_ = true;
+    }
+    done_changed_.notify_all();
+    thread_.join();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable done_changed_;
+  bool done_ = false;
+  std::thread thread_;
+};
+
+/// Waits for a condition that has no way to call; false after 20 seconds.
+template <class Condition>
+bool eventually(Condition&& holds) {
+  for (const Stopwatch watch; watch.elapsed() < 20s; std::this_thread::sleep_for(200us))
+    if (holds()) return true;
+  return holds();
+}
+
+inline std::string text(const multifd::Error& error) { return multifd::describe(error); }
+template <class T>
+std::string text(const multifd::Result<T>& result) {
+  return result ? "ok" : multifd::describe(result.error());
+}
+
+/// The code of a failure; Errc 0 does not exist, so success never equals one.
+template <class T>
+std::error_code code_of(const multifd::Result<T>& result) {
+  return result ? std::error_code{} : result.error().code;
+}
+
+}  // namespace test

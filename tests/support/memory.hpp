@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+//
+// Guest memory for tests: blocks between pages that nobody may touch, and contents with a seed.
+#pragma once
+
+#include <doctest/doctest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <span>
+#include <utility>
+
+#include "multifd/memory/ram_map.hpp"
+#include "support/basics.hpp"
+
+namespace test {
+
+/// Page-aligned fresh memory with an unmapped page in front and behind: one byte too far is a crash.
+class Block {
+ public:
+  explicit Block(std::size_t bytes) : bytes_(bytes) {
+    const std::size_t host_page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    guard_ = host_page;
+    mapped_ = (bytes + host_page - 1) / host_page * host_page + 2 * guard_;
+    void* at = ::mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(at != MAP_FAILED);
+    base_ = static_cast<std::byte*>(at);
+    REQUIRE(::mprotect(base_ + guard_, mapped_ - 2 * guard_, PROT_READ | PROT_WRITE) == 0);
+  }
+  Block(Block&& other) noexcept
+      : base_(std::exchange(other.base_, nullptr)), bytes_(other.bytes_), mapped_(other.mapped_), guard_(other.guard_) {}
+  Block& operator=(Block&&) = delete;
+  ~Block() {
+    if (base_ != nullptr) ::munmap(base_, mapped_);
+  }
+
+  std::byte* data() const { return base_ + guard_; }
+  std::size_t size() const { return bytes_; }
+  std::span<std::byte> bytes() const { return {data(), bytes_}; }
+  /// Page `index` of pages of `page_bytes`.
+  std::span<std::byte> page(std::size_t index, std::size_t page_bytes) const {
+    return bytes().subspan(index * page_bytes, page_bytes);
+  }
+  void fill(std::byte value) const { std::ranges::fill(bytes(), value); }
+
+  friend bool operator==(const Block& a, const Block& b) { return std::ranges::equal(a.bytes(), b.bytes()); }
+
+ private:
+  std::byte* base_ = nullptr;
+  std::size_t bytes_ = 0;
+  std::size_t mapped_ = 0;
+  std::size_t guard_ = 0;
+};
+
+/// What a page may hold; each is a case of its own for zero checks and compressors.
+enum class Fill { zero, last_byte, words, noise };
+
+inline void fill_page(std::span<std::byte> page, Fill fill, Rng& rng) {
+  switch (fill) {
+    case Fill::zero: std::memset(page.data(), 0, page.size()); return;
+    case Fill::last_byte:
+      std::memset(page.data(), 0, page.size());
+      page.back() = std::byte{1};
+      return;
+    case Fill::words:  // few different values: compresses well
+      for (std::size_t i = 0; i + 8 <= page.size(); i += 8) {
+        const std::uint64_t word = 0x0101010101010101u * (rng() % 5);
+        std::memcpy(&page[i], &word, 8);
+      }
+      page.front() |= std::byte{1};
+      return;
+    case Fill::noise:
+      for (std::size_t i = 0; i + 8 <= page.size(); i += 8) {
+        const std::uint64_t word = rng();
+        std::memcpy(&page[i], &word, 8);
+      }
+      page.front() |= std::byte{1};
+      return;
+  }
+}
+
+inline Fill any_fill(Rng& rng) { return static_cast<Fill>(rng() % 4); }
+
+/// First byte at which two memories differ, or their size.
+inline std::size_t first_difference(std::span<const std::byte> a, std::span<const std::byte> b) {
+  return static_cast<std::size_t>(std::ranges::mismatch(a, b).in1 - a.begin());
+}
+
+}  // namespace test

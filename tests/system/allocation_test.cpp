@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MIT
+//
+// Nothing allocates between open() and the end of close() and finish(): neither the library nor zlib, zstd and xxHash
+// under it. Counted at malloc, in the workers (by the thread hook) and in the thread that makes the calls. There is
+// no warm-up: the first packet counts.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cstddef>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "multifd/compress/nocomp.hpp"
+#include "multifd/compress/zlib.hpp"
+#include "multifd/compress/zstd.hpp"
+#include "multifd/receiver.hpp"
+#include "multifd/sender.hpp"
+#include "support/links.hpp"
+#include "support/memory.hpp"
+
+namespace {
+
+std::atomic<bool> armed = false;
+std::atomic<std::size_t> allocations = 0;
+thread_local bool watched = false;
+
+void count() noexcept {
+  if (watched && armed.load(std::memory_order_relaxed)) allocations.fetch_add(1, std::memory_order_relaxed);
+}
+
+}  // namespace
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define COUNT_BY_SANITIZER 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define COUNT_BY_SANITIZER 1
+#endif
+
+#if defined(COUNT_BY_SANITIZER)
+
+// A sanitizer stands in malloc's place already, and offers a hook.
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*on_malloc)(const volatile void*, std::size_t),
+                                                         void (*on_free)(const volatile void*));
+namespace {
+[[maybe_unused]] const int installed = __sanitizer_install_malloc_and_free_hooks(
+    [](const volatile void*, std::size_t) { count(); }, [](const volatile void*) {});
+}  // namespace
+
+#else
+
+// The executable's malloc goes before glibc's, for shared libraries too; free and the rest work on the same heap.
+extern "C" {
+void* __libc_malloc(std::size_t) noexcept;
+void* __libc_calloc(std::size_t, std::size_t) noexcept;
+void* __libc_realloc(void*, std::size_t) noexcept;
+
+void* malloc(std::size_t size) noexcept {
+  count();
+  return __libc_malloc(size);
+}
+void* calloc(std::size_t number, std::size_t size) noexcept {
+  count();
+  return __libc_calloc(number, size);
+}
+void* realloc(void* memory, std::size_t size) noexcept {
+  count();
+  return __libc_realloc(memory, size);
+}
+}
+
+#endif
+
+using namespace multifd;
+using namespace test;
+
+namespace {
+
+/// Counts the watched threads' allocations while it lives.
+class Count {
+ public:
+  Count() {
+    allocations = 0;
+    armed = true;
+  }
+  ~Count() { armed = false; }
+  std::size_t so_far() const { return allocations; }
+};
+
+template <class T, class C, class Z>
+std::size_t allocations_of_a_migration(Links<T> links, Digest digest) {
+  const Watchdog watchdog("count allocations");
+  Rng rng(seed());
+  constexpr std::size_t pages = 600;
+  Block source_memory(pages * 4096), target_memory(pages * 4096);
+  for (std::size_t p = 0; p < pages; ++p) fill_page(source_memory.page(p, 4096), any_fill(rng), rng);
+  RamMap source, target;
+  const auto block = source.add("pc.ram", source_memory.bytes());
+  REQUIRE(target.add("pc.ram", target_memory.bytes()).has_value());
+  std::vector<std::uint64_t> dirty(pages / 64, 0x00ff00ffff00ff11);
+  const auto watch = [](const ThreadInfo&) { watched = true; };
+  // Workers of the sender start at once: hold their bytes back, so that the counting begins before the first one.
+  auto gate = std::make_shared<Gate>(false);
+  std::vector<GatedTransport<T>> held;
+  for (auto& link : links.sender) held.emplace_back(std::move(link), gate);
+  auto tx = Sender<GatedTransport<T>, C, Z>::open(source, std::move(held), {.digest = digest, .thread_hook = watch});
+  REQUIRE(tx.has_value());
+  Result<Receiver<T, C>> rx = std::unexpected(Error{});
+  std::thread opening([&] { rx = Receiver<T, C>::open(target, std::move(links.receiver), {.thread_hook = watch}); });
+  gate->open();
+  opening.join();
+  REQUIRE(rx.has_value());
+  std::size_t counted = 0;
+  bool good = true;
+  watched = true;
+  {
+    const Count all;
+    const auto on_zero = [](std::uint64_t) {};
+    for (int round = 0; round < 3 && good; ++round) {
+      good &= tx->queue_range(*block, 0, source_memory.size(), on_zero).has_value();
+      good &= tx->queue_page(*block, 4096).has_value();
+      good &= tx->flush().has_value();
+      good &= tx->sync_and_wait().has_value();
+      if constexpr (HasLiveLevel<C>) good &= tx->set_level(3 + round).has_value();
+      tx->set_bandwidth(round == 0 ? 500 << 20 : 0);
+      good &= tx->queue_dirty(*block, dirty, 0, on_zero).has_value();
+      good &= tx->sync().has_value();
+    }
+    good &= tx->close().has_value();
+    good &= rx->finish().has_value();
+    counted = all.so_far();
+  }
+  watched = false;
+  CHECK(good);
+  return counted;
+}
+
+}  // namespace
+
+TEST_CASE("The count counts") {
+  watched = true;
+  std::size_t counted = 0;
+  {
+    const Count all;
+    delete new std::vector<int>(1000);
+    counted = all.so_far();
+  }
+  CHECK(counted == 2);
+  {
+    const Count all;
+    std::thread([] { delete new int; }).join();
+    counted = all.so_far();
+  }
+  CHECK(counted >= 1);  // this thread starts the other one; what the other one does is its own
+  watched = false;
+}
+
+TEST_CASE_TEMPLATE("A migration allocates nothing after open", C, NoComp, Zlib, Zstd) {
+  CHECK(allocations_of_a_migration<MemoryTransport, C, ZeroPagesNone>(memory_links(3), Digest::off) == 0);
+  CHECK(allocations_of_a_migration<MemoryTransport, C, ZeroPagesLegacy>(memory_links(3), Digest::off) == 0);
+  CHECK(allocations_of_a_migration<MemoryTransport, C, ZeroPagesMultifd>(memory_links(3), Digest::on) == 0);
+  CHECK(allocations_of_a_migration<FdTransport, C, ZeroPagesMultifd>(tcp_links(3), Digest::off) == 0);
+}

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: MIT
+#include "multifd/receiver.hpp"
+
+#include <doctest/doctest.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "multifd/compress/nocomp.hpp"
+#include "multifd/compress/zlib.hpp"
+#include "multifd/compress/zstd.hpp"
+#include "multifd/sender.hpp"
+#include "support/feed.hpp"
+#include "support/memory.hpp"
+
+using namespace multifd;
+using namespace test;
+
+namespace {
+
+constexpr std::uint64_t page = 4096;
+using MemoryReceiver = Receiver<MemoryTransport, NoComp>;
+
+struct Target {
+  explicit Target(std::size_t pages) : memory(pages * page) { REQUIRE(map.add("pc.ram", memory.bytes()).has_value()); }
+  Block memory;
+  RamMap map;
+};
+
+}  // namespace
+
+TEST_CASE("Receiver::open refuses what cannot work") {
+  Target target(2);
+  CHECK(code_of(MemoryReceiver::open(target.map, {})) == Errc::bad_channel_count);
+  CHECK(code_of(MemoryReceiver::open(target.map, memory_links(256, 1).receiver)) == Errc::bad_channel_count);
+  CHECK(code_of(MemoryReceiver::open(RamMap{}, memory_links(1).receiver)) == Errc::bad_block_size);
+  RamMap with_rom = target.map;
+  std::vector<std::byte> rom(page);
+  REQUIRE(with_rom.add_read_only("rom", rom).has_value());
+  CHECK(code_of(MemoryReceiver::open(with_rom, memory_links(1).receiver)) == Errc::read_only_block);
+  CHECK(code_of(Receiver<MemoryTransport, Zstd>::open(target.map, memory_links(1).receiver,
+                                                      {.compressor = {.max_window_log = 9}})) == Errc::bad_option);
+}
+
+TEST_CASE("open returns within the hello's time limit, also when only one of many channels is missing") {
+  const Watchdog watchdog("hello time limit");
+  Target target(1);
+  auto links = memory_links(3);
+  for (const unsigned id : {0u, 2u})
+    REQUIRE(write_all(links.sender[id], std::span<const std::byte>(RawStream().hello(id).bytes())).has_value());
+  const Stopwatch watch;
+  const auto rx = MemoryReceiver::open(target.map, std::move(links.receiver), {.hello_timeout = 200ms});
+  CHECK(code_of(rx) == Errc::timed_out);
+  CHECK(rx.error().channel == 1);
+  CHECK(watch.elapsed() >= 200ms);
+  CHECK(watch.elapsed() < 2s);
+}
+
+TEST_CASE("Over memory of unknown content zero pages are written, but only where they must be") {
+  Rng rng(seed());
+  Target target(4);
+  target.memory.fill(std::byte{0xee});
+  fill_page(target.memory.page(2, page), Fill::zero, rng);
+  RawStream stream;
+  stream.hello(0).packet({.zero = {0, 2 * page}}).sync();
+  const auto outcome = feed<NoComp>(target.map, {stream.bytes()}, Then::end_of_stream);
+  CHECK(outcome.result.has_value());
+  CHECK(std::ranges::all_of(target.memory.page(0, page), [](std::byte b) { return b == std::byte{}; }));
+  CHECK(target.memory.page(1, page)[0] == std::byte{0xee});
+  CHECK(outcome.stats.zeros_written == 1);
+  CHECK(total(outcome.stats.channels).zero_pages == 2);
+}
+
+TEST_CASE("Fresh memory stays untouched under zero pages, until it has held something") {
+  Target target(4);
+  ReceiverOptions<NoComp> fresh{.destination = DestinationMemory::zeroed};
+  SUBCASE("no page is touched") {
+    RawStream stream;
+    stream.hello(0).packet({.zero = {0, page, 2 * page, 3 * page}}).sync();
+    CHECK(feed<NoComp>(target.map, {stream.bytes()}, Then::end_of_stream, fresh).result.has_value());
+    unsigned char resident[4] = {};
+    REQUIRE(::mincore(target.memory.data(), target.memory.size(), resident) == 0);
+    for (const unsigned char each : resident) CHECK((each & 1) == 0);
+  }
+  SUBCASE("not even looked at the first time, written the second") {
+    target.memory.fill(std::byte{0xee});  // a lie, to see it
+    RawStream stream;
+    stream.hello(0);
+    stream.packet({.normal = {page}, .zero = {0, 2 * page}, .payload = Bytes(page, std::byte{5})}).sync();
+    stream.packet({.zero = {page, 2 * page}}).sync();
+    const auto outcome = feed<NoComp>(target.map, {stream.bytes()}, Then::end_of_stream, fresh);
+    CHECK(outcome.result.has_value());
+    CHECK(target.memory.page(0, page)[0] == std::byte{0xee});
+    CHECK(target.memory.page(1, page)[0] == std::byte{});
+    CHECK(target.memory.page(2, page)[0] == std::byte{});
+    CHECK(outcome.stats.zeros_written == 2);
+  }
+}
+
+TEST_CASE("received() knows the pages that arrived, from any thread while they arrive") {
+  const Watchdog watchdog("received");
+  Rng rng(seed());
+  constexpr std::size_t pages = 700;
+  Target target(pages);
+  Block source(pages * page);
+  RamMap source_map;
+  const auto block = source_map.add("pc.ram", source.bytes());
+  auto links = memory_links(3);
+  auto tx = Sender<MemoryTransport, NoComp, ZeroPagesMultifd>::open(source_map, std::move(links.sender));
+  auto rx = MemoryReceiver::open(target.map, std::move(links.receiver));
+  REQUIRE(tx.has_value());
+  REQUIRE(rx.has_value());
+  std::atomic<bool> done = false;
+  std::thread watcher([&] {
+    std::uint64_t last = 0;
+    do {
+      const std::uint64_t now = total(rx->stats().channels).wire_bytes;
+      CHECK(now >= last);
+      last = now;
+      (void)rx->received().test(*block, 0);
+    } while (!done);
+  });
+  std::set<std::size_t> sent;
+  for (std::size_t p = 0; p < pages; ++p) {
+    if (below(rng, 2) == 0) continue;
+    fill_page(source.page(p, page), any_fill(rng), rng);
+    REQUIRE(tx->queue_page(*block, p * page).has_value());
+    sent.insert(p);
+  }
+  CHECK(tx->close().has_value());
+  CHECK(rx->finish().has_value());
+  done = true;
+  watcher.join();
+  for (std::size_t p = 0; p < pages; ++p) CHECK(rx->received().test(*block, p * page) == sent.contains(p));
+  std::size_t other = 0;
+  while (sent.contains(other)) ++other;
+  CHECK_FALSE(rx->mark_received(*block, other * page));
+  CHECK(rx->mark_received(*block, other * page));
+  CHECK(rx->received().test(*block, other * page));
+}
+
+TEST_CASE("Digests are verified, and a byte that flips on the way is noticed") {
+  const Watchdog watchdog("digest");
+  Rng rng(seed());
+  Block source(16 * page);
+  for (std::size_t p = 0; p < 16; ++p) fill_page(source.page(p, page), any_fill(rng), rng);
+  RamMap source_map;
+  const auto block = source_map.add("pc.ram", source.bytes());
+  auto out = captures(1);
+  auto tx = Sender<CaptureTransport, NoComp, ZeroPagesMultifd>::open(source_map, std::move(out.links), {.digest = Digest::on});
+  REQUIRE(tx.has_value());
+  REQUIRE(tx->queue_range(*block, 0, source.size()).has_value());
+  REQUIRE(tx->close().has_value());
+  const Bytes good = out.tapes[0]->bytes;
+  const auto packets = packets_of(good);
+  REQUIRE(packets.size() == 2);
+  CHECK(get(good, packets[0].at + 36, 4) == 0x6d664458);
+  {
+    Target target(16);
+    const auto outcome = feed<NoComp>(target.map, {good}, Then::end_of_stream);
+    CHECK(outcome.result.has_value());
+    CHECK(outcome.stats.pages_verified == packets[0].normal);
+    CHECK(source == target.memory);
+  }
+  const std::size_t payload = packets[0].at + 1344;
+  for (const std::size_t at : {payload, payload + 4095, payload + packets[0].size - 1, packets[0].at + 40}) {
+    CAPTURE(at);
+    Bytes flipped = good;
+    flipped[at] ^= std::byte{1};
+    Target target(16);
+    const auto outcome = feed<NoComp>(target.map, {flipped}, Then::end_of_stream);
+    CHECK(code_of(outcome.result) == Errc::digest_mismatch);
+    CHECK(outcome.result.error().channel == 0);
+  }
+}
+
+TEST_CASE_TEMPLATE("Digests go with every compressor", C, NoComp, Zlib, Zstd) {
+  const Watchdog watchdog("digest with compression");
+  Rng rng(seed());
+  Target target(64);
+  Block source(64 * page);
+  for (std::size_t p = 0; p < 64; ++p) fill_page(source.page(p, page), any_fill(rng), rng);
+  RamMap source_map;
+  const auto block = source_map.add("pc.ram", source.bytes());
+  auto links = memory_links(2);
+  auto tx = Sender<MemoryTransport, C, ZeroPagesNone>::open(source_map, std::move(links.sender), {.digest = Digest::on});
+  auto rx = Receiver<MemoryTransport, C>::open(target.map, std::move(links.receiver));
+  REQUIRE(tx.has_value());
+  REQUIRE(rx.has_value());
+  REQUIRE(tx->queue_range(*block, 0, source.size()).has_value());
+  CHECK(tx->close().has_value());
+  CHECK(rx->finish().has_value());
+  CHECK(rx->stats().pages_verified == 64);
+  CHECK(source == target.memory);
+}
+
+TEST_CASE("sync is for manual barriers, and finish happens once") {
+  const Watchdog watchdog("finish twice");
+  Target target(1);
+  auto links = memory_links(1);
+  RawStream stream;
+  stream.hello(0, std::byte{0x42}).sync();
+  REQUIRE(write_all(links.sender[0], std::span<const std::byte>(stream.bytes())).has_value());
+  REQUIRE(links.sender[0].finish().has_value());
+  auto rx = MemoryReceiver::open(target.map, std::move(links.receiver));
+  REQUIRE(rx.has_value());
+  CHECK(rx->peer_uuid()[7] == std::byte{0x42});
+  CHECK(code_of(rx->sync()) == Errc::not_supported);
+  CHECK(rx->finish().has_value());
+  CHECK(code_of(rx->finish()) == Errc::already_closed);
+}
+
+TEST_CASE("The manual barrier holds every channel until the caller says so") {
+  const Watchdog watchdog("manual barrier");
+  Target target(2);
+  auto links = memory_links(2, 1 << 20);
+  for (unsigned id = 0; id < 2; ++id) {
+    RawStream stream;
+    stream.hello(id).sync().packet({.normal = {id * page}, .payload = Bytes(page, std::byte{5})}).sync();
+    REQUIRE(write_all(links.sender[id], std::span<const std::byte>(stream.bytes())).has_value());
+    REQUIRE(links.sender[id].finish().has_value());
+  }
+  auto rx = MemoryReceiver::open(target.map, std::move(links.receiver), {.barrier = Barrier::manual});
+  REQUIRE(rx.has_value());
+  CHECK(eventually([&] { return total(rx->stats().channels).syncs == 2; }));
+  CHECK(total(rx->stats().channels).normal_pages == 0);
+  CHECK(rx->stats().epochs == 0);
+  CHECK(rx->sync() == std::uint64_t{0});
+  CHECK(rx->sync() == std::uint64_t{1});
+  CHECK(total(rx->stats().channels).normal_pages == 2);
+  CHECK(target.memory.bytes()[page] == std::byte{5});
+  CHECK(rx->finish().has_value());
+}
+
+TEST_CASE("The thread hook runs once in each receiving worker") {
+  const Watchdog watchdog("receiver's thread hook");
+  Target target(1);
+  std::mutex mutex;
+  std::set<std::thread::id> threads;
+  ReceiverOptions<NoComp> options;
+  options.thread_hook = [&](const ThreadInfo& info) {
+    const std::scoped_lock lock(mutex);
+    CHECK(std::string(info.role) == "recv");
+    threads.insert(std::this_thread::get_id());
+  };
+  const auto outcome = feed<NoComp>(target.map, {RawStream().hello(0).bytes(), RawStream().hello(1).bytes()},
+                                    Then::end_of_stream, options);
+  CHECK(outcome.result.has_value());
+  CHECK(threads.size() == 2);
+  CHECK_FALSE(threads.contains(std::this_thread::get_id()));
+}
