@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstring>
@@ -124,6 +125,24 @@ TEST_CASE("finish lets the peer read everything, also when the transport is dest
     CHECK(writing.get().has_value());
     REQUIRE(received.has_value());
     CHECK(*received == size);
+  }
+}
+
+TEST_CASE("destruction after finish loses nothing that the peer had no room for yet") {
+  for (const Kind& kind : {all_kinds[0], all_kinds[1]}) {
+    CAPTURE(kind.name);
+    FdPair pair = kind.make();
+    const std::vector<std::byte> bytes(1 << 16);
+    std::size_t sent = 0;
+    for (ssize_t count = 0; count >= 0; sent += static_cast<std::size_t>(std::max<ssize_t>(count, 0))) {
+      count = ::send(pair.first.native_handle(), bytes.data(), bytes.size(), MSG_DONTWAIT);
+    }
+    REQUIRE(errno == EAGAIN);
+    REQUIRE(pair.first.finish().has_value());
+    { const FdTransport gone = std::move(pair.first); }
+    const auto received = drain(pair.second);
+    REQUIRE(received.has_value());
+    CHECK(*received == sent);
   }
 }
 
