@@ -7,6 +7,7 @@
 #include "common/control.hpp"
 #include "common/mapping.hpp"
 #include "common/program.hpp"
+#include "common/receive.hpp"
 #include "common/report.hpp"
 
 namespace {
@@ -17,6 +18,7 @@ using program::Accepted;
 using program::Failure;
 using program::MessageType;
 using program::need;
+using program::Received;
 
 struct Settings {
   std::string listen;
@@ -27,13 +29,6 @@ struct Settings {
   unsigned channels = 0;
   std::string compression;
   std::string json_path;
-};
-
-struct Outcome {
-  double seconds = 0;
-  ReceiverStats stats;
-  std::uint64_t main_zero_pages = 0;
-  std::string digest;  ///< what the sender says it should be
 };
 
 /// The memory to receive into.
@@ -51,56 +46,6 @@ struct Target {
   }
   const program::Mapping& mapping() const { return file ? file->mapping() : *anonymous; }
 };
-
-template <class C>
-Outcome receive(Accepted& source, const RamMap& ram, BlockId block, const Interrupt& interrupt) {
-  const program::Stopwatch watch;
-  // What wakes the main connection's reader: a signal, or the first error of a channel.
-  Interrupt wake = need(Interrupt::create());
-  auto receiver = need(Receiver<FdTransport, C>::open(ram, std::move(source.channels),
-                                                      {.barrier = Barrier::manual,
-                                                       .destination = DestinationMemory::zeroed,
-                                                       .on_error = [&](const Error&) { wake.trigger(); }}));
-  const program::OnInterrupt cancel(interrupt, [&] { receiver.cancel(); });
-  source.control.set_interrupt(wake);
-  Outcome outcome;
-  try {
-    const program::Progress progress([&] {
-      const ChannelStats sum = total(receiver.stats().channels);
-      const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram.page_bytes());
-      return fmt::format("received {}  {:.2f} GiB/s  epoch {}", program::format_bytes(moved),
-                         program::rate(moved, watch.seconds()), receiver.stats().epochs);
-    });
-    for (bool more = true; more;) {
-      const program::Message message = source.control.receive(1 << 20);
-      switch (message.type) {
-        case MessageType::zero_runs:
-          outcome.main_zero_pages += program::apply_zero_runs(message, ram, block);
-          break;
-        case MessageType::round_end: need(receiver.sync()); break;
-        case MessageType::done:
-          outcome.digest = message.json().value("digest", "");
-          more = false;
-          break;
-        default: throw Failure("main connection: a message that does not belong here");
-      }
-    }
-    need(receiver.finish());
-  } catch (const Failure& failure) {
-    source.control.set_interrupt(interrupt);
-    // When a channel failed first, that is the reason and the main connection's trouble is not; a receiver that is
-    // well answers misuse here.
-    if (!std::string_view(failure.what()).starts_with("the other side")) {
-      if (const auto state = receiver.sync(); !state && state.error().code != Condition::misuse)
-        throw Failure(state.error());
-    }
-    throw;
-  }
-  source.control.set_interrupt(interrupt);
-  outcome.seconds = watch.seconds();
-  outcome.stats = receiver.stats();
-  return outcome;
-}
 
 int migrate(const Settings& settings) {
   const Interrupt& interrupt = program::catch_signals();
@@ -131,34 +76,32 @@ int migrate(const Settings& settings) {
         throw Failure(fmt::format("the source announces {} bytes; {} were populated (--size)", bytes, memory.size()));
       RamMap ram(page_size);
       const BlockId block = need(ram.add("ram", memory));
-      const Outcome outcome =
-          need(with_policy(compression, program::Compressors{}, [&]<class C>() -> Result<Outcome> {
-            return receive<C>(source, ram, block, interrupt);
+      const Received received =
+          need(with_policy(compression, program::Compressors{}, [&]<class C>() -> Result<Received> {
+            return program::receive_ram<C>(source, ram, block, interrupt);
           }));
 
       const std::string digest = program::digest_text(memory);
-      if (digest != outcome.digest)
-        throw Failure(fmt::format("what arrived is not what was sent: digest {}, the source says {}", digest,
-                                  outcome.digest));
+      if (const auto theirs = received.done.value("digest", std::string()); digest != theirs)
+        throw Failure(fmt::format("what arrived is not what was sent: digest {}, the source says {}", digest, theirs));
       if (target->file) target->file->keep();
       source.control.send_json(MessageType::result, {{"ok", true}, {"digest", digest}});
 
-      const ChannelStats sum = total(outcome.stats.channels);
-      const std::uint64_t pages = sum.normal_pages + sum.zero_pages + outcome.main_zero_pages;
-      json report = program::report(outcome.seconds, pages * page_size, outcome.main_zero_pages,
-                                    outcome.stats.channels);
+      const ChannelStats sum = total(received.stats.channels);
+      const std::uint64_t pages = sum.normal_pages + sum.zero_pages + received.main_zero_pages;
+      json report = program::report(received.seconds, pages * page_size, received.main_zero_pages,
+                                    received.stats.channels);
       report["digest"] = digest;
-      report["epochs"] = outcome.stats.epochs;
-      report["pages_verified"] = outcome.stats.pages_verified;
+      report["epochs"] = received.stats.epochs;
+      report["pages_verified"] = received.stats.pages_verified;
       if (settings.json_path != "-")
         fmt::print("received {} in {:.2f} s: {:.2f} GiB/s, {} epochs; digest {} verified\n",
-                   program::format_bytes(static_cast<double>(pages * page_size)), outcome.seconds,
-                   report["gib_per_s"].get<double>(), outcome.stats.epochs, digest);
+                   program::format_bytes(static_cast<double>(pages * page_size)), received.seconds,
+                   report["gib_per_s"].get<double>(), received.stats.epochs, digest);
       program::write_json(settings.json_path, report);
       return program::exit_done;
     } catch (const Failure& failure) {
-      source.control.send_failed(failure.what());
-      throw;
+      source.control.give_up(failure);
     }
   } catch (const Failure& failure) {
     program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));

@@ -118,12 +118,7 @@ int migrate(const Settings& settings) {
       program::write_json(settings.json_path, report);
       return program::exit_done;
     } catch (const Failure& failure) {
-      // The receiver's own words say more than the broken connection that they caused.
-      if (!failure.cancelled()) {
-        if (const std::string reason = control.peer_reason(); !reason.empty()) throw Failure(reason);
-      }
-      control.send_failed(failure.what());
-      throw;
+      control.give_up(failure);
     }
   } catch (const Failure& failure) {
     program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));

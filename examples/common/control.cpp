@@ -18,7 +18,6 @@ using namespace std::chrono_literals;
 namespace wire = multifd::wire;
 
 constexpr std::size_t header_bytes = 5;
-constexpr std::size_t largest_zero_message = 1 << 20;
 
 const char* name_of(MessageType type) {
   constexpr const char* names[] = {"?",       "hello", "zero runs", "round end", "state",
@@ -92,7 +91,7 @@ Message Control::receive(std::size_t limit_bytes, std::chrono::milliseconds time
                               name_of(message.type), size, limit_bytes));
   message.payload.resize(size);
   read(message.payload, 30s);
-  if (message.type == MessageType::failed) throw Failure("the other side gave up: " + message.text());
+  if (message.type == MessageType::failed) throw Failure::of_peer(message.text());
   return message;
 }
 
@@ -103,17 +102,18 @@ Message Control::expect(MessageType type, std::size_t limit_bytes, std::chrono::
   return message;
 }
 
-std::string Control::peer_reason() noexcept {
-  try {
+void Control::give_up(const Failure& failure) {
+  if (failure.may_be_echo()) {
     const multifd::Interrupt quiet = need(multifd::Interrupt::create());
     interrupt_ = &quiet;
-    for (;;) (void)receive(small_message, 500ms);
-  } catch (const Failure& failure) {
-    const std::string text = failure.what();
-    return text.starts_with("the other side") ? text : std::string();
-  } catch (const std::exception&) {
-    return {};
+    try {
+      for (;;) (void)receive(small_message, 500ms);
+    } catch (const Failure& theirs) {
+      if (theirs.from_peer()) throw;
+    }
   }
+  if (!failure.from_peer()) send_failed(failure.what());
+  throw failure;
 }
 
 void Control::wait(short events, std::chrono::milliseconds timeout) {
@@ -208,7 +208,7 @@ void ZeroRuns::append() {
   payload_.resize(at + 16);
   wire::store_be(&payload_[at], start_);
   wire::store_be(&payload_[at + 8], std::exchange(length_, 0));
-  if (payload_.size() >= largest_zero_message / 2) {
+  if (payload_.size() >= large_message / 2) {
     control_.send(MessageType::zero_runs, payload_);
     payload_.clear();
   }

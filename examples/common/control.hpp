@@ -21,6 +21,8 @@
 #include <string>
 #include <vector>
 
+#include "common/program.hpp"
+
 namespace program {
 
 /// First four bytes of a main connection ("MFDm").
@@ -53,14 +55,14 @@ class Control {
   void send_json(MessageType type, const nlohmann::json& object);
   /// Tells the peer why this side gives up; never throws, does not wait long.
   void send_failed(const std::string& reason) noexcept;
+  /// Ends a migration that failed: throws what the peer says about it when this side's failure may be an echo of
+  /// that, else tells the peer and throws `failure`.
+  [[noreturn]] void give_up(const Failure& failure);
 
   /// Reads the next message. `limit_bytes` bounds its payload, `timeout` the wait for its first byte (0: no limit).
   Message receive(std::size_t limit_bytes, std::chrono::milliseconds timeout = {});
   /// The same, and it must be of that type.
   Message expect(MessageType type, std::size_t limit_bytes, std::chrono::milliseconds timeout = {});
-
-  /// After a failure elsewhere: what the peer says about it, if it says so soon.
-  std::string peer_reason() noexcept;
 
  private:
   Control(multifd::FdTransport link, const multifd::Interrupt& interrupt)
@@ -73,7 +75,9 @@ class Control {
   const multifd::Interrupt* interrupt_;
 };
 
+/// Bounds of payloads: JSON, and everything that has no bound of its own.
 inline constexpr std::size_t small_message = 64 * 1024;
+inline constexpr std::size_t large_message = 1024 * 1024;
 
 /// Everything that a destination accepts: one main connection and the channels that its hello announces, all on one
 /// address, in any order. Connections that are neither are closed with a word on stderr.

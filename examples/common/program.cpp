@@ -20,6 +20,13 @@ std::string with_context(const multifd::Error& error, const std::string& context
   return context.empty() ? text : context + ": " + text;
 }
 
+// How a stream looks that the peer tore down.
+bool is_broken_stream(const std::error_code& code) {
+  using multifd::Errc;
+  return code == Errc::truncated_hello || code == Errc::truncated_header || code == Errc::truncated_payload ||
+         code == Errc::unsynced_end;
+}
+
 // A signal handler reaches nothing but globals.
 std::optional<multifd::Interrupt> signal_interrupt;
 volatile std::sig_atomic_t signals_seen = 0;
@@ -39,7 +46,13 @@ std::vector<std::string> names_of() {
 
 Failure::Failure(const multifd::Error& error, const std::string& context)
     : std::runtime_error(with_context(error, context)),
-      cancelled_(error.code == multifd::Condition::cancelled) {}
+      may_be_echo_(error.code == multifd::Condition::peer_gone || is_broken_stream(error.code)) {}
+
+Failure Failure::of_peer(const std::string& reason) {
+  Failure failure("the other side gave up: " + reason);
+  failure.from_peer_ = true;
+  return failure;
+}
 
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
   try {

@@ -26,10 +26,16 @@ class Failure : public std::runtime_error {
   explicit Failure(const multifd::Error& error, const std::string& context = {});
   /// A failure of the program's own, or one that the peer told about.
   explicit Failure(const std::string& message) : std::runtime_error(message) {}
-  bool cancelled() const noexcept { return cancelled_; }
+  /// What the other side said when it gave up.
+  static Failure of_peer(const std::string& reason);
+
+  bool from_peer() const noexcept { return from_peer_; }
+  /// Whether the error may be only the echo of what happened on the other side.
+  bool may_be_echo() const noexcept { return may_be_echo_; }
 
  private:
-  bool cancelled_ = false;
+  bool from_peer_ = false;
+  bool may_be_echo_ = false;
 };
 
 /// Wrong use that the option parser cannot see: exit status 2.

@@ -2,9 +2,9 @@
 #include <fmt/format.h>
 
 #include <cstring>
-#include <optional>
 
 #include "common/control.hpp"
+#include "common/receive.hpp"
 #include "live_migration/migration.hpp"
 
 namespace live {
@@ -17,46 +17,7 @@ using program::Failure;
 using program::Message;
 using program::MessageType;
 using program::need;
-
-constexpr std::size_t largest_state = 1 << 20;
-
-/// Receives all memory and returns the virtual CPU's state.
-template <class C>
-std::vector<std::byte> receive(Accepted& source, Guest& guest, const Interrupt& interrupt) {
-  RamMap ram(guest_page_size);
-  const BlockId block = need(ram.add("pc.ram", guest.memory()));
-  Interrupt wake = need(Interrupt::create());
-  auto receiver = need(Receiver<FdTransport, C>::open(ram, std::move(source.channels),
-                                                      {.barrier = Barrier::manual,
-                                                       .destination = DestinationMemory::zeroed,
-                                                       .on_error = [&](const Error&) { wake.trigger(); }}));
-  const program::OnInterrupt cancel(interrupt, [&] { receiver.cancel(); });
-  source.control.set_interrupt(wake);
-  std::vector<std::byte> state;
-  try {
-    for (bool more = true; more;) {
-      Message message = source.control.receive(std::max<std::size_t>(largest_state, 1 << 20));
-      switch (message.type) {
-        case MessageType::zero_runs: program::apply_zero_runs(message, ram, block); break;
-        case MessageType::round_end: need(receiver.sync()); break;
-        case MessageType::state: state = std::move(message.payload); break;
-        case MessageType::done: more = false; break;
-        default: throw Failure("main connection: a message that does not belong here");
-      }
-    }
-    need(receiver.finish());
-  } catch (const Failure& failure) {
-    source.control.set_interrupt(interrupt);
-    // When a channel failed first, that is the reason; a receiver that is well answers misuse here.
-    if (!std::string_view(failure.what()).starts_with("the other side")) {
-      if (const auto first = receiver.sync(); !first && first.error().code != Condition::misuse)
-        throw Failure(first.error());
-    }
-    throw;
-  }
-  source.control.set_interrupt(interrupt);
-  return state;
-}
+using program::Received;
 
 /// Throws when a page differs from what the source has.
 std::uint64_t compare_pages(const std::vector<std::byte>& theirs, std::span<const std::byte> memory) {
@@ -87,13 +48,16 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
                                 memory_limit));
     if (!backend || (settings.backend != Backend::automatic && settings.backend != *backend))
       throw Failure("the source's guest runs on another backend");
-    const auto guest = make_guest(*backend, {.memory_bytes = bytes});
+    // Only the size counts: working set and seed come with the memory itself.
+    const auto guest = make_guest(*backend, {.memory_bytes = bytes, .working_set_bytes = guest_page_size});
 
-    const std::vector<std::byte> state =
-        need(with_policy(compression, program::Compressors{}, [&]<class C>() -> Result<std::vector<std::byte>> {
-          return receive<C>(source, *guest, interrupt);
+    RamMap ram(guest_page_size);
+    const BlockId block = need(ram.add("pc.ram", guest->memory()));
+    const Received received =
+        need(with_policy(compression, program::Compressors{}, [&]<class C>() -> Result<Received> {
+          return program::receive_ram<C>(source, ram, block, interrupt);
         }));
-    guest->load_state(state);
+    guest->load_state(received.state);
     source.control.send_json(MessageType::ready, json::object());
 
     const Message digests = source.control.expect(MessageType::digests, bytes / guest_page_size * 8,
@@ -120,9 +84,10 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
                                                    {"sweeps", now.sweeps},
                                                    {"pages_written", now.pages_written},
                                                    {"errors", now.errors}});
+  } catch (const Failure& failure) {
+    source.control.give_up(failure);
   } catch (const std::exception& failure) {
-    source.control.send_failed(failure.what());
-    throw;
+    source.control.give_up(Failure(failure.what()));
   }
 }
 

@@ -246,14 +246,14 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
       fmt::print("{} pages compared: verified\n", verdict.value("pages_verified", std::uint64_t{0}));
     }
     program::write_json(settings.json_path, report);
-  } catch (const Failure& failure) {
-    std::string reason = failure.what();
-    if (!failure.cancelled()) {
-      if (const std::string theirs = control.peer_reason(); !theirs.empty()) reason = theirs;
+  } catch (const std::exception& error) {
+    const auto* known = dynamic_cast<const Failure*>(&error);
+    try {
+      control.give_up(known != nullptr ? *known : Failure(error.what()));
+    } catch (const Failure& reason) {
+      program::write_json(settings.json_path, program::failure_report(reason.what(), watch.seconds()));
+      throw;
     }
-    control.send_failed(reason);
-    program::write_json(settings.json_path, program::failure_report(reason, watch.seconds()));
-    throw Failure(reason);
   }
 }
 
