@@ -2,58 +2,62 @@
 #include "stress/allocation_count.hpp"
 
 #include <atomic>
-#include <cstdlib>
-#include <new>
+#include <cstddef>
 
 namespace {
-
 std::atomic<std::uint64_t> count{0};
 
-void* allocate(std::size_t size, std::size_t alignment) noexcept {
-  count.fetch_add(1, std::memory_order_relaxed);
-  // aligned_alloc wants a multiple of the alignment.
-  const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
-  return std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
-}
-
-void* allocate_or_throw(std::size_t size, std::size_t alignment) {
-  if (void* memory = allocate(size, alignment)) return memory;
-  throw std::bad_alloc();
-}
-
-constexpr std::size_t default_alignment = __STDCPP_DEFAULT_NEW_ALIGNMENT__;
-
+void count_one() noexcept { count.fetch_add(1, std::memory_order_relaxed); }
 }  // namespace
 
 std::uint64_t allocations() noexcept { return count.load(std::memory_order_relaxed); }
 
-void* operator new(std::size_t size) { return allocate_or_throw(size, default_alignment); }
-void* operator new(std::size_t size, std::align_val_t alignment) {
-  return allocate_or_throw(size, static_cast<std::size_t>(alignment));
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define COUNT_BY_SANITIZER 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define COUNT_BY_SANITIZER 1
+#endif
+
+#if defined(COUNT_BY_SANITIZER)
+
+// A sanitizer has put itself in the place of malloc and operator new already (Clang's cannot be replaced at all), and
+// offers a hook.
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*on_malloc)(const volatile void*, std::size_t),
+                                                         void (*on_free)(const volatile void*));
+
+namespace {
+[[maybe_unused]] const int installed = __sanitizer_install_malloc_and_free_hooks(
+    [](const volatile void*, std::size_t) { count_one(); }, [](const volatile void*) {});
+}  // namespace
+
+#else
+
+// The executable's malloc goes before glibc's; what is not replaced here works on the same heap.
+extern "C" {
+void* __libc_malloc(std::size_t) noexcept;
+void* __libc_calloc(std::size_t, std::size_t) noexcept;
+void* __libc_realloc(void*, std::size_t) noexcept;
+void* __libc_memalign(std::size_t, std::size_t) noexcept;
+
+void* malloc(std::size_t size) noexcept {
+  count_one();
+  return __libc_malloc(size);
 }
-void* operator new(std::size_t size, const std::nothrow_t&) noexcept { return allocate(size, default_alignment); }
-void* operator new(std::size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
-  return allocate(size, static_cast<std::size_t>(alignment));
+void* calloc(std::size_t items, std::size_t size) noexcept {
+  count_one();
+  return __libc_calloc(items, size);
 }
-// The array forms too: under a sanitizer the default ones do not call the others.
-void* operator new[](std::size_t size) { return allocate_or_throw(size, default_alignment); }
-void* operator new[](std::size_t size, std::align_val_t alignment) {
-  return allocate_or_throw(size, static_cast<std::size_t>(alignment));
+void* realloc(void* memory, std::size_t size) noexcept {
+  count_one();
+  return __libc_realloc(memory, size);
 }
-void* operator new[](std::size_t size, const std::nothrow_t&) noexcept { return allocate(size, default_alignment); }
-void* operator new[](std::size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
-  return allocate(size, static_cast<std::size_t>(alignment));
+void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
+  count_one();
+  return __libc_memalign(alignment, size);
+}
 }
 
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t, const std::nothrow_t&) noexcept { std::free(memory); }
+#endif

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// How often anything in this test binary called operator new, by any thread.
+// How often anything in this test binary asked for memory, by any thread: malloc, and so operator new too.
 #pragma once
 
 #include <cstdint>

@@ -64,6 +64,8 @@ TEST_CASE("A new cap counts at once for threads that wait under the old one") {
     {
       std::vector<std::jthread> threads;
       for (char& mine : granted) threads.emplace_back([&] { mine = limiter.acquire(1000) ? 1 : 0; });
+      // Time to get into the wait, which cannot be seen from outside; a thread that is later passes as well.
+      std::this_thread::sleep_for(30ms);
       limiter.set_rate(rate);
     }
     CHECK(limiter.rate() == rate);
