@@ -132,12 +132,21 @@ class RecvChannel {
   }
 
   Result<void> read_hello() noexcept {
-    wire::InitPacketBytes bytes;
-    if (auto got = read_exact(link_, std::span<std::byte>(bytes), Errc::truncated_hello); !got) {
-      Error error = got.error();
-      error.stage = Stage::hello;
-      if (error.code == Errc::peer_closed) error.code = Errc::truncated_hello;
-      return std::unexpected(error);
+    // The magic alone tells a stranger, who may never send as many bytes as a hello has.
+    wire::InitPacketBytes bytes{};
+    constexpr std::size_t magic_bytes = 4;
+    for (std::size_t got = 0; got < bytes.size();) {
+      const std::size_t wanted = got < magic_bytes ? magic_bytes - got : bytes.size() - got;
+      in_[0] = mutable_buffer(std::span(bytes).subspan(got));
+      const auto arrived = read_at_least(link_, std::span(in_.get(), 1), wanted);
+      if (!arrived) {
+        Error error = arrived.error();
+        error.stage = Stage::hello;
+        return std::unexpected(error);
+      }
+      got += *arrived;
+      if (*arrived < wanted) return fail(Errc::truncated_hello, Stage::hello, "initial packet", got);
+      if (wire::load_be<std::uint32_t>(bytes.data()) != wire::magic) break;  // parse_init_packet() names it
     }
     const auto hello = wire::parse_init_packet(bytes, channels_);
     if (!hello) return std::unexpected(hello.error());
