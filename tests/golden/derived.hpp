@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// Byte images of what QEMU generations put on a channel. DERIVED BY HAND from the tables and remarks of PROTOCOL.md
-// (sections 2, 3.1, 3.2, 3.5, 6.3), not captured; they use no code of the library. Page size 4096, so a header has
-// 320 + 8 * 128 = 1344 bytes.
+// Byte images of what QEMU generations put on a channel. DERIVED BY HAND from the tables and remarks of
+// PROTOCOL.md (sections 2, 3.1, 3.2, 3.5, 6.3), not captured; they use no code of the library. Page size
+// 4096, so a header has 320 + 8 * 128 = 1344 bytes.
 #pragma once
 
 #include <string_view>
@@ -26,7 +26,8 @@ inline constexpr std::string_view sync_9_2 = R"(
    24: 00 00 00 00 00 00 00 2a    # packet_num 42
 )";
 
-/// Section 3.1: a SYNC of 7.2 that follows a zlib data packet in the same buffer: the counts are fresh, the rest stale.
+/// Section 3.1: a SYNC of 7.2 that follows a zlib data packet in the same buffer: the counts are fresh, the
+/// rest stale.
 inline constexpr std::string_view sync_7_2_stale = R"(
     0: 11 22 33 44
     4: 00 00 00 01

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The library against the images of derived.hpp: what old and new peers send is read as it is meant, and what we send
-// is what new peers send.
+// The library against the images of derived.hpp: what old and new peers send is read as it is meant, and what
+// we send is what new peers send.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -103,7 +103,8 @@ TEST_CASE("Golden: a data packet with a zero list, read and written") {
 }
 
 TEST_CASE("Golden: a Receiver takes a whole channel of old and new packets") {
-  // SYNC; data with a zero list; the 7.2 pair, which without compression has flags 0x01 and whole pages; a stale SYNC.
+  // SYNC; data with a zero list; the 7.2 pair, which without compression has flags 0x01 and whole pages; a
+  // stale SYNC.
   Bytes channel = hello();
   channel[24] = std::byte{0};  // the only channel
   append(channel, header(golden::sync_9_2));

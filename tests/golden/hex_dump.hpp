@@ -9,8 +9,8 @@
 #include <string_view>
 #include <vector>
 
-/// Reads lines of "OFFSET: hex bytes", offsets decimal as in the tables; '#' starts a comment. What no line names is
-/// zero; the image has `size` bytes.
+/// Reads lines of "OFFSET: hex bytes", offsets decimal as in the tables; '#' starts a comment. What no line
+/// names is zero; the image has `size` bytes.
 inline std::vector<std::byte> from_hex(std::size_t size, std::string_view text) {
   std::vector<std::byte> bytes(size);
   std::size_t at = 0;

@@ -23,8 +23,8 @@ std::uint64_t allocations() noexcept { return count.load(std::memory_order_relax
 
 #if defined(COUNT_BY_SANITIZER)
 
-// A sanitizer has put itself in the place of malloc and operator new already (Clang's cannot be replaced at all), and
-// offers a hook.
+// A sanitizer has put itself in the place of malloc and operator new already (Clang's cannot be replaced at
+// all), and offers a hook.
 extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*on_malloc)(const volatile void*, std::size_t),
                                                          void (*on_free)(const volatile void*));
 

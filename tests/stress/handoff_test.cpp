@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The hand-off with its threads: what it promises must hold under every timing that random delays can find, with more
-// workers than cores.
+// The hand-off with its threads: what it promises must hold under every timing that random delays can find,
+// with more workers than cores.
 #include "multifd/channel/handoff.hpp"
 
 #include <doctest/doctest.h>
@@ -52,13 +52,13 @@ void random_delay(std::minstd_rand& random) {
 /// What one worker was told to do, as it came.
 struct Entry {
   Work::Kind kind;
-  std::uint64_t epoch;  ///< of Work
+  std::uint64_t epoch;   ///< of Work
   std::uint64_t serial;  ///< batches: counted by the producer
   std::uint64_t pages;   ///< batches: how many
 };
 
-/// A worker that writes down everything. Pages are numbers that count up over all batches, so a batch is known by its
-/// first page, and the pages of a batch must follow each other.
+/// A worker that writes down everything. Pages are numbers that count up over all batches, so a batch is
+/// known by its first page, and the pages of a batch must follow each other.
 struct Recorder {
   std::vector<Entry> log;
   bool intact = true;  ///< every batch held what was put into it
@@ -114,8 +114,8 @@ Produced produce(BatchHandoff& handoff, unsigned batches, std::uint32_t seed) {
   return produced;
 }
 
-/// Everything that holds for an orderly run, over the logs of all channels: the rule that was broken, or "". Plain
-/// comparisons, because hundreds of thousands of doctest's are slow under a sanitizer.
+/// Everything that holds for an orderly run, over the logs of all channels: the rule that was broken, or "".
+/// Plain comparisons, because hundreds of thousands of doctest's are slow under a sanitizer.
 std::string broken_rule(const std::vector<Recorder>& recorders, const Produced& produced) {
   std::vector<unsigned> seen(produced.pages);
   for (const Recorder& recorder : recorders) {
@@ -125,7 +125,8 @@ std::string broken_rule(const std::vector<Recorder>& recorders, const Produced& 
     for (std::size_t i = 0; i < recorder.log.size(); ++i) {
       const Entry& entry = recorder.log[i];
       if (entry.kind == Work::Kind::batch) {
-        if (entry.epoch != syncs) return "a batch comes after the SYNC of the epoch before and before its own";
+        if (entry.epoch != syncs)
+          return "a batch comes after the SYNC of the epoch before and before its own";
         if (entry.epoch >= produced.epoch_ends.size()) return "no batch is of an epoch that never was";
         if (entry.serial < next_serial) return "batches of a channel come in the order of put()";
         next_serial = entry.serial + entry.pages;
@@ -162,7 +163,9 @@ class Hold {
 
 }  // namespace
 
-TEST_CASE("Every page comes out once, in order within its channel, and every channel gets every SYNC in its place") {
+TEST_CASE(
+    "Every page comes out once, in order within its channel, and every channel gets every SYNC in its "
+    "place") {
   for (const unsigned channels : {1u, 2u, 4u, 8u, 16u}) {
     for (const unsigned depth : {2u, 3u, 8u, 16u}) {
       const std::uint32_t seed = channels * 100 + depth;
@@ -215,7 +218,8 @@ TEST_CASE("A batch put and its epoch closed while the worker looks: the batch st
     handoff->close_epoch();
     // Workers that are nearly done look again at the moment of the next put().
     if (epoch % 4 != 0)
-      for (unsigned spin = 0; spin < 2000 && done.load(std::memory_order_relaxed) < 3 * epoch + 2; ++spin) continue;
+      for (unsigned spin = 0; spin < 2000 && done.load(std::memory_order_relaxed) < 3 * epoch + 2; ++spin)
+        continue;
   }
   handoff->finish();
   threads.clear();
@@ -343,7 +347,8 @@ TEST_CASE("stop() ends workers that wait for work, and a producer that waits for
     {
       const auto idle = make(4, 2);
       std::vector<std::jthread> threads;
-      for (unsigned c = 0; c < 4; ++c) threads.emplace_back([&, c] { CHECK(idle->take(c).kind == Work::Kind::stopped); });
+      for (unsigned c = 0; c < 4; ++c)
+        threads.emplace_back([&, c] { CHECK(idle->take(c).kind == Work::Kind::stopped); });
       if (round % 2 != 0) std::this_thread::yield();
       idle->stop();
     }

@@ -22,7 +22,8 @@ TEST_CASE("A buffer covers exactly the bytes that it was made from") {
 
 TEST_CASE("total_bytes() adds up all buffers, of which there may be none or empty ones") {
   std::array<std::byte, 10> bytes{};
-  const std::array<iovec, 3> buffers{multifd::const_buffer(bytes.data(), 4), multifd::const_buffer(bytes.data(), 0),
+  const std::array<iovec, 3> buffers{multifd::const_buffer(bytes.data(), 4),
+                                     multifd::const_buffer(bytes.data(), 0),
                                      multifd::const_buffer(bytes.data(), 6)};
   CHECK(multifd::total_bytes(buffers) == 10);
   CHECK(multifd::total_bytes({}) == 0);

@@ -124,6 +124,7 @@ TEST_CASE("describe() leaves out what an error does not say") {
 }
 
 TEST_CASE("describe() uses the operating system's words for an errno") {
-  const std::string text = multifd::describe({.code = from_errno(ECONNREFUSED), .stage = Stage::connect, .op = "connect"});
+  const std::string text =
+      multifd::describe({.code = from_errno(ECONNREFUSED), .stage = Stage::connect, .op = "connect"});
   CHECK(text == "connect: connect: " + from_errno(ECONNREFUSED).message());
 }

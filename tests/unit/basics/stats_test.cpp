@@ -11,12 +11,32 @@ using multifd::ChannelStats;
 using multifd::SenderStats;
 
 TEST_CASE("total() adds up every number of every channel") {
-  const ChannelStats one{.id = 5, .packets = 1, .syncs = 2, .normal_pages = 3, .zero_pages = 4, .payload_bytes = 5,
-                         .wire_bytes = 6, .idle_ns = 7, .check_ns = 8, .codec_ns = 9, .capped_ns = 10, .io_ns = 11,
+  const ChannelStats one{.id = 5,
+                         .packets = 1,
+                         .syncs = 2,
+                         .normal_pages = 3,
+                         .zero_pages = 4,
+                         .payload_bytes = 5,
+                         .wire_bytes = 6,
+                         .idle_ns = 7,
+                         .check_ns = 8,
+                         .codec_ns = 9,
+                         .capped_ns = 10,
+                         .io_ns = 11,
                          .cpu_ns = 12};
-  const ChannelStats ten{.id = 6, .packets = 10, .syncs = 20, .normal_pages = 30, .zero_pages = 40,
-                         .payload_bytes = 50, .wire_bytes = 60, .idle_ns = 70, .check_ns = 80, .codec_ns = 90,
-                         .capped_ns = 100, .io_ns = 110, .cpu_ns = 120};
+  const ChannelStats ten{.id = 6,
+                         .packets = 10,
+                         .syncs = 20,
+                         .normal_pages = 30,
+                         .zero_pages = 40,
+                         .payload_bytes = 50,
+                         .wire_bytes = 60,
+                         .idle_ns = 70,
+                         .check_ns = 80,
+                         .codec_ns = 90,
+                         .capped_ns = 100,
+                         .io_ns = 110,
+                         .cpu_ns = 120};
   const ChannelStats sum = multifd::total({one, ten});
   CHECK(sum.packets == 11);
   CHECK(sum.syncs == 22);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What the hand-off promises, one call at a time in one thread (take() is only called where there is work). Its
-// threads are tests/stress/handoff_test.cpp.
+// What the hand-off promises, one call at a time in one thread (take() is only called where there is work).
+// Its threads are tests/stress/handoff_test.cpp.
 #include "multifd/channel/handoff.hpp"
 
 #include <doctest/doctest.h>
@@ -162,7 +162,8 @@ TEST_CASE("An end without any epoch or batch is just an end") {
 TEST_CASE("Batches go to the channels in turn, passing by those without room") {
   const auto handoff = make(2, 2);
   PageBatch* batch = handoff->first_batch();
-  for (std::uint64_t page = 0; page < 4; ++page) batch = put_page(*handoff, batch, page);  // both are full now
+  for (std::uint64_t page = 0; page < 4; ++page)
+    batch = put_page(*handoff, batch, page);  // both are full now
   check_batch(*handoff, 1, 1, 0);
   check_batch(*handoff, 1, 3, 0);
   for (std::uint64_t page = 4; page < 6; ++page) batch = put_page(*handoff, batch, page);  // only 1 has room

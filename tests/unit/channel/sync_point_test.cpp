@@ -35,8 +35,8 @@ void check_blamed(const Result<T>& result, Errc code, std::uint32_t channel) {
   CHECK(result.error().stage == Stage::sync);
 }
 
-/// A thread that arrives, and waits. In automatic mode the constructor returns when it is inside the barrier: a wait
-/// asks for the progress first, under the barrier's lock.
+/// A thread that arrives, and waits. In automatic mode the constructor returns when it is inside the barrier:
+/// a wait asks for the progress first, under the barrier's lock.
 class Arrival {
  public:
   Arrival(SyncPoint& point, std::uint32_t channel, Barrier mode = Barrier::automatic)
@@ -166,7 +166,9 @@ TEST_CASE("A SYNC after another channel's end is refused, naming the one that en
   }
 }
 
-TEST_CASE("Manual: the caller is told of a channel that ended instead of sending its SYNC, before or while it waits") {
+TEST_CASE(
+    "Manual: the caller is told of a channel that ended instead of sending its SYNC, before or while it "
+    "waits") {
   {
     const auto point = make(2, Barrier::manual);
     CHECK(point->leave(1));
@@ -205,7 +207,8 @@ TEST_CASE("Manual: a SYNC too many is found by whoever comes second, the channel
       const Result<void> result = extra.result();
       REQUIRE_FALSE(result.has_value());
       // stop() may come before the channel does: then that is what it hears.
-      const bool expected = result.error().code == Errc::sync_mismatch || result.error().code == Errc::cancelled;
+      const bool expected =
+          result.error().code == Errc::sync_mismatch || result.error().code == Errc::cancelled;
       CHECK(expected);
     } else {
       check_blamed(ended, Errc::sync_mismatch, 1);

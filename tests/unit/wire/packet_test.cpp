@@ -21,18 +21,19 @@ namespace {
 constexpr PacketLimits nocomp{};
 constexpr PacketLimits zlib{.method = wire::flag_zlib};
 
-/// A data packet of the table of PROTOCOL.md section 3.1, row by row: 2 normal pages and 3 zero pages of 4 KiB.
+/// A data packet of the table of PROTOCOL.md section 3.1, row by row: 2 normal pages and 3 zero pages of 4
+/// KiB.
 Bytes data_packet(std::uint32_t flags = 0, std::uint32_t next_packet_size = 2 * 4096) {
   Bytes bytes(1344);
-  put32(bytes, 0, 0x11223344);        // magic
-  put32(bytes, 4, 1);                 // version
-  put32(bytes, 8, flags);             // flags
-  put32(bytes, 12, 128);              // pages_alloc
-  put32(bytes, 16, 2);                // normal_pages
-  put32(bytes, 20, next_packet_size);  // next_packet_size
+  put32(bytes, 0, 0x11223344);           // magic
+  put32(bytes, 4, 1);                    // version
+  put32(bytes, 8, flags);                // flags
+  put32(bytes, 12, 128);                 // pages_alloc
+  put32(bytes, 16, 2);                   // normal_pages
+  put32(bytes, 20, next_packet_size);    // next_packet_size
   put64(bytes, 24, 0x0102030405060708);  // packet_num
-  put32(bytes, 32, 3);                // zero_pages
-  put_text(bytes, 64, "pc.ram");      // ramblock
+  put32(bytes, 32, 3);                   // zero_pages
+  put_text(bytes, 64, "pc.ram");         // ramblock
   for (std::size_t slot = 0; slot < 5; ++slot) put64(bytes, 320 + 8 * slot, 4096 * (slot + 1));
   return bytes;
 }
@@ -216,9 +217,10 @@ TEST_CASE("normal and zero pages together may fill pages_alloc, not exceed it") 
     std::uint32_t alloc, normal, zero;
     bool fits;
   };
-  for (const Row row : {Row{128, 128, 0, true}, Row{128, 0, 128, true}, Row{128, 100, 28, true}, Row{3, 2, 1, true},
-                        Row{128, 129, 0, false}, Row{128, 0, 129, false}, Row{128, 100, 29, false},
-                        Row{3, 2, 2, false}, Row{0, 1, 0, false}, Row{0, 0, 1, false}, Row{127, 128, 0, false}}) {
+  for (const Row row :
+       {Row{128, 128, 0, true}, Row{128, 0, 128, true}, Row{128, 100, 28, true}, Row{3, 2, 1, true},
+        Row{128, 129, 0, false}, Row{128, 0, 129, false}, Row{128, 100, 29, false}, Row{3, 2, 2, false},
+        Row{0, 1, 0, false}, Row{0, 0, 1, false}, Row{127, 128, 0, false}}) {
     CAPTURE(row.alloc);
     CAPTURE(row.normal);
     CAPTURE(row.zero);
@@ -330,7 +332,8 @@ TEST_CASE("A SYNC of senders up to 8.x carries a stale size, name and offsets, w
   Bytes bytes = data_packet(wire::flag_sync, 181099);  // the size that a 7.2 was seen to leave
   put32(bytes, 16, 0);
   put32(bytes, 32, 0);
-  for (std::size_t at = 64; at < bytes.size(); ++at) put(bytes, at, 1, 0xff);  // a name without an end, wild offsets
+  for (std::size_t at = 64; at < bytes.size(); ++at)
+    put(bytes, at, 1, 0xff);  // a name without an end, wild offsets
   put_text(bytes, 36, "mfDX");
   for (const PacketLimits& limits : {nocomp, zlib}) {
     const PacketHeader header = parsed(bytes, limits);
@@ -420,8 +423,9 @@ TEST_CASE("Whatever bytes come, an accepted header keeps its promises") {
     const PacketLimits limits = round % 2 == 0 ? nocomp : zlib;
     Bytes bytes = data_packet(limits.method);
     for (std::uint64_t changes = random() % 3 + 1; changes > 0; --changes)
-      put32(bytes, 4 * (random() % 80),
-            random() % 2 == 0 ? static_cast<std::uint32_t>(random()) : borders[random() % std::size(borders)]);
+      put32(
+          bytes, 4 * (random() % 80),
+          random() % 2 == 0 ? static_cast<std::uint32_t>(random()) : borders[random() % std::size(borders)]);
     const auto header = wire::parse_header(bytes, limits);
     if (!header) continue;
     ++accepted;
