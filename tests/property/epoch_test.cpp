@@ -162,7 +162,9 @@ TEST_CASE("A page of the next epoch waits for a slow channel's page of this one"
   CHECK(deliver_out_of_order(true) == 2);
 }
 
-TEST_CASE("Without the barrier the same delivery leaves the old page") {
+// Without the barrier channels write the same memory at once, which is what these two show; ThreadSanitizer says so too
+// and would end the run.
+TEST_CASE("Without the barrier the same delivery leaves the old page" * doctest::skip(under_tsan)) {
   CHECK(deliver_out_of_order(false) == 1);
 }
 
@@ -176,7 +178,7 @@ TEST_CASE("Eight channels of random slowness end with the newest content") {
   }
 }
 
-TEST_CASE("Without the barrier the same runs end with stale content") {
+TEST_CASE("Without the barrier the same runs end with stale content" * doctest::skip(under_tsan)) {
   std::size_t stale = 0;
   for (unsigned run = 0; run < 8 && stale == 0; ++run) stale += rewrite_at_random<NoComp>(seed() + run, false);
   CHECK_MESSAGE(stale > 0, "seed ", seed());

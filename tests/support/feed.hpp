@@ -23,11 +23,10 @@ struct Outcome {
   std::chrono::milliseconds elapsed;
 };
 
-/// Gives stream i to link i, all at once.
+/// feed() for loops that have a Watchdog of their own.
 template <multifd::Compressor C>
-Outcome feed(const multifd::RamMap& map, const std::vector<Bytes>& streams, Then then,
-             multifd::ReceiverOptions<C> options = {}) {
-  const Watchdog watchdog("feed a receiver");
+Outcome feed_unwatched(const multifd::RamMap& map, const std::vector<Bytes>& streams, Then then,
+                       multifd::ReceiverOptions<C> options = {}) {
   Links<MemoryTransport> links;
   for (const Bytes& stream : streams) {
     auto pair = memory_links(1, stream.size() + 1);
@@ -42,6 +41,14 @@ Outcome feed(const multifd::RamMap& map, const std::vector<Bytes>& streams, Then
   auto finished = rx->finish();
   const auto elapsed = watch.elapsed();
   return {finished, rx->stats(), elapsed};
+}
+
+/// Gives stream i to link i, all at once.
+template <multifd::Compressor C>
+Outcome feed(const multifd::RamMap& map, const std::vector<Bytes>& streams, Then then,
+             multifd::ReceiverOptions<C> options = {}) {
+  const Watchdog watchdog("feed a receiver");
+  return feed_unwatched<C>(map, streams, then, std::move(options));
 }
 
 }  // namespace test

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdlib>
 #include <new>
 #include <thread>
 #include <vector>
@@ -121,9 +122,10 @@ std::size_t allocations_of_a_migration(Links<T> links, Digest digest) {
     const auto on_zero = [](std::uint64_t) {};
     for (int round = 0; round < 3 && good; ++round) {
       good &= tx->queue_range(*block, 0, source_memory.size(), on_zero).has_value();
-      good &= tx->queue_page(*block, 4096).has_value();
       good &= tx->flush().has_value();
       good &= tx->sync_and_wait().has_value();
+      good &= tx->queue_page(*block, 4096).has_value();
+      good &= tx->sync().has_value();
       if constexpr (HasLiveLevel<C>) good &= tx->set_level(3 + round).has_value();
       tx->set_bandwidth(round == 0 ? 500 << 20 : 0);
       good &= tx->queue_dirty(*block, dirty, 0, on_zero).has_value();
@@ -145,13 +147,20 @@ TEST_CASE("The count counts") {
   std::size_t counted = 0;
   {
     const Count all;
-    delete new std::vector<int>(1000);
+    // By malloc, and through pointers that the optimiser must not follow: it may leave out a new with its delete.
+    void* volatile by_malloc = std::malloc(100);
+    std::vector<int>* volatile by_new = new std::vector<int>(1000);
+    std::free(by_malloc);
+    delete by_new;
     counted = all.so_far();
   }
-  CHECK(counted == 2);
+  CHECK(counted == 3);
   {
     const Count all;
-    std::thread([] { delete new int; }).join();
+    std::thread([] {
+      int* volatile unwatched = new int;
+      delete unwatched;
+    }).join();
     counted = all.so_far();
   }
   CHECK(counted >= 1);  // this thread starts the other one; what the other one does is its own

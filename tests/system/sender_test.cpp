@@ -63,7 +63,7 @@ TEST_CASE("Zero lists are refused towards peers that would drop them, and only t
   Source source(1);
   for (const PeerProfile& peer : peer_profiles) {
     CAPTURE(std::string(peer.name));
-    const bool old = peer.name == "qemu-7.2" || peer.name == "qemu-8.0";
+    const bool old = peer.name.starts_with("qemu-7.") || peer.name.starts_with("qemu-8.");
     auto multifd_mode = CaptureSender<NoComp, ZeroPagesMultifd>::open(source.map, captures(1).links, {.peer = peer});
     CHECK(multifd_mode.has_value() != old);
     if (old) CHECK(code_of(multifd_mode) == Errc::peer_lacks_zero_lists);
