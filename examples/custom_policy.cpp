@@ -3,6 +3,7 @@
 // custom_policy: a transport, a compressor and a zero-page policy of the user's own, composed into one stack. Each is
 // a plain struct: no base class, no registration, no macro.
 #include <fmt/format.h>
+#include <multifd/multifd.hpp>
 #include <multifd/testing/compressor_contract.hpp>
 #include <multifd/testing/transport_contract.hpp>
 #include <multifd/testing/zero_policy_contract.hpp>

@@ -9,6 +9,7 @@
 #include "common/program.hpp"
 #include "common/receive.hpp"
 #include "common/report.hpp"
+#include "common/stacks.hpp"
 
 namespace {
 
@@ -76,10 +77,7 @@ int migrate(const Settings& settings) {
         throw Failure(fmt::format("the source announces {} bytes; {} were populated (--size)", bytes, memory.size()));
       RamMap ram(page_size);
       const BlockId block = need(ram.add("ram", memory));
-      const Received received =
-          need(with_policy(compression, program::Compressors{}, [&]<class C>() -> Result<Received> {
-            return program::receive_ram<C>(source, ram, block, interrupt);
-          }));
+      const Received received = program::receive_ram(compression, source, ram, block, interrupt);
 
       const std::string digest = program::digest_text(memory);
       if (const auto theirs = received.done.value("digest", std::string()); digest != theirs)
@@ -124,8 +122,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0u, wire::max_channels))
       ->capture_default_str();
   app.add_option("--compression", settings.compression, "Insist on a method (default: whatever the sender announces)")
-      ->check(CLI::IsMember(std::vector<std::string>(program::Compressors::names.begin(),
-                                                     program::Compressors::names.end())));
+      ->check(CLI::IsMember(program::compressor_names()));
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   return program::run(app, argc, argv, [&] {
     if (settings.file.empty() && !settings.discard) throw program::Usage("--file or --discard is needed");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// ram_send: the smallest real sender. A file's bytes go as one RAM block to ram_receive in another process; a main
+// ram_send: the smallest real sender-> A file's bytes go as one RAM block to ram_receive in another process; a main
 // connection of our own beside the channels carries what a VMM's main stream would.
 #include <fmt/format.h>
 
@@ -8,6 +8,7 @@
 #include "common/mapping.hpp"
 #include "common/program.hpp"
 #include "common/report.hpp"
+#include "common/stacks.hpp"
 
 namespace {
 
@@ -23,7 +24,7 @@ struct Settings {
   std::string file;
   std::uint64_t size = 0;
   std::size_t page_size = 4096;
-  std::string peer = "multifd";
+  std::string peer{peer_multifd.name};
   unsigned rounds = 1;
   bool digest = false;
   bool list_kernels = false;
@@ -37,7 +38,6 @@ struct Outcome {
   std::uint64_t ram_bytes = 0;
 };
 
-template <class C, class Z>
 Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control& control, const Interrupt& interrupt) {
   RamMap ram(settings.page_size);
   const BlockId block = need(ram.add_read_only("ram", bytes));
@@ -46,20 +46,14 @@ Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control
   const Address address = program::address_of(settings.connect, "--connect");
   auto links = need(connect_channels(address, settings.stack.channels, socket), "connect the channels");
 
-  auto peer = need(find_peer_profile(settings.peer));
   const program::Stopwatch watch;
-  auto sender = need(Sender<FdTransport, C, Z>::open(
-      ram, std::move(links),
-      {.compressor = settings.stack.compressor<C>(),
-       .peer = peer,
-       .bandwidth = settings.stack.bandwidth,
-       .digest = settings.digest ? Digest::on : Digest::off}));
-  const program::OnInterrupt cancel(interrupt, [&] { sender.cancel(); });
+  const auto sender = program::open_sender(settings.stack, ram, std::move(links));
+  const program::OnInterrupt cancel(interrupt, [&] { sender->cancel(); });
   program::ZeroRuns zeros(control, settings.page_size);
   const std::uint64_t all = bytes.size() * settings.rounds;
   {
     const program::Progress progress([&] {
-      const SenderStats stats = sender.stats();
+      const SenderStats stats = sender->stats();
       const ChannelStats sum = total(stats.channels);
       const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages + stats.zero_on_main) *
                                              settings.page_size);
@@ -69,14 +63,14 @@ Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control
                          program::format_bytes(static_cast<double>(sum.wire_bytes)));
     });
     for (unsigned round = 0; round < settings.rounds; ++round) {
-      need(sender.queue_range(block, 0, bytes.size(), [&](std::uint64_t offset) { zeros.add(offset); }));
-      need(sender.sync());
+      need(sender->queue_range(block, 0, bytes.size(), [&](std::uint64_t offset) { zeros.add(offset); }));
+      need(sender->sync());
       zeros.flush();
       control.send(MessageType::round_end);
     }
-    need(sender.close());
+    need(sender->close());
   }
-  return {.seconds = watch.seconds(), .stats = sender.stats(), .ram_bytes = all};
+  return {.seconds = watch.seconds(), .stats = sender->stats(), .ram_bytes = all};
 }
 
 int migrate(const Settings& settings) {
@@ -93,10 +87,7 @@ int migrate(const Settings& settings) {
                                         {"page_size", settings.page_size},
                                         {"channels", settings.stack.channels},
                                         {"compression", settings.stack.compression}});
-      const auto sent = with_policies(
-          settings.stack.compression, program::Compressors{}, settings.stack.zero_pages, program::ZeroPolicies{},
-          [&]<class C, class Z>() -> Result<Outcome> { return send<C, Z>(settings, bytes, control, interrupt); });
-      const Outcome outcome = need(sent);
+      const Outcome outcome = send(settings, bytes, control, interrupt);
       control.send_json(MessageType::done, {{"digest", program::digest_text(bytes)}});
       const json result = control.expect(MessageType::result, program::small_message, std::chrono::minutes(10)).json();
 
@@ -157,6 +148,9 @@ int main(int argc, char** argv) {
   return program::run(app, argc, argv, [&] {
     if (settings.list_kernels) return list_kernels();
     if (settings.connect.empty() || settings.file.empty()) throw program::Usage("--connect and --file are needed");
+    settings.stack.peer = need(find_peer_profile(settings.peer));
+    settings.stack.digest = settings.digest ? Digest::on : Digest::off;
+    settings.stack.check();
     return migrate(settings);
   });
 }

@@ -128,8 +128,8 @@ void Control::wait(short events, std::chrono::milliseconds timeout) {
     }
     const int ready = ::poll(fds.data(), fds.size(), wait_ms);
     if (ready < 0 && errno == EINTR) continue;
-    if (fds[1].revents != 0) throw Failure({.code = multifd::Errc::cancelled}, "main connection");
-    if (ready == 0) throw Failure({.code = multifd::Errc::timed_out}, "main connection: the other side is silent");
+    if (fds[1].revents != 0) throw Failure(multifd::Error{.code = multifd::Errc::cancelled});
+    if (ready == 0) throw Failure(multifd::Error{.code = multifd::Errc::timed_out}, "main connection: the other side is silent");
     return;
   }
 }
@@ -151,7 +151,7 @@ void Control::read(std::span<std::byte> bytes, std::chrono::milliseconds timeout
     wait(POLLIN, timeout);
     const iovec buffer = multifd::mutable_buffer(bytes);
     const std::size_t got = need(link_.read_some(std::span(&buffer, 1)), "main connection");
-    if (got == 0) throw Failure({.code = multifd::Errc::peer_closed}, "main connection");
+    if (got == 0) throw Failure(multifd::Error{.code = multifd::Errc::peer_closed}, "main connection");
     bytes = bytes.subspan(got);
   }
 }

@@ -37,11 +37,6 @@ void on_signal(int) {
   signal_interrupt->trigger();
 }
 
-template <class List>
-std::vector<std::string> names_of() {
-  return {List::names.begin(), List::names.end()};
-}
-
 }  // namespace
 
 Failure::Failure(const multifd::Error& error, const std::string& context)
@@ -108,24 +103,6 @@ std::string format_bytes(double bytes) {
     ++unit;
   }
   return unit == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.2f} {}", bytes, units[unit]);
-}
-
-void add_compression(CLI::App& app, std::string& compression) {
-  app.add_option("--compression", compression, "How page data travels")
-      ->check(CLI::IsMember(names_of<Compressors>()))
-      ->capture_default_str();
-}
-
-void StackOptions::add_to(CLI::App& app) {
-  app.add_option("--channels", channels, "Connections beside the main one")
-      ->check(CLI::Range(1u, multifd::wire::max_channels))
-      ->capture_default_str();
-  add_compression(app, compression);
-  app.add_option("--level", level, "Compression level (zlib 0..9; zstd -7..22, or lower still)")->capture_default_str();
-  app.add_option("--zero-pages", zero_pages, "Who looks for zero pages")
-      ->check(CLI::IsMember(names_of<ZeroPolicies>()))
-      ->capture_default_str();
-  add_size(app, "--bandwidth", bandwidth, "Cap over all channels, per second (0: none)")->capture_default_str();
 }
 
 multifd::Address address_of(const std::string& text, const char* option) {

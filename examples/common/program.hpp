@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: MIT
 //
 // What every example program does the same way: exit statuses, one error line on stderr, SIGINT/SIGTERM that cancel
-// cleanly, and the options that choose a stack.
+// cleanly, sizes and addresses as options.
 #pragma once
 
-#include <multifd/compress/nocomp.hpp>
-#include <multifd/compress/zlib.hpp>
-#include <multifd/compress/zstd.hpp>
-#include <multifd/multifd.hpp>
+#include <multifd/transport/socket.hpp>
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
@@ -76,37 +73,6 @@ CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& byt
 
 /// "1.5 GiB".
 std::string format_bytes(double bytes);
-
-/// The policies that the programs offer.
-using Compressors = multifd::PolicyList<multifd::NoComp, multifd::Zlib, multifd::Zstd>;
-using ZeroPolicies =
-    multifd::PolicyList<multifd::ZeroPagesNone, multifd::ZeroPagesLegacy, multifd::ZeroPagesMultifd>;
-
-/// Options that choose a sender's stack.
-struct StackOptions {
-  unsigned channels = 4;
-  std::string compression = "none";
-  int level = 1;
-  std::string zero_pages = "multifd";
-  std::uint64_t bandwidth = 0;
-
-  void add_to(CLI::App& app);
-
-  /// The compressor's parameters. Throws Usage for a level that it does not have.
-  template <class C>
-  C compressor() const {
-    C parameters{};
-    if constexpr (requires { parameters.level; }) {
-      parameters.level = level;
-      const multifd::CodecLimits limits;
-      if (auto tried = C::Encoder::open(parameters, limits); !tried)
-        throw Usage("--level " + std::to_string(level) + ": not a level of " + std::string(C::name));
-    }
-    return parameters;
-  }
-};
-
-void add_compression(CLI::App& app, std::string& compression);
 
 /// Parses an address option; throws Usage.
 multifd::Address address_of(const std::string& text, const char* option);

@@ -4,11 +4,7 @@
 // connection says.
 #pragma once
 
-#include <fmt/format.h>
-
 #include "common/control.hpp"
-#include "common/program.hpp"
-#include "common/report.hpp"
 
 namespace program {
 
@@ -22,55 +18,9 @@ struct Received {
 };
 
 /// Receives one RAM block until the source is done. Throws the Failure that came first on any connection.
-template <multifd::Compressor C>
-Received receive_ram(Accepted& source, const multifd::RamMap& ram, multifd::BlockId block,
-                     const multifd::Interrupt& interrupt) {
-  const Stopwatch watch;
-  // What wakes the main connection's reader: the first error of a channel, a signal's included.
-  multifd::Interrupt wake = need(multifd::Interrupt::create());
-  auto receiver = need(multifd::Receiver<multifd::FdTransport, C>::open(
-      ram, std::move(source.channels),
-      {.barrier = multifd::Barrier::manual,
-       .destination = multifd::DestinationMemory::zeroed,
-       .on_error = [&](const multifd::Error&) { wake.trigger(); }}));
-  const OnInterrupt cancel(interrupt, [&] { receiver.cancel(); });
-  source.control.set_interrupt(wake);
-  Received received;
-  try {
-    const Progress progress([&] {
-      const auto stats = receiver.stats();
-      const auto sum = multifd::total(stats.channels);
-      const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram.page_bytes());
-      return fmt::format("received {}  {:.2f} GiB/s  epoch {}", format_bytes(moved), rate(moved, watch.seconds()),
-                         stats.epochs);
-    });
-    for (bool more = true; more;) {
-      Message message = source.control.receive(large_message);
-      switch (message.type) {
-        case MessageType::zero_runs: received.main_zero_pages += apply_zero_runs(message, ram, block); break;
-        case MessageType::round_end: need(receiver.sync()); break;
-        case MessageType::state: received.state = std::move(message.payload); break;
-        case MessageType::done:
-          received.done = message.json();
-          more = false;
-          break;
-        default: throw Failure("main connection: a message that does not belong here");
-      }
-    }
-    need(receiver.finish());
-  } catch (const Failure& failure) {
-    source.control.set_interrupt(interrupt);
-    // When a channel failed first, that is the reason, and the main connection was only woken by it. A receiver that
-    // is well would wait in sync(), so it is cancelled before it is asked: that changes nothing when it has failed.
-    receiver.cancel();
-    const auto first = receiver.sync();
-    if (!failure.from_peer() && first.error().code != multifd::Errc::cancelled) throw Failure(first.error());
-    throw;
-  }
-  source.control.set_interrupt(interrupt);
-  received.seconds = watch.seconds();
-  received.stats = receiver.stats();
-  return received;
-}
+///
+/// Params: `compression`: a name of compressor_names().
+Received receive_ram(const std::string& compression, Accepted& source, const multifd::RamMap& ram,
+                     multifd::BlockId block, const multifd::Interrupt& interrupt);
 
 }  // namespace program

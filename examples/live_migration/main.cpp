@@ -109,6 +109,7 @@ int main(int argc, char** argv) {
     settings.guest.dirty_bytes_per_s = dirty_rate;
     settings.max_downtime_s = max_downtime_ms / 1000;
     settings.backend = *live::parse_backend(backend);
+    settings.stack.check();
     const multifd::Interrupt& interrupt = program::catch_signals();
 
     if (!listen.empty()) {

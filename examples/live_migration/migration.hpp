@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <string>
 
-#include "common/program.hpp"
+#include "common/stacks.hpp"
 #include "live_migration/guest.hpp"
 
 namespace live {

@@ -6,6 +6,7 @@
 
 #include "common/control.hpp"
 #include "common/report.hpp"
+#include "common/stacks.hpp"
 #include "live_migration/migration.hpp"
 
 namespace live {
@@ -78,7 +79,6 @@ class Table {
 };
 
 /// Rounds over a running guest, then the switch-over: returns when the destination has all of the stopped guest.
-template <class C, class Z>
 Precopy precopy(const Settings& settings, const Address& address, Guest& guest, Control& control,
                 const Interrupt& interrupt) {
   RamMap ram(guest_page_size);
@@ -86,10 +86,8 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
   SocketOptions socket;
   socket.interrupt = &interrupt;
   auto links = need(connect_channels(address, settings.stack.channels, socket), "connect the channels");
-  auto sender = need(Sender<FdTransport, C, Z>::open(
-      ram, std::move(links),
-      {.compressor = settings.stack.compressor<C>(), .bandwidth = settings.stack.bandwidth}));
-  const program::OnInterrupt cancel(interrupt, [&] { sender.cancel(); });
+  const auto sender = program::open_sender(settings.stack, ram, std::move(links));
+  const program::OnInterrupt cancel(interrupt, [&] { sender->cancel(); });
 
   program::ZeroRuns zeros(control, guest_page_size);
   const auto on_zero = [&](std::uint64_t offset) { zeros.add(offset); };
@@ -107,25 +105,25 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
     const program::Stopwatch watch;
     {
       const program::Progress progress([&] {
-        const ChannelStats now = total(sender.stats().channels);
+        const ChannelStats now = total(sender->stats().channels);
         return fmt::format("round {}: wire {}  {:.1f} s", result.rounds.size(),
                            program::format_bytes(static_cast<double>(now.wire_bytes - before.wire_bytes)),
                            watch.seconds());
       });
       if (result.rounds.empty()) {
         round.dirty_pages = all_pages;
-        need(sender.queue_range(block, 0, guest.memory().size(), on_zero));
+        need(sender->queue_range(block, 0, guest.memory().size(), on_zero));
       } else {
         round.dirty_pages = count_bits(dirty);
-        need(sender.queue_dirty(block, dirty, 0, on_zero));
+        need(sender->queue_dirty(block, dirty, on_zero));
       }
-      const std::uint64_t epoch = need(sender.sync());
+      const std::uint64_t epoch = need(sender->sync());
       zeros.flush();
       control.send(MessageType::round_end);
-      need(sender.wait(epoch));
+      need(sender->wait(epoch));
     }
     round.seconds = watch.seconds();
-    const SenderStats stats = sender.stats();
+    const SenderStats stats = sender->stats();
     const ChannelStats now = total(stats.channels);
     round.normal_pages = now.normal_pages - before.normal_pages;
     round.zero_pages = now.zero_pages - before.zero_pages + stats.zero_on_main - main_zeros_before;
@@ -161,13 +159,13 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
   guest.stop();
   guest.fetch_dirty(dirty);
   run_round(true);
-  need(sender.close());
+  need(sender->close());
   control.send(MessageType::state, guest.save_state());
   control.send_json(MessageType::done, json::object());
   (void)control.expect(MessageType::ready, program::small_message, std::chrono::minutes(2));
   result.downtime = stopped.seconds();
   result.seconds = whole.seconds();
-  result.stats = sender.stats();
+  result.stats = sender->stats();
   return result;
 }
 
@@ -190,11 +188,7 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
                                            {"compression", settings.stack.compression},
                                            {"backend", guest->backend()},
                                            {"run_after", settings.run_after_s}});
-    const Precopy done = need(with_policies(
-        settings.stack.compression, program::Compressors{}, settings.stack.zero_pages, program::ZeroPolicies{},
-        [&]<class C, class Z>() -> Result<Precopy> {
-          return precopy<C, Z>(settings, address, *guest, control, interrupt);
-        }));
+    const Precopy done = precopy(settings, address, *guest, control, interrupt);
 
     // The guest stands still on both sides: compare every page, then let it go on over there.
     const GuestReport here = guest->report();

@@ -31,7 +31,8 @@ expect_status() {
 # start_receiver <ram_receive options...>: runs in the background; sets $receiver and $address.
 start_receiver() {
   rm -f "$work/receiver.log"
-  timeout 120 "$programs/ram_receive" "$@" >"$work/receiver.out" 2>"$work/receiver.log" &
+  # --foreground: timeout(1) would pass each signal on twice, and the second one ends a program at once.
+  timeout --foreground 120 "$programs/ram_receive" "$@" >"$work/receiver.out" 2>"$work/receiver.log" &
   receiver=$!
   for _ in $(seq 500); do
     address=$(sed -n 's/^listening on //p' "$work/receiver.log" 2>/dev/null) || true

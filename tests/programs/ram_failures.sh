@@ -47,7 +47,7 @@ receiver_status
 # SIGINT in the middle, of each side in turn: both end with a message, nothing is left.
 for side in sender receiver; do
   start_receiver --listen tcp:127.0.0.1:0 --file "$work/copy"
-  timeout 60 "$send" --connect "$address" --file "$work/image" --bandwidth 1M --channels 4 >"$work/sender.log" 2>&1 &
+  timeout --foreground 60 "$send" --connect "$address" --file "$work/image" --bandwidth 1M --channels 4 >"$work/sender.log" 2>&1 &
   sender=$!
   for _ in $(seq 500); do
     if [ -e "$work/copy.part" ]; then break; fi

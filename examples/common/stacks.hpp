@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+//
+// The stacks that the programs offer, chosen by name at run time: each Sender and Receiver type is instantiated here,
+// once, and the programs see one type with virtual calls. A call moves thousands of pages, so that costs nothing.
+#pragma once
+
+#include <multifd/compress/nocomp.hpp>
+#include <multifd/compress/zlib.hpp>
+#include <multifd/compress/zstd.hpp>
+#include <multifd/multifd.hpp>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/program.hpp"
+
+namespace program {
+
+/// The policies that the programs offer.
+using Compressors = multifd::PolicyList<multifd::NoComp, multifd::Zlib, multifd::Zstd>;
+using ZeroPolicies =
+    multifd::PolicyList<multifd::ZeroPagesNone, multifd::ZeroPagesLegacy, multifd::ZeroPagesMultifd>;
+
+/// Options that choose a sender's stack.
+struct StackOptions {
+  unsigned channels = 4;
+  std::string compression = "none";
+  int level = 1;
+  std::string zero_pages = "multifd";
+  std::uint64_t bandwidth = 0;
+  multifd::PeerProfile peer = multifd::peer_multifd;
+  multifd::Digest digest = multifd::Digest::off;
+
+  void add_to(CLI::App& app);
+  /// What the option parser cannot see: throws Usage for a level that the compressor does not have.
+  void check() const;
+};
+
+/// The names of --compression.
+std::vector<std::string> compressor_names();
+
+/// multifd::Sender, whatever its policies: see there for each method.
+class AnySender {
+ public:
+  using OnZero = std::function<void(std::uint64_t offset)>;
+  virtual ~AnySender() = default;
+  virtual multifd::Result<multifd::QueuedPages> queue_range(multifd::BlockId block, std::uint64_t offset,
+                                                            std::uint64_t bytes, const OnZero& on_zero) = 0;
+  virtual multifd::Result<multifd::QueuedPages> queue_dirty(multifd::BlockId block,
+                                                            std::span<const std::uint64_t> bitmap,
+                                                            const OnZero& on_zero) = 0;
+  virtual multifd::Result<std::uint64_t> sync() = 0;
+  virtual multifd::Result<void> wait(std::uint64_t epoch) = 0;
+  virtual multifd::Result<void> close() = 0;
+  virtual void cancel() = 0;
+  virtual multifd::SenderStats stats() const = 0;
+};
+
+/// multifd::Sender::open() for the stack that the options name. Throws Failure.
+std::unique_ptr<AnySender> open_sender(const StackOptions& options, const multifd::RamMap& ram,
+                                       std::vector<multifd::FdTransport> links);
+
+/// multifd::Receiver, whatever its compressor: see there for each method.
+class AnyReceiver {
+ public:
+  virtual ~AnyReceiver() = default;
+  virtual multifd::Result<std::uint64_t> sync() = 0;
+  virtual multifd::Result<void> finish() = 0;
+  virtual void cancel() = 0;
+  virtual multifd::ReceiverStats stats() const = 0;
+};
+
+/// multifd::Receiver::open() with a manual barrier, into fresh memory. Throws Failure.
+std::unique_ptr<AnyReceiver> open_receiver(const std::string& compression, const multifd::RamMap& ram,
+                                           std::vector<multifd::FdTransport> links, multifd::ErrorHook on_error);
+
+}  // namespace program
