@@ -181,7 +181,7 @@ inline const std::error_category& category() noexcept {
   return instance;
 }
 
-/// The coarse condition of a code of ours or of the operating system.
+/// The coarse condition of a failure's code, ours or the operating system's; `code` is not zero.
 inline Condition condition_of(const std::error_code& code) noexcept {
   if (code.category() == category()) return detail::errc_info(code.value()).condition;
   return detail::errno_condition(code.value());
@@ -204,7 +204,7 @@ class ConditionCategory final : public std::error_category {
     return "unknown";
   }
   bool equivalent(const std::error_code& code, int value) const noexcept override {
-    return condition_of(code) == static_cast<Condition>(value);
+    return code && condition_of(code) == static_cast<Condition>(value);
   }
 };
 

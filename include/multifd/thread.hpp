@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <ctime>
 #include <functional>
+#include <new>
 #include <utility>
 
 #include "multifd/config.hpp"

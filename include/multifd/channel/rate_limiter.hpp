@@ -34,7 +34,7 @@ class RateLimiter {
 
   std::uint64_t rate() const noexcept { return rate_.load(std::memory_order_relaxed); }
 
-  /// Waits until `bytes` more may go out; false when stopped.
+  /// Waits until `bytes` more may go out; false when stopped while it waits. Without a cap always true.
   bool acquire(std::uint64_t bytes) noexcept {
     if (rate_.load(std::memory_order_relaxed) == 0) return true;
     std::unique_lock lock(mutex_);

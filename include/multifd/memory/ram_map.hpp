@@ -76,7 +76,10 @@ class RamMap {
   std::size_t page_bytes() const noexcept { return page_bytes_; }
   std::size_t pages(BlockId id) const noexcept { return block(id).host.size() / page_bytes_; }
   /// Pages per packet at this page size.
-  std::size_t packet_pages() const noexcept { return wire::page_count(page_bytes_); }
+  std::size_t packet_pages() const noexcept {
+    MULTIFD_ASSERT(!blocks_.empty());  // only add() has checked the page size
+    return wire::page_count(page_bytes_);
+  }
   std::uint64_t total_bytes() const noexcept {
     std::uint64_t sum = 0;
     for (const RamBlock& each : blocks_) sum += each.host.size();

@@ -27,11 +27,13 @@ struct PeerProfile {
 };
 
 /// Every known generation, oldest first (PROTOCOL.md section 15). A row holds until the next.
-inline constexpr std::array<PeerProfile, 6> peer_profiles{{
+inline constexpr std::array<PeerProfile, 7> peer_profiles{{
     {.name = "qemu-7.2", .zero_lists = false, .device_state = false, .digests = false,
      .sync_style = SyncStyle::per_section},
     {.name = "qemu-8.0", .zero_lists = false, .device_state = false, .digests = false,
      .sync_style = SyncStyle::per_section},
+    {.name = "qemu-8.1", .zero_lists = false, .device_state = false, .digests = false,
+     .sync_style = SyncStyle::per_round},
     {.name = "qemu-9.0", .zero_lists = true, .device_state = false, .digests = false,
      .sync_style = SyncStyle::per_round},
     {.name = "qemu-10.0", .zero_lists = true, .device_state = true, .digests = false,

@@ -19,6 +19,7 @@ TEST_CASE("Each generation can do what PROTOCOL.md section 15 says") {
   };
   for (const Row row : {Row{"qemu-7.2", false, false, false, SyncStyle::per_section},
                         Row{"qemu-8.0", false, false, false, SyncStyle::per_section},
+                        Row{"qemu-8.1", false, false, false, SyncStyle::per_round},
                         Row{"qemu-9.0", true, false, false, SyncStyle::per_round},
                         Row{"qemu-10.0", true, true, false, SyncStyle::per_round},
                         Row{"qemu-11.0", true, true, false, SyncStyle::per_round},
@@ -32,7 +33,7 @@ TEST_CASE("Each generation can do what PROTOCOL.md section 15 says") {
     CHECK(profile->digests == row.digests);
     CHECK(profile->sync_style == row.sync_style);
   }
-  CHECK(multifd::peer_profiles.size() == 6);
+  CHECK(multifd::peer_profiles.size() == 7);
 }
 
 TEST_CASE("Every row has a name of its own, and the last one is our own receiver") {
