@@ -60,9 +60,9 @@ int migrate(const Settings& settings) {
     fmt::print(stderr, "listening on {}\n", to_string(listener.local_address()));
     Accepted source = program::accept_source(listener, settings.channels, interrupt);
     try {
-      const auto bytes = source.hello.value("size", std::uint64_t{0});
-      const auto page_size = source.hello.value("page_size", std::size_t{0});
-      const auto compression = source.hello.value("compression", std::string());
+      const auto bytes = program::field<std::uint64_t>(source.hello, "size");
+      const auto page_size = program::field<std::size_t>(source.hello, "page_size");
+      const auto compression = program::field<std::string>(source.hello, "compression");
       if (bytes > limit)
         throw Failure(fmt::format("the source announces {} bytes; at most {} are taken here (--size)", bytes, limit));
       if (!settings.compression.empty() && compression != settings.compression)
@@ -80,7 +80,7 @@ int migrate(const Settings& settings) {
       const Received received = program::receive_ram(compression, source, ram, block, interrupt);
 
       const std::string digest = program::digest_text(memory);
-      if (const auto theirs = received.done.value("digest", std::string()); digest != theirs)
+      if (const auto theirs = program::field<std::string>(received.done, "digest"); digest != theirs)
         throw Failure(fmt::format("what arrived is not what was sent: digest {}, the source says {}", digest, theirs));
       if (target->file) target->file->keep();
       source.control.send_json(MessageType::result, {{"ok", true}, {"digest", digest}});

@@ -93,7 +93,7 @@ int migrate(const Settings& settings) {
 
       json report = program::report(outcome.seconds, outcome.ram_bytes, outcome.stats.zero_on_main,
                                     outcome.stats.channels);
-      report["digest"] = result.value("digest", "");
+      report["digest"] = program::field<std::string>(result, "digest");
       report["bounded_by"] = to_string(bounded_by(outcome.stats));
       report["producer_waits"] = outcome.stats.producer_waits;
       if (settings.json_path != "-") {

@@ -134,6 +134,21 @@ void Control::wait(short events, std::chrono::milliseconds timeout) {
   }
 }
 
+void Control::wait_beside(const multifd::Listener& listener, std::chrono::milliseconds timeout) {
+  std::array<pollfd, 3> fds{{{listener.native_handle(), POLLIN, 0},
+                             {interrupt_->native_handle(), POLLIN, 0},
+                             {link_.native_handle(), POLLIN, 0}}};
+  // A source may send messages before all its channels are accepted: only an end or a failure ends the wait.
+  std::size_t watched = fds.size();
+  while (::poll(fds.data(), watched, static_cast<int>(timeout.count())) > 0 && fds[0].revents == 0 &&
+         fds[1].revents == 0) {
+    std::byte first{};
+    const ssize_t got = ::recv(link_.native_handle(), &first, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (got <= 0 || static_cast<MessageType>(first) == MessageType::failed) (void)receive(small_message, 1s);
+    --watched;
+  }
+}
+
 // Polling before each call keeps the link's blocking calls short, so that the interrupt is always heard.
 void Control::write(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
@@ -161,9 +176,10 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
   nlohmann::json hello;
   std::vector<multifd::FdTransport> links;
   std::size_t wanted = channels == 0 ? multifd::wire::max_channels : channels;
-  auto timeout = std::chrono::milliseconds(std::chrono::hours(24 * 365));
+  std::chrono::milliseconds timeout = multifd::no_timeout;
   try {
     while (!control || links.size() < wanted) {
+      if (control) control->wait_beside(listener, timeout);
       auto link = need(listener.accept(timeout, &interrupt), control ? fmt::format(
           "waiting for {} channels, {} came", wanted, links.size()) : std::string("waiting for a source"));
       timeout = 30s;
@@ -173,7 +189,7 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
       } else if (magic && *magic == control_magic && !control) {
         control = Control::adopt(std::move(link), interrupt);
         hello = control->expect(MessageType::hello, small_message, 10s).json();
-        const auto announced = hello.value("channels", 0u);
+        const auto announced = field<unsigned>(hello, "channels");
         if (announced < 1 || announced > wire::max_channels)
           throw Failure(fmt::format("the source announces {} channels; 1 to 255 can be", announced));
         if (channels != 0 && announced != channels)

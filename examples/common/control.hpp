@@ -39,6 +39,16 @@ struct Message {
   nlohmann::json json() const;
 };
 
+/// A field that the peer's JSON must have. Throws Failure when it is missing or of another type.
+template <class T>
+T field(const nlohmann::json& object, const char* key) {
+  try {
+    return object.at(key).get<T>();
+  } catch (const nlohmann::json::exception&) {
+    throw Failure(std::string("main connection: the peer's message has no usable \"") + key + '"');
+  }
+}
+
 /// One end of the main connection. Reading and writing throw Failure, also for what the peer `failed` with.
 ///
 /// Threads: one; waits end when `interrupt` triggers.
@@ -58,6 +68,9 @@ class Control {
   /// Ends a migration that failed: throws what the peer says about it when this side's failure may be an echo of
   /// that, else tells the peer and throws `failure`.
   [[noreturn]] void give_up(const Failure& failure);
+
+  /// Waits until `listener` has a connection; throws what the peer says if it gives up meanwhile, or has gone.
+  void wait_beside(const multifd::Listener& listener, std::chrono::milliseconds timeout);
 
   /// Reads the next message. `limit_bytes` bounds its payload, `timeout` the wait for its first byte (0: no limit).
   Message receive(std::size_t limit_bytes, std::chrono::milliseconds timeout = {});

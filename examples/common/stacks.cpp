@@ -78,6 +78,12 @@ void StackOptions::check() const {
     if (!encoder) return std::unexpected(encoder.error());
     return {};
   });
+  const bool lists = with_policy(zero_pages, ZeroPolicies{}, []<class Z>() -> Result<bool> {
+                       return Z::stage == ZeroStage::channel;
+                     }).value_or(false);
+  if (lists && !peer.zero_lists)
+    throw Usage("--zero-pages " + zero_pages + " with --peer " + std::string(peer.name) + ": " +
+                make_error_code(Errc::peer_lacks_zero_lists).message());
   if (!opened) throw Usage("--level " + std::to_string(level) + " with " + compression + ": " + describe(opened.error()));
 }
 

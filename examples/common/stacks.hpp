@@ -34,7 +34,8 @@ struct StackOptions {
   multifd::Digest digest = multifd::Digest::off;
 
   void add_to(CLI::App& app);
-  /// What the option parser cannot see: throws Usage for a level that the compressor does not have.
+  /// What the option parser cannot see: throws Usage for a level that the compressor does not have, and for
+  /// zero lists towards a peer that drops them.
   void check() const;
 };
 

@@ -39,10 +39,10 @@ std::uint64_t compare_pages(const std::vector<std::byte>& theirs, std::span<cons
 void destination(Listener& listener, const Settings& settings, std::uint64_t memory_limit, const Interrupt& interrupt) {
   Accepted source = program::accept_source(listener, 0, interrupt);
   try {
-    const auto bytes = source.hello.value("size", std::uint64_t{0});
-    const auto backend = parse_backend(source.hello.value("backend", std::string()));
-    const auto compression = source.hello.value("compression", std::string());
-    const double run_after = std::clamp(source.hello.value("run_after", 1.0), 0.0, 60.0);
+    const auto bytes = program::field<std::uint64_t>(source.hello, "size");
+    const auto backend = parse_backend(program::field<std::string>(source.hello, "backend"));
+    const auto compression = program::field<std::string>(source.hello, "compression");
+    const double run_after = std::clamp(program::field<double>(source.hello, "run_after"), 0.0, 60.0);
     if (bytes == 0 || bytes % guest_page_size != 0 || bytes > memory_limit)
       throw Failure(fmt::format("the source announces a guest of {} bytes; at most {} are taken here (--memory)", bytes,
                                 memory_limit));

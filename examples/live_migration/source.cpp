@@ -202,8 +202,8 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
       for (const Round& round : done.rounds) pages += round.dirty_pages;
       return pages * guest_page_size;
     }();
-    const std::uint64_t sweeps = verdict.value("sweeps", std::uint64_t{0});
-    const std::uint64_t written = verdict.value("pages_written", std::uint64_t{0});
+    const std::uint64_t sweeps = program::field<std::uint64_t>(verdict, "sweeps");
+    const std::uint64_t written = program::field<std::uint64_t>(verdict, "pages_written");
     if (written <= here.pages_written)
       throw Failure("the guest does not go on at the destination: its counter stands still");
 
@@ -211,12 +211,12 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
     report["backend"] = guest->backend();
     report["bounded_by"] = to_string(bounded_by(done.stats));
     report["downtime_ms"] = done.downtime * 1000;
-    report["pages_verified"] = verdict.value("pages_verified", std::uint64_t{0});
+    report["pages_verified"] = program::field<std::uint64_t>(verdict, "pages_verified");
     report["guest"] = {{"sweeps_at_switch_over", here.sweeps},
                        {"sweeps", sweeps},
                        {"pages_written_at_switch_over", here.pages_written},
                        {"pages_written", written},
-                       {"errors", verdict.value("errors", std::uint64_t{0})}};
+                       {"errors", program::field<std::uint64_t>(verdict, "errors")}};
     report["rounds"] = json::array();
     for (const Round& round : done.rounds)
       report["rounds"].push_back({{"dirty_pages", round.dirty_pages},
@@ -236,8 +236,8 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
       fmt::print("downtime {:.1f} ms (limit {:.0f} ms; the page-by-page comparison, {:.2f} s, is not in it)\n",
                  done.downtime * 1000, settings.max_downtime_s * 1000, std::max(0.0, verify_s));
       fmt::print("guest ({}): {} sweeps here, {} more there, {} pages written in all, {} errors\n", guest->backend(),
-                 here.sweeps, sweeps - here.sweeps, written, verdict.value("errors", std::uint64_t{0}));
-      fmt::print("{} pages compared: verified\n", verdict.value("pages_verified", std::uint64_t{0}));
+                 here.sweeps, sweeps - here.sweeps, written, program::field<std::uint64_t>(verdict, "errors"));
+      fmt::print("{} pages compared: verified\n", program::field<std::uint64_t>(verdict, "pages_verified"));
     }
     program::write_json(settings.json_path, report);
   } catch (const std::exception& error) {
