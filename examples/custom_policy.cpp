@@ -3,11 +3,11 @@
 // custom_policy: a transport, a compressor and a zero-page policy of the user's own, composed into one stack. Each is
 // a plain struct: no base class, no registration, no macro.
 #include <fmt/format.h>
+#include <sys/socket.h>
 #include <multifd/multifd.hpp>
 #include <multifd/testing/compressor_contract.hpp>
 #include <multifd/testing/transport_contract.hpp>
 #include <multifd/testing/zero_policy_contract.hpp>
-#include <sys/socket.h>
 
 #include <atomic>
 #include <cstring>
@@ -138,7 +138,8 @@ std::pair<Link, Link> link_pair(const std::shared_ptr<std::atomic<std::uint64_t>
   int fds[2];
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
     throw program::Failure(fail_errno(Stage::connect, "socketpair").error());
-  return {Link{program::need(FdTransport::adopt(fds[0])), bytes}, Link{program::need(FdTransport::adopt(fds[1])), bytes}};
+  return {Link{program::need(FdTransport::adopt(fds[0])), bytes},
+          Link{program::need(FdTransport::adopt(fds[1])), bytes}};
 }
 
 // What a policy's author runs in a unit test: the library's own contract checks.
@@ -183,8 +184,8 @@ int migrate(unsigned channels, std::uint64_t memory_bytes, const std::string& js
   program::need(destination.add("pc.ram", arrived));
 
   const program::Stopwatch watch;
-  auto tx = program::need(Sender<Link, WordRuns, BalloonAware>::open(source, std::move(left),
-                                                                    {.zero_pages = {.ballooned = &ballooned}}));
+  auto tx = program::need(
+      Sender<Link, WordRuns, BalloonAware>::open(source, std::move(left), {.zero_pages = {.ballooned = &ballooned}}));
   auto rx = program::need(Receiver<Link, WordRuns>::open(destination, std::move(right)));
   program::need(tx.queue_range(block, 0, guest.size()));
   program::need(tx.close());
@@ -200,10 +201,11 @@ int migrate(unsigned channels, std::uint64_t memory_bytes, const std::string& js
   if (*on_the_wire != total(stats.channels).wire_bytes)
     throw program::Failure("the transport counted other bytes than the sender");
   if (json_path != "-")
-    fmt::print("moved {} through Sender<Counting<FdTransport>, WordRuns, BalloonAware>: {} on the wire, {} of {} pages "
-               "without bytes; verified\n",
-               program::format_bytes(static_cast<double>(guest.size())),
-               program::format_bytes(static_cast<double>(*on_the_wire)), total(stats.channels).zero_pages, pages);
+    fmt::print(
+        "moved {} through Sender<Counting<FdTransport>, WordRuns, BalloonAware>: {} on the wire, {} of {} pages "
+        "without bytes; verified\n",
+        program::format_bytes(static_cast<double>(guest.size())),
+        program::format_bytes(static_cast<double>(*on_the_wire)), total(stats.channels).zero_pages, pages);
   program::write_json(json_path, program::report(seconds, guest.size(), 0, stats.channels));
   return program::exit_done;
 }

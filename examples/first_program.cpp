@@ -2,6 +2,7 @@
 //
 // The program of the README's first screen, whole: two functions that a VMM would have, and a main() that runs them
 // against each other.
+
 // [readme]
 #include <multifd/compress/zstd.hpp>
 #include <multifd/multifd.hpp>

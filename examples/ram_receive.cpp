@@ -87,8 +87,8 @@ int migrate(const Settings& settings) {
 
       const ChannelStats sum = total(received.stats.channels);
       const std::uint64_t pages = sum.normal_pages + sum.zero_pages + received.main_zero_pages;
-      json report = program::report(received.seconds, pages * page_size, received.main_zero_pages,
-                                    received.stats.channels);
+      json report =
+          program::report(received.seconds, pages * page_size, received.main_zero_pages, received.stats.channels);
       report["digest"] = digest;
       report["epochs"] = received.stats.epochs;
       report["pages_verified"] = received.stats.pages_verified;

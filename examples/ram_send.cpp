@@ -55,8 +55,8 @@ Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control
     const program::Progress progress([&] {
       const SenderStats stats = sender->stats();
       const ChannelStats sum = total(stats.channels);
-      const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages + stats.zero_on_main) *
-                                             settings.page_size);
+      const auto moved =
+          static_cast<double>((sum.normal_pages + sum.zero_pages + stats.zero_on_main) * settings.page_size);
       return fmt::format("{:3.0f} %  {} of {}  {:.2f} GiB/s  wire {}", 100 * moved / static_cast<double>(all),
                          program::format_bytes(moved), program::format_bytes(static_cast<double>(all)),
                          program::rate(moved, watch.seconds()),
@@ -84,27 +84,27 @@ int migrate(const Settings& settings) {
     Control control = Control::connect(program::address_of(settings.connect, "--connect"), interrupt);
     try {
       control.send_json(MessageType::hello, {{"size", bytes.size()},
-                                        {"page_size", settings.page_size},
-                                        {"channels", settings.stack.channels},
-                                        {"compression", settings.stack.compression}});
+                                             {"page_size", settings.page_size},
+                                             {"channels", settings.stack.channels},
+                                             {"compression", settings.stack.compression}});
       const Outcome outcome = send(settings, bytes, control, interrupt);
       control.send_json(MessageType::done, {{"digest", program::digest_text(bytes)}});
       const json result = control.expect(MessageType::result, program::small_message, std::chrono::minutes(10)).json();
 
-      json report = program::report(outcome.seconds, outcome.ram_bytes, outcome.stats.zero_on_main,
-                                    outcome.stats.channels);
+      json report =
+          program::report(outcome.seconds, outcome.ram_bytes, outcome.stats.zero_on_main, outcome.stats.channels);
       report["digest"] = program::field<std::string>(result, "digest");
       report["bounded_by"] = to_string(bounded_by(outcome.stats));
       report["producer_waits"] = outcome.stats.producer_waits;
       if (settings.json_path != "-") {
         const ChannelStats sum = total(outcome.stats.channels);
-        fmt::print("sent {} in {:.2f} s over {} channels: {:.2f} GiB/s, {} normal and {} zero pages, {} on the wire, "
-                   "bounded by {}; digest {} verified\n",
-                   program::format_bytes(static_cast<double>(outcome.ram_bytes)), outcome.seconds,
-                   settings.stack.channels, report["gib_per_s"].get<double>(), sum.normal_pages,
-                   sum.zero_pages + outcome.stats.zero_on_main,
-                   program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>(),
-                   report["digest"].get<std::string>());
+        fmt::print(
+            "sent {} in {:.2f} s over {} channels: {:.2f} GiB/s, {} normal and {} zero pages, {} on the wire, "
+            "bounded by {}; digest {} verified\n",
+            program::format_bytes(static_cast<double>(outcome.ram_bytes)), outcome.seconds, settings.stack.channels,
+            report["gib_per_s"].get<double>(), sum.normal_pages, sum.zero_pages + outcome.stats.zero_on_main,
+            program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>(),
+            report["digest"].get<std::string>());
       }
       program::write_json(settings.json_path, report);
       return program::exit_done;

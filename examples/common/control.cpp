@@ -28,9 +28,7 @@ const char* name_of(MessageType type) {
 
 }  // namespace
 
-std::string Message::text() const {
-  return std::string(reinterpret_cast<const char*>(payload.data()), payload.size());
-}
+std::string Message::text() const { return std::string(reinterpret_cast<const char*>(payload.data()), payload.size()); }
 
 nlohmann::json Message::json() const {
   auto object = nlohmann::json::parse(text(), nullptr, /*allow_exceptions=*/false);
@@ -117,8 +115,7 @@ void Control::give_up(const Failure& failure) {
 }
 
 void Control::wait(short events, std::chrono::milliseconds timeout) {
-  std::array<pollfd, 2> fds{
-      {{link_.native_handle(), events, 0}, {interrupt_->native_handle(), POLLIN, 0}}};
+  std::array<pollfd, 2> fds{{{link_.native_handle(), events, 0}, {interrupt_->native_handle(), POLLIN, 0}}};
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   for (;;) {
     int wait_ms = -1;
@@ -129,7 +126,8 @@ void Control::wait(short events, std::chrono::milliseconds timeout) {
     const int ready = ::poll(fds.data(), fds.size(), wait_ms);
     if (ready < 0 && errno == EINTR) continue;
     if (fds[1].revents != 0) throw Failure(multifd::Error{.code = multifd::Errc::cancelled});
-    if (ready == 0) throw Failure(multifd::Error{.code = multifd::Errc::timed_out}, "main connection: the other side is silent");
+    if (ready == 0)
+      throw Failure(multifd::Error{.code = multifd::Errc::timed_out}, "main connection: the other side is silent");
     return;
   }
 }
@@ -180,8 +178,9 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
   try {
     while (!control || links.size() < wanted) {
       if (control) control->wait_beside(listener, timeout);
-      auto link = need(listener.accept(timeout, &interrupt), control ? fmt::format(
-          "waiting for {} channels, {} came", wanted, links.size()) : std::string("waiting for a source"));
+      auto link = need(listener.accept(timeout, &interrupt),
+                       control ? fmt::format("waiting for {} channels, {} came", wanted, links.size())
+                               : std::string("waiting for a source"));
       timeout = 30s;
       const auto magic = multifd::peek_magic(link, 5s, &interrupt);
       if (magic && *magic == wire::magic) {

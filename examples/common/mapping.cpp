@@ -3,10 +3,10 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <multifd/memory/page_digest.hpp>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <multifd/memory/page_digest.hpp>
 
 #include <cerrno>
 #include <cstdio>
@@ -48,7 +48,7 @@ std::span<std::byte> map(std::uint64_t bytes, int protection, int flags, int fd,
 
 Mapping Mapping::read_file(const std::string& path, std::uint64_t bytes, std::size_t page_bytes) {
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  struct stat status {};
+  struct stat status{};
   if (file.get() < 0 || ::fstat(file.get(), &status) != 0) fail(path);
   if (!S_ISREG(status.st_mode)) throw Failure(path + ": not a regular file");
   const auto size = static_cast<std::uint64_t>(status.st_size);
@@ -114,9 +114,7 @@ void NewFile::keep() {
   kept_ = true;
 }
 
-std::string digest_text(std::span<const std::byte> bytes) {
-  return fmt::format("{:016x}", multifd::digest_of(bytes));
-}
+std::string digest_text(std::span<const std::byte> bytes) { return fmt::format("{:016x}", multifd::digest_of(bytes)); }
 
 std::uint64_t physical_memory() {
   return static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));

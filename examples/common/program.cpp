@@ -68,7 +68,7 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
 
 multifd::Interrupt& catch_signals() {
   signal_interrupt = need(multifd::Interrupt::create());
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = on_signal;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);

@@ -84,30 +84,29 @@ void StackOptions::check() const {
   if (lists && !peer.zero_lists)
     throw Usage("--zero-pages " + zero_pages + " with --peer " + std::string(peer.name) + ": " +
                 make_error_code(Errc::peer_lacks_zero_lists).message());
-  if (!opened) throw Usage("--level " + std::to_string(level) + " with " + compression + ": " + describe(opened.error()));
+  if (!opened)
+    throw Usage("--level " + std::to_string(level) + " with " + compression + ": " + describe(opened.error()));
 }
 
 std::unique_ptr<AnySender> open_sender(const StackOptions& options, const RamMap& ram, std::vector<FdTransport> links) {
-  return need(with_policies(
-      options.compression, Compressors{}, options.zero_pages, ZeroPolicies{},
-      [&]<class C, class Z>() -> Result<std::unique_ptr<AnySender>> {
-        auto sender = Sender<FdTransport, C, Z>::open(ram, std::move(links),
-                                                      {.compressor = with_level<C>(options.level),
-                                                       .peer = options.peer,
-                                                       .bandwidth = options.bandwidth,
-                                                       .digest = options.digest});
-        if (!sender) return std::unexpected(sender.error());
-        return std::make_unique<SenderOf<C, Z>>(std::move(*sender));
-      }));
+  return need(with_policies(options.compression, Compressors{}, options.zero_pages, ZeroPolicies{},
+                            [&]<class C, class Z>() -> Result<std::unique_ptr<AnySender>> {
+                              auto sender = Sender<FdTransport, C, Z>::open(ram, std::move(links),
+                                                                            {.compressor = with_level<C>(options.level),
+                                                                             .peer = options.peer,
+                                                                             .bandwidth = options.bandwidth,
+                                                                             .digest = options.digest});
+                              if (!sender) return std::unexpected(sender.error());
+                              return std::make_unique<SenderOf<C, Z>>(std::move(*sender));
+                            }));
 }
 
 std::unique_ptr<AnyReceiver> open_receiver(const std::string& compression, const RamMap& ram,
                                            std::vector<FdTransport> links, ErrorHook on_error) {
   return need(with_policy(compression, Compressors{}, [&]<class C>() -> Result<std::unique_ptr<AnyReceiver>> {
-    auto receiver = Receiver<FdTransport, C>::open(ram, std::move(links),
-                                                   {.barrier = Barrier::manual,
-                                                    .destination = DestinationMemory::zeroed,
-                                                    .on_error = std::move(on_error)});
+    auto receiver = Receiver<FdTransport, C>::open(
+        ram, std::move(links),
+        {.barrier = Barrier::manual, .destination = DestinationMemory::zeroed, .on_error = std::move(on_error)});
     if (!receiver) return std::unexpected(receiver.error());
     return std::make_unique<ReceiverOf<C>>(std::move(*receiver));
   }));

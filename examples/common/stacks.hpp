@@ -20,8 +20,7 @@ namespace program {
 
 /// The policies that the programs offer.
 using Compressors = multifd::PolicyList<multifd::NoComp, multifd::Zlib, multifd::Zstd>;
-using ZeroPolicies =
-    multifd::PolicyList<multifd::ZeroPagesNone, multifd::ZeroPagesLegacy, multifd::ZeroPagesMultifd>;
+using ZeroPolicies = multifd::PolicyList<multifd::ZeroPagesNone, multifd::ZeroPagesLegacy, multifd::ZeroPagesMultifd>;
 
 /// Options that choose a sender's stack.
 struct StackOptions {

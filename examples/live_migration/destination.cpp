@@ -57,14 +57,16 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
     guest->load_state(received.state);
     source.control.send_json(MessageType::ready, json::object());
 
-    const Message digests = source.control.expect(MessageType::digests, bytes / guest_page_size * 8,
-                                                  std::chrono::minutes(2));
+    const Message digests =
+        source.control.expect(MessageType::digests, bytes / guest_page_size * 8, std::chrono::minutes(2));
     const std::uint64_t pages = compare_pages(digests.payload, guest->memory());
     const GuestReport before = guest->report();
     guest->run();
     // The guest's own check sees every page of its working set within two sweeps; give it those, and a limit.
     const auto begin = std::chrono::steady_clock::now();
-    const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
+    const auto elapsed = [&] {
+      return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    };
     GuestReport now = before;
     while ((elapsed() < run_after || now.sweeps < before.sweeps + 2) && elapsed() < run_after + 30) {
       pollfd event{.fd = interrupt.native_handle(), .events = POLLIN, .revents = 0};

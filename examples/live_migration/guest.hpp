@@ -39,21 +39,19 @@ std::optional<Backend> parse_backend(std::string_view name);
 
 /// Of a destination only `memory_bytes` counts: all else comes with the memory and the state.
 struct GuestConfig {
-  std::size_t memory_bytes = std::size_t{1} << 30;  ///< multiple of 4096, at least 2 MiB
-  std::size_t working_set_bytes = std::size_t{64}
-                                  << 20;  ///< rounded up to pages; lies in the middle of memory
-  std::uint64_t dirty_bytes_per_s = 0;    ///< 4096 per page written; 0: as fast as it goes
-  std::uint64_t seed = 1;                 ///< same seed and sizes: same memory after boot()
-  double zero_share = 0.4;                ///< share of the pages left zero by boot()
-  double text_share = 0.4;                ///< share that compresses like text; the rest is random
+  std::size_t memory_bytes = std::size_t{1} << 30;        ///< multiple of 4096, at least 2 MiB
+  std::size_t working_set_bytes = std::size_t{64} << 20;  ///< rounded up to pages; lies in the middle of memory
+  std::uint64_t dirty_bytes_per_s = 0;                    ///< 4096 per page written; 0: as fast as it goes
+  std::uint64_t seed = 1;                                 ///< same seed and sizes: same memory after boot()
+  double zero_share = 0.4;                                ///< share of the pages left zero by boot()
+  double text_share = 0.4;                                ///< share that compresses like text; the rest is random
 };
 
 struct GuestReport {
-  std::uint64_t sweeps = 0;         ///< completed sweeps over the working set
-  std::uint64_t pages_written = 0;  ///< since boot, on whatever host
-  std::uint64_t errors = 0;         ///< checks that failed, since boot
-  std::uint64_t first_error_page =
-      0;  ///< number (offset / 4096) of the first page found wrong, when errors > 0
+  std::uint64_t sweeps = 0;            ///< completed sweeps over the working set
+  std::uint64_t pages_written = 0;     ///< since boot, on whatever host
+  std::uint64_t errors = 0;            ///< checks that failed, since boot
+  std::uint64_t first_error_page = 0;  ///< number (offset / 4096) of the first page found wrong, when errors > 0
   std::uint64_t working_set_pages = 0;
   std::uint64_t working_set_first = 0;  ///< number of its first page
   std::string failure;                  ///< not empty: the backend itself failed (the vCPU died), and why

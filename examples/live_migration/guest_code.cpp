@@ -250,14 +250,12 @@ GuestReport read_mailbox(std::span<std::byte> memory) {
 
 void check_resumable(std::span<std::byte> memory, const Registers& r) {
   if (mailbox_word(memory, MailboxWord::magic) != mailbox_magic)
-    throw std::runtime_error(
-        "guest state: memory holds no guest (no mailbox page); migrate memory before the state");
+    throw std::runtime_error("guest state: memory holds no guest (no mailbox page); migrate memory before the state");
   if (mailbox_word(memory, MailboxWord::set_begin) != r.set_begin ||
       mailbox_word(memory, MailboxWord::set_end) != r.set_end)
     throw std::runtime_error("guest state: registers and memory are of different guests");
   if ((r.set_begin | r.set_end | r.address) % guest_page_size != 0 || r.set_begin < layout::low_end ||
-      r.set_end > memory.size() || r.set_begin >= r.set_end || r.address < r.set_begin ||
-      r.address > r.set_end)
+      r.set_end > memory.size() || r.set_begin >= r.set_end || r.address < r.set_begin || r.address > r.set_end)
     throw std::runtime_error("guest state: registers lead out of the guest's memory");
 }
 
@@ -283,17 +281,15 @@ std::span<const std::byte> decode_state(std::span<const std::byte> state, std::s
     throw std::runtime_error(fmt::format("guest state: {} bytes are too few for a header", state.size()));
   std::memcpy(&header, state.data(), sizeof header);
   const auto payload = state.subspan(sizeof header);
-  if (header.magic != state_magic)
-    throw std::runtime_error("guest state: these bytes are none (wrong magic)");
+  if (header.magic != state_magic) throw std::runtime_error("guest state: these bytes are none (wrong magic)");
   if (header.version != state_version)
     throw std::runtime_error(
-        fmt::format("guest state: version {}, this program reads {}; use the same build on both sides",
-                    header.version, state_version));
+        fmt::format("guest state: version {}, this program reads {}; use the same build on both sides", header.version,
+                    state_version));
   if (header.payload_bytes != payload.size())
-    throw std::runtime_error(fmt::format("guest state: {} bytes after the header instead of {}",
-                                         payload.size(), header.payload_bytes));
-  if (header.checksum != checksum(header, payload))
-    throw std::runtime_error("guest state: damaged (wrong checksum)");
+    throw std::runtime_error(
+        fmt::format("guest state: {} bytes after the header instead of {}", payload.size(), header.payload_bytes));
+  if (header.checksum != checksum(header, payload)) throw std::runtime_error("guest state: damaged (wrong checksum)");
   if (header.backend != padded(backend)) {
     header.backend.back() = '\0';
     throw std::runtime_error(

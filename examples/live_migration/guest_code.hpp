@@ -37,8 +37,7 @@ struct Registers {
   std::uint64_t value = 0;        ///< what that page gets
   std::uint64_t set_begin = 0;    ///< bytes
   std::uint64_t set_end = 0;
-  std::uint64_t wrap_step =
-      0;  ///< added to `value` at the end of a sweep, to get that of the first page in the next
+  std::uint64_t wrap_step = 0;  ///< added to `value` at the end of a sweep, to get that of the first page in the next
   std::uint64_t countdown = 1;  ///< pages until the next exit
 };
 

@@ -78,21 +78,19 @@ void write_random_page(std::byte* page, Random& random) {
 
 void check_config(const GuestConfig& config) {
   if (sysconf(_SC_PAGESIZE) != static_cast<long>(guest_page_size))
-    throw std::runtime_error(fmt::format("this host has pages of {} bytes; the guest needs a host with 4096",
-                                         sysconf(_SC_PAGESIZE)));
+    throw std::runtime_error(
+        fmt::format("this host has pages of {} bytes; the guest needs a host with 4096", sysconf(_SC_PAGESIZE)));
   if (config.memory_bytes % guest_page_size != 0 || config.memory_bytes < 2 * layout::low_end)
     throw std::runtime_error(
         fmt::format("guest memory of {} bytes: give a multiple of 4096, 2 MiB or more", config.memory_bytes));
   const std::size_t room = config.memory_bytes - layout::low_end;
   if (config.working_set_bytes == 0 || config.working_set_bytes > room)
-    throw std::runtime_error(fmt::format("working set of {} bytes: give 1 to {} for this memory size",
-                                         config.working_set_bytes, room));
-  // Written so that a NaN is refused too.
-  if (!(config.zero_share >= 0 && config.text_share >= 0 &&
-        config.zero_share + config.text_share <= 1.0 + 1e-9))
     throw std::runtime_error(
-        fmt::format("shares of zero pages {} and text pages {}: give 0 to 1, together at most 1",
-                    config.zero_share, config.text_share));
+        fmt::format("working set of {} bytes: give 1 to {} for this memory size", config.working_set_bytes, room));
+  // Written so that a NaN is refused too.
+  if (!(config.zero_share >= 0 && config.text_share >= 0 && config.zero_share + config.text_share <= 1.0 + 1e-9))
+    throw std::runtime_error(fmt::format("shares of zero pages {} and text pages {}: give 0 to 1, together at most 1",
+                                         config.zero_share, config.text_share));
 }
 
 WorkingSet working_set(const GuestConfig& config) {
@@ -104,8 +102,7 @@ WorkingSet working_set(const GuestConfig& config) {
 GuestMemory::GuestMemory(std::size_t bytes) : size_(bytes) {
   // Without a reservation, so that a guest larger than what is free now fails at the page it uses too much,
   // if at all.
-  void* address =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (address == MAP_FAILED)
     throw std::runtime_error(fmt::format("cannot map {} MiB of guest memory: {}; choose a smaller --memory",
                                          bytes >> 20, std::strerror(errno)));

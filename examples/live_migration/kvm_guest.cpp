@@ -74,8 +74,7 @@ template <class Argument>
 int control(const Descriptor& fd, unsigned long request, Argument argument, const char* name) {
   const int result = ioctl(fd.get(), request, argument);
   if (result < 0)
-    throw std::runtime_error(
-        fmt::format("{}: {}; use --backend thread on this host", name, std::strerror(errno)));
+    throw std::runtime_error(fmt::format("{}: {}; use --backend thread on this host", name, std::strerror(errno)));
   return result;
 }
 
@@ -101,8 +100,8 @@ class KvmGuest final : public Guest {
                       "--backend thread",
                       std::strerror(errno)));
     if (const int version = ioctl(kvm_.get(), KVM_GET_API_VERSION, 0); version != KVM_API_VERSION)
-      throw std::runtime_error(fmt::format("/dev/kvm speaks version {} instead of {}; use --backend thread",
-                                           version, KVM_API_VERSION));
+      throw std::runtime_error(
+          fmt::format("/dev/kvm speaks version {} instead of {}; use --backend thread", version, KVM_API_VERSION));
     if (ioctl(kvm_.get(), KVM_CHECK_EXTENSION, KVM_CAP_IMMEDIATE_EXIT) <= 0)
       throw std::runtime_error("this KVM has no KVM_CAP_IMMEDIATE_EXIT (Linux 4.11); use --backend thread");
 
@@ -118,8 +117,7 @@ class KvmGuest final : public Guest {
     run_bytes_ = static_cast<std::size_t>(control(kvm_, KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE"));
     void* shared = mmap(nullptr, run_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu_.get(), 0);
     if (shared == MAP_FAILED)
-      throw std::runtime_error(
-          fmt::format("cannot map the vCPU: {}; use --backend thread", std::strerror(errno)));
+      throw std::runtime_error(fmt::format("cannot map the vCPU: {}; use --backend thread", std::strerror(errno)));
     // Nothing may throw from here on: the destructor would not run.
     run_ = static_cast<kvm_run*>(shared);
   }
@@ -266,8 +264,7 @@ class KvmGuest final : public Guest {
  private:
   static std::size_t checked_size(const GuestConfig& config) {
     if (config.memory_bytes > memory_limit)
-      throw std::runtime_error(
-          "the KVM guest addresses up to 63 GiB; choose a smaller --memory or --backend thread");
+      throw std::runtime_error("the KVM guest addresses up to 63 GiB; choose a smaller --memory or --backend thread");
     return config.memory_bytes;
   }
 
@@ -366,8 +363,7 @@ class KvmGuest final : public Guest {
     const int result = ioctl(vcpu_.get(), KVM_RUN, 0);
     const int error = errno;
     run_->immediate_exit = 0;
-    if (result == 0 || error != EINTR)
-      return fmt::format("KVM_RUN with immediate_exit: {}", std::strerror(error));
+    if (result == 0 || error != EINTR) return fmt::format("KVM_RUN with immediate_exit: {}", std::strerror(error));
     return {};
   }
 
@@ -390,9 +386,7 @@ class KvmGuest final : public Guest {
 
 }  // namespace
 
-std::unique_ptr<Guest> make_kvm_guest(const GuestConfig& config) {
-  return std::make_unique<KvmGuest>(config);
-}
+std::unique_ptr<Guest> make_kvm_guest(const GuestConfig& config) { return std::make_unique<KvmGuest>(config); }
 
 }  // namespace live
 

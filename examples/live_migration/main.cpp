@@ -113,9 +113,9 @@ int main(int argc, char** argv) {
     const multifd::Interrupt& interrupt = program::catch_signals();
 
     if (!listen.empty()) {
-      auto listener = need(multifd::Listener::listen(program::address_of(listen, "--listen"),
-                                                     multifd::wire::max_channels + 1u),
-                           "listen on " + listen);
+      auto listener =
+          need(multifd::Listener::listen(program::address_of(listen, "--listen"), multifd::wire::max_channels + 1u),
+               "listen on " + listen);
       fmt::print("{}\n", to_string(listener.local_address()));
       std::fflush(stdout);
       live::destination(listener, settings, memory, interrupt);
@@ -125,8 +125,8 @@ int main(int argc, char** argv) {
       live::source(settings, program::address_of(connect, "--connect"), interrupt);
       return program::exit_done;
     }
-    Child child({app.get_name(), "--listen", "tcp:127.0.0.1:0", "--memory", std::to_string(memory), "--backend",
-                 backend});
+    Child child(
+        {app.get_name(), "--listen", "tcp:127.0.0.1:0", "--memory", std::to_string(memory), "--backend", backend});
     live::source(settings, program::address_of(child.address(), "--connect"), interrupt);
     if (const int status = child.join(); status != program::exit_done)
       throw Failure(fmt::format("the destination process ended with status {}", status));

@@ -59,15 +59,16 @@ void check_guest(Guest& guest) {
 class Table {
  public:
   explicit Table(bool quiet) : quiet_(quiet) {
-    if (!quiet_) fmt::print("{:>5} {:>11} {:>11} {:>7} {:>11} {:>9} {:>8}\n", "round", "dirty pages", "memory", "zero",
-                            "wire", "seconds", "GiB/s");
+    if (!quiet_)
+      fmt::print("{:>5} {:>11} {:>11} {:>7} {:>11} {:>9} {:>8}\n", "round", "dirty pages", "memory", "zero", "wire",
+                 "seconds", "GiB/s");
   }
   void add(std::size_t number, const Round& round, bool last) const {
     if (quiet_) return;
     const auto bytes = static_cast<double>(round.dirty_pages * guest_page_size);
-    const double zero_share = round.dirty_pages == 0 ? 0
-                                                     : 100 * static_cast<double>(round.zero_pages) /
-                                                           static_cast<double>(round.dirty_pages);
+    const double zero_share =
+        round.dirty_pages == 0 ? 0
+                               : 100 * static_cast<double>(round.zero_pages) / static_cast<double>(round.dirty_pages);
     fmt::print("{:>5} {:>11} {:>11} {:>5.0f} % {:>11} {:>9.3f} {:>8.2f}{}\n", number, round.dirty_pages,
                program::format_bytes(bytes), zero_share, program::format_bytes(static_cast<double>(round.wire_bytes)),
                round.seconds, program::rate(bytes, round.seconds), last ? "  guest stopped" : "");
@@ -143,14 +144,15 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
     const std::uint64_t pages = count_bits(dirty);
     // Pages per second of the round before: compression and zero pages are in it.
     const Round& last = result.rounds.back();
-    const double expected = static_cast<double>(pages) * last.seconds /
-                            static_cast<double>(std::max<std::uint64_t>(1, last.dirty_pages));
+    const double expected =
+        static_cast<double>(pages) * last.seconds / static_cast<double>(std::max<std::uint64_t>(1, last.dirty_pages));
     if (expected <= settings.max_downtime_s) break;
     if (result.rounds.size() >= settings.max_rounds)
-      throw Failure(fmt::format("does not converge: after {} rounds the rest still takes {:.0f} ms, --max-downtime is "
-                                "{:.0f} ms; the guest goes on here. Raise --max-downtime or --bandwidth, or lower "
-                                "--dirty-rate",
-                                result.rounds.size(), expected * 1000, settings.max_downtime_s * 1000));
+      throw Failure(
+          fmt::format("does not converge: after {} rounds the rest still takes {:.0f} ms, --max-downtime is "
+                      "{:.0f} ms; the guest goes on here. Raise --max-downtime or --bandwidth, or lower "
+                      "--dirty-rate",
+                      result.rounds.size(), expected * 1000, settings.max_downtime_s * 1000));
     run_round(false);
   }
 
@@ -227,12 +229,13 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
     if (!quiet) {
       const ChannelStats sum = total(done.stats.channels);
       const std::uint64_t zero_pages = sum.zero_pages + done.stats.zero_on_main;
-      fmt::print("moved {} in {:.2f} s over {} channels: {:.2f} GiB/s, zero pages {:.0f} %, {} on the wire, bounded by "
-                 "{}\n",
-                 program::format_bytes(static_cast<double>(ram_bytes)), done.seconds, settings.stack.channels,
-                 program::rate(static_cast<double>(ram_bytes), done.seconds),
-                 100 * static_cast<double>(zero_pages) / static_cast<double>(sum.normal_pages + zero_pages),
-                 program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>());
+      fmt::print(
+          "moved {} in {:.2f} s over {} channels: {:.2f} GiB/s, zero pages {:.0f} %, {} on the wire, bounded by "
+          "{}\n",
+          program::format_bytes(static_cast<double>(ram_bytes)), done.seconds, settings.stack.channels,
+          program::rate(static_cast<double>(ram_bytes), done.seconds),
+          100 * static_cast<double>(zero_pages) / static_cast<double>(sum.normal_pages + zero_pages),
+          program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>());
       fmt::print("downtime {:.1f} ms (limit {:.0f} ms; the page-by-page comparison, {:.2f} s, is not in it)\n",
                  done.downtime * 1000, settings.max_downtime_s * 1000, std::max(0.0, verify_s));
       fmt::print("guest ({}): {} sweeps here, {} more there, {} pages written in all, {} errors\n", guest->backend(),

@@ -90,9 +90,9 @@ class WriteLog {
   WriteLog(std::span<std::byte> memory, Failure& failure)
       : memory_(memory), failure_(failure), bitmap_(bitmap_words(memory.size()), 0), fd_(open_userfaultfd()) {
     if (fd_ < 0)
-      throw std::runtime_error(fmt::format(
-          "userfaultfd: {}; allow the system call (seccomp), or run with access to /dev/userfaultfd",
-          std::strerror(errno)));
+      throw std::runtime_error(
+          fmt::format("userfaultfd: {}; allow the system call (seccomp), or run with access to /dev/userfaultfd",
+                      std::strerror(errno)));
     try {
       start();
     } catch (...) {
@@ -133,10 +133,8 @@ class WriteLog {
           bitmap[page / 64] |= bit;
           ++page;
         }
-        if (const int error = set_protection(run_begin, page - run_begin, UFFDIO_WRITEPROTECT_MODE_WP);
-            error != 0)
-          throw std::runtime_error(
-              fmt::format("userfaultfd cannot protect memory again: {}", std::strerror(error)));
+        if (const int error = set_protection(run_begin, page - run_begin, UFFDIO_WRITEPROTECT_MODE_WP); error != 0)
+          throw std::runtime_error(fmt::format("userfaultfd cannot protect memory again: {}", std::strerror(error)));
       }
     }
   }
@@ -147,15 +145,14 @@ class WriteLog {
     api.api = UFFD_API;
     api.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP;
     if (ioctl(fd_, UFFDIO_API, &api) < 0)
-      throw std::runtime_error(fmt::format(
-          "userfaultfd without write-protection: {}; needs Linux 5.7 or later", std::strerror(errno)));
+      throw std::runtime_error(
+          fmt::format("userfaultfd without write-protection: {}; needs Linux 5.7 or later", std::strerror(errno)));
     populate();
     uffdio_register range{};
     range.range = {reinterpret_cast<std::uint64_t>(memory_.data()), memory_.size()};
     range.mode = UFFDIO_REGISTER_MODE_WP;
     if (ioctl(fd_, UFFDIO_REGISTER, &range) < 0)
-      throw std::runtime_error(
-          fmt::format("userfaultfd cannot watch guest memory: {}", std::strerror(errno)));
+      throw std::runtime_error(fmt::format("userfaultfd cannot watch guest memory: {}", std::strerror(errno)));
     stop_event_ = eventfd(0, EFD_CLOEXEC);
     if (stop_event_ < 0) throw std::runtime_error(fmt::format("eventfd: {}", std::strerror(errno)));
     handler_ = quiet_thread("dirty-log", [this] { handle_faults(); });
@@ -165,8 +162,7 @@ class WriteLog {
       const std::uint64_t one = 1;
       [[maybe_unused]] const auto written = write(stop_event_, &one, sizeof one);
       handler_.join();
-      throw std::runtime_error(
-          fmt::format("userfaultfd cannot protect guest memory: {}", std::strerror(error)));
+      throw std::runtime_error(fmt::format("userfaultfd cannot protect guest memory: {}", std::strerror(error)));
     }
   }
 
@@ -214,11 +210,9 @@ class WriteLog {
       if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
       if (got != static_cast<ssize_t>(sizeof message))
         return fmt::format("dirty log: read of userfaultfd: {}", std::strerror(got < 0 ? errno : EIO));
-      if (message.event != UFFD_EVENT_PAGEFAULT ||
-          (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) == 0)
+      if (message.event != UFFD_EVENT_PAGEFAULT || (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) == 0)
         return fmt::format("dirty log: unexpected userfaultfd event {}", +message.event);
-      const std::uint64_t offset =
-          message.arg.pagefault.address - reinterpret_cast<std::uint64_t>(memory_.data());
+      const std::uint64_t offset = message.arg.pagefault.address - reinterpret_cast<std::uint64_t>(memory_.data());
       const std::size_t page = offset / guest_page_size;
 
       const std::lock_guard lock(mutex_);
@@ -330,8 +324,6 @@ class ThreadGuest final : public Guest {
 
 }  // namespace
 
-std::unique_ptr<Guest> make_thread_guest(const GuestConfig& config) {
-  return std::make_unique<ThreadGuest>(config);
-}
+std::unique_ptr<Guest> make_thread_guest(const GuestConfig& config) { return std::make_unique<ThreadGuest>(config); }
 
 }  // namespace live

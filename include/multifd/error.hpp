@@ -89,8 +89,8 @@ enum class Stage : std::uint8_t {
 };
 
 constexpr const char* to_string(Stage stage) noexcept {
-  constexpr const char* names[] = {"none",   "setup", "connect", "accept", "hello", "produce", "zero check",
-                                   "encode", "write", "read",    "parse",  "decode", "sync",   "close"};
+  constexpr const char* names[] = {"none",   "setup", "connect", "accept", "hello",  "produce", "zero check",
+                                   "encode", "write", "read",    "parse",  "decode", "sync",    "close"};
   return names[static_cast<std::size_t>(stage)];
 }
 

@@ -19,7 +19,7 @@ namespace multifd {
 /// Run-time settings of a Receiver. Everything has a default.
 template <Compressor C>
 struct ReceiverOptions {
-  C compressor{};                          ///< limits of the decoder; levels are the sender's matter
+  C compressor{};  ///< limits of the decoder; levels are the sender's matter
   UuidCheck uuid{};
   Barrier barrier = Barrier::automatic;
   DestinationMemory destination = DestinationMemory::unknown;
@@ -131,8 +131,8 @@ class Receiver {
     using Channel = RecvChannel<T, C>;
 
     State(const RamMap& ram, Options opts, unsigned channel_count)
-        : options(std::move(opts)), shared(ram, options.destination, options.first_packet, channel_count, options.uuid,
-                                           [this] { stop(); }) {
+        : options(std::move(opts)),
+          shared(ram, options.destination, options.first_packet, channel_count, options.uuid, [this] { stop(); }) {
       shared.progress = [this] {
         std::uint64_t sum = 0;
         for (const auto& channel : channels) sum += channel->wire_bytes();

@@ -38,15 +38,15 @@ concept NeedsNoZeroSink = Z::stage != ZeroStage::producer;
 /// Run-time settings of a Sender. Everything has a default.
 template <Compressor C, ZeroPagePolicy Z>
 struct SenderOptions {
-  C compressor{};                          ///< parameters: `{.level = 3}`
+  C compressor{};  ///< parameters: `{.level = 3}`
   Z zero_pages{};
-  Uuid uuid{};                             ///< the VM's, as the peer expects it
-  PeerProfile peer = peer_multifd;         ///< who receives; wrong values corrupt guests, see PeerProfile
-  std::uint64_t bandwidth = 0;             ///< bytes per second over all channels; 0: no cap
-  unsigned depth = 4;                      ///< batches in flight per channel, 2 to 16
-  Digest digest = Digest::off;             ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
-  ThreadHook thread_hook{};                ///< runs in each worker before its first packet
-  ErrorHook on_error{};                    ///< told of the first error, once, by the thread that met it
+  Uuid uuid{};                      ///< the VM's, as the peer expects it
+  PeerProfile peer = peer_multifd;  ///< who receives; wrong values corrupt guests, see PeerProfile
+  std::uint64_t bandwidth = 0;      ///< bytes per second over all channels; 0: no cap
+  unsigned depth = 4;               ///< batches in flight per channel, 2 to 16
+  Digest digest = Digest::off;      ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
+  ThreadHook thread_hook{};         ///< runs in each worker before its first packet
+  ErrorHook on_error{};             ///< told of the first error, once, by the thread that met it
 };
 
 /// Sends pages of a RamMap over connected transports.
@@ -164,8 +164,7 @@ class Sender {
     return done;
   }
 
-  Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
-                                  std::uint64_t first_page = 0)
+  Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap, std::uint64_t first_page = 0)
     requires NeedsNoZeroSink<Z>
   {
     return queue_dirty(block, bitmap, first_page, [](std::uint64_t) {});
@@ -275,7 +274,8 @@ class Sender {
     using Channel = SendChannel<T, C, Z>;
 
     State(const RamMap& ram, Options opts, unsigned channel_count)
-        : options(std::move(opts)), page_bytes(ram.page_bytes()),
+        : options(std::move(opts)),
+          page_bytes(ram.page_bytes()),
           shared(ram, options.uuid, options.digest, channel_count, options.bandwidth, [this] { stop(); }) {}
 
     ~State() {
@@ -284,8 +284,8 @@ class Sender {
     }
 
     Result<void> start(std::vector<T> links) {
-      auto handoff = BatchHandoff::create(static_cast<unsigned>(links.size()), options.depth,
-                                          shared.map.packet_pages());
+      auto handoff =
+          BatchHandoff::create(static_cast<unsigned>(links.size()), options.depth, shared.map.packet_pages());
       if (!handoff) return std::unexpected(handoff.error());
       shared.handoff = std::move(*handoff);
       open_batch = shared.handoff->first_batch();
@@ -318,14 +318,18 @@ class Sender {
     }
 
     Result<void> check_open() const noexcept {
-      if (shared.error.failed()) [[unlikely]] return std::unexpected(shared.error.get());
-      if (closed) [[unlikely]] return fail(Errc::already_closed, Stage::produce);
+      if (shared.error.failed()) [[unlikely]]
+        return std::unexpected(shared.error.get());
+      if (closed) [[unlikely]]
+        return fail(Errc::already_closed, Stage::produce);
       return {};
     }
 
     Result<void> check(BlockId block, std::uint64_t offset, std::uint64_t bytes) const noexcept {
-      if (auto ready = check_open(); !ready) [[unlikely]] return ready;
-      if (!shared.map.contains(block)) [[unlikely]] return fail(Errc::bad_range, Stage::produce, "block", index(block));
+      if (auto ready = check_open(); !ready) [[unlikely]]
+        return ready;
+      if (!shared.map.contains(block)) [[unlikely]]
+        return fail(Errc::bad_range, Stage::produce, "block", index(block));
       const std::uint64_t size = shared.map.block(block).host.size();
       if (((offset | bytes) & (page_bytes - 1)) != 0 || bytes > size || offset > size - bytes) [[unlikely]]
         return fail(Errc::bad_range, Stage::produce, "range", offset);

@@ -12,10 +12,10 @@ namespace multifd {
 /// One channel's counters. Times are wall-clock nanoseconds of the channel's worker, summed up.
 struct ChannelStats {
   std::uint32_t id = 0;
-  std::uint64_t packets = 0;       ///< data packets; neither the hello nor SYNCs
-  std::uint64_t syncs = 0;         ///< SYNC packets
-  std::uint64_t normal_pages = 0;  ///< pages that travelled as bytes
-  std::uint64_t zero_pages = 0;    ///< pages that travelled in zero lists
+  std::uint64_t packets = 0;        ///< data packets; neither the hello nor SYNCs
+  std::uint64_t syncs = 0;          ///< SYNC packets
+  std::uint64_t normal_pages = 0;   ///< pages that travelled as bytes
+  std::uint64_t zero_pages = 0;     ///< pages that travelled in zero lists
   std::uint64_t payload_bytes = 0;  ///< page data as it was on the wire
   std::uint64_t wire_bytes = 0;     ///< everything: hello, headers, payload
   std::uint64_t idle_ns = 0;        ///< sender: no batch to send; receiver: held at the barrier
@@ -72,10 +72,10 @@ inline Bound bounded_by(const ChannelStats& sum) noexcept {
 /// A Sender's snapshot. Counters of different channels may be some packets apart.
 struct SenderStats {
   std::vector<ChannelStats> channels;
-  std::uint64_t zero_on_main = 0;     ///< zero pages reported to the caller (ZeroPagesLegacy)
-  std::uint64_t queued_pages = 0;     ///< pages that the producer put into batches
-  std::uint64_t epochs = 0;           ///< closed by sync()
-  std::uint64_t producer_waits = 0;   ///< times that every channel was full
+  std::uint64_t zero_on_main = 0;    ///< zero pages reported to the caller (ZeroPagesLegacy)
+  std::uint64_t queued_pages = 0;    ///< pages that the producer put into batches
+  std::uint64_t epochs = 0;          ///< closed by sync()
+  std::uint64_t producer_waits = 0;  ///< times that every channel was full
   std::uint64_t producer_wait_ns = 0;
 };
 
@@ -90,9 +90,9 @@ inline Bound bounded_by(const SenderStats& stats) {
 /// A Receiver's snapshot.
 struct ReceiverStats {
   std::vector<ChannelStats> channels;
-  std::uint64_t epochs = 0;             ///< completed by all channels
-  std::uint64_t zeros_written = 0;      ///< zero pages that had to be written to memory
-  std::uint64_t pages_verified = 0;     ///< pages that came with a digest and matched it
+  std::uint64_t epochs = 0;          ///< completed by all channels
+  std::uint64_t zeros_written = 0;   ///< zero pages that had to be written to memory
+  std::uint64_t pages_verified = 0;  ///< pages that came with a digest and matched it
 };
 
 }  // namespace multifd

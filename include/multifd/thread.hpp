@@ -32,8 +32,7 @@ using ThreadHook = std::function<void(const ThreadInfo&)>;
 class Thread {
  public:
   Thread() = default;
-  Thread(Thread&& other) noexcept
-      : handle_(other.handle_), joinable_(std::exchange(other.joinable_, false)) {}
+  Thread(Thread&& other) noexcept : handle_(other.handle_), joinable_(std::exchange(other.joinable_, false)) {}
   Thread& operator=(Thread&& other) noexcept {
     join();
     handle_ = other.handle_;

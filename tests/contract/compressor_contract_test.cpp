@@ -60,8 +60,7 @@ TEST_CASE("Zstd keeps the Compressor contract with a chosen window") {
 TEST_CASE("Compressors keep their contract with pages of every size") {
   for (const std::size_t page_bytes : {std::size_t{1024}, std::size_t{16384}, std::size_t{65536}}) {
     CAPTURE(page_bytes);
-    const CodecLimits limits{
-        .page_bytes = page_bytes, .packet_bytes = 128 * 1024, .payload_bytes = 256 * 1024};
+    const CodecLimits limits{.page_bytes = page_bytes, .packet_bytes = 128 * 1024, .payload_bytes = 256 * 1024};
     check(NoComp{}, limits, page_bytes);
     check(Zlib{}, limits, page_bytes);
     check(small_window(1), limits, page_bytes);
@@ -138,8 +137,7 @@ struct RunLength {
 
 template <Fault fault>
 ContractReport check_run_length() {
-  return check_compressor_contract(RunLength<fault>{},
-                                   {.packet_bytes = 64 * 1024, .payload_bytes = 128 * 1024});
+  return check_compressor_contract(RunLength<fault>{}, {.packet_bytes = 64 * 1024, .payload_bytes = 128 * 1024});
 }
 
 }  // namespace

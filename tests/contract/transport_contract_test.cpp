@@ -90,14 +90,13 @@ TEST_CASE("FdTransport over a pipe keeps the Transport contract") {
 TEST_CASE("MemoryTransport keeps the Transport contract") {
   for (const std::size_t capacity : {1000UL, 1UL << 20}) {
     CAPTURE(capacity);
-    check(check_transport_contract<MemoryTransport>([=] { return memory_transport_pair(capacity); },
-                                                    reset_seen));
+    check(check_transport_contract<MemoryTransport>([=] { return memory_transport_pair(capacity); }, reset_seen));
   }
 }
 
 TEST_CASE("MemoryTransport with short reads and writes keeps the Transport contract") {
-  check(check_transport_contract<MemoryTransport>(
-      [] { return memory_transport_pair(1 << 16, {.max_io_bytes = 61}); }, reset_seen));
+  check(check_transport_contract<MemoryTransport>([] { return memory_transport_pair(1 << 16, {.max_io_bytes = 61}); },
+                                                  reset_seen));
 }
 
 TEST_CASE("FaultTransport without faults, and with short ones, keeps the Transport contract") {
@@ -116,14 +115,7 @@ TEST_CASE("FaultTransport without faults, and with short ones, keeps the Transpo
 
 namespace {
 
-enum class Broken {
-  drops_byte,
-  reorders,
-  finish_resets,
-  finish_lost,
-  shutdown_is_orderly,
-  shutdown_does_nothing
-};
+enum class Broken { drops_byte, reorders, finish_resets, finish_lost, shutdown_is_orderly, shutdown_does_nothing };
 
 /// A MemoryTransport that breaks one rule.
 struct Bad {

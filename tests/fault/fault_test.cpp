@@ -66,8 +66,10 @@ Ends migrate(const Block& a, const Block& b, Side side, std::uint64_t fail_at) {
     auto tx = Sender<Faulty, C, ZeroPagesMultifd>::open(source, wrap(std::move(links.sender), Side::sender));
     REQUIRE(tx.has_value());
     for (int round = 0; round < 2 && ends.sending; ++round) {
-      if (auto queued = tx->queue_range(*block, 0, a.size()); !queued) ends.sending = std::unexpected(queued.error());
-      else if (auto synced = tx->sync_and_wait(); !synced) ends.sending = std::unexpected(synced.error());
+      if (auto queued = tx->queue_range(*block, 0, a.size()); !queued)
+        ends.sending = std::unexpected(queued.error());
+      else if (auto synced = tx->sync_and_wait(); !synced)
+        ends.sending = std::unexpected(synced.error());
     }
     if (ends.sending) ends.sending = tx->close();
     if (!ends.sending) tx->cancel();

@@ -19,10 +19,10 @@
 
 namespace multifd {
 
-#define MULTIFD_INSTANTIATE(transport, compressor)                             \
-  template class Sender<transport, compressor, ZeroPagesNone>;                 \
-  template class Sender<transport, compressor, ZeroPagesLegacy>;               \
-  template class Sender<transport, compressor, ZeroPagesMultifd>;              \
+#define MULTIFD_INSTANTIATE(transport, compressor)                \
+  template class Sender<transport, compressor, ZeroPagesNone>;    \
+  template class Sender<transport, compressor, ZeroPagesLegacy>;  \
+  template class Sender<transport, compressor, ZeroPagesMultifd>; \
   template class Receiver<transport, compressor>;
 
 #define MULTIFD_INSTANTIATE_ALL(transport) \
@@ -39,17 +39,17 @@ Result<QueuedPages> send_everything(std::string_view compressor, std::string_vie
                                     const Address& address, std::span<const std::uint64_t> bitmap) {
   auto links = connect_channels(address, 4);
   if (!links) return std::unexpected(links.error());
-  return with_policies(
-      compressor, PolicyList<NoComp, Zlib, Zstd>{}, zero_pages,
-      PolicyList<ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd>{}, [&]<class C, class Z>() -> Result<QueuedPages> {
-        auto tx = Sender<FdTransport, C, Z>::open(ram, std::move(*links));
-        if (!tx) return std::unexpected(tx.error());
-        const auto on_zero = [](std::uint64_t) {};
-        if (auto queued = tx->queue_range(BlockId{}, 0, 4096, on_zero); !queued) return queued;
-        auto queued = tx->queue_dirty(BlockId{}, bitmap, 0, on_zero);
-        if (auto closed = tx->close(); !closed) return std::unexpected(closed.error());
-        return queued;
-      });
+  return with_policies(compressor, PolicyList<NoComp, Zlib, Zstd>{}, zero_pages,
+                       PolicyList<ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd>{},
+                       [&]<class C, class Z>() -> Result<QueuedPages> {
+                         auto tx = Sender<FdTransport, C, Z>::open(ram, std::move(*links));
+                         if (!tx) return std::unexpected(tx.error());
+                         const auto on_zero = [](std::uint64_t) {};
+                         if (auto queued = tx->queue_range(BlockId{}, 0, 4096, on_zero); !queued) return queued;
+                         auto queued = tx->queue_dirty(BlockId{}, bitmap, 0, on_zero);
+                         if (auto closed = tx->close(); !closed) return std::unexpected(closed.error());
+                         return queued;
+                       });
 }
 
 }  // namespace multifd

@@ -77,7 +77,7 @@ TEST_CASE_TEMPLATE("Short reads and writes change nothing", C, NoComp, Zlib, Zst
   const Watchdog watchdog("short reads and writes", 280s);
   // Around the sizes that matter: a hello (64), the part of a header that is looked at first (12), a header (1344),
   // a page, and both together.
-  std::vector<std::size_t> sizes = {1,    2,    3,    7,    11,   12,   13,   63,   64,   65,  319,
+  std::vector<std::size_t> sizes = {1,    2,    3,    7,    11,   12,   13,   63,   64,   65,   319,
                                     1343, 1344, 1345, 4095, 4096, 4097, 5439, 5440, 5441, whole};
   if (quick()) sizes = {2, 7, 63, 1343, 1345, 4097, whole};
   for (const std::size_t most : sizes) {

@@ -125,8 +125,7 @@ std::string broken_rule(const std::vector<Recorder>& recorders, const Produced& 
     for (std::size_t i = 0; i < recorder.log.size(); ++i) {
       const Entry& entry = recorder.log[i];
       if (entry.kind == Work::Kind::batch) {
-        if (entry.epoch != syncs)
-          return "a batch comes after the SYNC of the epoch before and before its own";
+        if (entry.epoch != syncs) return "a batch comes after the SYNC of the epoch before and before its own";
         if (entry.epoch >= produced.epoch_ends.size()) return "no batch is of an epoch that never was";
         if (entry.serial < next_serial) return "batches of a channel come in the order of put()";
         next_serial = entry.serial + entry.pages;
@@ -218,8 +217,7 @@ TEST_CASE("A batch put and its epoch closed while the worker looks: the batch st
     handoff->close_epoch();
     // Workers that are nearly done look again at the moment of the next put().
     if (epoch % 4 != 0)
-      for (unsigned spin = 0; spin < 2000 && done.load(std::memory_order_relaxed) < 3 * epoch + 2; ++spin)
-        continue;
+      for (unsigned spin = 0; spin < 2000 && done.load(std::memory_order_relaxed) < 3 * epoch + 2; ++spin) continue;
   }
   handoff->finish();
   threads.clear();

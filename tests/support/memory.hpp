@@ -32,7 +32,10 @@ class Block {
     REQUIRE(::mprotect(base_ + guard_, mapped_ - 2 * guard_, PROT_READ | PROT_WRITE) == 0);
   }
   Block(Block&& other) noexcept
-      : base_(std::exchange(other.base_, nullptr)), bytes_(other.bytes_), mapped_(other.mapped_), guard_(other.guard_) {}
+      : base_(std::exchange(other.base_, nullptr)),
+        bytes_(other.bytes_),
+        mapped_(other.mapped_),
+        guard_(other.guard_) {}
   Block& operator=(Block&&) = delete;
   ~Block() {
     if (base_ != nullptr) ::munmap(base_, mapped_);

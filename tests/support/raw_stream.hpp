@@ -39,7 +39,7 @@ struct Packet {
   std::uint32_t magic = 0x11223344;
   std::uint32_t version = 1;
   std::uint32_t flags = 0;
-  std::optional<std::uint32_t> pages_alloc{};  ///< else page_count
+  std::optional<std::uint32_t> pages_alloc{};   ///< else page_count
   std::optional<std::uint32_t> normal_pages{};  ///< else the number of `normal` offsets
   std::optional<std::uint32_t> zero_pages{};
   std::optional<std::uint32_t> next_packet_size{};  ///< else the size of `payload`
@@ -148,11 +148,13 @@ inline std::vector<SeenPacket> packets_of(std::span<const std::byte> stream, std
   const std::size_t header = RawStream(page_bytes).header_bytes();
   std::size_t at = 64;
   while (at + header <= stream.size()) {
-    SeenPacket p{at, static_cast<std::uint32_t>(get(stream, at + 8, 4)),
+    SeenPacket p{at,
+                 static_cast<std::uint32_t>(get(stream, at + 8, 4)),
                  static_cast<std::uint32_t>(get(stream, at + 16, 4)),
                  static_cast<std::uint32_t>(get(stream, at + 32, 4)),
                  static_cast<std::uint32_t>(get(stream, at + 20, 4)),
-                 std::string(reinterpret_cast<const char*>(&stream[at + 64])), {}};
+                 std::string(reinterpret_cast<const char*>(&stream[at + 64])),
+                 {}};
     for (std::size_t i = 0; i < p.normal + p.zero; ++i) p.offsets.push_back(get(stream, at + 320 + 8 * i, 8));
     at += header + (p.normal > 0 ? p.size : 0);
     seen.push_back(std::move(p));

@@ -41,8 +41,9 @@ struct Source {
 /// Runs `call` in a thread, cancels when `ready` holds and the call had time to block, and checks how it ends.
 /// Nothing tells that a thread has blocked, so a pause has to do; a cancel() that comes early must work as well.
 template <class Object>
-void cancel_during(Object& object, const std::function<std::optional<Error>()>& call,
-                   const std::function<bool()>& ready = [] { return true; }) {
+void cancel_during(
+    Object& object, const std::function<std::optional<Error>()>& call,
+    const std::function<bool()>& ready = [] { return true; }) {
   std::optional<Error> error;
   std::thread caller([&] { error = call(); });
   CHECK(eventually(ready));
@@ -77,8 +78,9 @@ void cancel_senders(const std::function<Links<T>()>& make_links) {
     CHECK(code_of(tx->sync()) == Errc::cancelled);
   };
   with_sender([&](auto& tx) {
-    cancel_during(tx, [&] { return error_of(tx.queue_range(source.block, 0, source.memory.size())); },
-                  [&] { return tx.stats().producer_waits > 0; });
+    cancel_during(
+        tx, [&] { return error_of(tx.queue_range(source.block, 0, source.memory.size())); },
+        [&] { return tx.stats().producer_waits > 0; });
   });
   with_sender([&](auto& tx) {
     REQUIRE(tx.queue_range(source.block, 0, 3 << 20).has_value());
@@ -118,8 +120,7 @@ TEST_CASE("A sender is cancelled while its bandwidth cap holds it") {
   auto tx = Sender<CaptureTransport, NoComp, ZeroPagesNone>::open(source.map, captures(2).links, {.bandwidth = 1});
   REQUIRE(tx.has_value());
   REQUIRE(tx->queue_range(source.block, 0, 4 * 128 * page).has_value());
-  cancel_during(*tx, [&] { return error_of(tx->close()); },
-                [&] { return total(tx->stats().channels).packets > 0; });
+  cancel_during(*tx, [&] { return error_of(tx->close()); }, [&] { return total(tx->stats().channels).packets > 0; });
 }
 
 TEST_CASE_TEMPLATE("A receiver is cancelled while it reads, and at the barrier", T, MemoryTransport, FdTransport) {
@@ -129,8 +130,10 @@ TEST_CASE_TEMPLATE("A receiver is cancelled while it reads, and at the barrier",
     for (const int state : {0, 1, 2}) {
       CAPTURE(state);
       auto links = [] {
-        if constexpr (std::is_same_v<T, MemoryTransport>) return memory_links(2);
-        else return tcp_links(2);
+        if constexpr (std::is_same_v<T, MemoryTransport>)
+          return memory_links(2);
+        else
+          return tcp_links(2);
       }();
       const auto send = [&](unsigned channel, const RawStream& stream) {
         REQUIRE(write_all(links.sender[channel], std::span<const std::byte>(stream.bytes())).has_value());
@@ -147,8 +150,9 @@ TEST_CASE_TEMPLATE("A receiver is cancelled while it reads, and at the barrier",
         cancel_during(*rx, finish, [&] { return total(rx->stats().channels).syncs == 1; });
       } else if (barrier == Barrier::manual) {
         if (state == 1) send(0, RawStream().sync());
-        cancel_during(*rx, [&] { return error_of(rx->sync()); },
-                      [&] { return total(rx->stats().channels).syncs == static_cast<std::uint64_t>(state % 2); });
+        cancel_during(
+            *rx, [&] { return error_of(rx->sync()); },
+            [&] { return total(rx->stats().channels).syncs == static_cast<std::uint64_t>(state % 2); });
       } else {
         rx->cancel();
       }

@@ -95,8 +95,7 @@ void copy_page(Guest& from, Guest& to, std::size_t page) {
     target[i] = std::atomic_ref(source[i]).load(std::memory_order_relaxed);
 }
 
-void copy_dirty(Guest& from, Guest& to, const std::vector<std::uint64_t>& bitmap,
-                std::size_t skip = no_page) {
+void copy_dirty(Guest& from, Guest& to, const std::vector<std::uint64_t>& bitmap, std::size_t skip = no_page) {
   for (std::size_t page = 0; page < from.memory().size() / guest_page_size; ++page)
     if (test_bit(bitmap, page) && page != skip) copy_page(from, to, page);
 }
@@ -131,8 +130,7 @@ std::size_t different_pages(Guest& a, Guest& b) {
 /// Two guests, one that runs and one to fill.
 struct Pair {
   explicit Pair(Backend backend, GuestConfig config = small_config())
-      : source(live::make_guest(backend, config)),
-        destination(live::make_guest(backend, destination_config(config))) {
+      : source(live::make_guest(backend, config)), destination(live::make_guest(backend, destination_config(config))) {
     source->boot();
     source->run();
   }
@@ -166,8 +164,7 @@ TEST_CASE("boot fills memory with the shares asked for, the same for the same se
       const auto bytes = a->memory().subspan(page * guest_page_size + 8, guest_page_size - 16);
       if (std::memcmp(bytes.data(), zeros.data(), bytes.size()) == 0)
         ++zero;
-      else if (std::ranges::all_of(bytes,
-                                   [](std::byte c) { return c >= std::byte{' '} && c <= std::byte{'z'}; }))
+      else if (std::ranges::all_of(bytes, [](std::byte c) { return c >= std::byte{' '} && c <= std::byte{'z'}; }))
         ++text;
     }
     CHECK(static_cast<double>(zero) / static_cast<double>(pages) == doctest::Approx(0.5).epsilon(0.15));
@@ -436,8 +433,7 @@ TEST_CASE("the guest keeps to its rate") {
     CHECK(eventually([&] { return guest->report().pages_written > 0 && Clock::now() - begin > 500ms; }));
     guest->stop();
     const std::chrono::duration<double> seconds = Clock::now() - begin;
-    const double rate =
-        static_cast<double>(guest->report().pages_written * guest_page_size) / seconds.count();
+    const double rate = static_cast<double>(guest->report().pages_written * guest_page_size) / seconds.count();
     CHECK(rate < 1.1 * static_cast<double>(config.dirty_bytes_per_s));
     CHECK(rate > 0.3 * static_cast<double>(config.dirty_bytes_per_s));  // the machine may be busy
   }
@@ -463,12 +459,11 @@ TEST_CASE("bytes that are no state of this guest are refused, and the guest is a
     CHECK_THROWS_AS(destination.load_state(longer), std::runtime_error);
 
     const auto empty = live::make_guest(backend, Pair::destination_config(small_config()));
-    CHECK_THROWS_WITH_AS(empty->load_state(state), doctest::Contains("migrate memory before"),
-                         std::runtime_error);
+    CHECK_THROWS_WITH_AS(empty->load_state(state), doctest::Contains("migrate memory before"), std::runtime_error);
     auto config = small_config();
     config.memory_bytes *= 2;
-    CHECK_THROWS_WITH_AS(live::make_guest(backend, config)->load_state(state),
-                         doctest::Contains("bytes of memory"), std::runtime_error);
+    CHECK_THROWS_WITH_AS(live::make_guest(backend, config)->load_state(state), doctest::Contains("bytes of memory"),
+                         std::runtime_error);
     config = small_config();
     config.working_set_bytes /= 2;
     const auto other = live::make_guest(backend, config);
@@ -510,9 +505,8 @@ TEST_CASE("a running guest leaves the signals of the process alone") {
     pthread_sigmask(SIG_SETMASK, nullptr, &mask_after);
     for (int signal = 1; signal <= SIGRTMAX; ++signal) {
       CHECK(sigismember(&mask_before, signal) == sigismember(&mask_after, signal));
-      struct sigaction action {};
-      if (signal >= SIGRTMIN && sigaction(signal, nullptr, &action) == 0)
-        CHECK((action.sa_handler == SIG_DFL));
+      struct sigaction action{};
+      if (signal >= SIGRTMIN && sigaction(signal, nullptr, &action) == 0) CHECK((action.sa_handler == SIG_DFL));
     }
   }
 }
@@ -521,8 +515,7 @@ TEST_CASE("impossible configurations are refused with what to change") {
   const auto refused = [](auto change, const char* why) {
     auto config = small_config();
     change(config);
-    CHECK_THROWS_WITH_AS(live::make_guest(Backend::automatic, config), doctest::Contains(why),
-                         std::runtime_error);
+    CHECK_THROWS_WITH_AS(live::make_guest(Backend::automatic, config), doctest::Contains(why), std::runtime_error);
   };
   refused([](auto& c) { c.memory_bytes = 0; }, "multiple of 4096");
   refused([](auto& c) { c.memory_bytes += 1; }, "multiple of 4096");

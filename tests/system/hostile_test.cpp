@@ -107,8 +107,10 @@ TEST_CASE("A malformed hello is refused, and the error says which rule it broke"
 
 TEST_CASE("The uuid rule is the receiver's choice") {
   Target target;
-  const std::vector<Bytes> mixed = {RawStream().hello(0, std::byte{1}).bytes(), RawStream().hello(1, std::byte{2}).bytes()};
-  const std::vector<Bytes> same = {RawStream().hello(0, std::byte{1}).bytes(), RawStream().hello(1, std::byte{1}).bytes()};
+  const std::vector<Bytes> mixed = {RawStream().hello(0, std::byte{1}).bytes(),
+                                    RawStream().hello(1, std::byte{2}).bytes()};
+  const std::vector<Bytes> same = {RawStream().hello(0, std::byte{1}).bytes(),
+                                   RawStream().hello(1, std::byte{1}).bytes()};
   auto all = options<NoComp>();
   all.uuid.kind = UuidCheck::Kind::any;
   CHECK(feed<NoComp>(target.map, mixed, Then::end_of_stream, all).result.has_value());
@@ -168,28 +170,49 @@ TEST_CASE("A malformed packet header is refused without waiting for what it prom
       {"zstd, zero pages only", {.flags = 4, .zero = {0}}, Errc::wrong_compression, 4},
       {"two methods", {.flags = 6, .normal = {0}, .payload = pages(1)}, Errc::wrong_compression, 6},
       {"an unknown method", {.flags = 0x20, .normal = {0}, .payload = pages(1)}, Errc::wrong_compression, 0x20},
-      {"pages_alloc one too large", {.pages_alloc = 129, .normal = {0}, .payload = pages(1)}, Errc::too_many_pages, 129},
+      {"pages_alloc one too large",
+       {.pages_alloc = 129, .normal = {0}, .payload = pages(1)},
+       Errc::too_many_pages,
+       129},
       {"pages_alloc huge", {.pages_alloc = 0xffffffff}, Errc::too_many_pages, 0xffffffff},
       {"normal over alloc", {.pages_alloc = 1, .normal = {0, page}, .payload = pages(2)}, Errc::too_many_pages, 2},
       {"normal huge", {.normal_pages = 0xffffffff}, Errc::too_many_pages, 0xffffffff},
       {"zero over alloc", {.pages_alloc = 0, .zero = {0}}, Errc::too_many_pages, 1},
       {"the sum over alloc", {.pages_alloc = 128, .normal_pages = 100, .zero_pages = 29}, Errc::too_many_pages, 129},
-      {"a sum that wraps in 32 bits", {.normal_pages = 0x80000000, .zero_pages = 0x80000001}, Errc::too_many_pages, 0x100000001},
+      {"a sum that wraps in 32 bits",
+       {.normal_pages = 0x80000000, .zero_pages = 0x80000001},
+       Errc::too_many_pages,
+       0x100000001},
       {"empty name", {.idstr = "", .normal = {0}, .payload = pages(1)}, Errc::bad_block_name, 0},
-      {"unterminated name", {.idstr = std::string(256, 'a'), .normal = {0}, .payload = pages(1)}, Errc::bad_block_name, 256},
-      {"longest unknown name", {.idstr = std::string(255, 'a'), .normal = {0}, .payload = pages(1)}, Errc::unknown_block, 0},
+      {"unterminated name",
+       {.idstr = std::string(256, 'a'), .normal = {0}, .payload = pages(1)},
+       Errc::bad_block_name,
+       256},
+      {"longest unknown name",
+       {.idstr = std::string(255, 'a'), .normal = {0}, .payload = pages(1)},
+       Errc::unknown_block,
+       0},
       {"prefix of a known name", {.idstr = "pc.ra", .normal = {0}, .payload = pages(1)}, Errc::unknown_block, 0},
       {"known name and more", {.idstr = "pc.ram2", .zero = {0}}, Errc::unknown_block, 0},
       {"offset off by one", {.normal = {1}, .payload = pages(1)}, Errc::offset_misaligned, 1},
       {"zero offset off by half a page", {.zero = {page / 2}}, Errc::offset_misaligned, page / 2},
       {"first offset past the block", {.normal = {end}, .payload = pages(1)}, Errc::offset_past_block, end},
       {"zero offset past the block", {.zero = {end}}, Errc::offset_past_block, end},
-      {"offset 2^64 - 4096", {.normal = {0xfffffffffffff000}, .payload = pages(1)}, Errc::offset_past_block, 0xfffffffffffff000},
+      {"offset 2^64 - 4096",
+       {.normal = {0xfffffffffffff000}, .payload = pages(1)},
+       Errc::offset_past_block,
+       0xfffffffffffff000},
       {"offset 2^63", {.zero = {0x8000000000000000}}, Errc::offset_past_block, 0x8000000000000000},
-      {"second page of the small block", {.idstr = "vga", .normal = {page}, .payload = pages(1)}, Errc::offset_past_block, page},
+      {"second page of the small block",
+       {.idstr = "vga", .normal = {page}, .payload = pages(1)},
+       Errc::offset_past_block,
+       page},
       {"last of many is bad", {.normal = {0, page, 2 * page, end}, .payload = pages(4)}, Errc::offset_past_block, end},
       {"normal page twice", {.normal = {page, page}, .payload = pages(2)}, Errc::duplicate_page, page},
-      {"normal page twice, far apart", {.normal = {2 * page, 0, page, 2 * page}, .payload = pages(4)}, Errc::duplicate_page, 2 * page},
+      {"normal page twice, far apart",
+       {.normal = {2 * page, 0, page, 2 * page}, .payload = pages(4)},
+       Errc::duplicate_page,
+       2 * page},
       {"zero page twice", {.zero = {0, page, 0}}, Errc::duplicate_page, 0},
       {"normal and zero", {.normal = {0}, .zero = {0}, .payload = pages(1)}, Errc::duplicate_page, 0},
       {"size of no page", {.next_packet_size = 0, .normal = {0}}, Errc::bad_payload_size, 0},
@@ -244,8 +267,8 @@ TEST_CASE("A device-state packet is refused although it is shorter than a RAM he
   put(packet, 272, 4, 4);
   stream.hello(1).sync().raw(packet);
   // Channel 0 meets the SYNC, so that channel 1 gets to its device state.
-  const auto outcome = feed<NoComp>(target.map, {RawStream().hello(0).sync().bytes(), stream.bytes()}, Then::silence,
-                                    options<NoComp>());
+  const auto outcome =
+      feed<NoComp>(target.map, {RawStream().hello(0).sync().bytes(), stream.bytes()}, Then::silence, options<NoComp>());
   CHECK_MESSAGE(code_of(outcome.result) == Errc::device_state_refused, text(outcome.result));
   CHECK(outcome.result.error().channel == 1);
   CHECK(outcome.elapsed < bound);
@@ -286,15 +309,29 @@ TEST_CASE_TEMPLATE("A bad compressed payload is refused and touches only its own
   };
   const std::uint32_t flags = C::method;
   const Row rows[] = {
-      {"larger than the buffer", {.flags = flags, .next_packet_size = 1048577, .normal = {0}}, {Errc::payload_too_large}},
+      {"larger than the buffer",
+       {.flags = flags, .next_packet_size = 1048577, .normal = {0}},
+       {Errc::payload_too_large}},
       {"4 GiB", {.flags = flags, .next_packet_size = 0xffffffff, .normal = {0}}, {Errc::payload_too_large}},
       {"no payload", {.flags = flags, .next_packet_size = 0, .normal = {0}}, {Errc::bad_payload_size}},
-      {"pages of another count: too short", {.flags = flags, .normal = {0, page, 2 * page}, .payload = good(2)}, {Errc::bad_payload_size}},
-      {"pages of another count: too long", {.flags = flags, .normal = {0, page}, .payload = good(3)}, {Errc::bad_payload_size, Errc::corrupt_payload}},
-      {"damaged", {.flags = flags, .normal = {0, page}, .payload = damaged()}, {Errc::corrupt_payload, Errc::bad_payload_size}},
-      {"cut", {.flags = flags, .normal = {0, page}, .payload = cut(good(2), 5)}, {Errc::corrupt_payload, Errc::bad_payload_size}},
-      {"a byte more", {.flags = flags, .normal = {0, page}, .payload = longer(good(2))}, {Errc::corrupt_payload, Errc::bad_payload_size}},
-      {"a finished stream", {.flags = flags, .normal = {0}, .payload = ended()}, {Errc::corrupt_payload, Errc::bad_payload_size}},
+      {"pages of another count: too short",
+       {.flags = flags, .normal = {0, page, 2 * page}, .payload = good(2)},
+       {Errc::bad_payload_size}},
+      {"pages of another count: too long",
+       {.flags = flags, .normal = {0, page}, .payload = good(3)},
+       {Errc::bad_payload_size, Errc::corrupt_payload}},
+      {"damaged",
+       {.flags = flags, .normal = {0, page}, .payload = damaged()},
+       {Errc::corrupt_payload, Errc::bad_payload_size}},
+      {"cut",
+       {.flags = flags, .normal = {0, page}, .payload = cut(good(2), 5)},
+       {Errc::corrupt_payload, Errc::bad_payload_size}},
+      {"a byte more",
+       {.flags = flags, .normal = {0, page}, .payload = longer(good(2))},
+       {Errc::corrupt_payload, Errc::bad_payload_size}},
+      {"a finished stream",
+       {.flags = flags, .normal = {0}, .payload = ended()},
+       {Errc::corrupt_payload, Errc::bad_payload_size}},
       {"raw pages", {.flags = flags, .normal = {0}, .payload = pages(1)}, {Errc::corrupt_payload}},
       {"the other method", {.flags = 6u & ~flags, .normal = {0}, .payload = pages(1)}, {Errc::wrong_compression}},
       {"not compressed", {.normal = {0}, .payload = pages(1)}, {Errc::wrong_compression}},
@@ -319,8 +356,8 @@ TEST_CASE("Wrong compression is noticed in the first packet with pages, not in a
   Target target;
   RawStream stream;
   stream.hello(1).sync().packet({.flags = Zlib::method, .normal = {0}, .payload = Encoded<Zlib>()(pages(1))});
-  const auto outcome = feed<Zstd>(target.map, {RawStream().hello(0).sync().bytes(), stream.bytes()}, Then::silence,
-                                  options<Zstd>());
+  const auto outcome =
+      feed<Zstd>(target.map, {RawStream().hello(0).sync().bytes(), stream.bytes()}, Then::silence, options<Zstd>());
   REQUIRE(code_of(outcome.result) == Errc::wrong_compression);
   CHECK(outcome.result.error().channel == 1);
 }
@@ -340,7 +377,9 @@ TEST_CASE_TEMPLATE("A stream that ends at any byte gives the right answer", C, N
   };
   std::vector<Part> parts;
   RawStream stream;
-  const auto part = [&](std::size_t end, Errc inside, std::optional<Errc> after) { parts.push_back({end, inside, after}); };
+  const auto part = [&](std::size_t end, Errc inside, std::optional<Errc> after) {
+    parts.push_back({end, inside, after});
+  };
   stream.hello(0);
   part(stream.size(), Errc::truncated_hello, std::nullopt);
   stream.sync();
@@ -382,7 +421,8 @@ TEST_CASE_TEMPLATE("Flipped bits never hang a receiver nor make it touch foreign
   for (std::uint64_t round = 0; round < 2; ++round) {
     Bytes content_pages(3 * page);
     for (std::size_t p = 0; p < 3; ++p) fill_page(std::span(content_pages).subspan(p * page, page), any_fill(rng), rng);
-    stream.packet({.flags = C::method, .normal = {0, 2 * page, page}, .zero = {5 * page}, .payload = encode(content_pages)});
+    stream.packet(
+        {.flags = C::method, .normal = {0, 2 * page, page}, .zero = {5 * page}, .payload = encode(content_pages)});
     stream.sync();
   }
   Target target;  // its forbidden pages are the check, besides the sanitizers
@@ -417,15 +457,15 @@ TEST_CASE("SYNCs that do not match are errors in bounded time") {
     CHECK(outcome.elapsed < bound);
   }
   SUBCASE("one channel ends before a SYNC of the others") {
-    const auto outcome = feed<NoComp>(
-        target.map, {RawStream().hello(0).sync().sync().bytes(), RawStream().hello(1).sync().bytes()},
-        Then::end_of_stream, options<NoComp>());
+    const auto outcome =
+        feed<NoComp>(target.map, {RawStream().hello(0).sync().sync().bytes(), RawStream().hello(1).sync().bytes()},
+                     Then::end_of_stream, options<NoComp>());
     CHECK_MESSAGE(code_of(outcome.result) == Errc::unsynced_end, text(outcome.result));
     CHECK(outcome.result.error().channel == 1);
   }
   SUBCASE("data behind the last SYNC") {
-    const auto outcome = feed<NoComp>(
-        target.map, {RawStream().hello(0).sync().packet({.zero = {0}}).bytes()}, Then::end_of_stream, options<NoComp>());
+    const auto outcome = feed<NoComp>(target.map, {RawStream().hello(0).sync().packet({.zero = {0}}).bytes()},
+                                      Then::end_of_stream, options<NoComp>());
     CHECK(code_of(outcome.result) == Errc::unsynced_end);
     CHECK(outcome.result.error().channel == 0);
   }
@@ -433,8 +473,8 @@ TEST_CASE("SYNCs that do not match are errors in bounded time") {
     auto all = options<NoComp>();
     all.first_packet = FirstPacket::sync;
     RawStream stream;
-    const auto outcome = attack<NoComp>(target.map, stream.hello(1).packet({.normal = {0}, .payload = pages(1)}),
-                                        Then::silence, all);
+    const auto outcome =
+        attack<NoComp>(target.map, stream.hello(1).packet({.normal = {0}, .payload = pages(1)}), Then::silence, all);
     CHECK(code_of(outcome.result) == Errc::data_before_sync);
     CHECK(outcome.result.error().channel == 1);
     CHECK(target.untouched());
@@ -512,8 +552,12 @@ TEST_CASE("Unknown flag bits, reserved bytes and unsorted offsets are no reason 
   Target target;
   RawStream stream;
   stream.hello(0);
-  stream.packet({.flags = 0xffffff80, .packet_num = 0xffffffffffffffff, .normal = {7 * page, 0, 3 * page},
-                 .zero = {5 * page, page}, .payload = pages(3), .stale = true});
+  stream.packet({.flags = 0xffffff80,
+                 .packet_num = 0xffffffffffffffff,
+                 .normal = {7 * page, 0, 3 * page},
+                 .zero = {5 * page, page},
+                 .payload = pages(3),
+                 .stale = true});
   stream.packet({.flags = 0x80000001});
   const auto outcome = feed<NoComp>(target.map, {stream.bytes()}, Then::end_of_stream, options<NoComp>());
   CHECK_MESSAGE(outcome.result.has_value(), text(outcome.result));

@@ -153,7 +153,8 @@ TEST_CASE("Digests are verified, and a byte that flips on the way is noticed") {
   RamMap source_map;
   const auto block = source_map.add("pc.ram", source.bytes());
   auto out = captures(1);
-  auto tx = Sender<CaptureTransport, NoComp, ZeroPagesMultifd>::open(source_map, std::move(out.links), {.digest = Digest::on});
+  auto tx = Sender<CaptureTransport, NoComp, ZeroPagesMultifd>::open(source_map, std::move(out.links),
+                                                                     {.digest = Digest::on});
   REQUIRE(tx.has_value());
   REQUIRE(tx->queue_range(*block, 0, source.size()).has_value());
   REQUIRE(tx->close().has_value());
@@ -189,7 +190,8 @@ TEST_CASE_TEMPLATE("Digests go with every compressor", C, NoComp, Zlib, Zstd) {
   RamMap source_map;
   const auto block = source_map.add("pc.ram", source.bytes());
   auto links = memory_links(2);
-  auto tx = Sender<MemoryTransport, C, ZeroPagesNone>::open(source_map, std::move(links.sender), {.digest = Digest::on});
+  auto tx =
+      Sender<MemoryTransport, C, ZeroPagesNone>::open(source_map, std::move(links.sender), {.digest = Digest::on});
   auto rx = Receiver<MemoryTransport, C>::open(target.map, std::move(links.receiver));
   REQUIRE(tx.has_value());
   REQUIRE(rx.has_value());

@@ -34,8 +34,13 @@ struct Case {
 /// Two blocks on each side, and what happens to them between the rounds.
 struct Guest {
   Guest(std::size_t page_bytes, Rng& random)
-      : page(page_bytes), rng(random), pages{524288 / page_bytes + 3, 7}, source{Block(pages[0] * page), Block(pages[1] * page)},
-        target{Block(pages[0] * page), Block(pages[1] * page)}, source_map(page), target_map(page) {
+      : page(page_bytes),
+        rng(random),
+        pages{524288 / page_bytes + 3, 7},
+        source{Block(pages[0] * page), Block(pages[1] * page)},
+        target{Block(pages[0] * page), Block(pages[1] * page)},
+        source_map(page),
+        target_map(page) {
     for (std::size_t b = 0; b < 2; ++b) {
       // The destination is not fresh: a zero page that is not written shows.
       target[b].fill(std::byte{0xee});
@@ -60,9 +65,7 @@ struct Guest {
     }
   }
 
-  void zero_on_target(std::size_t b, std::uint64_t offset) {
-    std::memset(target[b].data() + offset, 0, page);
-  }
+  void zero_on_target(std::size_t b, std::uint64_t offset) { std::memset(target[b].data() + offset, 0, page); }
 
   std::uint64_t dirty_pages() const {
     std::uint64_t sum = 0;
@@ -105,7 +108,8 @@ void migrate(const Case& c, Links<T> links) {
     std::uint64_t dirty = guest.dirty_pages();
     std::vector<std::uint64_t> zeros[2];
     for (std::uint32_t b = 0; b < 2; ++b) {
-      const auto done = tx->queue_dirty(BlockId{b}, guest.dirty[b], 0, [&](std::uint64_t at) { zeros[b].push_back(at); });
+      const auto done =
+          tx->queue_dirty(BlockId{b}, guest.dirty[b], 0, [&](std::uint64_t at) { zeros[b].push_back(at); });
       REQUIRE_MESSAGE(done.has_value(), text(done));
       CHECK(done->zero_on_main == zeros[b].size());
       queued += done->queued;

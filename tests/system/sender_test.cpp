@@ -53,10 +53,10 @@ TEST_CASE("Sender::open refuses what cannot work") {
   CHECK(none(captures(1).links, {.depth = 17}) == Errc::bad_option);
   CHECK(none(captures(1).links, {.peer = *find_peer_profile("qemu-11.0"), .digest = Digest::on}) == Errc::bad_option);
   CHECK(code_of(CaptureSender<NoComp, ZeroPagesNone>::open(RamMap{}, captures(1).links)) == Errc::bad_block_size);
-  CHECK(code_of(CaptureSender<Zlib, ZeroPagesNone>::open(source.map, captures(1).links, {.compressor = {.level = 10}})) ==
-        Errc::bad_option);
-  CHECK(code_of(CaptureSender<Zstd, ZeroPagesNone>::open(source.map, captures(1).links, {.compressor = {.level = 23}})) ==
-        Errc::bad_option);
+  CHECK(code_of(CaptureSender<Zlib, ZeroPagesNone>::open(source.map, captures(1).links,
+                                                         {.compressor = {.level = 10}})) == Errc::bad_option);
+  CHECK(code_of(CaptureSender<Zstd, ZeroPagesNone>::open(source.map, captures(1).links,
+                                                         {.compressor = {.level = 23}})) == Errc::bad_option);
 }
 
 TEST_CASE("Zero lists are refused towards peers that would drop them, and only towards those") {
@@ -94,9 +94,17 @@ TEST_CASE("A bad range queues nothing, and the sender goes on") {
   auto tx = CaptureSender<NoComp, ZeroPagesNone>::open(source.map, std::move(out.links));
   REQUIRE(tx.has_value());
   const std::uint64_t size = 8 * page;
-  const std::pair<std::uint64_t, std::uint64_t> ranges[] = {
-      {1, page}, {0, 1}, {0, page - 1}, {page / 2, page}, {size, page}, {0, size + page}, {page, size},
-      {size - page, 2 * page}, {~std::uint64_t{0} - page + 1, page}, {page, ~std::uint64_t{0} - page + 1}, {0, ~std::uint64_t{0} - page + 1}};
+  const std::pair<std::uint64_t, std::uint64_t> ranges[] = {{1, page},
+                                                            {0, 1},
+                                                            {0, page - 1},
+                                                            {page / 2, page},
+                                                            {size, page},
+                                                            {0, size + page},
+                                                            {page, size},
+                                                            {size - page, 2 * page},
+                                                            {~std::uint64_t{0} - page + 1, page},
+                                                            {page, ~std::uint64_t{0} - page + 1},
+                                                            {0, ~std::uint64_t{0} - page + 1}};
   for (const auto& [offset, bytes] : ranges) {
     CAPTURE(offset);
     CAPTURE(bytes);
@@ -212,7 +220,8 @@ TEST_CASE("What a sender writes is what PROTOCOL.md says") {
     // Nothing of ours and nothing stale towards QEMU: reserved bytes and unused slots are zero.
     const auto all_zero = [&](std::size_t from, std::size_t to) {
       return std::all_of(bytes.begin() + static_cast<std::ptrdiff_t>(packet.at + from),
-                         bytes.begin() + static_cast<std::ptrdiff_t>(packet.at + to), [](std::byte b) { return b == std::byte{}; });
+                         bytes.begin() + static_cast<std::ptrdiff_t>(packet.at + to),
+                         [](std::byte b) { return b == std::byte{}; });
     };
     CHECK(all_zero(36, 64));
     CHECK(all_zero(64 + packet.idstr.size(), 320));

@@ -148,8 +148,8 @@ class BatchHandoff {
   static constexpr unsigned spins = 100;
 
   struct alignas(cache_line) Channel {
-    Ring full;   ///< producer -> worker
-    Ring empty;  ///< worker -> producer
+    Ring full;                                                 ///< producer -> worker
+    Ring empty;                                                ///< worker -> producer
     alignas(cache_line) std::atomic<std::uint32_t> pushed{0};  ///< written by the producer
     alignas(cache_line) std::atomic<std::uint32_t> signal{0};  ///< what the worker sleeps on
     std::atomic<bool> sleeping{false};

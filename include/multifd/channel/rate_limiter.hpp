@@ -43,8 +43,8 @@ class RateLimiter {
       if (rate == 0) return true;
       // What was not used in the last moments may be sent at once, no more: that is the bucket's depth.
       const auto start = std::max(next_, Clock::now() - burst);
-      next_ = start + std::chrono::nanoseconds(static_cast<std::int64_t>(
-                          static_cast<double>(bytes) * 1e9 / static_cast<double>(rate)));
+      next_ = start + std::chrono::nanoseconds(
+                          static_cast<std::int64_t>(static_cast<double>(bytes) * 1e9 / static_cast<double>(rate)));
       const std::uint64_t mine = generation_;
       changed_.wait_until(lock, start, [&] { return stopped_ || generation_ != mine; });
       if (!stopped_ && generation_ == mine) return true;

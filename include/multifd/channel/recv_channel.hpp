@@ -74,9 +74,9 @@ class RecvChannel {
     if (!distinct) return std::unexpected(distinct.error());
     auto digest = PageDigest::create();
     if (!digest) return std::unexpected(digest.error());
-    std::unique_ptr<RecvChannel> channel(
-        new (std::nothrow) RecvChannel(shared, channels, std::move(link), std::move(*decoder), std::move(*runs),
-                                       std::move(*distinct), std::move(*digest)));
+    std::unique_ptr<RecvChannel> channel(new (std::nothrow)
+                                             RecvChannel(shared, channels, std::move(link), std::move(*decoder),
+                                                         std::move(*runs), std::move(*distinct), std::move(*digest)));
     if (!channel) return fail_errno(Stage::setup, "allocate channel", ENOMEM);
     channel->header_.reset(new (std::nothrow) std::byte[wire::header_bytes(page_bytes)]);
     channel->in_.reset(new (std::nothrow) iovec[pages + 1]);
@@ -107,8 +107,13 @@ class RecvChannel {
  private:
   RecvChannel(RecvShared& shared, unsigned channels, T link, typename C::Decoder decoder, PageRuns runs,
               DistinctPages distinct, PageDigest digest) noexcept
-      : shared_(shared), channels_(channels), link_(std::move(link)), decoder_(std::move(decoder)),
-        runs_(std::move(runs)), distinct_(std::move(distinct)), digest_(std::move(digest)) {}
+      : shared_(shared),
+        channels_(channels),
+        link_(std::move(link)),
+        decoder_(std::move(decoder)),
+        runs_(std::move(runs)),
+        distinct_(std::move(distinct)),
+        digest_(std::move(digest)) {}
 
   Result<void> work() noexcept {
     if (auto hello = read_hello(); !hello) return hello;

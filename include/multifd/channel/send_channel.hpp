@@ -72,10 +72,8 @@ class SendChannel {
     channel->header_.reset(new (std::nothrow) std::byte[wire::header_bytes(page_bytes)]{});
     channel->out_.reset(new (std::nothrow) iovec[pages + 1]);
     channel->zeros_.reset(new (std::nothrow) std::uint64_t[pages]);
-    if (shared.digest == Digest::on)
-      channel->staging_.reset(new (std::nothrow) std::byte[wire::packet_page_bytes]);
-    if (!channel->header_ || !channel->out_ || !channel->zeros_ ||
-        (shared.digest == Digest::on && !channel->staging_))
+    if (shared.digest == Digest::on) channel->staging_.reset(new (std::nothrow) std::byte[wire::packet_page_bytes]);
+    if (!channel->header_ || !channel->out_ || !channel->zeros_ || (shared.digest == Digest::on && !channel->staging_))
       return fail_errno(Stage::setup, "allocate channel", ENOMEM);
     return channel;
   }
@@ -97,8 +95,13 @@ class SendChannel {
  private:
   SendChannel(SendShared& shared, std::uint8_t id, T link, typename C::Encoder encoder, const Z& zero, PageRuns runs,
               PageDigest digest) noexcept
-      : shared_(shared), id_(id), link_(std::move(link)), encoder_(std::move(encoder)), zero_(zero),
-        runs_(std::move(runs)), digest_(std::move(digest)) {}
+      : shared_(shared),
+        id_(id),
+        link_(std::move(link)),
+        encoder_(std::move(encoder)),
+        zero_(zero),
+        runs_(std::move(runs)),
+        digest_(std::move(digest)) {}
 
   Result<void> work() noexcept {
     if (auto sent = send_hello(); !sent) return sent;

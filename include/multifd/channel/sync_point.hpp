@@ -33,8 +33,7 @@ enum class Barrier : std::uint8_t {
 /// did not change; a wait for the *caller* has no limit.
 class SyncPoint {
  public:
-  static Result<std::unique_ptr<SyncPoint>> create(unsigned channels, Barrier mode,
-                                                   std::chrono::milliseconds limit) {
+  static Result<std::unique_ptr<SyncPoint>> create(unsigned channels, Barrier mode, std::chrono::milliseconds limit) {
     std::unique_ptr<SyncPoint> point(new (std::nothrow) SyncPoint(channels, mode, limit));
     if (!point || !point->present_) return fail_errno(Stage::setup, "allocate barrier", ENOMEM);
     return point;
@@ -124,7 +123,7 @@ class SyncPoint {
   enum class State : std::uint8_t { reading, waiting, left };
 
   SyncPoint(unsigned channels, Barrier mode, std::chrono::milliseconds limit) noexcept
-      : channels_(channels), mode_(mode), limit_(limit), present_(new (std::nothrow) State[channels]{}) {}
+      : channels_(channels), mode_(mode), limit_(limit), present_(new(std::nothrow) State[channels]{}) {}
 
   void release() noexcept {
     for (unsigned i = 0; i < channels_; ++i) present_[i] = State::reading;
@@ -150,8 +149,8 @@ class SyncPoint {
   }
 
   static Result<void> blame(Errc code, std::uint32_t channel) noexcept {
-    return std::unexpected(Error{.code = code, .stage = Stage::sync, .op = "wait for SYNC of all channels",
-                                 .channel = channel});
+    return std::unexpected(
+        Error{.code = code, .stage = Stage::sync, .op = "wait for SYNC of all channels", .channel = channel});
   }
   static Result<void> stopped() noexcept { return fail(Errc::cancelled, Stage::sync, "barrier"); }
 

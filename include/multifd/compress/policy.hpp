@@ -24,8 +24,8 @@ enum class PayloadForm : std::uint8_t {
 
 /// What an Encoder or Decoder may take as given about every packet.
 struct CodecLimits {
-  std::size_t page_bytes = 4096;         ///< size of one page
-  std::size_t packet_bytes = 512 * 1024;  ///< most page bytes in one packet; a multiple of page_bytes
+  std::size_t page_bytes = 4096;            ///< size of one page
+  std::size_t packet_bytes = 512 * 1024;    ///< most page bytes in one packet; a multiple of page_bytes
   std::size_t payload_bytes = 1024 * 1024;  ///< most payload bytes of one packet (the receiver's buffer)
 };
 
@@ -45,11 +45,11 @@ concept HasPayloadForm = requires {
 };
 
 template <class C>
-concept HasEncoder = requires(const C& parameters, const CodecLimits& limits, typename C::Encoder& encoder,
-                              ConstBuffers pages) {
-  { C::Encoder::open(parameters, limits) } noexcept -> std::same_as<Result<typename C::Encoder>>;
-  { encoder.encode(pages) } noexcept -> std::same_as<Result<ConstBuffers>>;
-};
+concept HasEncoder =
+    requires(const C& parameters, const CodecLimits& limits, typename C::Encoder& encoder, ConstBuffers pages) {
+      { C::Encoder::open(parameters, limits) } noexcept -> std::same_as<Result<typename C::Encoder>>;
+      { encoder.encode(pages) } noexcept -> std::same_as<Result<ConstBuffers>>;
+    };
 
 template <class C>
 concept HasDecoder = requires(const C& parameters, const CodecLimits& limits, typename C::Decoder& decoder,

@@ -84,8 +84,7 @@ class Zlib::Encoder {
     if (left == 0) return ConstBuffers{};
     if (broken_) return too_large();
     stream_->next_out = payload_.get() + std::exchange(held_bytes_, 0);
-    stream_->avail_out =
-        static_cast<uInt>(payload_.get() + limits_.payload_bytes + flush_slack - stream_->next_out);
+    stream_->avail_out = static_cast<uInt>(payload_.get() + limits_.payload_bytes + flush_slack - stream_->next_out);
     for (const iovec& run : pages) {
       const auto* source = static_cast<const Bytef*>(run.iov_base);
       for (std::size_t in_run = run.iov_len; in_run != 0;) {
@@ -221,8 +220,7 @@ class Zlib::Decoder {
   }
 
   void give(const void* bytes, std::size_t size) noexcept {
-    stream_->next_in =
-        static_cast<Bytef*>(const_cast<void*>(bytes));  // zlib's interface is not const-correct
+    stream_->next_in = static_cast<Bytef*>(const_cast<void*>(bytes));  // zlib's interface is not const-correct
     stream_->avail_in = static_cast<uInt>(size);
   }
 
@@ -230,8 +228,7 @@ class Zlib::Decoder {
     const std::size_t size = payload.size();
     if (size > limits_.payload_bytes) return fail(Errc::payload_too_large, Stage::decode, "inflate", size);
     const std::size_t page_bytes = total_bytes(pages);
-    if (page_bytes > limits_.packet_bytes)
-      return fail(Errc::bad_payload_size, Stage::decode, "pages", page_bytes);
+    if (page_bytes > limits_.packet_bytes) return fail(Errc::bad_payload_size, Stage::decode, "pages", page_bytes);
     if (page_bytes == 0 && size == 0) return {};
     if (page_bytes == 0 || size == 0) return fail(Errc::bad_payload_size, Stage::decode, "inflate", size);
 
@@ -246,8 +243,7 @@ class Zlib::Decoder {
         const auto status = step();
         if (!status) return std::unexpected(status.error());
         // No progress. An empty input alone does not say so: inflate may owe the rest of a match.
-        if (*status == Z_BUF_ERROR)
-          return fail(Errc::bad_payload_size, Stage::decode, "inflate: too short", size);
+        if (*status == Z_BUF_ERROR) return fail(Errc::bad_payload_size, Stage::decode, "inflate: too short", size);
       }
     }
     if (auto ended = expect_no_output(); !ended) return ended;

@@ -77,8 +77,7 @@ class Zstd::Encoder {
       return fail(Errc::bad_option, Stage::setup, "zstd level", static_cast<std::uint64_t>(parameters.level));
     if (parameters.window_log != 0 &&
         (parameters.window_log < smallest_window_log || parameters.window_log > largest_window_log))
-      return fail(Errc::bad_option, Stage::setup, "zstd window_log",
-                  static_cast<std::uint64_t>(parameters.window_log));
+      return fail(Errc::bad_option, Stage::setup, "zstd window_log", static_cast<std::uint64_t>(parameters.window_log));
 
     Encoder encoder;
     encoder.limits_ = limits;
@@ -162,8 +161,7 @@ class Zstd::Decoder {
   static Result<Decoder> open(const Zstd& parameters, const CodecLimits& limits) noexcept {
     const int window_log = parameters.max_window_log;
     if (window_log < smallest_window_log || window_log > largest_window_log)
-      return fail(Errc::bad_option, Stage::setup, "zstd max_window_log",
-                  static_cast<std::uint64_t>(window_log));
+      return fail(Errc::bad_option, Stage::setup, "zstd max_window_log", static_cast<std::uint64_t>(window_log));
     // A static stream carves its buffers for the peer's window, known with the first packet, out of this
     // memory and never allocates. It also refuses zstd's pre-1.0 formats, whose decoders nobody should offer
     // to the network.
@@ -178,8 +176,7 @@ class Zstd::Decoder {
       return fail_errno(Stage::setup, "ZSTD_initStaticDStream", ENOMEM);
     }
     if (ZSTD_isError(ZSTD_DCtx_setParameter(decoder.stream_.get(), ZSTD_d_windowLogMax, window_log)))
-      return fail(Errc::bad_option, Stage::setup, "zstd max_window_log",
-                  static_cast<std::uint64_t>(window_log));
+      return fail(Errc::bad_option, Stage::setup, "zstd max_window_log", static_cast<std::uint64_t>(window_log));
     return decoder;
   }
 
@@ -214,8 +211,7 @@ class Zstd::Decoder {
     const std::size_t size = payload.size();
     if (size > limits_.payload_bytes) return fail(Errc::payload_too_large, Stage::decode, "zstd", size);
     const std::size_t page_bytes = total_bytes(pages);
-    if (page_bytes > limits_.packet_bytes)
-      return fail(Errc::bad_payload_size, Stage::decode, "pages", page_bytes);
+    if (page_bytes > limits_.packet_bytes) return fail(Errc::bad_payload_size, Stage::decode, "pages", page_bytes);
     if (page_bytes == 0 && size == 0) return {};
     if (page_bytes == 0 || size == 0) return fail(Errc::bad_payload_size, Stage::decode, "zstd", size);
 
@@ -225,8 +221,7 @@ class Zstd::Decoder {
       while (out.pos != out.size) {
         const std::size_t before = in.pos + out.pos;
         if (auto wanted = step(in, out); !wanted) return std::unexpected(wanted.error());
-        if (in.pos + out.pos == before)
-          return fail(Errc::bad_payload_size, Stage::decode, "zstd: too short", size);
+        if (in.pos + out.pos == before) return fail(Errc::bad_payload_size, Stage::decode, "zstd: too short", size);
       }
     }
     // Room for one byte that must not come.
@@ -234,8 +229,7 @@ class Zstd::Decoder {
     ZSTD_outBuffer out{&beyond, 1, 0};
     const auto wanted = step(in, out);
     if (!wanted) return std::unexpected(wanted.error());
-    if (out.pos != 0 || in.pos != in.size)
-      return fail(Errc::bad_payload_size, Stage::decode, "zstd: too long", size);
+    if (out.pos != 0 || in.pos != in.size) return fail(Errc::bad_payload_size, Stage::decode, "zstd: too long", size);
     if (*wanted != block_header_bytes)
       return fail(Errc::corrupt_payload, Stage::decode, "zstd: ends inside a block", size);
     return {};
@@ -244,8 +238,7 @@ class Zstd::Decoder {
   // Returns how many bytes zstd would like next.
   Result<std::size_t> step(ZSTD_inBuffer& in, ZSTD_outBuffer& out) noexcept {
     const std::size_t wanted = ZSTD_decompressStream(stream_.get(), &out, &in);
-    if (ZSTD_isError(wanted))
-      return fail(Errc::corrupt_payload, Stage::decode, ZSTD_getErrorName(wanted), in.size);
+    if (ZSTD_isError(wanted)) return fail(Errc::corrupt_payload, Stage::decode, ZSTD_getErrorName(wanted), in.size);
     if (wanted == 0) return fail(Errc::corrupt_payload, Stage::decode, "zstd: end of frame", in.size);
     return wanted;
   }

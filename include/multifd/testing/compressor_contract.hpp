@@ -65,9 +65,7 @@ class GuardedPages {
 
   bool guards_intact() const noexcept {
     const std::byte* at = storage_.data();
-    const auto intact = [&at] {
-      return std::all_of(at, at + guard_bytes, [](std::byte b) { return b == guard; });
-    };
+    const auto intact = [&at] { return std::all_of(at, at + guard_bytes, [](std::byte b) { return b == guard; }); };
     for (const iovec& run : runs_) {
       if (!intact()) return false;
       at = static_cast<const std::byte*>(run.iov_base) + run.iov_len;
@@ -97,8 +95,7 @@ inline std::vector<std::byte> gather(std::span<const iovec> buffers) {
 enum class PageContent { zero, text, random, mixed };
 
 inline void fill_page(std::span<std::byte> page, PageContent content, std::mt19937_64& random) {
-  constexpr const char* words[] = {"ram ",   "block ",    "page ", "offset ",
-                                   "0x7f40", "channel\n", "sync ", "\0\0\0\0"};
+  constexpr const char* words[] = {"ram ", "block ", "page ", "offset ", "0x7f40", "channel\n", "sync ", "\0\0\0\0"};
   if (content == PageContent::mixed) {
     const std::size_t half = page.size() / 2;
     fill_page(page.first(half), PageContent::text, random);
@@ -124,8 +121,7 @@ inline void fill_page(std::span<std::byte> page, PageContent content, std::mt199
 inline std::vector<std::byte> make_pages(std::size_t page_bytes, std::size_t pages, std::mt19937_64& random) {
   std::vector<std::byte> content(page_bytes * pages);
   for (std::size_t i = 0; i < pages; ++i)
-    fill_page(std::span(content).subspan(i * page_bytes, page_bytes), static_cast<PageContent>(random() % 4),
-              random);
+    fill_page(std::span(content).subspan(i * page_bytes, page_bytes), static_cast<PageContent>(random() % 4), random);
   return content;
 }
 
@@ -189,17 +185,15 @@ class CompressorCheck {
     payload = gather(*encoded);
     if (payload.size() > limits_.payload_bytes) fail(where + ": payload larger than its bound");
     if (payload.empty() && !content.empty()) fail(where + ": empty payload for pages");
-    if (gather(pages.runs()) != content || !pages.guards_intact())
-      fail(where + ": encode wrote to its input");
-    if (C::payload_form == PayloadForm::pages && payload != content)
-      fail(where + ": payload is not the pages");
+    if (gather(pages.runs()) != content || !pages.guards_intact()) fail(where + ": encode wrote to its input");
+    if (C::payload_form == PayloadForm::pages && payload != content) fail(where + ": payload is not the pages");
     return true;
   }
 
   // Decodes into pages between guards. Returns whether the decoder accepted the payload; `content` gets the
   // pages.
-  bool decode(typename C::Decoder& decoder, std::span<const std::byte> payload, std::size_t page_count,
-              Bytes& content, const std::string& where) {
+  bool decode(typename C::Decoder& decoder, std::span<const std::byte> payload, std::size_t page_count, Bytes& content,
+              const std::string& where) {
     // A copy of exactly this length, so that an address sanitizer sees a read past its end.
     const Bytes exact(payload.begin(), payload.end());
     GuardedPages pages(limits_.page_bytes, page_count, any_split(), random_);
@@ -258,8 +252,7 @@ class CompressorCheck {
 
   // Decodes the sample's first packet, then offers `payload` as the second. Returns whether that was
   // accepted.
-  bool offer(const Sample& sample, std::span<const std::byte> payload, std::size_t pages,
-             const std::string& where) {
+  bool offer(const Sample& sample, std::span<const std::byte> payload, std::size_t pages, const std::string& where) {
     auto decoder = C::Decoder::open(parameters_, limits_);
     if (!open(decoder, "Decoder")) return false;
     Bytes content;
@@ -277,8 +270,7 @@ class CompressorCheck {
     const std::size_t stride = 1 + whole.size() / 256;
     for (std::size_t size = 0; size < whole.size(); ++size) {
       if (size % stride != 0 && size > 32 && size + 32 < whole.size()) continue;
-      const std::string where =
-          "payload cut from " + std::to_string(whole.size()) + " to " + std::to_string(size);
+      const std::string where = "payload cut from " + std::to_string(whole.size()) + " to " + std::to_string(size);
       if (offer(sample, whole.first(size), sample.pages, where)) fail(where + " was accepted");
     }
     for (const int extra : {0x00, 0x01, 0x55, 0xff}) {
@@ -327,8 +319,7 @@ class CompressorCheck {
     const iovec run = mutable_buffer(content);
     std::vector<Packet> payloads;
     std::atomic<bool> stop{false};
-    std::thread guest(
-        [&] { scribble(reinterpret_cast<unsigned char*>(content.data()), content.size(), stop); });
+    std::thread guest([&] { scribble(reinterpret_cast<unsigned char*>(content.data()), content.size(), stop); });
     for (int i = 0; i < 12; ++i) {
       const Result<ConstBuffers> encoded = encoder->encode(ConstBuffers(&run, 1));
       if (!encoded) {
@@ -347,8 +338,7 @@ class CompressorCheck {
     }
     // The guest stands still: now the content counts again, after all that the stream went through.
     Packet payload;
-    if (C::payload_form == PayloadForm::pages || !encode(*encoder, content, payload, "after changing pages"))
-      return;
+    if (C::payload_form == PayloadForm::pages || !encode(*encoder, content, payload, "after changing pages")) return;
     if (!decode(*decoder, payload, packet_pages(), decoded, "after changing pages") || decoded != content)
       fail("after changing pages: pages differ");
   }

@@ -29,8 +29,7 @@ struct FaultOptions {
   /// This read, write or finish, counted from 0, fails with `error`, and so does every later one of this
   /// transport. The stream below stays whole: what the peer sees is up to the code under test.
   std::uint64_t fail_at = never;
-  Error error = {
-      .code = std::error_code(EIO, std::system_category()), .stage = Stage::none, .op = "injected fault"};
+  Error error = {.code = std::error_code(EIO, std::system_category()), .stage = Stage::none, .op = "injected fault"};
 
   /// Counts the operations of several transports together; not owned. Null: each counts its own.
   std::atomic<std::uint64_t>* operations = nullptr;
@@ -55,12 +54,10 @@ class FaultTransport {
       : next_(std::move(next)), options_(options), state_(std::make_unique<State>()) {}
 
   Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
-    return transfer(Stage::write, buffers,
-                    [this](ConstBuffers some) noexcept { return next_.write_some(some); });
+    return transfer(Stage::write, buffers, [this](ConstBuffers some) noexcept { return next_.write_some(some); });
   }
   Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
-    return transfer(Stage::read, buffers,
-                    [this](MutableBuffers some) noexcept { return next_.read_some(some); });
+    return transfer(Stage::read, buffers, [this](MutableBuffers some) noexcept { return next_.read_some(some); });
   }
   Result<void> finish() noexcept {
     if (std::optional<Error> fault = next_fault()) return std::unexpected(*fault);
@@ -69,9 +66,7 @@ class FaultTransport {
   void shutdown() noexcept { next_.shutdown(); }
 
   /// Reads, writes and finishes so far, of this transport alone.
-  std::uint64_t operation_count() const noexcept {
-    return state_->operations.load(std::memory_order_relaxed);
-  }
+  std::uint64_t operation_count() const noexcept { return state_->operations.load(std::memory_order_relaxed); }
 
  private:
   /// On the heap, so that a transport whose counters are atomic can move.

@@ -148,12 +148,8 @@ class MemoryTransport {
   }
   ~MemoryTransport() { close(); }
 
-  Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
-    return out_->write(buffers, options_.max_io_bytes);
-  }
-  Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
-    return in_->read(buffers, options_.max_io_bytes);
-  }
+  Result<std::size_t> write_some(ConstBuffers buffers) noexcept { return out_->write(buffers, options_.max_io_bytes); }
+  Result<std::size_t> read_some(MutableBuffers buffers) noexcept { return in_->read(buffers, options_.max_io_bytes); }
 
   Result<void> finish() noexcept { return out_->finish(); }
 
@@ -164,8 +160,7 @@ class MemoryTransport {
   }
 
  private:
-  friend std::pair<MemoryTransport, MemoryTransport> memory_transport_pair(std::size_t,
-                                                                           MemoryTransportOptions);
+  friend std::pair<MemoryTransport, MemoryTransport> memory_transport_pair(std::size_t, MemoryTransportOptions);
 
   MemoryTransport(std::shared_ptr<detail::MemoryPipe> out, std::shared_ptr<detail::MemoryPipe> in,
                   MemoryTransportOptions options) noexcept

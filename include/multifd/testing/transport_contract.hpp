@@ -140,9 +140,8 @@ class TransportContract {
   static std::string text(const Error& error) { return " (" + describe(error) + ")"; }
 
   void bytes_arrive(std::size_t size, std::size_t write_piece, std::size_t read_piece) {
-    const std::string name = std::to_string(size) + " bytes, written in pieces of " +
-                             std::to_string(write_piece) + " and read in pieces of " +
-                             std::to_string(read_piece);
+    const std::string name = std::to_string(size) + " bytes, written in pieces of " + std::to_string(write_piece) +
+                             " and read in pieces of " + std::to_string(read_piece);
     EndsPtr ends = make();
     TimedCall<Result<void>> writing([ends, size, write_piece] {
       std::vector<std::byte> bytes = pattern(size);
@@ -181,8 +180,7 @@ class TransportContract {
     if (!expect(read, "read_some() waits for more bytes than have been sent")) return ends->reader.shutdown();
     if (!expect(read->first.has_value(), "read_some() with larger buffers than data failed")) return;
     const std::size_t count = *read->first;
-    if (!expect(count >= 1 && count <= 5, "read_some() reports " + std::to_string(count) + " bytes of 5"))
-      return;
+    if (!expect(count >= 1 && count <= 5, "read_some() reports " + std::to_string(count) + " bytes of 5")) return;
     expect(std::equal(sent.begin(), sent.begin() + static_cast<std::ptrdiff_t>(count), read->second.begin()),
            "read_some() with larger buffers than data stored other bytes");
     expect(std::all_of(read->second.begin() + static_cast<std::ptrdiff_t>(count), read->second.end(),
@@ -197,8 +195,7 @@ class TransportContract {
     other.second = std::move(pair.second);  // closes what it held before
     auto ends = std::make_shared<Ends<T>>(std::pair<T, T>(std::move(writer), std::move(other.second)));
     const std::vector<std::byte> sent = pattern(100);
-    expect(write_all(*ends->writer, std::span<const std::byte>(sent)).has_value(),
-           "a moved transport cannot write");
+    expect(write_all(*ends->writer, std::span<const std::byte>(sent)).has_value(), "a moved transport cannot write");
     TimedCall<bool> reading([ends, sent] {
       std::vector<std::byte> bytes(100);
       return read_exact(ends->reader, std::span<std::byte>(bytes)).has_value() && bytes == sent;
@@ -238,10 +235,8 @@ class TransportContract {
       }
       expect(written->has_value(), name + ": failed" + (*written ? "" : text(written->error())));
       const Result<std::size_t>& count = received->first;
-      if (!expect(count.has_value(), name + ": reading failed" + (count ? "" : text(count.error()))))
-        continue;
-      expect(*count == size,
-             name + ": " + std::to_string(*count) + " bytes arrived of " + std::to_string(size));
+      if (!expect(count.has_value(), name + ": reading failed" + (count ? "" : text(count.error())))) continue;
+      expect(*count == size, name + ": " + std::to_string(*count) + " bytes arrived of " + std::to_string(size));
       expect(received->second, name + ": after the end, a read does not say 0 again");
     }
   }
@@ -264,8 +259,7 @@ class TransportContract {
     ends->writer.reset();
     TimedCall<bool> reading = read_to_end(ends);
     const bool* orderly = reading.wait(options_.patience);
-    if (!expect(orderly, "destruction without finish(): the reader does not see it"))
-      return ends->reader.shutdown();
+    if (!expect(orderly, "destruction without finish(): the reader does not see it")) return ends->reader.shutdown();
     if (options_.after_shutdown == AfterShutdown::error) {
       expect(!*orderly, "destruction without finish(): looks like an orderly end");
     }
@@ -293,8 +287,7 @@ class TransportContract {
     };
     TimedCall<Result<void>> writing(write_without_end);
     if (writing.wait(std::chrono::milliseconds(50))) {
-      return report_.note(
-          "overflow_bytes went into the stream without a reader: blocked writes were not checked");
+      return report_.note("overflow_bytes went into the stream without a reader: blocked writes were not checked");
     }
     ends->writer->shutdown();
     const Result<void>* written = writing.wait(options_.patience);
@@ -341,8 +334,7 @@ class TransportContract {
 /// Returns what was broken. When a call never returns, its thread and the transport under it are left behind.
 /// Cost: about a second, some threads.
 template <Transport T, class MakePair>
-[[nodiscard]] ContractReport check_transport_contract(MakePair make_pair,
-                                                      TransportContractOptions options = {}) {
+[[nodiscard]] ContractReport check_transport_contract(MakePair make_pair, TransportContractOptions options = {}) {
   static_assert(std::is_same_v<decltype(make_pair()), std::pair<T, T>>);
   return testing::detail::TransportContract<T>(std::move(make_pair), options).run();
 }

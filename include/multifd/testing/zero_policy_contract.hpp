@@ -47,8 +47,7 @@ constexpr std::byte contract_byte(std::size_t position) noexcept {
 /// Shows the policy one non-zero byte at each `stride`-th position; returns the claims that the page were
 /// zero.
 template <ZeroPagePolicy Z>
-std::size_t count_false_zero_claims(const Z& policy, PageRef page, std::span<std::byte> bytes,
-                                    std::size_t stride) {
+std::size_t count_false_zero_claims(const Z& policy, PageRef page, std::span<std::byte> bytes, std::size_t stride) {
   std::size_t claims = 0;
   for (std::size_t at = 0; at < bytes.size(); at += stride) {
     bytes[at] = contract_byte(at);
@@ -80,8 +79,7 @@ ContractReport check_zero_policy_contract(const Z& policy, ZeroPolicyContractSet
     const std::size_t skipped = misplaced == 0 ? 0 : page_bytes - misplaced;
     setup.memory = std::span(own_memory).subspan(skipped, thread_count * page_bytes);
   }
-  if (!report.expect(page_bytes != 0 && setup.memory.size() >= page_bytes,
-                     "setup: needs memory for one page"))
+  if (!report.expect(page_bytes != 0 && setup.memory.size() >= page_bytes, "setup: needs memory for one page"))
     return report;
 
   std::ranges::fill(setup.memory, std::byte{});
@@ -99,8 +97,8 @@ ContractReport check_zero_policy_contract(const Z& policy, ZeroPolicyContractSet
   report.note(finds_zero ? "finds a zero page" : "does not find a zero page");
 
   std::size_t claims = detail::count_false_zero_claims(policy, page, bytes, 1);
-  report.expect(claims == 0, "is_zero: true for a page with one non-zero byte, at " + std::to_string(claims) +
-                                 " of " + std::to_string(page_bytes) + " positions");
+  report.expect(claims == 0, "is_zero: true for a page with one non-zero byte, at " + std::to_string(claims) + " of " +
+                                 std::to_string(page_bytes) + " positions");
 
   std::ranges::fill(bytes, std::byte{0xff});
   report.expect(!policy.is_zero(page), "is_zero: true for a page of 0xff bytes");

@@ -26,8 +26,7 @@ inline constexpr std::size_t max_unix_path = sizeof(sockaddr_un::sun_path) - 1;
 /// One end of a connection.
 struct Address {
   AddressKind kind = AddressKind::tcp;
-  std::string host =
-      {};  ///< tcp: name or number, IPv6 without brackets; empty: any (listen), loopback (connect)
+  std::string host = {};   ///< tcp: name or number, IPv6 without brackets; empty: any (listen), loopback (connect)
   std::uint16_t port = 0;  ///< tcp: 0 lets the system choose (listen)
   std::string path = {};   ///< unix_socket: 1 to max_unix_path bytes
 
@@ -45,8 +44,7 @@ inline bool is_ipv6_number(std::string_view host) {
 
 /// No blank, no control character (so no NUL either), nothing that only belongs around a host.
 inline bool is_host_text(std::string_view host) noexcept {
-  return std::ranges::none_of(host,
-                              [](unsigned char c) { return c <= ' ' || c == 0x7f || c == '[' || c == ']'; });
+  return std::ranges::none_of(host, [](unsigned char c) { return c <= ' ' || c == 0x7f || c == '[' || c == ']'; });
 }
 
 }  // namespace detail
@@ -58,8 +56,7 @@ inline Result<Address> parse_address(std::string_view text) {
   if (text.starts_with("unix:")) {
     const std::string_view path = text.substr(5);
     if (path.empty()) return bad("path is empty");
-    if (path.size() > max_unix_path)
-      return fail(Errc::bad_address, Stage::setup, "path is too long", path.size());
+    if (path.size() > max_unix_path) return fail(Errc::bad_address, Stage::setup, "path is too long", path.size());
     if (path.find('\0') != path.npos) return bad("path has a NUL");
     return Address{.kind = AddressKind::unix_socket, .path = std::string(path)};
   }
@@ -86,8 +83,7 @@ inline Result<Address> parse_address(std::string_view text) {
 
   std::uint16_t port = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), port);
-  if (error != std::errc{} || end != text.data() + text.size())
-    return bad("port is not a number from 0 to 65535");
+  if (error != std::errc{} || end != text.data() + text.size()) return bad("port is not a number from 0 to 65535");
   return Address{.kind = AddressKind::tcp, .host = std::string(host), .port = port};
 }
 

@@ -49,8 +49,7 @@ Result<void> write_all(T& transport, std::span<iovec> buffers) noexcept {
   while (!buffers.empty()) {
     const Result<std::size_t> written = transport.write_some(detail::one_call(buffers));
     if (!written) return std::unexpected(written.error());
-    if (*written == 0)
-      return fail_errno(Stage::write, "write_some wrote nothing", EIO);  // else an endless loop
+    if (*written == 0) return fail_errno(Stage::write, "write_some wrote nothing", EIO);  // else an endless loop
     buffers = drop_front(buffers, *written);
   }
   return {};
@@ -83,8 +82,7 @@ Result<std::size_t> read_at_least(T& transport, std::span<iovec> buffers, std::s
 /// did
 ///   arrive) if it ended later; otherwise the transport's.
 template <Transport T>
-Result<void> read_exact(T& transport, std::span<iovec> buffers,
-                        Errc truncated = Errc::truncated_payload) noexcept {
+Result<void> read_exact(T& transport, std::span<iovec> buffers, Errc truncated = Errc::truncated_payload) noexcept {
   const std::size_t wanted = total_bytes(buffers);
   const Result<std::size_t> arrived = read_at_least(transport, buffers, wanted);
   if (!arrived) return std::unexpected(arrived.error());
@@ -101,8 +99,7 @@ Result<void> write_all(T& transport, std::span<const std::byte> bytes) noexcept 
 }
 
 template <Transport T>
-Result<void> read_exact(T& transport, std::span<std::byte> bytes,
-                        Errc truncated = Errc::truncated_payload) noexcept {
+Result<void> read_exact(T& transport, std::span<std::byte> bytes, Errc truncated = Errc::truncated_payload) noexcept {
   iovec buffer = mutable_buffer(bytes);
   return read_exact(transport, std::span(&buffer, 1), truncated);
 }

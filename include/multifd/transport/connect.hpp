@@ -45,8 +45,7 @@ inline Result<FdTransport> connect_tcp(const addrinfo& target, Clock::time_point
   if (::connect(fd->get(), target.ai_addr, target.ai_addrlen) != 0) {
     // EINTR, too, leaves the connection on its way.
     if (errno != EINPROGRESS && errno != EINTR) return fail_errno(Stage::connect, "connect");
-    Result<void> waited =
-        wait_for(fd->get(), POLLOUT, deadline, options.interrupt, Stage::connect, "connect");
+    Result<void> waited = wait_for(fd->get(), POLLOUT, deadline, options.interrupt, Stage::connect, "connect");
     if (!waited) return std::unexpected(waited.error());
     int error = 0;
     socklen_t size = sizeof error;
@@ -82,8 +81,7 @@ inline Result<FdTransport> connect_unix(const Address& address, Clock::time_poin
 
 inline Result<FdTransport> connect_until(const Address& address, Clock::time_point deadline,
                                          const SocketOptions& options) {
-  if (options.interrupt && options.interrupt->triggered())
-    return fail(Errc::cancelled, Stage::connect, "connect");
+  if (options.interrupt && options.interrupt->triggered()) return fail(Errc::cancelled, Stage::connect, "connect");
   if (address.kind == AddressKind::unix_socket) return connect_unix(address, deadline, options);
   if (address.port == 0) return fail(Errc::bad_address, Stage::connect, "port 0");
   Result<AddrinfoList> targets = resolve(address, 0, Stage::connect);
@@ -96,9 +94,8 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
   Error first_error;
   for (const addrinfo* target = targets->get(); target; target = target->ai_next, --left) {
     const Clock::time_point now = Clock::now();
-    const Clock::time_point share = deadline == Clock::time_point::max()
-                                        ? deadline
-                                        : now + std::max(deadline - now, Clock::duration(0)) / left;
+    const Clock::time_point share =
+        deadline == Clock::time_point::max() ? deadline : now + std::max(deadline - now, Clock::duration(0)) / left;
     Result<FdTransport> connection = connect_tcp(*target, share, options);
     if (connection || connection.error().code == Errc::cancelled) return connection;
     if (target == targets->get()) first_error = connection.error();
@@ -115,8 +112,7 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
 ///   knows; `bad_address` for port 0 or a path that is no path; `bad_option`.
 /// Threads: any thread.
 /// Example: `auto link = multifd::connect_to({.host = "192.0.2.7", .port = 4444});`
-[[nodiscard]] inline Result<FdTransport> connect_to(const Address& address,
-                                                    const SocketOptions& options = {}) {
+[[nodiscard]] inline Result<FdTransport> connect_to(const Address& address, const SocketOptions& options = {}) {
   return detail::connect_until(address, detail::deadline_after(options.connect_timeout), options);
 }
 
@@ -125,8 +121,7 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
 /// Errors: `bad_channel_count`; those of connect_to(), with the channel that failed.
 /// `options.connect_timeout` holds
 ///   for all of them together.
-[[nodiscard]] inline Result<std::vector<FdTransport>> connect_channels(const Address& address,
-                                                                       unsigned channels,
+[[nodiscard]] inline Result<std::vector<FdTransport>> connect_channels(const Address& address, unsigned channels,
                                                                        const SocketOptions& options = {}) {
   if (channels < 1 || channels > detail::max_channel_count) {
     return fail(Errc::bad_channel_count, Stage::connect, "connect", channels);
@@ -149,8 +144,7 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
 [[nodiscard]] inline Result<std::vector<FdTransport>> tcp_connect(std::string host, std::uint16_t port,
                                                                   unsigned channels,
                                                                   const SocketOptions& options = {}) {
-  return connect_channels({.kind = AddressKind::tcp, .host = std::move(host), .port = port}, channels,
-                          options);
+  return connect_channels({.kind = AddressKind::tcp, .host = std::move(host), .port = port}, channels, options);
 }
 
 }  // namespace multifd

@@ -34,7 +34,7 @@ class BoundPath {
  public:
   BoundPath() = default;
   explicit BoundPath(std::string path) : path_(std::move(path)) {
-    struct stat status {};
+    struct stat status{};
     if (::lstat(path_.c_str(), &status) != 0) path_.clear();
     device_ = status.st_dev;
     inode_ = status.st_ino;
@@ -48,7 +48,7 @@ class BoundPath {
     return *this;
   }
   ~BoundPath() {
-    struct stat status {};
+    struct stat status{};
     if (path_.empty() || ::lstat(path_.c_str(), &status) != 0) return;
     if (status.st_dev == device_ && status.st_ino == inode_) ::unlink(path_.c_str());
   }
@@ -61,7 +61,7 @@ class BoundPath {
 
 /// Says whether a path is a socket that nobody listens on any more, as a killed program leaves it.
 inline bool is_stale_socket(const sockaddr_un& address) noexcept {
-  struct stat status {};
+  struct stat status{};
   if (::lstat(address.sun_path, &status) != 0 || !S_ISSOCK(status.st_mode)) return false;
   const UniqueFd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   return ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 &&
@@ -99,8 +99,7 @@ class Listener {
   /// socket;
   ///   `bad_address`, `bad_option`, op "resolve" as connect_to(). A socket file that nobody listens on is
   ///   replaced.
-  static Result<Listener> listen(const Address& address, unsigned backlog,
-                                 const SocketOptions& options = {}) {
+  static Result<Listener> listen(const Address& address, unsigned backlog, const SocketOptions& options = {}) {
     const int queue = static_cast<int>(std::clamp(backlog, 1U, 65535U));
     if (address.kind == AddressKind::unix_socket) return listen_unix(address, queue, options);
     if (address.host.empty()) {
@@ -126,8 +125,7 @@ class Listener {
   /// options);
   ///   errno, for instance EMFILE.
   /// Threads: any thread.
-  Result<FdTransport> accept(std::chrono::milliseconds timeout,
-                             const Interrupt* interrupt = nullptr) noexcept {
+  Result<FdTransport> accept(std::chrono::milliseconds timeout, const Interrupt* interrupt = nullptr) noexcept {
     return accept_until(detail::deadline_after(timeout), interrupt);
   }
 
@@ -164,8 +162,7 @@ class Listener {
   Result<FdTransport> accept_until(detail::Clock::time_point deadline, const Interrupt* interrupt) noexcept {
     if (!interrupt) interrupt = interrupt_;
     for (;;) {
-      const Result<void> waited =
-          detail::wait_for(fd_.get(), POLLIN, deadline, interrupt, Stage::accept, "accept");
+      const Result<void> waited = detail::wait_for(fd_.get(), POLLIN, deadline, interrupt, Stage::accept, "accept");
       if (!waited) return std::unexpected(waited.error());
       const int fd = ::accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC);
       if (fd >= 0) return FdTransport::adopt(fd);
@@ -195,13 +192,12 @@ class Listener {
       return fail_errno(Stage::accept, "getsockname");
     }
     // Port and host from the socket itself: the host may have been a name.
-    if (::getnameinfo(reinterpret_cast<const sockaddr*>(&bound), size, host, sizeof host, nullptr, 0,
-                      NI_NUMERICHOST) != 0) {
+    if (::getnameinfo(reinterpret_cast<const sockaddr*>(&bound), size, host, sizeof host, nullptr, 0, NI_NUMERICHOST) !=
+        0) {
       return fail(Errc::bad_address, Stage::accept, "getnameinfo");
     }
-    const in_port_t port = bound.ss_family == AF_INET6
-                               ? reinterpret_cast<const sockaddr_in6&>(bound).sin6_port
-                               : reinterpret_cast<const sockaddr_in&>(bound).sin_port;
+    const in_port_t port = bound.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6&>(bound).sin6_port
+                                                       : reinterpret_cast<const sockaddr_in&>(bound).sin_port;
     return Listener(std::move(*fd), {.kind = AddressKind::tcp, .host = host, .port = ntohs(port)}, {},
                     options.interrupt);
   }
@@ -238,8 +234,7 @@ class Listener {
 /// takes its main connection at the same address as its channels tells them apart by that. Errors (stage
 /// `accept`): `timed_out`, `cancelled`; `peer_closed` if the stream ends before the first byte,
 ///   `truncated_hello` (detail: bytes) before the fourth; errno, ENOTSOCK for what is not a socket.
-[[nodiscard]] inline Result<std::uint32_t> peek_magic(FdTransport& transport,
-                                                      std::chrono::milliseconds timeout,
+[[nodiscard]] inline Result<std::uint32_t> peek_magic(FdTransport& transport, std::chrono::milliseconds timeout,
                                                       const Interrupt* interrupt = nullptr) noexcept {
   const detail::Clock::time_point deadline = detail::deadline_after(timeout);
   // Bytes that were only looked at keep a descriptor ready for good, so poll() would spin while the rest is
@@ -253,8 +248,7 @@ class Listener {
     unsigned char bytes[4];
     const ssize_t count = ::recv(transport.native_handle(), bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT);
     if (count == 4) {
-      return std::uint32_t{bytes[0]} << 24 | std::uint32_t{bytes[1]} << 16 | std::uint32_t{bytes[2]} << 8 |
-             bytes[3];
+      return std::uint32_t{bytes[0]} << 24 | std::uint32_t{bytes[1]} << 16 | std::uint32_t{bytes[2]} << 8 | bytes[3];
     }
     if (count < 0 && errno != EAGAIN && errno != EINTR) return fail_errno(Stage::accept, "peek");
     if (count == 0) return fail(Errc::peer_closed, Stage::accept, "peek");
@@ -262,8 +256,7 @@ class Listener {
       return fail(Errc::truncated_hello, Stage::accept, "peek", static_cast<std::uint64_t>(count));
     }
     // The epoll descriptor is itself readable while it has an event to report.
-    const Result<void> waited =
-        detail::wait_for(epoll.get(), POLLIN, deadline, interrupt, Stage::accept, "peek");
+    const Result<void> waited = detail::wait_for(epoll.get(), POLLIN, deadline, interrupt, Stage::accept, "peek");
     if (!waited) return std::unexpected(waited.error());
     epoll_event event{};
     if (::epoll_wait(epoll.get(), &event, 1, 0) == 1) ended = (event.events & (EPOLLRDHUP | EPOLLHUP)) != 0;

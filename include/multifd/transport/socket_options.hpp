@@ -82,12 +82,10 @@ inline Result<AddrinfoList> resolve(const Address& address, int flags, Stage sta
   hints.ai_flags = flags | AI_NUMERICSERV;
   addrinfo* list = nullptr;
   const std::string port = std::to_string(address.port);
-  const int error =
-      ::getaddrinfo(address.host.empty() ? nullptr : address.host.c_str(), port.c_str(), &hints, &list);
+  const int error = ::getaddrinfo(address.host.empty() ? nullptr : address.host.c_str(), port.c_str(), &hints, &list);
   if (error == EAI_SYSTEM) return fail_errno(stage, "resolve");
   if (error != 0) {
-    return std::unexpected(
-        Error{.code = std::error_code(error, resolve_category()), .stage = stage, .op = "resolve"});
+    return std::unexpected(Error{.code = std::error_code(error, resolve_category()), .stage = stage, .op = "resolve"});
   }
   return AddrinfoList(list);
 }
@@ -117,8 +115,7 @@ inline bool set_option(int fd, int level, int name, int value) noexcept {
 
 /// Sets what an unconnected or listening socket can take. Buffer sizes must come before the connection,
 /// because the window scale is agreed on then; a listening socket hands all of it down to those it accepts.
-inline Result<void> apply_options(int fd, AddressKind kind, const SocketOptions& options,
-                                  Stage stage) noexcept {
+inline Result<void> apply_options(int fd, AddressKind kind, const SocketOptions& options, Stage stage) noexcept {
   if (options.send_buffer_bytes < 0 || options.receive_buffer_bytes < 0 || options.keepalive_probes < 0) {
     return fail(Errc::bad_option, stage, "socket options");
   }

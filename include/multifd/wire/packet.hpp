@@ -36,8 +36,8 @@ struct PacketHeader {
   std::uint32_t zero_pages = 0;
   std::uint32_t next_packet_size = 0;
   std::uint64_t packet_num = 0;
-  std::string_view idstr{};   ///< empty in a packet without pages
-  bool has_digest = false;    ///< the sender is ours and digests are on
+  std::string_view idstr{};  ///< empty in a packet without pages
+  bool has_digest = false;   ///< the sender is ours and digests are on
   std::uint64_t digest = 0;
 
   bool is_sync() const noexcept { return (flags & flag_sync) != 0; }
@@ -47,8 +47,8 @@ struct PacketHeader {
 /// What a receiver takes as given when it parses headers.
 struct PacketLimits {
   std::size_t page_bytes = 4096;
-  std::uint32_t method = flag_none;                     ///< the configured compression bits
-  std::size_t payload_bytes = max_payload_bytes;        ///< bound of a compressed payload
+  std::uint32_t method = flag_none;               ///< the configured compression bits
+  std::size_t payload_bytes = max_payload_bytes;  ///< bound of a compressed payload
 };
 
 /// Writes the fixed 320 bytes of a header; the caller stores the offsets behind it with store_offset().
@@ -112,8 +112,7 @@ inline Result<PacketHeader> parse_header(std::span<const std::byte> bytes, const
     return fail(Errc::wrong_compression, stage, "compression bits", header.flags & flag_compression_mask);
   const char* name = reinterpret_cast<const char*>(at + 64);
   const std::size_t name_length = ::strnlen(name, idstr_bytes);
-  if (name_length == 0 || name_length == idstr_bytes)
-    return fail(Errc::bad_block_name, stage, "ramblock", name_length);
+  if (name_length == 0 || name_length == idstr_bytes) return fail(Errc::bad_block_name, stage, "ramblock", name_length);
   header.idstr = {name, name_length};
   if (load_be<std::uint32_t>(at + digest_tag_offset) == digest_tag) {
     header.has_digest = true;

@@ -46,8 +46,7 @@ inline std::span<const ZeroKernel> zero_kernels() noexcept {
     return std::array{
         ZeroKernel{"scalar", detail::is_zero_scalar, true},
         ZeroKernel{"sse2", detail::is_zero_sse2, true},
-        ZeroKernel{"avx2", detail::is_zero_avx2, __builtin_cpu_supports("avx2") != 0,
-                   detail::zero_prefix4_avx2},
+        ZeroKernel{"avx2", detail::is_zero_avx2, __builtin_cpu_supports("avx2") != 0, detail::zero_prefix4_avx2},
         ZeroKernel{"avx512", detail::is_zero_avx512, __builtin_cpu_supports("avx512f") != 0,
                    detail::zero_prefix4_avx512},
     };
@@ -81,8 +80,7 @@ inline const ZeroKernel& choose_zero_kernel() noexcept {
   const ZeroKernel& best = best_zero_kernel();
   // Release: whoever loads the pointer with acquire sees the list it points into. Acquire: so do we, on
   // failure.
-  if (active_zero_kernel.compare_exchange_strong(active, &best, std::memory_order_acq_rel,
-                                                 std::memory_order_acquire))
+  if (active_zero_kernel.compare_exchange_strong(active, &best, std::memory_order_acq_rel, std::memory_order_acquire))
     return best;
   return *active;
 }
@@ -165,8 +163,7 @@ __attribute__((no_sanitize("thread"))) inline std::uint64_t zero_page_mask(const
       for (std::size_t i = done; i < four_end; ++i)
         zero |= std::uint64_t{kernel.is_zero(alive[i] + prefix, page_bytes - prefix)} << index[i];
     }
-    for (; done < alive_count; ++done)
-      zero |= std::uint64_t{kernel.is_zero(alive[done], page_bytes)} << index[done];
+    for (; done < alive_count; ++done) zero |= std::uint64_t{kernel.is_zero(alive[done], page_bytes)} << index[done];
   }
   return zero;
 }

@@ -85,8 +85,7 @@ std::uint64_t zero_mask(const Z& policy, const PageGroup& group) noexcept {
     return policy.zero_mask(group);
   } else {
     std::uint64_t mask = 0;
-    for (std::size_t i = 0; i < group.offsets.size(); ++i)
-      mask |= std::uint64_t{policy.is_zero(group.page(i))} << i;
+    for (std::size_t i = 0; i < group.offsets.size(); ++i) mask |= std::uint64_t{policy.is_zero(group.page(i))} << i;
     return mask;
   }
 }

@@ -71,9 +71,7 @@ TEST_CASE("bounded_by() names the stage that took the most time") {
         Bound::transport);
 }
 
-TEST_CASE("CPU time is no share of its own") {
-  CHECK(bounded_by(ChannelStats{.cpu_ns = 1000}) == Bound::nothing);
-}
+TEST_CASE("CPU time is no share of its own") { CHECK(bounded_by(ChannelStats{.cpu_ns = 1000}) == Bound::nothing); }
 
 TEST_CASE("A sender is bounded by its channels together, but by its producer only if that never waited") {
   SenderStats stats;

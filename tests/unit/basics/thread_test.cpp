@@ -47,8 +47,7 @@ TEST_CASE("A thread runs the object's run(), with a name of role and channel") {
 TEST_CASE("The longest name still fits what the kernel takes") {
   const ThreadHook no_hook;
   Witness witness;
-  multifd::Result<Thread> thread =
-      Thread::start(witness, no_hook, {.role = "receive", .channel = 4294967295});
+  multifd::Result<Thread> thread = Thread::start(witness, no_hook, {.role = "receive", .channel = 4294967295});
   REQUIRE(thread);
   thread->join();
   CHECK(witness.name == "mfd-rece-295");

@@ -13,10 +13,9 @@ using multifd::StageClock;
 TEST_CASE("A snapshot takes every counter into the field of its name") {
   ChannelCounters counters;
   std::uint64_t value = 100;
-  for (Counter* counter :
-       {&counters.packets, &counters.syncs, &counters.normal_pages, &counters.zero_pages,
-        &counters.payload_bytes, &counters.wire_bytes, &counters.idle_ns, &counters.check_ns,
-        &counters.codec_ns, &counters.capped_ns, &counters.io_ns, &counters.cpu_ns}) {
+  for (Counter* counter : {&counters.packets, &counters.syncs, &counters.normal_pages, &counters.zero_pages,
+                           &counters.payload_bytes, &counters.wire_bytes, &counters.idle_ns, &counters.check_ns,
+                           &counters.codec_ns, &counters.capped_ns, &counters.io_ns, &counters.cpu_ns}) {
     counter->set(value);
     counter->add(1);
     value += 100;

@@ -51,8 +51,7 @@ TEST_CASE("Of many that raise at once exactly one wins, whole, and everybody rea
   constexpr std::uint32_t raisers = 4;
   std::vector<std::atomic<unsigned>> stops(rounds);
   std::vector<std::unique_ptr<FirstError>> errors;
-  for (std::size_t i = 0; i < rounds; ++i)
-    errors.push_back(std::make_unique<FirstError>([&, i] { ++stops[i]; }));
+  for (std::size_t i = 0; i < rounds; ++i) errors.push_back(std::make_unique<FirstError>([&, i] { ++stops[i]; }));
   std::vector<std::vector<std::uint32_t>> seen(raisers, std::vector<std::uint32_t>(rounds));
   std::barrier start(raisers);
   {

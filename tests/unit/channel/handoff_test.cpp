@@ -162,8 +162,7 @@ TEST_CASE("An end without any epoch or batch is just an end") {
 TEST_CASE("Batches go to the channels in turn, passing by those without room") {
   const auto handoff = make(2, 2);
   PageBatch* batch = handoff->first_batch();
-  for (std::uint64_t page = 0; page < 4; ++page)
-    batch = put_page(*handoff, batch, page);  // both are full now
+  for (std::uint64_t page = 0; page < 4; ++page) batch = put_page(*handoff, batch, page);  // both are full now
   check_batch(*handoff, 1, 1, 0);
   check_batch(*handoff, 1, 3, 0);
   for (std::uint64_t page = 4; page < 6; ++page) batch = put_page(*handoff, batch, page);  // only 1 has room

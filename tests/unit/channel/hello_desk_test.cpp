@@ -33,8 +33,7 @@ void check_refused(const Result<void>& result, Errc code, std::uint64_t detail =
 
 TEST_CASE("All channels may report in any order, then open() goes on") {
   HelloDesk desk(3, {});
-  for (const unsigned id : {2u, 0u, 1u})
-    CHECK(desk.admit({.uuid = uuid_of(9), .id = static_cast<std::uint8_t>(id)}));
+  for (const unsigned id : {2u, 0u, 1u}) CHECK(desk.admit({.uuid = uuid_of(9), .id = static_cast<std::uint8_t>(id)}));
   CHECK(desk.wait(0ms));
   CHECK(desk.uuid() == uuid_of(9));
 }

@@ -19,8 +19,7 @@ TEST_CASE("Neighbouring pages become one run, others do not") {
   auto runs = PageRuns::create(8);
   REQUIRE(runs);
   CHECK(runs->view().empty());
-  for (const std::size_t page : {1u, 2u, 3u, 5u, 7u, 6u})
-    runs->add(ram.data() + page * page_bytes, page_bytes);
+  for (const std::size_t page : {1u, 2u, 3u, 5u, 7u, 6u}) runs->add(ram.data() + page * page_bytes, page_bytes);
   const std::span<const iovec> view = runs->view();
   REQUIRE(view.size() == 4);
   CHECK(view[0].iov_base == ram.data() + page_bytes);
@@ -53,8 +52,7 @@ TEST_CASE("clear() starts anew, also at the page that would have continued the l
   CHECK(runs->view()[0].iov_len == page_bytes);
 }
 
-TEST_CASE(
-    "Runs read as exactly the pages that were added, in their order, with no two runs that could be one") {
+TEST_CASE("Runs read as exactly the pages that were added, in their order, with no two runs that could be one") {
   constexpr std::size_t page_count = 64;
   std::vector<std::byte> ram(page_count * page_bytes);
   auto runs = PageRuns::create(page_count);

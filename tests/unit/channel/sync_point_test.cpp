@@ -207,8 +207,7 @@ TEST_CASE("Manual: a SYNC too many is found by whoever comes second, the channel
       const Result<void> result = extra.result();
       REQUIRE_FALSE(result.has_value());
       // stop() may come before the channel does: then that is what it hears.
-      const bool expected =
-          result.error().code == Errc::sync_mismatch || result.error().code == Errc::cancelled;
+      const bool expected = result.error().code == Errc::sync_mismatch || result.error().code == Errc::cancelled;
       CHECK(expected);
     } else {
       check_blamed(ended, Errc::sync_mismatch, 1);

@@ -31,8 +31,7 @@ struct Nameless {
     Result<void> decode(std::span<const std::byte>, MutableBuffers) noexcept;
   };
 };
-static_assert(HasEncoder<Nameless> && HasDecoder<Nameless> && !HasCompressorName<Nameless> &&
-              !Compressor<Nameless>);
+static_assert(HasEncoder<Nameless> && HasDecoder<Nameless> && !HasCompressorName<Nameless> && !Compressor<Nameless>);
 
 struct ThrowingEncoder : NoComp {
   struct Encoder {

@@ -234,22 +234,18 @@ TEST_CASE("Zlib refuses a payload that does not end with a sync flush") {
     }
   }
   SUBCASE("stored blocks, which need no flush to be complete") {
-    CHECK(refusal_of(without_tail(ForeignDeflate(0).packet(content), 5), content.size()) ==
-          Errc::corrupt_payload);
+    CHECK(refusal_of(without_tail(ForeignDeflate(0).packet(content), 5), content.size()) == Errc::corrupt_payload);
   }
   SUBCASE("partial flush") {
-    CHECK(refusal_of(ForeignDeflate().packet(content, Z_PARTIAL_FLUSH), content.size()) ==
-          Errc::corrupt_payload);
+    CHECK(refusal_of(ForeignDeflate().packet(content, Z_PARTIAL_FLUSH), content.size()) == Errc::corrupt_payload);
   }
   SUBCASE("partial flush, and the marker's bytes") {
     CHECK(refusal_of(ForeignDeflate().packet(content, Z_PARTIAL_FLUSH) + sync_marker, content.size()) ==
           Errc::corrupt_payload);
   }
   SUBCASE("bytes after the marker") {
-    CHECK(refusal_of(ForeignDeflate().packet(content) + bytes_of({0}), content.size()) ==
-          Errc::corrupt_payload);
-    CHECK(refusal_of(ForeignDeflate().packet(content) + sync_marker, content.size()) ==
-          Errc::corrupt_payload);
+    CHECK(refusal_of(ForeignDeflate().packet(content) + bytes_of({0}), content.size()) == Errc::corrupt_payload);
+    CHECK(refusal_of(ForeignDeflate().packet(content) + sync_marker, content.size()) == Errc::corrupt_payload);
   }
 }
 
@@ -292,8 +288,7 @@ TEST_CASE("Zlib refuses a second stream header") {
 
 TEST_CASE("Zlib refuses a match from before the stream's first byte") {
   // Fixed block: a match of length 3 at distance 1, with nothing before it.
-  CHECK(refusal_of(bytes_of({0x78, 0x9c, 0x02, 0x02, 0x00}) + sync_marker, page_bytes) ==
-        Errc::corrupt_payload);
+  CHECK(refusal_of(bytes_of({0x78, 0x9c, 0x02, 0x02, 0x00}) + sync_marker, page_bytes) == Errc::corrupt_payload);
 }
 
 TEST_CASE("Zlib refuses a bomb without unpacking it") {

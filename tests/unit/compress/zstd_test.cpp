@@ -83,13 +83,9 @@ Bytes block_header(int type, std::size_t size, Last last = Last::no) {
 }
 
 // `size` times the same byte.
-Bytes rle_block(std::size_t size, Last last = Last::no) {
-  return block_header(1, size, last) + bytes_of({0x2a});
-}
+Bytes rle_block(std::size_t size, Last last = Last::no) { return block_header(1, size, last) + bytes_of({0x2a}); }
 
-Bytes raw_block(const Bytes& content, Last last = Last::no) {
-  return block_header(0, content.size(), last) + content;
-}
+Bytes raw_block(const Bytes& content, Last last = Last::no) { return block_header(0, content.size(), last) + content; }
 
 }  // namespace
 
@@ -213,13 +209,12 @@ TEST_CASE("Zstd refuses a window over its cap, before any memory is had for it")
   CHECK(refusal_of(frame_header(28) + block, page_bytes, Zstd{}) == Errc::corrupt_payload);
   CHECK(refusal_of(frame_header(41) + block, page_bytes, Zstd{}) == Errc::corrupt_payload);
   // An eighth over 2^27: the window byte's mantissa.
-  CHECK(refusal_of(magic + bytes_of({0x00, (27 - 10) << 3 | 1}) + block, page_bytes, Zstd{}) ==
-        Errc::corrupt_payload);
+  CHECK(refusal_of(magic + bytes_of({0x00, (27 - 10) << 3 | 1}) + block, page_bytes, Zstd{}) == Errc::corrupt_payload);
   // Single segment: no window byte, the content size (4 GiB - 1, then 8 bytes of ff) is the window.
   CHECK(refusal_of(magic + bytes_of({0xa0, 0xff, 0xff, 0xff, 0xff}) + block, page_bytes, Zstd{}) ==
         Errc::corrupt_payload);
-  CHECK(refusal_of(magic + bytes_of({0xe0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}) + block,
-                   page_bytes) == Errc::corrupt_payload);
+  CHECK(refusal_of(magic + bytes_of({0xe0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}) + block, page_bytes) ==
+        Errc::corrupt_payload);
 }
 
 TEST_CASE("Zstd refuses a dictionary") {
@@ -236,12 +231,10 @@ TEST_CASE("Zstd refuses an end of frame") {
   CHECK(refusal_of(ended, content.size() + page_bytes) == Errc::corrupt_payload);
   SUBCASE("in a block of its own") {
     const Bytes empty_last = raw_block({}, Last::yes);
-    CHECK(refusal_of(frame_header(17) + rle_block(page_bytes) + empty_last, page_bytes) ==
-          Errc::corrupt_payload);
+    CHECK(refusal_of(frame_header(17) + rle_block(page_bytes) + empty_last, page_bytes) == Errc::corrupt_payload);
   }
   SUBCASE("with the last page") {
-    CHECK(refusal_of(frame_header(17) + rle_block(page_bytes, Last::yes), page_bytes) ==
-          Errc::corrupt_payload);
+    CHECK(refusal_of(frame_header(17) + rle_block(page_bytes, Last::yes), page_bytes) == Errc::corrupt_payload);
   }
   SUBCASE("before a checksum that does not come") {
     const Bytes header = magic + bytes_of({0x04, 0x38});
@@ -290,8 +283,7 @@ TEST_CASE("Zstd refuses frames of other kinds") {
 }
 
 TEST_CASE("Zstd refuses a block type that does not exist, and blocks that are too large") {
-  CHECK(refusal_of(frame_header(17) + block_header(3, 1) + bytes_of({0}), page_bytes) ==
-        Errc::corrupt_payload);
+  CHECK(refusal_of(frame_header(17) + block_header(3, 1) + bytes_of({0}), page_bytes) == Errc::corrupt_payload);
   CHECK(refusal_of(frame_header(17) + rle_block(128 * 1024 + 1), 33 * page_bytes) == Errc::corrupt_payload);
   CHECK(refusal_of(frame_header(10) + rle_block(1025), page_bytes) == Errc::corrupt_payload);
 }
@@ -300,8 +292,7 @@ TEST_CASE("Zstd refuses a bomb without unpacking it") {
   // 1 MiB of run-length blocks: 32 GiB.
   Bytes payload = frame_header(17);
   const Bytes block = rle_block(128 * 1024);
-  while (payload.size() + block.size() <= 1024 * 1024)
-    payload.insert(payload.end(), block.begin(), block.end());
+  while (payload.size() + block.size() <= 1024 * 1024) payload.insert(payload.end(), block.begin(), block.end());
   const double start = thread_cpu_seconds();
   CHECK(refusal_of(payload, page_bytes) == Errc::bad_payload_size);
   CHECK(thread_cpu_seconds() - start < 0.25);

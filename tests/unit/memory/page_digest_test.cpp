@@ -67,7 +67,6 @@ TEST_CASE("A single flipped bit changes the digest") {
   CHECK(multifd::digest_of(bytes) == before);
 }
 
-TEST_CASE(
-    "The digest is XXH3-64, which the wire extension promises: the published value of the empty input") {
+TEST_CASE("The digest is XXH3-64, which the wire extension promises: the published value of the empty input") {
   CHECK(multifd::digest_of({}) == 0x2d06800538d394c2);
 }

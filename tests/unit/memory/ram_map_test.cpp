@@ -65,8 +65,7 @@ TEST_CASE("find() takes the whole name, not a beginning of it") {
 
 TEST_CASE("RamMap refuses page sizes that are no power of two from 1024 to 65536") {
   Bytes ram(131072 * 3);
-  for (const std::size_t page_bytes :
-       {0u, 1u, 512u, 1000u, 1025u, 3072u, 4095u, 4097u, 12288u, 65537u, 131072u}) {
+  for (const std::size_t page_bytes : {0u, 1u, 512u, 1000u, 1025u, 3072u, 4095u, 4097u, 12288u, 65537u, 131072u}) {
     CAPTURE(page_bytes);
     RamMap map(page_bytes);
     check_refused(map.add("pc.ram", ram), Errc::bad_page_size, page_bytes);
@@ -137,8 +136,8 @@ TEST_CASE("RamMap refuses an offset past the last page, however far") {
   const BlockId id = map.add("pc.ram", ram).value();
   constexpr std::uint64_t top = std::uint64_t{1} << 63;
   for (const std::uint64_t offset :
-       {std::uint64_t{5 * 4096}, std::uint64_t{6 * 4096}, std::uint64_t{1} << 31, std::uint64_t{1} << 32,
-        top - 4096, top, top + 4096, top + 4 * 4096, std::uint64_t{0} - 2 * 4096, std::uint64_t{0} - 4096}) {
+       {std::uint64_t{5 * 4096}, std::uint64_t{6 * 4096}, std::uint64_t{1} << 31, std::uint64_t{1} << 32, top - 4096,
+        top, top + 4096, top + 4 * 4096, std::uint64_t{0} - 2 * 4096, std::uint64_t{0} - 4096}) {
     CAPTURE(offset);
     check_refused(map.resolve(id, offset), Errc::offset_past_block, offset, Stage::parse);
   }
@@ -150,15 +149,14 @@ TEST_CASE("RamMap refuses an offset one byte past the last page, or anywhere tha
   const BlockId id = map.add("pc.ram", ram).value();
   for (const std::uint64_t offset :
        {std::uint64_t{1}, std::uint64_t{8}, std::uint64_t{512}, std::uint64_t{1024}, std::uint64_t{4095},
-        std::uint64_t{4097}, std::uint64_t{4 * 4096 + 1}, std::uint64_t{5 * 4096 - 1},
-        std::uint64_t{5 * 4096 + 1}, (std::uint64_t{1} << 63) + 1, ~std::uint64_t{0}}) {
+        std::uint64_t{4097}, std::uint64_t{4 * 4096 + 1}, std::uint64_t{5 * 4096 - 1}, std::uint64_t{5 * 4096 + 1},
+        (std::uint64_t{1} << 63) + 1, ~std::uint64_t{0}}) {
     CAPTURE(offset);
     check_refused(map.resolve(id, offset), Errc::offset_misaligned, offset, Stage::parse);
   }
 }
 
-TEST_CASE(
-    "A block of one page resolves offset 0 and nothing else: the bound does not wrap (row 6 of section 16)") {
+TEST_CASE("A block of one page resolves offset 0 and nothing else: the bound does not wrap (row 6 of section 16)") {
   Bytes ram(65536);
   RamMap map(65536);
   const BlockId id = map.add("tiny", ram).value();

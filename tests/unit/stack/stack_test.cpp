@@ -80,11 +80,9 @@ TEST_CASE("A name that no policy has is refused, and nothing is called") {
 }
 
 TEST_CASE("with_policies() picks on both axes") {
-  for (const auto& [method, method_value] :
-       {std::pair{"plain", 1}, std::pair{"squeezed", 2}, std::pair{"folded", 3}})
+  for (const auto& [method, method_value] : {std::pair{"plain", 1}, std::pair{"squeezed", 2}, std::pair{"folded", 3}})
     for (const auto& [check, check_value] : {std::pair{"never", 10}, std::pair{"always", 20}})
-      CHECK(multifd::with_policies(method, Methods{}, check, Checks{}, sum_of).value() ==
-            method_value + check_value);
+      CHECK(multifd::with_policies(method, Methods{}, check, Checks{}, sum_of).value() == method_value + check_value);
 }
 
 TEST_CASE("with_policies() refuses an unknown name on either axis") {
@@ -98,9 +96,7 @@ TEST_CASE("with_policies() refuses an unknown name on either axis") {
 }
 
 TEST_CASE("The body's own error comes back as it is") {
-  const auto body = []<class P>() -> Result<void> {
-    return multifd::fail(Errc::timed_out, Stage::read, "", P::value);
-  };
+  const auto body = []<class P>() -> Result<void> { return multifd::fail(Errc::timed_out, Stage::read, "", P::value); };
   const Result<void> result = multifd::with_policy("folded", Methods{}, body);
   REQUIRE_FALSE(result.has_value());
   CHECK(result.error().code == Errc::timed_out);

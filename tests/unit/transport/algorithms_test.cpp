@@ -24,8 +24,7 @@ struct Script {
   bool writes_nothing = false;
 
   Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
-    return move(
-        buffers, [this](std::byte& b) { bytes.push_back(b); }, step);
+    return move(buffers, [this](std::byte& b) { bytes.push_back(b); }, step);
   }
   Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
     return move(

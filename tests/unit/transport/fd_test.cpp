@@ -80,8 +80,7 @@ void wait_until_full(int fd) {
 
 TEST_CASE("FdTransport is move-only") {
   static_assert(!std::is_copy_constructible_v<FdTransport> && !std::is_copy_assignable_v<FdTransport>);
-  static_assert(std::is_nothrow_move_constructible_v<FdTransport> &&
-                std::is_nothrow_move_assignable_v<FdTransport>);
+  static_assert(std::is_nothrow_move_constructible_v<FdTransport> && std::is_nothrow_move_assignable_v<FdTransport>);
   FdPair pair = test::unix_pair();
   const int fd = pair.first.native_handle();
   FdTransport moved = std::move(pair.first);
@@ -139,7 +138,9 @@ TEST_CASE("destruction after finish loses nothing that the peer had no room for 
     }
     REQUIRE(errno == EAGAIN);
     REQUIRE(pair.first.finish().has_value());
-    { const FdTransport gone = std::move(pair.first); }
+    {
+      const FdTransport gone = std::move(pair.first);
+    }
     const auto received = drain(pair.second);
     REQUIRE(received.has_value());
     CHECK(*received == sent);
@@ -191,7 +192,9 @@ TEST_CASE("TCP: shutdown makes the peer see a reset and not an end") {
 TEST_CASE("TCP: destruction without finish makes the peer see a reset") {
   FdPair pair = test::tcp_pair();
   REQUIRE(write_byte(pair.first).has_value());
-  { const FdTransport gone = std::move(pair.first); }
+  {
+    const FdTransport gone = std::move(pair.first);
+  }
   const auto result = drain(pair.second);
   REQUIRE_FALSE(result.has_value());
   CHECK(result.error().code == std::errc::connection_reset);
@@ -207,8 +210,7 @@ TEST_CASE("TCP: a kernel that refuses to reset a connection in use still gets it
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     const sock_fprog filter{.len = sizeof program / sizeof *program, .filter = program};
-    return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
-           ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0;
+    return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0;
   };
   FdPair pair = test::tcp_pair();
   std::future<Result<void>> writing;
@@ -235,7 +237,9 @@ TEST_CASE("TCP: a kernel that refuses to reset a connection in use still gets it
   if (writer) {
     REQUIRE(writing.wait_for(patience) == std::future_status::ready);
     CHECK_FALSE(writing.get().has_value());
-    { const FdTransport gone = std::move(pair.first); }
+    {
+      const FdTransport gone = std::move(pair.first);
+    }
     const auto result = drain(pair.second);
     REQUIRE_FALSE(result.has_value());
     CHECK(result.error().code == std::errc::connection_reset);
@@ -332,8 +336,8 @@ std::atomic<int> signals_seen = 0;
 }
 
 TEST_CASE("signals do not disturb a blocked read") {
-  struct sigaction action {};
-  struct sigaction old {};
+  struct sigaction action{};
+  struct sigaction old{};
   action.sa_handler = [](int) { ++signals_seen; };  // without SA_RESTART
   REQUIRE(sigaction(SIGUSR1, &action, &old) == 0);
   for (const Kind& kind : all_kinds) {
@@ -360,15 +364,17 @@ TEST_CASE("signals do not disturb a blocked read") {
 }
 
 TEST_CASE("a write to a peer that is gone is an error and raises no SIGPIPE") {
-  struct sigaction action {};
-  struct sigaction old {};
+  struct sigaction action{};
+  struct sigaction old{};
   action.sa_handler = [](int) { ++signals_seen; };
   REQUIRE(sigaction(SIGPIPE, &action, &old) == 0);
   signals_seen = 0;
   for (const Kind& kind : all_kinds) {
     CAPTURE(kind.name);
     FdPair pair = kind.make();
-    { const FdTransport gone = std::move(pair.second); }
+    {
+      const FdTransport gone = std::move(pair.second);
+    }
     const auto written = write_until_it_fails(pair.first);
     REQUIRE_FALSE(written.has_value());
     CHECK(written.error().code == Condition::peer_gone);

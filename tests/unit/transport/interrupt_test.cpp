@@ -31,8 +31,8 @@ TEST_CASE("an Interrupt can be triggered by a signal handler") {
   auto interrupt = Interrupt::create();
   REQUIRE(interrupt.has_value());
   signal_target = &*interrupt;
-  struct sigaction action {};
-  struct sigaction old {};
+  struct sigaction action{};
+  struct sigaction old{};
   action.sa_handler = [](int) { signal_target->trigger(); };
   REQUIRE(sigaction(SIGUSR1, &action, &old) == 0);
   errno = EXDEV;

@@ -28,8 +28,7 @@ TEST_CASE("MemoryTransport carries bytes both ways through rings of any capacity
       CAPTURE(capacity);
       CAPTURE(limit);
       auto [a, b] = memory_transport_pair(capacity, {.max_io_bytes = limit});
-      const std::size_t size =
-          capacity < 100 ? 200 : 5000;  // a byte at a time costs a switch of threads each
+      const std::size_t size = capacity < 100 ? 200 : 5000;  // a byte at a time costs a switch of threads each
       const std::vector<std::byte> sent = count_up(size);
       auto echo = std::async(std::launch::async, [&other = b, size] {
         std::vector<std::byte> bytes(size);
@@ -62,7 +61,9 @@ TEST_CASE("MemoryTransport: finish is an orderly end, after which nothing is wri
   const auto refused = write_all(a, std::span<const std::byte>(bytes));
   REQUIRE_FALSE(refused.has_value());
   CHECK(refused.error().code == Errc::already_closed);
-  { const MemoryTransport gone = std::move(a); }
+  {
+    const MemoryTransport gone = std::move(a);
+  }
   std::vector<std::byte> received(20);
   iovec buffer = mutable_buffer(received);
   CHECK(read_at_least(b, std::span(&buffer, 1), 20) == std::size_t{10});

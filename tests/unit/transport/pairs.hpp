@@ -62,8 +62,7 @@ inline std::string message(const multifd::Error& error) { return multifd::descri
 class Stopwatch {
  public:
   long long ms() const {
-    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - start_)
-        .count();
+    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - start_).count();
   }
 
  private:

@@ -38,9 +38,7 @@ struct TemporaryFolder {
   std::string path;
 };
 
-Address loopback(std::uint16_t port = 0) {
-  return {.kind = AddressKind::tcp, .host = "127.0.0.1", .port = port};
-}
+Address loopback(std::uint16_t port = 0) { return {.kind = AddressKind::tcp, .host = "127.0.0.1", .port = port}; }
 
 /// A port of this machine at which nobody listens, kept by a bound socket.
 struct ClosedPort {
@@ -103,8 +101,8 @@ void check_interrupted(Interrupt& interrupt, Wait wait) {
 
 TEST_CASE("channels connect over every kind of address") {
   const TemporaryFolder folder;
-  for (const Address& address : {loopback(), Address{.host = "localhost"}, Address{.host = ""},
-                                 Address{.host = "::1"}, folder.address()}) {
+  for (const Address& address :
+       {loopback(), Address{.host = "localhost"}, Address{.host = ""}, Address{.host = "::1"}, folder.address()}) {
     CAPTURE(to_string(address));
     auto listener = Listener::listen(address, 9);
     if (!listener && address.host == "::1" && listener.error().code == std::errc::address_not_available) {
@@ -128,8 +126,7 @@ TEST_CASE("channels connect over every kind of address") {
       std::byte received[2];
       REQUIRE(read_exact((*there)[id], std::span<std::byte>(received)).has_value());
       CHECK(received[0] == sent[0]);
-      for (const int fd :
-           {(*here)[id].native_handle(), (*there)[id].native_handle(), listener->native_handle()}) {
+      for (const int fd : {(*here)[id].native_handle(), (*there)[id].native_handle(), listener->native_handle()}) {
         CHECK(is_cloexec(fd));
         CHECK(is_blocking(fd) == (fd != listener->native_handle()));
       }
@@ -244,8 +241,7 @@ TEST_CASE("a UNIX connection gets through once the full queue is served") {
   auto listener = Listener::listen(folder.address(), 1);
   REQUIRE(listener.has_value());
   const auto waiting = fill_queue(listener->local_address());
-  auto connecting =
-      std::async(std::launch::async, [&] { return connect_to(listener->local_address()).has_value(); });
+  auto connecting = std::async(std::launch::async, [&] { return connect_to(listener->local_address()).has_value(); });
   CHECK(connecting.wait_for(30ms) == std::future_status::timeout);
   REQUIRE(listener->accept(5s).has_value());
   CHECK(connecting.get());
@@ -342,8 +338,12 @@ TEST_CASE("a TCP port can be listened on again at once") {
   REQUIRE((here && there));
   REQUIRE(there->finish().has_value());  // this side closes first: its port goes to TIME_WAIT
   REQUIRE(here->finish().has_value());
-  { const FdTransport gone = std::move(*there); }
-  { const Listener gone = std::move(*listener); }
+  {
+    const FdTransport gone = std::move(*there);
+  }
+  {
+    const Listener gone = std::move(*listener);
+  }
   CHECK(Listener::listen(address, 1).has_value());
 }
 
@@ -378,7 +378,9 @@ TEST_CASE("UNIX socket files: a stale one is replaced, others are not, the own o
     CHECK(fs::file_size(address.path) == 8);
   }
   SUBCASE("a symbolic link to a socket") {
-    { const auto target = Listener::listen(folder.address("target"), 1); }
+    {
+      const auto target = Listener::listen(folder.address("target"), 1);
+    }
     fs::create_symlink(folder.path + "/target", address.path);
     CHECK_FALSE(Listener::listen(address, 1).has_value());
     CHECK(fs::is_symlink(address.path));
@@ -404,8 +406,7 @@ TEST_CASE("UNIX socket files: a stale one is replaced, others are not, the own o
 }
 
 TEST_CASE("peek_magic tells the first four bytes and takes none") {
-  constexpr std::byte hello[] = {std::byte{0x11}, std::byte{0x22}, std::byte{0x33}, std::byte{0xf4},
-                                 std::byte{5}};
+  constexpr std::byte hello[] = {std::byte{0x11}, std::byte{0x22}, std::byte{0x33}, std::byte{0xf4}, std::byte{5}};
   constexpr std::uint32_t magic_of_hello = 0x112233f4;
   for (const auto make : {test::tcp_pair, test::unix_pair}) {
     CAPTURE(make == test::tcp_pair);

@@ -12,8 +12,8 @@ TEST_CASE("Pages and header bytes per page size are those of PROTOCOL.md section
   struct Row {
     std::size_t page_bytes, pages, header_bytes;
   };
-  for (const Row row : {Row{1024, 512, 4416}, Row{4096, 128, 1344}, Row{8192, 64, 832}, Row{16384, 32, 576},
-                        Row{65536, 8, 384}}) {
+  for (const Row row :
+       {Row{1024, 512, 4416}, Row{4096, 128, 1344}, Row{8192, 64, 832}, Row{16384, 32, 576}, Row{65536, 8, 384}}) {
     CAPTURE(row.page_bytes);
     CHECK(wire::page_count(row.page_bytes) == row.pages);
     CHECK(wire::header_bytes(row.page_bytes) == row.header_bytes);

@@ -83,14 +83,12 @@ TEST_CASE("An initial packet of another version is refused, also one in the wron
   }
 }
 
-TEST_CASE(
-    "An id that is not below the channel count is refused: N itself, too (section 2, row 1 of section 16)") {
+TEST_CASE("An id that is not below the channel count is refused: N itself, too (section 2, row 1 of section 16)") {
   for (const unsigned channels : {1u, 2u, 8u, 254u, 255u}) {
     CAPTURE(channels);
-    CHECK(wire::parse_init_packet(as_packet(by_the_table({}, static_cast<std::uint8_t>(channels - 1))),
-                                  channels));
-    check_refused(by_the_table({}, static_cast<std::uint8_t>(channels)), channels,
-                  Errc::channel_id_out_of_range, channels);
+    CHECK(wire::parse_init_packet(as_packet(by_the_table({}, static_cast<std::uint8_t>(channels - 1))), channels));
+    check_refused(by_the_table({}, static_cast<std::uint8_t>(channels)), channels, Errc::channel_id_out_of_range,
+                  channels);
     check_refused(by_the_table({}, 255), channels, Errc::channel_id_out_of_range, 255);
   }
 }

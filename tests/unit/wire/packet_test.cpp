@@ -98,8 +98,7 @@ TEST_CASE("A digest goes into header bytes 36 to 47, and nowhere else") {
   Bytes with(320);
   Bytes without(320);
   wire::encode_header(without.data(), {.normal_pages = 1, .idstr = "a"});
-  wire::encode_header(with.data(),
-                      {.normal_pages = 1, .idstr = "a", .has_digest = true, .digest = 0xfedcba9876543210});
+  wire::encode_header(with.data(), {.normal_pages = 1, .idstr = "a", .has_digest = true, .digest = 0xfedcba9876543210});
   put_text(without, 36, "mfDX");
   put64(without, 40, 0xfedcba9876543210);
   CHECK(with == without);
@@ -217,10 +216,9 @@ TEST_CASE("normal and zero pages together may fill pages_alloc, not exceed it") 
     std::uint32_t alloc, normal, zero;
     bool fits;
   };
-  for (const Row row :
-       {Row{128, 128, 0, true}, Row{128, 0, 128, true}, Row{128, 100, 28, true}, Row{3, 2, 1, true},
-        Row{128, 129, 0, false}, Row{128, 0, 129, false}, Row{128, 100, 29, false}, Row{3, 2, 2, false},
-        Row{0, 1, 0, false}, Row{0, 0, 1, false}, Row{127, 128, 0, false}}) {
+  for (const Row row : {Row{128, 128, 0, true}, Row{128, 0, 128, true}, Row{128, 100, 28, true}, Row{3, 2, 1, true},
+                        Row{128, 129, 0, false}, Row{128, 0, 129, false}, Row{128, 100, 29, false}, Row{3, 2, 2, false},
+                        Row{0, 1, 0, false}, Row{0, 0, 1, false}, Row{127, 128, 0, false}}) {
     CAPTURE(row.alloc);
     CAPTURE(row.normal);
     CAPTURE(row.zero);
@@ -332,8 +330,7 @@ TEST_CASE("A SYNC of senders up to 8.x carries a stale size, name and offsets, w
   Bytes bytes = data_packet(wire::flag_sync, 181099);  // the size that a 7.2 was seen to leave
   put32(bytes, 16, 0);
   put32(bytes, 32, 0);
-  for (std::size_t at = 64; at < bytes.size(); ++at)
-    put(bytes, at, 1, 0xff);  // a name without an end, wild offsets
+  for (std::size_t at = 64; at < bytes.size(); ++at) put(bytes, at, 1, 0xff);  // a name without an end, wild offsets
   put_text(bytes, 36, "mfDX");
   for (const PacketLimits& limits : {nocomp, zlib}) {
     const PacketHeader header = parsed(bytes, limits);
@@ -423,9 +420,8 @@ TEST_CASE("Whatever bytes come, an accepted header keeps its promises") {
     const PacketLimits limits = round % 2 == 0 ? nocomp : zlib;
     Bytes bytes = data_packet(limits.method);
     for (std::uint64_t changes = random() % 3 + 1; changes > 0; --changes)
-      put32(
-          bytes, 4 * (random() % 80),
-          random() % 2 == 0 ? static_cast<std::uint32_t>(random()) : borders[random() % std::size(borders)]);
+      put32(bytes, 4 * (random() % 80),
+            random() % 2 == 0 ? static_cast<std::uint32_t>(random()) : borders[random() % std::size(borders)]);
     const auto header = wire::parse_header(bytes, limits);
     if (!header) continue;
     ++accepted;

@@ -44,8 +44,7 @@ TEST_CASE("Every row has a name of its own, and the last one is our own receiver
 }
 
 TEST_CASE("Only our own receiver verifies digests") {
-  for (const PeerProfile& profile : multifd::peer_profiles)
-    CHECK(profile.digests == (profile.name == "multifd"));
+  for (const PeerProfile& profile : multifd::peer_profiles) CHECK(profile.digests == (profile.name == "multifd"));
 }
 
 TEST_CASE("An unknown peer name is refused, however near it is") {

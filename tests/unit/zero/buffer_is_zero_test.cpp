@@ -48,8 +48,7 @@ struct Mistakes {
   std::size_t count = 0;
   std::string first;
 
-  void expect(bool right, const ZeroKernel& kernel, std::size_t length, std::size_t alignment,
-              std::size_t position) {
+  void expect(bool right, const ZeroKernel& kernel, std::size_t length, std::size_t alignment, std::size_t position) {
     if (right) return;
     if (count++ == 0)
       first = std::string(kernel.name) + ", length " + std::to_string(length) + ", alignment " +
@@ -67,8 +66,7 @@ const std::vector<ZeroKernel>& kernels_here() {
       if (kernel.supported) {
         supported.push_back(kernel);
       } else {
-        std::printf("skipped: zero kernel %s does not run on this machine\n",
-                    std::string(kernel.name).c_str());
+        std::printf("skipped: zero kernel %s does not run on this machine\n", std::string(kernel.name).c_str());
       }
     }
     return supported;
@@ -176,18 +174,16 @@ TEST_CASE("every kernel gives the answer of a plain loop on random sparse buffer
     const std::size_t length = random() % (round % 8 == 0 ? 19000 : 1500);
     const std::size_t position = random() % memory.size();
     memory[position] = static_cast<unsigned char>(1u << (random() % 8));
-    const bool expected = std::all_of(memory.data() + offset, memory.data() + offset + length,
-                                      [](unsigned char b) { return b == 0; });
+    const bool expected =
+        std::all_of(memory.data() + offset, memory.data() + offset + length, [](unsigned char b) { return b == 0; });
     for (const ZeroKernel& kernel : kernels)
-      mistakes.expect(kernel.is_zero(memory.data() + offset, length) == expected, kernel, length, offset,
-                      position);
+      mistakes.expect(kernel.is_zero(memory.data() + offset, length) == expected, kernel, length, offset, position);
     memory[position] = 0;
   }
   CHECK_MESSAGE(mistakes.count == 0, mistakes.first);
 }
 
-TEST_CASE(
-    "zero_page_mask gives the answers of a plain loop, for every count of pages and with every kernel") {
+TEST_CASE("zero_page_mask gives the answers of a plain loop, for every count of pages and with every kernel") {
   const AutomaticKernelAfter restore;
   const unsigned seed = std::random_device{}();
   CAPTURE(seed);
@@ -195,8 +191,8 @@ TEST_CASE(
   for (const ZeroKernel& kernel : kernels_here()) {
     REQUIRE(multifd::force_zero_kernel(kernel.name));
     CAPTURE(kernel.name);
-    for (const std::size_t page_bytes : {std::size_t{1}, std::size_t{48}, std::size_t{64}, std::size_t{1024},
-                                         std::size_t{4096}, std::size_t{4100}}) {
+    for (const std::size_t page_bytes :
+         {std::size_t{1}, std::size_t{48}, std::size_t{64}, std::size_t{1024}, std::size_t{4096}, std::size_t{4100}}) {
       CAPTURE(page_bytes);
       const GuardedMemory memory(64 * page_bytes);
       auto* const first = reinterpret_cast<std::byte*>(memory.end()) - 64 * page_bytes;
@@ -215,8 +211,7 @@ TEST_CASE(
         }
         std::uint64_t expected = 0;
         for (std::size_t i = 0; i < count; ++i) {
-          const bool zero =
-              std::all_of(pages[i], pages[i] + page_bytes, [](std::byte b) { return b == std::byte{}; });
+          const bool zero = std::all_of(pages[i], pages[i] + page_bytes, [](std::byte b) { return b == std::byte{}; });
           expected |= std::uint64_t{zero} << i;
         }
         wrong += multifd::zero_page_mask(pages.data(), count, page_bytes) != expected;
@@ -242,8 +237,7 @@ TEST_CASE("zero_page_mask finds a single non-zero byte at each position of each 
         const std::uint64_t all = (std::uint64_t{1} << count) - 1;
         for (std::size_t position = 0; position < page_bytes; ++position) {
           page[position] = std::byte{0x80};
-          wrong += multifd::zero_page_mask(pages.data(), count, page_bytes) !=
-                   (all & ~(std::uint64_t{1} << which));
+          wrong += multifd::zero_page_mask(pages.data(), count, page_bytes) != (all & ~(std::uint64_t{1} << which));
           page[position] = std::byte{};
         }
       }
@@ -258,12 +252,11 @@ TEST_CASE("the kernels are listed by name, and the chosen one is the last that r
   std::string names;
   const ZeroKernel* best = nullptr;
   for (const ZeroKernel& kernel : multifd::zero_kernels()) {
-    names += std::string(names.empty() ? "" : ", ") + std::string(kernel.name) +
-             (kernel.supported ? "" : " (not here)");
+    names +=
+        std::string(names.empty() ? "" : ", ") + std::string(kernel.name) + (kernel.supported ? "" : " (not here)");
     if (kernel.supported) best = &kernel;
   }
-  std::printf("zero kernels: %s; chosen: %s\n", names.c_str(),
-              std::string(multifd::chosen_zero_kernel().name).c_str());
+  std::printf("zero kernels: %s; chosen: %s\n", names.c_str(), std::string(multifd::chosen_zero_kernel().name).c_str());
   REQUIRE(best != nullptr);
   CHECK(&multifd::chosen_zero_kernel() == best);
   CHECK(multifd::zero_kernels().front().name == "scalar");

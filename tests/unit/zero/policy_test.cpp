@@ -129,8 +129,7 @@ TEST_CASE_TEMPLATE("the library's zero page policies keep their contract", Z, Ze
                    ZeroPagesMultifd) {
   for (const std::size_t page_bytes : {std::size_t{1024}, std::size_t{4096}, std::size_t{16384}}) {
     CAPTURE(page_bytes);
-    const multifd::ContractReport report =
-        multifd::check_zero_policy_contract(Z{}, {.page_bytes = page_bytes});
+    const multifd::ContractReport report = multifd::check_zero_policy_contract(Z{}, {.page_bytes = page_bytes});
     CHECK_MESSAGE(report.ok(), report.text());
     REQUIRE(report.notes.size() == 1);
     CHECK((report.notes[0] == "finds a zero page") == !std::is_same_v<Z, ZeroPagesNone>);
@@ -148,8 +147,7 @@ TEST_CASE("the contract check uses the memory it is given, down to one page, and
   std::vector<std::byte> memory(4096, std::byte{7});
   CHECK(multifd::check_zero_policy_contract(ZeroPagesMultifd{}, {.memory = memory}).ok());
   CHECK(multifd::buffer_is_zero(memory.data(), memory.size()));
-  CHECK(
-      !multifd::check_zero_policy_contract(ZeroPagesMultifd{}, {.page_bytes = 8192, .memory = memory}).ok());
+  CHECK(!multifd::check_zero_policy_contract(ZeroPagesMultifd{}, {.page_bytes = 8192, .memory = memory}).ok());
   CHECK(!multifd::check_zero_policy_contract(ZeroPagesMultifd{}, {.page_bytes = 0, .memory = memory}).ok());
 }
 

@@ -19,15 +19,13 @@ MULTIFD_NEON MULTIFD_INLINE uint8x16_t neon_or64(const std::byte* at) noexcept {
                   vorrq_u8(vld1q_u8(bytes + 32), vld1q_u8(bytes + 48)));
 }
 
-MULTIFD_NEON MULTIFD_INLINE bool neon_any(uint8x16_t v) noexcept {
-  return vmaxvq_u32(vreinterpretq_u32_u8(v)) != 0;
-}
+MULTIFD_NEON MULTIFD_INLINE bool neon_any(uint8x16_t v) noexcept { return vmaxvq_u32(vreinterpretq_u32_u8(v)) != 0; }
 
 MULTIFD_NEON MULTIFD_INLINE bool neon_any64(const std::byte* at) noexcept { return neon_any(neon_or64(at)); }
 
 MULTIFD_NEON MULTIFD_INLINE bool neon_any256(const std::byte* at) noexcept {
-  return neon_any(vorrq_u8(vorrq_u8(neon_or64(at), neon_or64(at + 64)),
-                           vorrq_u8(neon_or64(at + 128), neon_or64(at + 192))));
+  return neon_any(
+      vorrq_u8(vorrq_u8(neon_or64(at), neon_or64(at + 64)), vorrq_u8(neon_or64(at + 128), neon_or64(at + 192))));
 }
 
 MULTIFD_NEON inline bool is_zero_neon(const void* data, std::size_t size) noexcept {

@@ -19,8 +19,7 @@ inline constexpr std::size_t zero_head_bytes = 64;
 /// Bytes of each page in one step of the kernels that scan four pages in lock-step; divides their page sizes.
 inline constexpr std::size_t zero_prefix_step = 256;
 
-__attribute__((no_sanitize("thread"), always_inline)) inline std::uint64_t load_word(
-    const std::byte* at) noexcept {
+__attribute__((no_sanitize("thread"), always_inline)) inline std::uint64_t load_word(const std::byte* at) noexcept {
   std::uint64_t word;
   std::memcpy(&word, at, sizeof word);
   return word;
@@ -33,8 +32,7 @@ __attribute__((no_sanitize("thread"), always_inline)) inline bool scalar_any64(c
   return (low | high) != 0;
 }
 
-__attribute__((no_sanitize("thread"))) inline bool is_zero_scalar(const void* data,
-                                                                  std::size_t size) noexcept {
+__attribute__((no_sanitize("thread"))) inline bool is_zero_scalar(const void* data, std::size_t size) noexcept {
   const auto* at = static_cast<const std::byte*>(data);
   const std::byte* const end = at + size;
   if (size < 8) {

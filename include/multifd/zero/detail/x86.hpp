@@ -76,9 +76,7 @@ MULTIFD_AVX2 MULTIFD_INLINE __m256i avx2_or256(const std::byte* at) noexcept {
                          _mm256_or_si256(avx2_or64(at + 128), avx2_or64(at + 192)));
 }
 
-MULTIFD_AVX2 MULTIFD_INLINE bool avx2_any256(const std::byte* at) noexcept {
-  return avx2_any(avx2_or256(at));
-}
+MULTIFD_AVX2 MULTIFD_INLINE bool avx2_any256(const std::byte* at) noexcept { return avx2_any(avx2_or256(at)); }
 
 MULTIFD_AVX2 inline bool is_zero_avx2(const void* data, std::size_t size) noexcept {
   if (size < 64) return is_zero_scalar(data, size);
@@ -114,9 +112,7 @@ MULTIFD_AVX512 MULTIFD_INLINE __m512i avx512_or128(const std::byte* at) noexcept
   return _mm512_or_si512(_mm512_loadu_si512(at), _mm512_loadu_si512(at + 64));
 }
 
-MULTIFD_AVX512 MULTIFD_INLINE bool avx512_any(__m512i v) noexcept {
-  return _mm512_test_epi64_mask(v, v) != 0;
-}
+MULTIFD_AVX512 MULTIFD_INLINE bool avx512_any(__m512i v) noexcept { return _mm512_test_epi64_mask(v, v) != 0; }
 
 MULTIFD_AVX512 MULTIFD_INLINE bool avx512_any64(const std::byte* at) noexcept {
   return avx512_any(_mm512_loadu_si512(at));
@@ -148,8 +144,7 @@ MULTIFD_AVX512 inline bool is_zero_avx512(const void* data, std::size_t size) no
   return !avx512_any512(end - 512);
 }
 
-MULTIFD_AVX512 inline std::size_t zero_prefix4_avx512(const std::byte* const* pages,
-                                                      std::size_t size) noexcept {
+MULTIFD_AVX512 inline std::size_t zero_prefix4_avx512(const std::byte* const* pages, std::size_t size) noexcept {
   const std::byte *a = pages[0], *b = pages[1], *c = pages[2], *d = pages[3];
   for (std::size_t at = 0; at < size; at += zero_prefix_step) {
     const __m512i ab = _mm512_or_si512(avx512_or256(a + at), avx512_or256(b + at));
