@@ -3,7 +3,9 @@
 // custom_policy: a transport, a compressor and a zero-page policy of the user's own, composed into one stack. Each is
 // a plain struct: no base class, no registration, no macro.
 #include <fmt/format.h>
+
 #include <sys/socket.h>
+#include <CLI/CLI.hpp>
 #include <multifd/multifd.hpp>
 #include <multifd/testing/compressor_contract.hpp>
 #include <multifd/testing/transport_contract.hpp>
@@ -12,6 +14,7 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <random>
 
 #include "common/program.hpp"

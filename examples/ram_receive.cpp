@@ -4,6 +4,8 @@
 // thrown away, and checks that what arrived is what was sent.
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
+
 #include "common/control.hpp"
 #include "common/mapping.hpp"
 #include "common/program.hpp"

@@ -4,6 +4,8 @@
 // connection of our own beside the channels carries what a VMM's main stream would.
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
+
 #include "common/control.hpp"
 #include "common/mapping.hpp"
 #include "common/program.hpp"

@@ -4,14 +4,20 @@
 // cleanly, sizes and addresses as options.
 #pragma once
 
-#include <multifd/transport/socket.hpp>
+#include <multifd/result.hpp>
+#include <multifd/transport/address.hpp>
+#include <multifd/transport/interrupt.hpp>
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <functional>
 #include <stdexcept>
 #include <string>
 #include <thread>
+
+namespace CLI {  // most of what includes this header has no options to parse, and the parser is large
+class App;
+class Option;
+}  // namespace CLI
 
 namespace program {
 

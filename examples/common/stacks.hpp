@@ -22,6 +22,14 @@ namespace program {
 using Compressors = multifd::PolicyList<multifd::NoComp, multifd::Zlib, multifd::Zstd>;
 using ZeroPolicies = multifd::PolicyList<multifd::ZeroPagesNone, multifd::ZeroPagesLegacy, multifd::ZeroPagesMultifd>;
 
+/// A compressor with its level set, where it has one.
+template <class C>
+C with_level(int level) {
+  C parameters{};
+  if constexpr (requires { parameters.level; }) parameters.level = level;
+  return parameters;
+}
+
 /// Options that choose a sender's stack.
 struct StackOptions {
   unsigned channels = 4;

@@ -3,8 +3,10 @@
 // live_migration: a small VMM whose running guest moves to a second process. Without --listen and --connect the
 // program starts that second process itself, on this machine.
 #include <fmt/format.h>
+
 #include <sys/wait.h>
 #include <unistd.h>
+#include <CLI/CLI.hpp>
 
 #include <array>
 #include <cerrno>

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+#include <CLI/CLI.hpp>
+
+#include "common/stacks.hpp"
+
+namespace program {
+namespace {
+
+using namespace multifd;
+
+template <class List>
+std::vector<std::string> names_of() {
+  return {List::names.begin(), List::names.end()};
+}
+
+}  // namespace
+
+std::vector<std::string> compressor_names() { return names_of<Compressors>(); }
+
+void StackOptions::add_to(CLI::App& app) {
+  app.add_option("--channels", channels, "Connections beside the main one")
+      ->check(CLI::Range(1u, wire::max_channels))
+      ->capture_default_str();
+  app.add_option("--compression", compression, "How page data travels")
+      ->check(CLI::IsMember(compressor_names()))
+      ->capture_default_str();
+  app.add_option("--level", level, "Compression level (zlib 0..9; zstd up to 22, below 0 is faster)")
+      ->capture_default_str();
+  app.add_option("--zero-pages", zero_pages, "Who looks for zero pages")
+      ->check(CLI::IsMember(names_of<ZeroPolicies>()))
+      ->capture_default_str();
+  add_size(app, "--bandwidth", bandwidth, "Cap over all channels, per second (0: none)")->capture_default_str();
+}
+
+void StackOptions::check() const {
+  const auto opened = with_policy(compression, Compressors{}, [&]<class C>() -> Result<void> {
+    auto encoder = C::Encoder::open(with_level<C>(level), CodecLimits{});
+    if (!encoder) return std::unexpected(encoder.error());
+    return {};
+  });
+  const bool lists = with_policy(zero_pages, ZeroPolicies{}, []<class Z>() -> Result<bool> {
+                       return Z::stage == ZeroStage::channel;
+                     }).value_or(false);
+  if (lists && !peer.zero_lists)
+    throw Usage("--zero-pages " + zero_pages + " with --peer " + std::string(peer.name) + ": " +
+                make_error_code(Errc::peer_lacks_zero_lists).message());
+  if (!opened)
+    throw Usage("--level " + std::to_string(level) + " with " + compression + ": " + describe(opened.error()));
+}
+
+}  // namespace program
