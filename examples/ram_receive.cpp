@@ -102,6 +102,8 @@ int migrate(const Settings& settings) {
       return program::exit_done;
     } catch (const Failure& failure) {
       source.control.give_up(failure);
+    } catch (const std::exception& error) {
+      source.control.give_up(Failure(error.what()));
     }
   } catch (const Failure& failure) {
     program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));

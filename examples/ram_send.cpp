@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// ram_send: the smallest real sender-> A file's bytes go as one RAM block to ram_receive in another process; a main
+// ram_send: the smallest real sender. A file's bytes go as one RAM block to ram_receive in another process; a main
 // connection of our own beside the channels carries what a VMM's main stream would.
 #include <fmt/format.h>
 
@@ -112,6 +112,8 @@ int migrate(const Settings& settings) {
       return program::exit_done;
     } catch (const Failure& failure) {
       control.give_up(failure);
+    } catch (const std::exception& error) {
+      control.give_up(Failure(error.what()));
     }
   } catch (const Failure& failure) {
     program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));

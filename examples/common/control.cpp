@@ -18,6 +18,15 @@ using namespace std::chrono_literals;
 namespace wire = multifd::wire;
 
 constexpr std::size_t header_bytes = 5;
+constexpr std::size_t longest_reason = 1000;
+
+/// What a peer wrote, fit for a terminal.
+std::string printable(std::string text) {
+  if (text.size() > longest_reason) text.resize(longest_reason);
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < 0x20 || static_cast<unsigned char>(c) >= 0x7f) c = '?';
+  return text;
+}
 
 const char* name_of(MessageType type) {
   constexpr const char* names[] = {"?",       "hello", "zero runs", "round end", "state",
@@ -71,7 +80,8 @@ void Control::send_failed(const std::string& reason) noexcept {
     // The interrupt may be what ended us; this one line still has to go out, if the socket takes it at once.
     const multifd::Interrupt quiet = need(multifd::Interrupt::create());
     interrupt_ = &quiet;
-    const std::string text = reason.substr(0, 1000);
+    write_timeout_ = 1s;
+    const std::string text = reason.substr(0, longest_reason);
     send(MessageType::failed, std::as_bytes(std::span(text)));
     need(link_.finish());
   } catch (const std::exception&) {
@@ -89,7 +99,7 @@ Message Control::receive(std::size_t limit_bytes, std::chrono::milliseconds time
                               name_of(message.type), size, limit_bytes));
   message.payload.resize(size);
   read(message.payload, 30s);
-  if (message.type == MessageType::failed) throw Failure::of_peer(message.text());
+  if (message.type == MessageType::failed) throw Failure::of_peer(printable(message.text()));
   return message;
 }
 
@@ -150,7 +160,7 @@ void Control::wait_beside(const multifd::Listener& listener, std::chrono::millis
 // Polling before each call keeps the link's blocking calls short, so that the interrupt is always heard.
 void Control::write(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
-    wait(POLLOUT, 30s);
+    wait(POLLOUT, write_timeout_);
     const auto chunk = bytes.first(std::min<std::size_t>(bytes.size(), 64 * 1024));
     const ssize_t sent = ::send(link_.native_handle(), chunk.data(), chunk.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0 && (errno == EAGAIN || errno == EINTR)) continue;
@@ -181,12 +191,13 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
       auto link = need(listener.accept(timeout, &interrupt),
                        control ? fmt::format("waiting for {} channels, {} came", wanted, links.size())
                                : std::string("waiting for a source"));
-      timeout = 30s;
       const auto magic = multifd::peek_magic(link, 5s, &interrupt);
       if (magic && *magic == wire::magic) {
         links.push_back(std::move(link));
+        timeout = 30s;
       } else if (magic && *magic == control_magic && !control) {
         control = Control::adopt(std::move(link), interrupt);
+        timeout = 30s;
         hello = control->expect(MessageType::hello, small_message, 10s).json();
         const auto announced = field<unsigned>(hello, "channels");
         if (announced < 1 || announced > wire::max_channels)
@@ -237,11 +248,14 @@ void ZeroRuns::flush() {
 
 std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map, multifd::BlockId block) {
   std::uint64_t pages = 0;
+  std::uint64_t end = 0;  // runs ascend, so that one message costs no more than one look at the block
   if (message.payload.size() % 16 != 0) throw Failure("main connection: a zero runs message of a broken size");
   for (std::size_t at = 0; at < message.payload.size(); at += 16) {
     const auto start = wire::load_be<std::uint64_t>(&message.payload[at]);
     const auto bytes = wire::load_be<std::uint64_t>(&message.payload[at + 8]);
     if (bytes > map.block(block).host.size()) throw Failure("main connection: a run of zero pages outside its block");
+    if (start < end) throw Failure("main connection: runs of zero pages that do not ascend");
+    end = start + bytes;
     for (std::uint64_t offset = start; offset - start < bytes; offset += map.page_bytes()) {
       const auto page = need(map.resolve(block, offset), "main connection: zero page");
       if (!multifd::buffer_is_zero(page.data(), page.size())) std::memset(page.data(), 0, page.size());

@@ -63,7 +63,7 @@ class Control {
 
   void send(MessageType type, std::span<const std::byte> payload = {});
   void send_json(MessageType type, const nlohmann::json& object);
-  /// Tells the peer why this side gives up; never throws, does not wait long.
+  /// Tells the peer why this side gives up; never throws, does not wait long. Nothing but the end may follow.
   void send_failed(const std::string& reason) noexcept;
   /// Ends a migration that failed: throws what the peer says about it when this side's failure may be an echo of
   /// that, else tells the peer and throws `failure`.
@@ -86,6 +86,7 @@ class Control {
 
   multifd::FdTransport link_;
   const multifd::Interrupt* interrupt_;
+  std::chrono::milliseconds write_timeout_{30'000};
 };
 
 /// Bounds of payloads: JSON, and everything that has no bound of its own.

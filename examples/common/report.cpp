@@ -67,7 +67,7 @@ nlohmann::json failure_report(const std::string& error, double seconds) {
 
 void write_json(const std::string& path, const nlohmann::json& object) {
   if (path.empty()) return;
-  const std::string text = object.dump(2) + "\n";
+  const std::string text = object.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   if (path == "-") {
     fmt::print("{}", text);
     std::fflush(stdout);

@@ -5,6 +5,7 @@
 
 #include "common/control.hpp"
 #include "common/receive.hpp"
+#include "common/report.hpp"
 #include "live_migration/migration.hpp"
 
 namespace live {
@@ -38,6 +39,11 @@ std::uint64_t compare_pages(const std::vector<std::byte>& theirs, std::span<cons
 
 void destination(Listener& listener, const Settings& settings, std::uint64_t memory_limit, const Interrupt& interrupt) {
   Accepted source = program::accept_source(listener, 0, interrupt);
+  const program::Stopwatch watch;
+  const auto give_up = [&](const Failure& failure) {
+    program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));
+    source.control.give_up(failure);
+  };
   try {
     const auto bytes = program::field<std::uint64_t>(source.hello, "size");
     const auto backend = parse_backend(program::field<std::string>(source.hello, "backend"));
@@ -83,10 +89,17 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
                                                    {"sweeps", now.sweeps},
                                                    {"pages_written", now.pages_written},
                                                    {"errors", now.errors}});
+    const ChannelStats sum = total(received.stats.channels);
+    json report = program::report(received.seconds,
+                                  (sum.normal_pages + sum.zero_pages + received.main_zero_pages) * guest_page_size,
+                                  received.main_zero_pages, received.stats.channels);
+    report["backend"] = guest->backend();
+    report["pages_verified"] = pages;
+    program::write_json(settings.json_path, report);
   } catch (const Failure& failure) {
-    source.control.give_up(failure);
+    give_up(failure);
   } catch (const std::exception& failure) {
-    source.control.give_up(Failure(failure.what()));
+    give_up(Failure(failure.what()));
   }
 }
 

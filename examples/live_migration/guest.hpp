@@ -100,8 +100,7 @@ class Guest {
   virtual std::vector<std::byte> save_state() = 0;
 
   /// Takes over what save_state() gave, after memory() has been filled.
-  /// Errors: throws when the bytes are no state, are damaged, come from another backend or another memory
-  /// size, or
+  /// Errors: throws when the bytes are no state, are damaged, come from another backend or another memory size, or
   ///   when memory does not hold the guest that they belong to. The guest is unchanged then.
   virtual void load_state(std::span<const std::byte> state) = 0;
 
@@ -116,8 +115,7 @@ constexpr std::size_t bitmap_words(std::size_t memory_bytes) {
   return (pages + 63) / 64;
 }
 
-/// Params: `note`, when given, receives a line that says which backend was taken and, for `automatic` without
-/// KVM,
+/// Params: `note`, when given, receives a line that says which backend was taken and, for `automatic` without KVM,
 ///   why not KVM.
 /// Errors: throws when the configuration is impossible or the backend asked for cannot be had.
 std::unique_ptr<Guest> make_guest(Backend backend, const GuestConfig& config, std::string* note = nullptr);

@@ -74,8 +74,7 @@ Registers boot_program(std::span<std::byte> memory, const GuestConfig& config);
 GuestReport read_mailbox(std::span<std::byte> memory);
 std::uint64_t mailbox_word(std::span<std::byte> memory, MailboxWord word);
 
-/// Errors: throws when the mailbox in `memory` is not that of the guest with these registers, or when they
-/// would lead
+/// Errors: throws when the mailbox in `memory` is not that of the guest with these registers, or when they would lead
 ///   it out of its memory. Progress is not compared: that is for the guest to find.
 void check_resumable(std::span<std::byte> memory, const Registers& registers);
 

@@ -102,7 +102,10 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--seed", settings.guest.seed, "Seed of the guest's memory")->capture_default_str();
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
-  auto* listening = app.add_option("--listen", listen, "Be the destination, and wait on tcp:HOST:PORT or unix:PATH");
+  auto* listening = app.add_option(
+      "--listen", listen,
+      "Be the destination, and wait on tcp:HOST:PORT or unix:PATH; of the others --memory, --backend and "
+      "--json count here");
   app.add_option("--connect", connect, "Be the source, for a destination that listens there")->excludes(listening);
 
   return program::run(app, argc, argv, [&] {

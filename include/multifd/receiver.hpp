@@ -24,10 +24,11 @@ struct ReceiverOptions {
   Barrier barrier = Barrier::automatic;
   DestinationMemory destination = DestinationMemory::unknown;
   FirstPacket first_packet = FirstPacket::any;
-  std::chrono::milliseconds hello_timeout{10'000};    ///< for all initial packets together
-  std::chrono::milliseconds barrier_timeout{60'000};  ///< without a byte on any channel, while some wait for others
-  ThreadHook thread_hook{};                           ///< runs in each worker before its first byte
-  ErrorHook on_error{};                               ///< told of the first error, once, by the thread that met it
+  std::chrono::milliseconds hello_timeout{10'000};  ///< for all initial packets together
+  /// How long channels wait at a barrier for others while no header and no payload arrives anywhere.
+  std::chrono::milliseconds barrier_timeout{60'000};
+  ThreadHook thread_hook{};  ///< runs in each worker before its first byte
+  ErrorHook on_error{};      ///< told of the first error, once, by the thread that met it
 };
 
 /// Receives pages of a RamMap over connected transports. Every sender generation since QEMU 4.1 is understood without
@@ -71,6 +72,7 @@ class Receiver {
   Result<std::uint64_t> sync() noexcept {
     State& s = *state_;
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
+    if (s.finished) return fail(Errc::already_closed, Stage::sync);
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
     const auto epoch = s.shared.barrier->release_when_all(s.shared.progress);
     if (epoch) return epoch;
@@ -78,6 +80,9 @@ class Receiver {
   }
 
   /// Waits until every channel has ended in order, and joins the workers. After it all memory is final.
+  ///
+  /// An orderly end says that the last epoch is whole, not that it was the last one of the guest: a source that dies
+  /// between two epochs looks the same on the wire. Whether it was the last, only a main stream can say.
   ///
   /// Errors: Errc::sync_mismatch when a channel still waits at a manual barrier; the first error; already_closed.
   Result<void> finish() noexcept {
@@ -94,7 +99,7 @@ class Receiver {
   /// Makes every call, blocked or to come, return Errc::cancelled (or the error that came before). The peer sees a
   /// broken stream.
   ///
-  /// Threads: any, while the Receiver lives. Does not block.
+  /// Threads: any; it must have begun before the destructor does. Bounded: it waits for no thread and no peer.
   void cancel() noexcept { state_->shared.error.raise({.code = Errc::cancelled, .op = "Receiver::cancel"}); }
 
   /// Threads: any. Allocates the snapshot.
@@ -111,13 +116,18 @@ class Receiver {
     return stats;
   }
 
-  /// Which pages have arrived, as bytes or as zero. Threads: any.
+  /// Which pages packets have announced so far, as bytes or as zero; after finish(): which have arrived. Threads: any.
   const ReceivedPages& received() const noexcept { return state_->shared.received; }
 
   /// Marks a page that arrived on the caller's main stream (a legacy zero record, PROTOCOL.md section 9.6), and says
   /// whether it had arrived before.
-  bool mark_received(BlockId block, std::uint64_t offset) noexcept {
-    return state_->shared.received.test_and_set(block, offset);
+  ///
+  /// Errors: Errc::bad_range, offset_misaligned, offset_past_block: the numbers may be the peer's.
+  Result<bool> mark_received(BlockId block, std::uint64_t offset) noexcept {
+    RecvShared& shared = state_->shared;
+    if (!shared.map.contains(block)) return fail(Errc::bad_range, Stage::parse, "block", index(block));
+    if (auto page = shared.map.resolve(block, offset); !page) return std::unexpected(page.error());
+    return shared.received.test_and_set(block, offset);
   }
 
   /// The uuid that the peer said.
@@ -131,7 +141,7 @@ class Receiver {
     using Channel = RecvChannel<T, C>;
 
     State(const RamMap& ram, Options opts, unsigned channel_count)
-        : options(std::move(opts)),
+        : options(bounded(std::move(opts))),
           shared(ram, options.destination, options.first_packet, channel_count, options.uuid, [this] { stop(); }) {
       shared.progress = [this] {
         std::uint64_t sum = 0;
@@ -141,8 +151,9 @@ class Receiver {
     }
 
     ~State() {
-      if (!threads.empty() && !finished) shared.error.raise({.code = Errc::cancelled, .op = "Receiver destroyed"});
+      if (!threads.empty() && !finished) shared.error.raise({.code = Errc::cancelled, .op = destroyed});
       join();
+      shared.error.wait_stopped();
     }
 
     Result<void> start(std::vector<T> links) {
@@ -161,7 +172,7 @@ class Receiver {
       threads.reserve(channels.size());
       for (std::uint32_t i = 0; i < channels.size(); ++i) {
         auto thread = Thread::start(*channels[i], options.thread_hook, {.role = "recv", .channel = i});
-        if (!thread) return std::unexpected(thread.error());
+        if (!thread) return std::unexpected(first_error(thread.error()));
         threads.push_back(std::move(*thread));
       }
       if (auto complete = shared.hellos.wait(options.hello_timeout); !complete)
@@ -180,11 +191,22 @@ class Receiver {
       shared.barrier->stop();
       shared.hellos.stop();
       for (const auto& channel : channels) channel->shutdown();
-      if (options.on_error) options.on_error(shared.error.get());
+      // A destructor reports nothing: what the hook would speak to may be gone.
+      if (const Error error = shared.error.get(); options.on_error && error.op != destroyed) options.on_error(error);
     }
 
     void join() noexcept {
       for (Thread& thread : threads) thread.join();
+    }
+
+    static constexpr const char* destroyed = "Receiver destroyed";
+
+    /// "No limit" as people write it, milliseconds::max(), overflows in the clock's arithmetic.
+    static Options bounded(Options options) {
+      constexpr std::chrono::milliseconds year = std::chrono::hours(24 * 365);
+      options.hello_timeout = std::min(options.hello_timeout, year);
+      options.barrier_timeout = std::min(options.barrier_timeout, year);
+      return options;
     }
 
     const Options options;

@@ -51,9 +51,9 @@ struct SenderOptions {
 
 /// Sends pages of a RamMap over connected transports.
 ///
-/// The order of use: open(), then per epoch any number of queue_*() and one sync(), then close(). A page should be
-/// queued once per epoch; a page dirtied again belongs to a later epoch (PROTOCOL.md section 6). Queued pages leave
-/// at the latest at sync() or flush().
+/// The order of use: open(), then per epoch any number of queue_*() and one sync(), then close(). A page must be
+/// queued at most once per epoch: inside one there is no order, so the older of two copies might win. A page dirtied
+/// again belongs to a later epoch (PROTOCOL.md section 6). Queued pages leave at the latest at sync() or flush().
 ///
 /// Threads: cancel(), stats(), set_bandwidth(), set_level() from any thread; everything else from one, the producer.
 ///   The memory may be written by the guest all the time.
@@ -94,6 +94,7 @@ class Sender {
     if constexpr (Z::stage == ZeroStage::producer) {
       const std::byte* host = s.shared.map.block(block).host.data();
       if (s.options.zero_pages.is_zero({block, offset, {host + offset, s.page_bytes}})) {
+        s.unsynced = true;  // also an epoch of nothing but zero pages ends with SYNCs
         s.zero_on_main.add(1);
         return Queued::zero_on_main;
       }
@@ -233,7 +234,7 @@ class Sender {
   /// Makes every call, blocked or to come, return Errc::cancelled (or the error that came before). The peer sees a
   /// broken stream.
   ///
-  /// Threads: any, while the Sender lives. Does not block.
+  /// Threads: any; it must have begun before the destructor does. Bounded: it waits for no thread and no peer.
   void cancel() noexcept { state_->shared.error.raise({.code = Errc::cancelled, .op = "Sender::cancel"}); }
 
   /// Changes the bandwidth cap; 0 lifts it. Threads: any.
@@ -279,8 +280,9 @@ class Sender {
           shared(ram, options.uuid, options.digest, channel_count, options.bandwidth, [this] { stop(); }) {}
 
     ~State() {
-      if (!threads.empty() && !closed) shared.error.raise({.code = Errc::cancelled, .op = "Sender destroyed"});
+      if (!threads.empty() && !closed) shared.error.raise({.code = Errc::cancelled, .op = destroyed});
       join();
+      shared.error.wait_stopped();
     }
 
     Result<void> start(std::vector<T> links) {
@@ -298,7 +300,10 @@ class Sender {
       threads.reserve(channels.size());
       for (std::uint32_t id = 0; id < channels.size(); ++id) {
         auto thread = Thread::start(*channels[id], options.thread_hook, {.role = "send", .channel = id});
-        if (!thread) return std::unexpected(thread.error());
+        if (!thread) {
+          shared.error.raise(thread.error());
+          return std::unexpected(thread.error());
+        }
         threads.push_back(std::move(*thread));
       }
       return {};
@@ -310,7 +315,8 @@ class Sender {
       shared.limiter.stop();
       shared.gate.stop();
       for (const auto& channel : channels) channel->shutdown();
-      if (options.on_error) options.on_error(shared.error.get());
+      // A destructor reports nothing: what the hook would speak to may be gone.
+      if (const Error error = shared.error.get(); options.on_error && error.op != destroyed) options.on_error(error);
     }
 
     void join() noexcept {
@@ -340,6 +346,7 @@ class Sender {
     template <class OnZero>
     Result<void> queue_checked(BlockId block, std::uint64_t offset, std::uint64_t pages, OnZero&& on_zero,
                                QueuedPages& done) {
+      unsynced = true;
       if constexpr (Z::stage == ZeroStage::producer) {
         std::uint64_t offsets[zero_mask_pages];
         const std::byte* const host = shared.map.block(block).host.data();
@@ -410,6 +417,8 @@ class Sender {
         waiting_since = now;
       }
     }
+
+    static constexpr const char* destroyed = "Sender destroyed";
 
     const Options options;
     const std::size_t page_bytes;

@@ -140,8 +140,9 @@ TEST_CASE("received() knows the pages that arrived, from any thread while they a
   for (std::size_t p = 0; p < pages; ++p) CHECK(rx->received().test(*block, p * page) == sent.contains(p));
   std::size_t other = 0;
   while (sent.contains(other)) ++other;
-  CHECK_FALSE(rx->mark_received(*block, other * page));
-  CHECK(rx->mark_received(*block, other * page));
+  CHECK_FALSE(rx->mark_received(*block, other * page).value());
+  CHECK(rx->mark_received(*block, other * page).value());
+  CHECK(rx->mark_received(*block, std::uint64_t{1} << 62).error().code == Errc::offset_past_block);
   CHECK(rx->received().test(*block, other * page));
 }
 
@@ -256,4 +257,110 @@ TEST_CASE("The thread hook runs once in each receiving worker") {
   CHECK(outcome.result.has_value());
   CHECK(threads.size() == 2);
   CHECK_FALSE(threads.contains(std::this_thread::get_id()));
+}
+
+TEST_CASE("No limit, as people write it, is no limit") {
+  const Watchdog watchdog("no limit");
+  Target target(4);
+  auto links = memory_links(2);
+  auto rx = MemoryReceiver::open(
+      target.map,
+      [&] {
+        for (unsigned id = 0; id < 2; ++id)
+          REQUIRE(write_all(links.sender[id], std::span<const std::byte>(RawStream().hello(id).bytes())).has_value());
+        return std::move(links.receiver);
+      }(),
+      {.hello_timeout = std::chrono::milliseconds::max(), .barrier_timeout = std::chrono::milliseconds::max()});
+  REQUIRE_MESSAGE(rx.has_value(), text(rx));
+  // Channel 0 is at the barrier before channel 1 has sent its SYNC.
+  const Bytes sync = RawStream().sync().bytes();
+  REQUIRE(write_all(links.sender[0], std::span<const std::byte>(sync)).has_value());
+  REQUIRE(eventually([&] { return rx->stats().channels[0].syncs == 1; }));
+  REQUIRE(write_all(links.sender[1], std::span<const std::byte>(sync)).has_value());
+  for (auto& link : links.sender) REQUIRE(link.finish().has_value());
+  const auto finished = rx->finish();
+  CHECK_MESSAGE(finished.has_value(), text(finished));
+  CHECK(rx->stats().epochs == 1);
+}
+
+TEST_CASE("A device-state packet that arrives together with the data packet before it is refused at once") {
+  Target target(4);
+  Bytes state(276 + 4);
+  put(state, 0, 0x11223344, 4);
+  put(state, 4, 1, 4);
+  put(state, 8, 0x40, 4);
+  RawStream stream;
+  stream.hello(0).packet({.normal = {0}, .payload = Bytes(page)}).raw(state);
+  const auto outcome = feed<NoComp>(target.map, {stream.bytes()}, Then::silence);
+  CHECK_MESSAGE(code_of(outcome.result) == Errc::device_state_refused, text(outcome.result));
+}
+
+TEST_CASE("A channel that is blamed for its silence is not given another channel's packet number") {
+  Target target(4);
+  RawStream busy;
+  busy.hello(0).packet({.normal = {0}, .payload = Bytes(page)}).sync();
+  const auto outcome = feed<NoComp>(target.map, {busy.bytes(), RawStream().hello(1).bytes()}, Then::silence,
+                                    {.barrier_timeout = std::chrono::milliseconds(200)});
+  REQUIRE(code_of(outcome.result) == Errc::timed_out);
+  CHECK(outcome.result.error().channel == 1);
+  CHECK(outcome.result.error().packet == no_packet);
+}
+
+TEST_CASE("on_error hears of the first error once, and nothing from a destructor") {
+  const Watchdog watchdog("on_error");
+  Target target(4);
+  std::atomic<int> told = 0;
+  Errc what{};
+  const auto open = [&](Links<MemoryTransport>& links) {
+    REQUIRE(write_all(links.sender[0], std::span<const std::byte>(RawStream().hello(0).bytes())).has_value());
+    auto rx = MemoryReceiver::open(target.map, std::move(links.receiver), {.on_error = [&](const Error& error) {
+                                     what = Errc(error.code.value());
+                                     ++told;
+                                   }});
+    REQUIRE(rx.has_value());
+    return std::move(*rx);
+  };
+  auto first = memory_links(1);
+  {
+    const auto dropped = open(first);
+  }
+  CHECK(told == 0);
+  auto second = memory_links(1);
+  auto rx = open(second);
+  rx.cancel();
+  rx.cancel();
+  CHECK(code_of(rx.finish()) == Errc::cancelled);
+  CHECK(told == 1);
+  CHECK(what == Errc::cancelled);
+}
+
+TEST_CASE("sync after a finish that went well changes nothing") {
+  const Watchdog watchdog("sync after finish");
+  Target target(4);
+  auto links = memory_links(1);
+  REQUIRE(write_all(links.sender[0], std::span<const std::byte>(RawStream().hello(0).bytes())).has_value());
+  REQUIRE(links.sender[0].finish().has_value());
+  auto rx = MemoryReceiver::open(target.map, std::move(links.receiver), {.barrier = Barrier::manual});
+  REQUIRE(rx.has_value());
+  REQUIRE(rx->finish().has_value());
+  CHECK(code_of(rx->sync()) == Errc::already_closed);
+  CHECK(code_of(rx->finish()) == Errc::already_closed);
+}
+
+TEST_CASE("An epoch of nothing but zero pages on the main stream ends with SYNCs at close") {
+  const Watchdog watchdog("zero epoch");
+  Target source(4);
+  Target target(4);
+  auto links = memory_links(2);
+  auto tx = Sender<MemoryTransport, NoComp, ZeroPagesLegacy>::open(source.map, std::move(links.sender));
+  auto rx = MemoryReceiver::open(target.map, std::move(links.receiver), {.barrier = Barrier::manual});
+  REQUIRE(tx.has_value());
+  REQUIRE(rx.has_value());
+  int zeros = 0;
+  REQUIRE(tx->queue_range(BlockId{0}, 0, 4 * page, [&](std::uint64_t) { ++zeros; }).has_value());
+  CHECK(zeros == 4);
+  REQUIRE(tx->close().has_value());
+  const auto epoch = rx->sync();
+  CHECK_MESSAGE(epoch.has_value(), text(epoch));
+  CHECK(rx->finish().has_value());
 }

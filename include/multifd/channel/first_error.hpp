@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <functional>
+#include <thread>
 #include <utility>
 
 #include "multifd/error.hpp"
@@ -32,6 +33,15 @@ class FirstError {
     state_.store(State::ready, std::memory_order_release);  // meets the acquire in failed() and get()
     state_.notify_all();
     stop_();
+    state_.store(State::stopped, std::memory_order_release);  // meets the acquire in wait_stopped()
+  }
+
+  /// Before the owner of what `stop` touches is destroyed: waits until no thread is in it any more. A thread that
+  /// stop() wakes may get here before stop() has returned to the thread that raised.
+  void wait_stopped() const noexcept {
+    if (!failed()) return;
+    // No notification: the thread that would send it could touch this object after its end.
+    while (state_.load(std::memory_order_acquire) != State::stopped) std::this_thread::yield();
   }
 
   /// Whether there is an error. Cheap enough for the producer's per-page path.
@@ -39,14 +49,12 @@ class FirstError {
 
   /// The error; only after failed().
   Error get() const noexcept {
-    for (State now = state_.load(std::memory_order_acquire); now != State::ready;
-         now = state_.load(std::memory_order_acquire))
-      state_.wait(now, std::memory_order_acquire);
+    state_.wait(State::writing, std::memory_order_acquire);  // the only state in which the error is not readable
     return error_;
   }
 
  private:
-  enum class State : int { none, writing, ready };
+  enum class State : int { none, writing, ready, stopped };
   std::atomic<State> state_{State::none};
   Error error_;
   std::function<void()> stop_;

@@ -94,7 +94,7 @@ class RecvChannel {
     if (ended) return;
     Error error = ended.error();
     if (error.channel == no_channel) error.channel = id();
-    if (error.packet == no_packet) error.packet = counters_.packets.get();
+    if (error.packet == no_packet && error.channel == id()) error.packet = counters_.packets.get();
     shared_.error.raise(error);
   }
 
@@ -166,7 +166,7 @@ class RecvChannel {
     // The first bytes alone tell a stranger and a device-state packet, which is shorter: do not wait for more of
     // those than they will send.
     const std::size_t size = header_bytes();
-    while (ahead_ < size) {
+    while (ahead_ < size && !(ahead_ >= prefix_bytes && is_foreign())) {  // parse_header() names what is foreign
       const std::size_t wanted = ahead_ < prefix_bytes ? prefix_bytes - ahead_ : size - ahead_;
       in_[0] = {header_.get() + ahead_, size - ahead_};
       const auto arrived = read_at_least(link_, std::span(in_.get(), 1), wanted);
@@ -175,11 +175,14 @@ class RecvChannel {
       counters_.wire_bytes.add(*arrived);
       if (ahead_ == 0) return false;
       if (*arrived < wanted) return fail(Errc::truncated_header, Stage::read, "packet header", ahead_);
-      if (wire::load_be<std::uint32_t>(header_.get()) != wire::magic ||
-          (wire::load_be<std::uint32_t>(header_.get() + 8) & wire::flag_device_state) != 0)
-        return true;  // parse_header() names it
     }
     return true;
+  }
+
+  /// Whether the first bytes of header_ open something that is no RAM packet.
+  bool is_foreign() const noexcept {
+    return wire::load_be<std::uint32_t>(header_.get()) != wire::magic ||
+           (wire::load_be<std::uint32_t>(header_.get() + 8) & wire::flag_device_state) != 0;
   }
 
   Result<void> apply(const wire::PacketHeader& header) noexcept {

@@ -51,7 +51,7 @@ struct SendShared {
   std::atomic<int> level{0};
 };
 
-/// Threads: run() is the worker's body; shutdown() and counters() from any thread.
+/// Threads: run() is the worker's body; shutdown() and stats() from any thread.
 template <Transport T, Compressor C, ZeroPagePolicy Z>
 class SendChannel {
  public:

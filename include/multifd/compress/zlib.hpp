@@ -32,9 +32,8 @@ namespace multifd {
 
 /// Compresses pages with zlib.
 ///
-/// Cost: a channel's encoder holds about 270 KiB of zlib state, one page and one payload buffer; its decoder
-/// about
-///   40 KiB. All of it is allocated in open().
+/// Cost: a channel's encoder holds about 270 KiB of zlib state, one page and one payload buffer; its decoder about 40
+///   KiB. All of it is allocated in open().
 struct Zlib {
   static constexpr std::string_view name = "zlib";
   static constexpr std::uint32_t method = wire::flag_zlib;
@@ -180,14 +179,11 @@ class Zlib::Decoder {
     return decoder;
   }
 
-  /// Decompresses the payload of one packet into its pages. Without pages and payload the stream is not
-  /// touched.
+  /// Decompresses the payload of one packet into its pages. Without pages and payload the stream is not touched.
   ///
-  /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or
-  /// bytes left
-  ///   over), corrupt_payload (anything else that is not a sync-flushed piece of one endless zlib stream:
-  ///   damage, a missing flush, an end of stream, a preset dictionary). After an error every later call fails
-  ///   too.
+  /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or bytes left
+  ///   over), corrupt_payload (anything else that is not a sync-flushed piece of one endless zlib stream: damage, a
+  ///   missing flush, an end of stream, a preset dictionary). After an error every later call fails too.
   Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "inflate after an error");
     Result<void> result = decode_packet(payload, pages);

@@ -3,9 +3,8 @@
 // Zstd: one frame per channel for the whole migration, flushed at the end of each packet and never ended
 // (PROTOCOL.md section 4.3). The only header that includes <zstd.h>.
 //
-//   payload of packet 0:  28 b5 2f fd .. | blocks        (frame header once per channel, no size, no
-//   checksum) payload of packet n:                   blocks        (whole blocks, none of them marked as the
-//   last)
+//   payload of packet 0:  28 b5 2f fd .. | blocks   (frame header once per channel, no size, no checksum)
+//   payload of packet n:                   blocks   (whole blocks, none of them marked as the last)
 #pragma once
 
 // For ZSTD_initStaticDStream: the one way to have all decoder memory before the peer's first byte.
@@ -36,13 +35,12 @@ namespace multifd {
 
 /// Compresses pages with zstd.
 ///
-/// The level is fixed for the life of a stream: single-threaded zstd takes a new one only at the next frame,
-/// and a channel has just one frame. There is no set_level() for that reason.
+/// The level is fixed for the life of a stream: single-threaded zstd takes a new one only at the next frame, and a
+/// channel has just one frame. There is no set_level() for that reason.
 ///
-/// Cost: all memory is had in open(). A decoder reserves ZSTD_estimateDStreamSize(2^max_window_log), 128.6
-/// MiB at the
-///   default, but touches only what the peer's window needs (about 1 MiB at level 1), so the rest is address
-///   space unless memory is locked (mlockall) or overcommit is off: lower max_window_log there.
+/// Cost: all memory is had in open(). A decoder reserves ZSTD_estimateDStreamSize(2^max_window_log), 128.6 MiB at the
+///   default, but touches only what the peer's window needs (about 1 MiB at level 1), so the rest is address space
+///   unless memory is locked (mlockall) or overcommit is off: lower max_window_log there.
 struct Zstd {
   static constexpr std::string_view name = "zstd";
   static constexpr std::uint32_t method = wire::flag_zstd;
@@ -180,13 +178,11 @@ class Zstd::Decoder {
     return decoder;
   }
 
-  /// Decompresses the payload of one packet into its pages. Without pages and payload the stream is not
-  /// touched.
+  /// Decompresses the payload of one packet into its pages. Without pages and payload the stream is not touched.
   ///
-  /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or
-  /// bytes left
-  ///   over), corrupt_payload (anything else that is not whole blocks of one endless zstd frame: damage, an
-  ///   end of frame, a dictionary, a window over max_window_log). After an error every later call fails too.
+  /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or bytes left
+  ///   over), corrupt_payload (anything else that is not whole blocks of one endless zstd frame: damage, an end of
+  ///   frame, a dictionary, a window over max_window_log). After an error every later call fails too.
   Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "zstd after an error");
     Result<void> result = decode_packet(payload, pages);

@@ -132,8 +132,7 @@ class MemoryPipe {
 }  // namespace detail
 
 /// One end of an in-memory connection.
-/// Errors: `peer_closed` when the other end was shut down or destroyed, `cancelled` after this end's
-/// shutdown(),
+/// Errors: `peer_closed` when the other end was shut down or destroyed, `cancelled` after this end's shutdown(),
 ///   `already_closed` for a write after finish().
 class MemoryTransport {
  public:

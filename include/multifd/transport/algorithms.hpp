@@ -55,11 +55,11 @@ Result<void> write_all(T& transport, std::span<iovec> buffers) noexcept {
   return {};
 }
 
-/// Reads until at least `min_bytes` have arrived, and lets more arrive as long as it costs no further call:
-/// so the next packet's header can come with this packet's pages. Params `buffers`: at least `min_bytes` in
-/// all; used up. `min_bytes` 0 reads nothing. Returns how many bytes arrived, in order from the first
-/// buffer's first byte. Fewer than `min_bytes` means that
-///   the stream ended in order: 0 is an end between two units, anything else a truncated one.
+/// Reads until at least `min_bytes` have arrived, and lets more arrive as long as it costs no further call: so the next
+/// packet's header can come with this packet's pages.
+/// Params `buffers`: at least `min_bytes` in all; used up. `min_bytes` 0 reads nothing.
+/// Returns how many bytes arrived, in order from the first buffer's first byte. Fewer than `min_bytes` means that the
+///   stream ended in order: 0 is an end between two units, anything else a truncated one.
 /// Errors: the transport's.
 template <Transport T>
 Result<std::size_t> read_at_least(T& transport, std::span<iovec> buffers, std::size_t min_bytes) noexcept {
@@ -78,8 +78,7 @@ Result<std::size_t> read_at_least(T& transport, std::span<iovec> buffers, std::s
 
 /// Fills every buffer, or fails.
 /// Params `truncated`: the code to report when the stream ends after some of the bytes.
-/// Errors: `peer_closed` if the stream ended in order before the first byte; `truncated` (detail: bytes that
-/// did
+/// Errors: `peer_closed` if the stream ended in order before the first byte; `truncated` (detail: bytes that did
 ///   arrive) if it ended later; otherwise the transport's.
 template <Transport T>
 Result<void> read_exact(T& transport, std::span<iovec> buffers, Errc truncated = Errc::truncated_payload) noexcept {

@@ -106,10 +106,9 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
 }  // namespace detail
 
 /// Connects to an address; of a name's addresses, to the first that answers.
-/// Errors (stage `connect`): `timed_out` after `options.connect_timeout`; `cancelled` by `options.interrupt`;
-/// errno,
-///   for instance ECONNREFUSED, ENOENT; op "resolve" with a code of its own category for a name that nobody
-///   knows; `bad_address` for port 0 or a path that is no path; `bad_option`.
+/// Errors (stage `connect`): `timed_out` after `options.connect_timeout`; `cancelled` by `options.interrupt`; errno, for
+///   instance ECONNREFUSED, ENOENT; op "resolve" with a code of its own category for a name that nobody knows;
+///   `bad_address` for port 0 or a path that is no path; `bad_option`.
 /// Threads: any thread.
 /// Example: `auto link = multifd::connect_to({.host = "192.0.2.7", .port = 4444});`
 [[nodiscard]] inline Result<FdTransport> connect_to(const Address& address, const SocketOptions& options = {}) {
@@ -118,9 +117,8 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
 
 /// Connects once for each channel, one after the other; a channel's id is its index.
 /// Params `channels`: 1 to 255.
-/// Errors: `bad_channel_count`; those of connect_to(), with the channel that failed.
-/// `options.connect_timeout` holds
-///   for all of them together.
+/// Errors: `bad_channel_count`; those of connect_to(), with the channel that failed. `options.connect_timeout` holds for
+///   all of them together.
 [[nodiscard]] inline Result<std::vector<FdTransport>> connect_channels(const Address& address, unsigned channels,
                                                                        const SocketOptions& options = {}) {
   if (channels < 1 || channels > detail::max_channel_count) {

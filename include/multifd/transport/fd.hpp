@@ -75,8 +75,7 @@ class SigpipeGuard {
 
 /// A Transport over a connected descriptor, which it owns.
 ///
-/// Errors: the errno of the failing call; `Errc::cancelled` after this side's own shutdown(), whatever the
-/// operating
+/// Errors: the errno of the failing call; `Errc::cancelled` after this side's own shutdown(), whatever the operating
 ///   system calls it; `Errc::timed_out` when the program has set SO_RCVTIMEO or SO_SNDTIMEO and it passed.
 /// Cost: one system call per read or write (three more on what is not a socket); nothing is allocated.
 class FdTransport {
@@ -161,10 +160,9 @@ class FdTransport {
     return {};
   }
 
-  /// Cuts the stream: blocked calls end at once, later ones fail. A TCP peer sees a reset. A UNIX peer sees
-  /// an end (that kind of socket knows no reset), the other end of a pipe sees one when this object is
-  /// destroyed. Threads: any thread while others read and write, any number of times; not beside the
-  /// destructor.
+  /// Cuts the stream: blocked calls end at once, later ones fail. A TCP peer sees a reset. A UNIX peer sees an end (that
+  /// kind of socket knows no reset), the other end of a pipe sees one when this object is destroyed.
+  /// Threads: any thread while others read and write, any number of times; not beside the destructor.
   void shutdown() noexcept {
     // Relaxed: the flag only chooses the name of the error, the system calls below do the work.
     shut_down_.store(true, std::memory_order_relaxed);

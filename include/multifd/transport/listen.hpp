@@ -92,13 +92,10 @@ inline bool only_that_connection(int error) noexcept {
 class Listener {
  public:
   /// Binds and listens. With an empty host, to IPv6 and IPv4 both, where the machine has IPv6.
-  /// Params `backlog`: connections that may wait to be accepted: at least the channels and the main
-  /// connection.
+  /// Params `backlog`: connections that may wait to be accepted: at least the channels and the main connection.
   ///   `options`: for the accepted connections; `interrupt` is the default of accept().
-  /// Errors (stage `accept`): errno, for instance EADDRINUSE, also for a UNIX path that is in use or is no
-  /// socket;
-  ///   `bad_address`, `bad_option`, op "resolve" as connect_to(). A socket file that nobody listens on is
-  ///   replaced.
+  /// Errors (stage `accept`): errno, for instance EADDRINUSE, also for a UNIX path that is in use or is no socket;
+  ///   `bad_address`, `bad_option`, op "resolve" as connect_to(). A socket file that nobody listens on is replaced.
   static Result<Listener> listen(const Address& address, unsigned backlog, const SocketOptions& options = {}) {
     const int queue = static_cast<int>(std::clamp(backlog, 1U, 65535U));
     if (address.kind == AddressKind::unix_socket) return listen_unix(address, queue, options);
@@ -121,8 +118,7 @@ class Listener {
   const Address& local_address() const noexcept { return address_; }
 
   /// Waits for one connection.
-  /// Errors (stage `accept`): `timed_out`; `cancelled` once `interrupt` is triggered (null: that of the
-  /// options);
+  /// Errors (stage `accept`): `timed_out`; `cancelled` once `interrupt` is triggered (null: that of the options);
   ///   errno, for instance EMFILE.
   /// Threads: any thread.
   Result<FdTransport> accept(std::chrono::milliseconds timeout, const Interrupt* interrupt = nullptr) noexcept {
@@ -230,9 +226,9 @@ class Listener {
   const Interrupt* interrupt_ = nullptr;
 };
 
-/// Returns the first four bytes of a connection, big-endian, and leaves them there to be read: a program that
-/// takes its main connection at the same address as its channels tells them apart by that. Errors (stage
-/// `accept`): `timed_out`, `cancelled`; `peer_closed` if the stream ends before the first byte,
+/// Returns the first four bytes of a connection, big-endian, and leaves them there to be read: a program that takes its
+/// main connection at the same address as its channels tells them apart by that.
+/// Errors (stage `accept`): `timed_out`, `cancelled`; `peer_closed` if the stream ends before the first byte,
 ///   `truncated_hello` (detail: bytes) before the fourth; errno, ENOTSOCK for what is not a socket.
 [[nodiscard]] inline Result<std::uint32_t> peek_magic(FdTransport& transport, std::chrono::milliseconds timeout,
                                                       const Interrupt* interrupt = nullptr) noexcept {

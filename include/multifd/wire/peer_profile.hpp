@@ -17,11 +17,11 @@ enum class SyncStyle : std::uint8_t {
   per_round,    ///< at each MULTIFD_FLUSH record (8.1 and later)
 };
 
-/// One generation of peers, as a sender has to know it.
+/// One generation of peers, as a sender and the writer of its main stream have to know it.
 struct PeerProfile {
   std::string_view name;  ///< what people type: "qemu-9.0"
   bool zero_lists;        ///< reads zero pages listed in packets; older ones drop them silently (section 5.3)
-  bool device_state;      ///< knows device-state packets (section 13)
+  bool device_state;      ///< knows device-state packets (section 13); for the main stream's writer
   bool digests;           ///< verifies our digest extension
   SyncStyle sync_style;
 };
