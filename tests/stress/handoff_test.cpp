@@ -13,8 +13,8 @@
 #include <thread>
 #include <vector>
 
-#include "stress/allocation_count.hpp"
 #include "stress/time_limit.hpp"
+#include "support/allocation_count.hpp"
 
 using multifd::BatchHandoff;
 using multifd::PageBatch;
@@ -405,9 +405,9 @@ TEST_CASE("An epoch that is closed wakes every worker for its SYNC, without a fl
 TEST_CASE("Nothing is allocated after create(), however long the run") {
   const TimeLimit limit("the steady state", 120s);
   constexpr unsigned channels = 4;
-  const std::uint64_t before_create = allocations();
+  const std::uint64_t before_create = test::allocations();
   const auto handoff = make(channels, 4);
-  CHECK(allocations() > before_create);  // the counter works
+  CHECK(test::allocations() > before_create);  // the counter works
   std::atomic<std::uint64_t> taken{0};
   std::vector<std::jthread> threads;
   std::counting_semaphore<> started(0);
@@ -427,7 +427,7 @@ TEST_CASE("Nothing is allocated after create(), however long the run") {
   }
   for (unsigned c = 0; c < channels; ++c) started.acquire();
 
-  const std::uint64_t before = allocations();
+  const std::uint64_t before = test::allocations();
   constexpr std::uint64_t batches = 50'000;
   PageBatch* batch = handoff->first_batch();
   for (std::uint64_t i = 0; i < batches; ++i) {
@@ -437,7 +437,7 @@ TEST_CASE("Nothing is allocated after create(), however long the run") {
   }
   handoff->finish();
   while (taken.load(std::memory_order_relaxed) < batches) std::this_thread::yield();
-  const std::uint64_t after = allocations();
+  const std::uint64_t after = test::allocations();
   end.release();
   threads.clear();
   CHECK(after == before);

@@ -5,10 +5,8 @@
 // no warm-up: the first packet counts.
 #include <doctest/doctest.h>
 
-#include <atomic>
 #include <cstddef>
 #include <cstdlib>
-#include <new>
 #include <thread>
 #include <vector>
 
@@ -17,63 +15,9 @@
 #include "multifd/compress/zstd.hpp"
 #include "multifd/receiver.hpp"
 #include "multifd/sender.hpp"
+#include "support/allocation_count.hpp"
 #include "support/links.hpp"
 #include "support/memory.hpp"
-
-namespace {
-
-std::atomic<bool> armed = false;
-std::atomic<std::size_t> allocations = 0;
-thread_local bool watched = false;
-
-void count() noexcept {
-  if (watched && armed.load(std::memory_order_relaxed)) allocations.fetch_add(1, std::memory_order_relaxed);
-}
-
-}  // namespace
-
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define COUNT_BY_SANITIZER 1
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define COUNT_BY_SANITIZER 1
-#endif
-
-#if defined(COUNT_BY_SANITIZER)
-
-// A sanitizer stands in malloc's place already, and offers a hook.
-extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*on_malloc)(const volatile void*, std::size_t),
-                                                         void (*on_free)(const volatile void*));
-namespace {
-[[maybe_unused]] const int installed = __sanitizer_install_malloc_and_free_hooks(
-    [](const volatile void*, std::size_t) { count(); }, [](const volatile void*) {});
-}  // namespace
-
-#else
-
-// The executable's malloc goes before glibc's, for shared libraries too; free and the rest work on the same heap.
-extern "C" {
-void* __libc_malloc(std::size_t) noexcept;
-void* __libc_calloc(std::size_t, std::size_t) noexcept;
-void* __libc_realloc(void*, std::size_t) noexcept;
-
-void* malloc(std::size_t size) noexcept {
-  count();
-  return __libc_malloc(size);
-}
-void* calloc(std::size_t number, std::size_t size) noexcept {
-  count();
-  return __libc_calloc(number, size);
-}
-void* realloc(void* memory, std::size_t size) noexcept {
-  count();
-  return __libc_realloc(memory, size);
-}
-}
-
-#endif
 
 using namespace multifd;
 using namespace test;
@@ -83,16 +27,14 @@ namespace {
 /// Counts the watched threads' allocations while it lives.
 class Count {
  public:
-  Count() {
-    allocations = 0;
-    armed = true;
-  }
-  ~Count() { armed = false; }
-  std::size_t so_far() const { return allocations; }
+  std::uint64_t so_far() const { return allocations_of_watched_threads() - before_; }
+
+ private:
+  std::uint64_t before_ = allocations_of_watched_threads();
 };
 
 template <class T, class C, class Z>
-std::size_t allocations_of_a_migration(Links<T> links, Digest digest) {
+std::uint64_t allocations_of_a_migration(Links<T> links, Digest digest) {
   const Watchdog watchdog("count allocations");
   Rng rng(seed());
   constexpr std::size_t pages = 600;
@@ -102,7 +44,7 @@ std::size_t allocations_of_a_migration(Links<T> links, Digest digest) {
   const auto block = source.add("pc.ram", source_memory.bytes());
   REQUIRE(target.add("pc.ram", target_memory.bytes()).has_value());
   std::vector<std::uint64_t> dirty(pages / 64, 0x00ff00ffff00ff11);
-  const auto watch = [](const ThreadInfo&) { watched = true; };
+  const auto watch = [](const ThreadInfo&) { watch_this_thread(true); };
   // Workers of the sender start at once: hold their bytes back, so that the counting begins before the first one.
   auto gate = std::make_shared<Gate>(false);
   std::vector<GatedTransport<T>> held;
@@ -114,9 +56,9 @@ std::size_t allocations_of_a_migration(Links<T> links, Digest digest) {
   gate->open();
   opening.join();
   REQUIRE(rx.has_value());
-  std::size_t counted = 0;
+  std::uint64_t counted = 0;
   bool good = true;
-  watched = true;
+  watch_this_thread(true);
   {
     const Count all;
     const auto on_zero = [](std::uint64_t) {};
@@ -135,7 +77,7 @@ std::size_t allocations_of_a_migration(Links<T> links, Digest digest) {
     good &= rx->finish().has_value();
     counted = all.so_far();
   }
-  watched = false;
+  watch_this_thread(false);
   CHECK(good);
   return counted;
 }
@@ -143,8 +85,8 @@ std::size_t allocations_of_a_migration(Links<T> links, Digest digest) {
 }  // namespace
 
 TEST_CASE("The count counts") {
-  watched = true;
-  std::size_t counted = 0;
+  watch_this_thread(true);
+  std::uint64_t counted = 0;
   {
     const Count all;
     // By malloc, and through pointers that the optimiser must not follow: it may leave out a new with its delete.
@@ -164,7 +106,7 @@ TEST_CASE("The count counts") {
     counted = all.so_far();
   }
   CHECK(counted >= 1);  // this thread starts the other one; what the other one does is its own
-  watched = false;
+  watch_this_thread(false);
 }
 
 TEST_CASE_TEMPLATE("A migration allocates nothing after open", C, NoComp, Zlib, Zstd) {

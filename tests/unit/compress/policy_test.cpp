@@ -10,7 +10,7 @@
 #include "multifd/compress/zlib.hpp"
 #include "multifd/compress/zstd.hpp"
 #include "multifd/wire/constants.hpp"
-#include "unit/compress/allocation_count.hpp"
+#include "support/allocation_count.hpp"
 #include "unit/compress/packets.hpp"
 
 using namespace multifd;
@@ -111,14 +111,14 @@ TEST_CASE("NoComp decodes exactly one payload size") {
 
 TEST_CASE_TEMPLATE("nothing is allocated after open()", C, NoComp, Zlib, Zstd) {
   const std::vector<Bytes> stream = stream_of_pages();
-  const std::size_t before_open = allocations_of_this_thread();
+  const std::uint64_t before_open = test::allocations_of_this_thread();
   auto encoder = open<typename C::Encoder>(C{});
   auto decoder = open<typename C::Decoder>(C{});
   if (C::payload_form == PayloadForm::encoded)
-    CHECK(allocations_of_this_thread() > before_open);  // or the counter does not count
+    CHECK(test::allocations_of_this_thread() > before_open);  // or the counter does not count
 
   Bytes pages(128 * page_bytes);
-  const std::size_t before = allocations_of_this_thread();
+  const std::uint64_t before = test::allocations_of_this_thread();
   bool fine = true;
   for (int round = 0; round < 3; ++round) {
     for (const Bytes& content : stream) {
@@ -133,7 +133,7 @@ TEST_CASE_TEMPLATE("nothing is allocated after open()", C, NoComp, Zlib, Zstd) {
       fine = decoder.decode(bytes, MutableBuffers(&to, 1)).has_value();
     }
   }
-  const std::size_t after = allocations_of_this_thread();
+  const std::uint64_t after = test::allocations_of_this_thread();
   CHECK(fine);
   CHECK(after - before == 0);
 }

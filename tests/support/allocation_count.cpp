@@ -1,16 +1,32 @@
 // SPDX-License-Identifier: MIT
-#include "stress/allocation_count.hpp"
+#include "support/allocation_count.hpp"
 
 #include <atomic>
 #include <cstddef>
 
 namespace {
-std::atomic<std::uint64_t> count{0};
 
-void count_one() noexcept { count.fetch_add(1, std::memory_order_relaxed); }
+std::atomic<std::uint64_t> count{0};
+std::atomic<std::uint64_t> count_watched{0};
+thread_local std::uint64_t count_here = 0;
+thread_local bool watched = false;
+
+void count_one() noexcept {
+  count.fetch_add(1, std::memory_order_relaxed);
+  ++count_here;
+  if (watched) count_watched.fetch_add(1, std::memory_order_relaxed);
+}
+
 }  // namespace
 
+namespace test {
+
 std::uint64_t allocations() noexcept { return count.load(std::memory_order_relaxed); }
+std::uint64_t allocations_of_this_thread() noexcept { return count_here; }
+std::uint64_t allocations_of_watched_threads() noexcept { return count_watched.load(std::memory_order_relaxed); }
+void watch_this_thread(bool on) noexcept { watched = on; }
+
+}  // namespace test
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
