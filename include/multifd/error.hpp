@@ -158,6 +158,7 @@ constexpr Condition errno_condition(int value) noexcept {
     case EPIPE:
     case ECONNRESET:
     case ECONNABORTED:
+    case ENOTCONN:  // what shutdown() says of a connection that the peer has reset
     case ECONNREFUSED:
     case EHOSTUNREACH:
     case ENETUNREACH: return Condition::peer_gone;

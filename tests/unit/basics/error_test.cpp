@@ -60,7 +60,7 @@ TEST_CASE("Every Errc belongs to the condition of its group, and to no other") {
 }
 
 TEST_CASE("errno codes compare with conditions") {
-  for (const int value : {EPIPE, ECONNRESET, ECONNABORTED, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH}) {
+  for (const int value : {EPIPE, ECONNRESET, ECONNABORTED, ENOTCONN, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH}) {
     CAPTURE(value);
     CHECK(from_errno(value) == Condition::peer_gone);
     CHECK(from_errno(value) != Condition::local_io);
