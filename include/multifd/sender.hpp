@@ -4,7 +4,6 @@
 // worker per channel sends them.
 #pragma once
 
-#include <bit>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "multifd/channel/send_channel.hpp"
+#include "multifd/memory/dirty_runs.hpp"
 #include "multifd/wire/peer_profile.hpp"
 
 namespace multifd {
@@ -136,32 +136,14 @@ class Sender {
     if (auto ready = s.check(block, 0, 0); !ready) return std::unexpected(ready.error());
     const std::uint64_t pages = s.shared.map.pages(block);
     if (first_page > pages) return fail(Errc::bad_range, Stage::produce, "queue_dirty", first_page);
-    if (const std::uint64_t end = end_of_bits(bitmap); end > pages - first_page)
+    if (const std::uint64_t end = end_of_dirty(bitmap); end > pages - first_page)
       return fail(Errc::bad_range, Stage::produce, "queue_dirty", first_page + end - 1);
 
     QueuedPages done;
-    std::uint64_t start = 0;   // of the pending run, in pages from first_page
-    std::uint64_t length = 0;  // runs go on over word boundaries
-    const auto flush_run = [&]() -> Result<void> {
-      if (length == 0) return {};
-      return s.queue_checked(block, (first_page + start) * s.page_bytes, std::exchange(length, 0), on_zero, done);
-    };
-    for (std::size_t w = 0; w < bitmap.size(); ++w) {
-      std::uint64_t word = bitmap[w];
-      while (word != 0) {
-        const auto skip = static_cast<unsigned>(std::countr_zero(word));
-        const auto ones = static_cast<unsigned>(std::countr_one(word >> skip));
-        const std::uint64_t at = w * 64 + skip;
-        if (length == 0 || start + length != at) {
-          if (auto queued = flush_run(); !queued) return std::unexpected(queued.error());
-          start = at;
-        }
-        length += ones;
-        if (skip + ones == 64) break;
-        word &= ~std::uint64_t{0} << (skip + ones);
-      }
-    }
-    if (auto queued = flush_run(); !queued) return std::unexpected(queued.error());
+    const auto queued = for_each_dirty_run(bitmap, [&](std::uint64_t first, std::uint64_t run) {
+      return s.queue_checked(block, (first_page + first) * s.page_bytes, run, on_zero, done);
+    });
+    if (!queued) return std::unexpected(queued.error());
     return done;
   }
 
@@ -433,13 +415,6 @@ class Sender {
   };
 
   explicit Sender(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
-
-  /// One past the highest set bit.
-  static std::uint64_t end_of_bits(std::span<const std::uint64_t> bitmap) noexcept {
-    for (std::size_t w = bitmap.size(); w-- > 0;)
-      if (bitmap[w] != 0) return w * 64 + 64 - static_cast<unsigned>(std::countl_zero(bitmap[w]));
-    return 0;
-  }
 
   std::unique_ptr<State> state_;
 };
