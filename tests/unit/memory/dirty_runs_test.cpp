@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <ostream>
 #include <random>
 #include <vector>
 
@@ -26,7 +27,7 @@ std::vector<bool> bits_of_runs(std::span<const std::uint64_t> bitmap) {
 
 TEST_CASE("Runs cover exactly the set bits, over word boundaries too") {
   std::mt19937_64 random(1);
-  for (int round = 0; round < 500; ++round) {
+  for (std::size_t round = 0; round < 500; ++round) {
     std::vector<std::uint64_t> bitmap(1 + round % 5);
     for (std::uint64_t& word : bitmap) {
       switch (random() % 5) {
