@@ -150,7 +150,7 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
     if (result.rounds.size() >= settings.max_rounds)
       throw Failure(
           fmt::format("does not converge: after {} rounds the rest still takes {:.0f} ms, --max-downtime is "
-                      "{:.0f} ms; the guest goes on here. Raise --max-downtime or --bandwidth, or lower "
+                      "{:.0f} ms. Raise --max-downtime or --bandwidth, or lower "
                       "--dirty-rate",
                       result.rounds.size(), expected * 1000, settings.max_downtime_s * 1000));
     run_round(false);
