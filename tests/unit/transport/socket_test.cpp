@@ -97,6 +97,13 @@ void check_interrupted(Interrupt& interrupt, Wait wait) {
   CHECK(again.error().code == Errc::cancelled);
 }
 
+/// A container may have no /etc/hosts, and then no name at all.
+bool localhost_is_known() {
+  const bool known = Listener::listen({.host = "localhost"}, 1).has_value();
+  if (!known) MESSAGE("the name localhost is not known here");
+  return known;
+}
+
 }  // namespace
 
 TEST_CASE("channels connect over every kind of address") {
@@ -104,6 +111,7 @@ TEST_CASE("channels connect over every kind of address") {
   for (const Address& address :
        {loopback(), Address{.host = "localhost"}, Address{.host = ""}, Address{.host = "::1"}, folder.address()}) {
     CAPTURE(to_string(address));
+    if (address.host == "localhost" && !localhost_is_known()) continue;
     auto listener = Listener::listen(address, 9);
     if (!listener && address.host == "::1" && listener.error().code == std::errc::address_not_available) {
       MESSAGE("no IPv6 here");
@@ -139,7 +147,7 @@ TEST_CASE("a listener on any host is reached over IPv4 and over IPv6") {
   REQUIRE(listener.has_value());
   const std::uint16_t port = listener->local_address().port;
   CHECK(connect_to(loopback(port)).has_value());
-  CHECK(tcp_connect("localhost", port, 1).has_value());
+  if (localhost_is_known()) CHECK(tcp_connect("localhost", port, 1).has_value());
   CHECK(connect_to({.port = port}).has_value());
 }
 
