@@ -41,8 +41,12 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
   Accepted source = program::accept_source(listener, 0, interrupt);
   const program::Stopwatch watch;
   const auto give_up = [&](const Failure& failure) {
-    program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));
-    source.control.give_up(failure);
+    try {
+      source.control.give_up(failure);
+    } catch (const Failure& reason) {  // may be the source's own words
+      program::write_json(settings.json_path, program::failure_report(reason.what(), watch.seconds()));
+      throw;
+    }
   };
   try {
     const auto bytes = program::field<std::uint64_t>(source.hello, "size");
@@ -69,12 +73,9 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
     const GuestReport before = guest->report();
     guest->run();
     // The guest's own check sees every page of its working set within two sweeps; give it those, and a limit.
-    const auto begin = std::chrono::steady_clock::now();
-    const auto elapsed = [&] {
-      return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    };
+    const program::Stopwatch running;
     GuestReport now = before;
-    while ((elapsed() < run_after || now.sweeps < before.sweeps + 2) && elapsed() < run_after + 30) {
+    while ((running.seconds() < run_after || now.sweeps < before.sweeps + 2) && running.seconds() < run_after + 30) {
       pollfd event{.fd = interrupt.native_handle(), .events = POLLIN, .revents = 0};
       if (::poll(&event, 1, 20) > 0) throw Failure(Error{.code = Errc::cancelled}, "live migration");
       now = guest->report();
