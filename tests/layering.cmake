@@ -23,6 +23,7 @@ set(table [[
 5  compress/         0-3 +
 6  transport/        0-1 +
 7  channel/          0-6 +
+7  qemu/             0-3 +
 8  sender.hpp        0-7
 8  receiver.hpp      0-7
 8  stack.hpp         0-7 +

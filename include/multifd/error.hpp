@@ -35,10 +35,41 @@ enum class Errc {
   truncated_header,
   truncated_payload,
   device_state_refused,
+  bad_device_state,
   data_before_sync,
   unsynced_end,
   sync_mismatch,
   digest_mismatch,
+  // A peer broke QEMU's main stream or its return path (sections 9, 16), or uses what no multifd stream carries (11.13).
+  bad_stream_magic,
+  bad_stream_version,
+  truncated_stream,
+  stream_limit_exceeded,
+  bad_configuration,
+  unknown_capability,
+  mapped_ram_refused,
+  page_size_mismatch,
+  unknown_element,
+  unexpected_element,
+  unknown_command,
+  bad_command_length,
+  postcopy_refused,
+  colo_refused,
+  unknown_section,
+  early_device_refused,
+  unexpected_section,
+  wrong_section_id,
+  bad_ram_version,
+  bad_footer,
+  bad_block_list,
+  repeated_block_name,
+  bad_used_length,
+  obsolete_ram_record,
+  unknown_ram_record,
+  record_without_block,
+  bad_zero_fill,
+  unknown_return_message,
+  bad_return_length,
   // A peer went away.
   peer_closed,
   // Time and will.
@@ -54,7 +85,9 @@ enum class Errc {
   bad_address,
   bad_option,
   read_only_block,
+  block_without_memory,
   peer_lacks_zero_lists,
+  peer_lacks_device_state,
   unknown_policy,
   not_supported,
   already_closed,
@@ -128,10 +161,64 @@ constexpr ErrcInfo errc_info(int value) noexcept {
     case Errc::truncated_header: return {"connection ended inside a packet header", C::peer_protocol};
     case Errc::truncated_payload: return {"connection ended inside a packet's payload", C::peer_protocol};
     case Errc::device_state_refused: return {"device-state packet, which this side does not take", C::peer_protocol};
+    case Errc::bad_device_state: return {"device-state packet with a broken header", C::peer_protocol};
     case Errc::data_before_sync: return {"data packet before the first SYNC", C::peer_protocol};
     case Errc::unsynced_end: return {"channel ended although a SYNC is owed", C::peer_protocol};
     case Errc::sync_mismatch: return {"channels sent different numbers of SYNCs", C::peer_protocol};
     case Errc::digest_mismatch: return {"page data differs from the digest it was sent with", C::peer_protocol};
+    case Errc::bad_stream_magic:
+      return {"not QEMU's migration stream (no QEVM in front): is the source a QEMU, and does TLS agree?",
+              C::peer_protocol};
+    case Errc::bad_stream_version: return {"migration stream is not of version 3", C::peer_protocol};
+    case Errc::truncated_stream:
+      return {"main stream ended before the guest's RAM was complete: see the source's error", C::peer_protocol};
+    case Errc::stream_limit_exceeded:
+      return {"length or count in the main stream is over this side's limit", C::peer_protocol};
+    case Errc::bad_configuration: return {"configuration section is malformed", C::peer_protocol};
+    case Errc::unknown_capability:
+      return {"source has a capability on that changes the stream in an unknown way: turn it off there",
+              C::peer_protocol};
+    case Errc::mapped_ram_refused:
+      return {"source has mapped-ram on, which is for files only: turn that capability off", C::peer_protocol};
+    case Errc::page_size_mismatch:
+      return {"guest's page size differs from this side's: set the source's", C::peer_protocol};
+    case Errc::unknown_element:
+      return {"main stream element of an unknown type: is multifd on at the source?", C::peer_protocol};
+    case Errc::unexpected_element: return {"main stream element in a place where it has no meaning", C::peer_protocol};
+    case Errc::unknown_command: return {"unknown command in the main stream", C::peer_protocol};
+    case Errc::bad_command_length: return {"command of the main stream has a wrong length", C::peer_protocol};
+    case Errc::postcopy_refused:
+      return {"postcopy, which cannot pass here: do not start it, or turn postcopy-ram off at the source",
+              C::peer_protocol};
+    case Errc::colo_refused: return {"COLO, which cannot pass here: turn x-colo off at the source", C::peer_protocol};
+    case Errc::unknown_section:
+      return {
+          "device that sends its state in rounds like RAM, in a format unknown here: unplug it, or turn its "
+          "migration capability off",
+          C::peer_protocol};
+    case Errc::early_device_refused:
+      return {"device that sends its state ahead of RAM (virtio-mem does), in a format unknown here: unplug it",
+              C::peer_protocol};
+    case Errc::unexpected_section:
+      return {"section of the main stream out of order: RAM starts once, and ends once", C::peer_protocol};
+    case Errc::wrong_section_id: return {"section id is not that of RAM", C::peer_protocol};
+    case Errc::bad_ram_version: return {"RAM section is not of version 4", C::peer_protocol};
+    case Errc::bad_footer: return {"section has no footer, or the footer of another section", C::peer_protocol};
+    case Errc::bad_block_list: return {"RAM block list contradicts itself", C::peer_protocol};
+    case Errc::repeated_block_name: return {"RAM block list has a name twice", C::peer_protocol};
+    case Errc::bad_used_length:
+      return {"RAM block's length is zero, not a whole number of pages, or more than is left of the total",
+              C::peer_protocol};
+    case Errc::obsolete_ram_record:
+      return {"RAM record that multifd excludes: turn xbzrle, compress and RDMA off at the source", C::peer_protocol};
+    case Errc::unknown_ram_record:
+      return {"unknown RAM record: is the page size right, and multifd on at the source?", C::peer_protocol};
+    case Errc::record_without_block:
+      return {"RAM record for the block of the record before it, but there is none", C::peer_protocol};
+    case Errc::bad_zero_fill: return {"zero page that is to be filled with something else", C::peer_protocol};
+    case Errc::unknown_return_message:
+      return {"message on the return path that is unknown, or comes after the last", C::peer_protocol};
+    case Errc::bad_return_length: return {"message on the return path has a wrong length", C::peer_protocol};
     case Errc::peer_closed: return {"the peer closed the connection", C::peer_gone};
     case Errc::timed_out: return {"time limit passed", C::timed_out};
     case Errc::cancelled: return {"cancelled", C::cancelled};
@@ -144,6 +231,9 @@ constexpr ErrcInfo errc_info(int value) noexcept {
     case Errc::bad_address: return {"address must be tcp:HOST:PORT or unix:PATH", C::misuse};
     case Errc::bad_option: return {"option is out of its range", C::misuse};
     case Errc::read_only_block: return {"RAM block was registered read-only", C::misuse};
+    case Errc::block_without_memory: return {"RAM block was registered without memory", C::misuse};
+    case Errc::peer_lacks_device_state:
+      return {"this peer does not know device-state packets (PeerProfile)", C::misuse};
     case Errc::peer_lacks_zero_lists:
       return {"this peer drops zero pages listed in packets (QEMU before 9.0): use legacy or none", C::misuse};
     case Errc::unknown_policy: return {"no policy of that name is offered", C::misuse};
