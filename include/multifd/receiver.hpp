@@ -27,6 +27,9 @@ struct ReceiverOptions {
   std::chrono::milliseconds hello_timeout{10'000};  ///< for all initial packets together
   /// How long channels wait at a barrier for others while no header and no payload arrives anywhere.
   std::chrono::milliseconds barrier_timeout{60'000};
+  /// Takes pages in place of the map's memory, which is not touched then; for relays.
+  PacketHook on_packet{};
+  DeviceStateHook on_device_state{};
   ThreadHook thread_hook{};  ///< runs in each worker before its first byte
   ErrorHook on_error{};      ///< told of the first error, once, by the thread that met it
 };
@@ -49,15 +52,19 @@ class Receiver {
 
   /// Starts one worker per link and waits for every channel's hello; the ids may come in any order.
   ///
-  /// Params: `ram`: copied (the memory is not); all blocks writable; `links`: exactly as many as the peer has channels.
-  /// Errors: Errc::bad_channel_count, bad_block_size (no block), read_only_block; bad_magic, bad_version,
+  /// Params: `ram`: copied (the memory is not); all blocks writable, unless a PacketHook takes the pages; `links`:
+  ///   exactly as many as the peer has channels.
+  /// Errors: Errc::bad_channel_count, bad_block_size (no block), read_only_block, block_without_memory; bad_magic, bad_version,
   ///   uuid_mismatch, channel_id_out_of_range, duplicate_channel_id, truncated_hello from the hellos; timed_out.
   static Result<Receiver> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
     if (links.empty() || links.size() > wire::max_channels)
       return fail(Errc::bad_channel_count, Stage::setup, "Receiver::open", links.size());
     if (ram.blocks().empty()) return fail(Errc::bad_block_size, Stage::setup, "Receiver::open: no RAM block");
-    for (const RamBlock& block : ram.blocks())
+    for (const RamBlock& block : ram.blocks()) {
+      if (options.on_packet) break;
       if (block.access == Access::read_only) return fail(Errc::read_only_block, Stage::setup, "Receiver::open");
+      if (block.access == Access::none) return fail(Errc::block_without_memory, Stage::setup, "Receiver::open");
+    }
     auto state = std::make_unique<State>(ram, std::move(options), static_cast<unsigned>(links.size()));
     if (auto started = state->start(std::move(links)); !started) return std::unexpected(started.error());
     return Receiver(std::move(state));
@@ -69,12 +76,16 @@ class Receiver {
   /// Errors: Errc::not_supported with Barrier::automatic; unsynced_end when a channel ended instead (Error::channel);
   ///   timed_out when a channel's SYNC does not come and nothing moves; the first error.
   /// Wire: PROTOCOL.md section 6.5.
-  Result<std::uint64_t> sync() noexcept {
+  ///
+  /// `while_held()` is called in between: every page of the epoch has arrived, and none of the next has been taken. A
+  /// relay closes its own epoch there (PROTOCOL.md section 11.7). It returns a Result<void>; its error is the migration's.
+  template <class WhileHeld = SyncPoint::Nothing>
+  Result<std::uint64_t> sync(WhileHeld&& while_held = {}) {
     State& s = *state_;
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     if (s.finished) return fail(Errc::already_closed, Stage::sync);
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
-    const auto epoch = s.shared.barrier->release_when_all(s.shared.progress);
+    const auto epoch = s.shared.barrier->release_when_all(s.shared.progress, while_held);
     if (epoch) return epoch;
     return std::unexpected(s.first_error(epoch.error()));
   }
@@ -142,7 +153,8 @@ class Receiver {
 
     State(const RamMap& ram, Options opts, unsigned channel_count)
         : options(bounded(std::move(opts))),
-          shared(ram, options.destination, options.first_packet, channel_count, options.uuid, [this] { stop(); }) {
+          shared(ram, options.destination, options.first_packet, options.on_packet, options.on_device_state,
+                 channel_count, options.uuid, [this] { stop(); }) {
       shared.progress = [this] {
         std::uint64_t sum = 0;
         for (const auto& channel : channels) sum += channel->wire_bytes();

@@ -4,15 +4,14 @@
 // worker per channel sends them.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
+#include <limits>
 #include <memory>
-#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
-#include "multifd/channel/send_channel.hpp"
+#include "multifd/channel/batch_producer.hpp"
 #include "multifd/memory/dirty_runs.hpp"
 #include "multifd/wire/peer_profile.hpp"
 
@@ -22,12 +21,6 @@ namespace multifd {
 enum class Queued : std::uint8_t {
   queued,        ///< it will travel on a channel
   zero_on_main,  ///< it is zero, and the caller has to say so on its main stream (only with ZeroPagesLegacy)
-};
-
-/// What a bulk call did with its pages.
-struct QueuedPages {
-  std::uint64_t queued = 0;
-  std::uint64_t zero_on_main = 0;
 };
 
 /// Holds for policies that do not report zero pages to the caller. With one that does (ZeroPagesLegacy), the bulk
@@ -44,9 +37,10 @@ struct SenderOptions {
   PeerProfile peer = peer_multifd;  ///< who receives; wrong values corrupt guests, see PeerProfile
   std::uint64_t bandwidth = 0;      ///< bytes per second over all channels; 0: no cap
   unsigned depth = 4;               ///< batches in flight per channel, 2 to 16
-  Digest digest = Digest::off;      ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
-  ThreadHook thread_hook{};         ///< runs in each worker before its first packet
-  ErrorHook on_error{};             ///< told of the first error, once, by the thread that met it
+  PageSource pages = PageSource::guest;
+  Digest digest = Digest::off;  ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
+  ThreadHook thread_hook{};     ///< runs in each worker before its first packet
+  ErrorHook on_error{};         ///< told of the first error, once, by the thread that met it
 };
 
 /// Sends pages of a RamMap over connected transports.
@@ -68,7 +62,7 @@ class Sender {
   /// Starts one worker per link; channel ids follow the order of `links`. Each begins with its hello.
   ///
   /// Params: `ram`: at least one block, copied (the memory is not); `links`: 1 to 255 connected streams.
-  /// Errors: Errc::bad_channel_count, bad_block_size (no block), peer_lacks_zero_lists, bad_option; out of memory or
+  /// Errors: Errc::bad_channel_count, bad_block_size (no block), block_without_memory, peer_lacks_zero_lists, bad_option; out of memory or
   ///   threads. The links are closed on any error.
   static Result<Sender> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
     if (links.empty() || links.size() > wire::max_channels)
@@ -76,6 +70,9 @@ class Sender {
     if (ram.blocks().empty()) return fail(Errc::bad_block_size, Stage::setup, "Sender::open: no RAM block");
     if (Z::stage == ZeroStage::channel && !options.peer.zero_lists)
       return fail(Errc::peer_lacks_zero_lists, Stage::setup, "Sender::open");
+    for (const RamBlock& block : ram.blocks())
+      if (block.access == Access::none && options.pages == PageSource::guest)
+        return fail(Errc::block_without_memory, Stage::setup, "Sender::open");
     if (options.digest == Digest::on && !options.peer.digests)
       return fail(Errc::bad_option, Stage::setup, "digest: only our own receiver verifies it");
     auto state = std::make_unique<State>(ram, std::move(options), static_cast<unsigned>(links.size()));
@@ -94,12 +91,12 @@ class Sender {
     if constexpr (Z::stage == ZeroStage::producer) {
       const std::byte* host = s.shared.map.block(block).host.data();
       if (s.options.zero_pages.is_zero({block, offset, {host + offset, s.page_bytes}})) {
-        s.unsynced = true;  // also an epoch of nothing but zero pages ends with SYNCs
-        s.zero_on_main.add(1);
+        s.producer.note_unsynced();  // also an epoch of nothing but zero pages ends with SYNCs
+        s.producer.zero_on_main.add(1);
         return Queued::zero_on_main;
       }
     }
-    if (auto queued = s.queue_run(block, offset, 1); !queued) return std::unexpected(queued.error());
+    if (auto queued = s.producer.queue_run(block, offset, 1); !queued) return std::unexpected(queued.error());
     return Queued::queued;
   }
 
@@ -112,7 +109,7 @@ class Sender {
     State& s = *state_;
     if (auto ready = s.check(block, offset, bytes); !ready) return std::unexpected(ready.error());
     QueuedPages done;
-    if (auto queued = s.queue_checked(block, offset, bytes / s.page_bytes, on_zero, done); !queued)
+    if (auto queued = s.producer.queue(block, offset, bytes / s.page_bytes, on_zero, done); !queued)
       return std::unexpected(queued.error());
     return done;
   }
@@ -141,7 +138,7 @@ class Sender {
 
     QueuedPages done;
     const auto queued = for_each_dirty_run(bitmap, [&](std::uint64_t first, std::uint64_t run) {
-      return s.queue_checked(block, (first_page + first) * s.page_bytes, run, on_zero, done);
+      return s.producer.queue(block, (first_page + first) * s.page_bytes, run, on_zero, done);
     });
     if (!queued) return std::unexpected(queued.error());
     return done;
@@ -153,13 +150,66 @@ class Sender {
     return queue_dirty(block, bitmap, first_page, [](std::uint64_t) {});
   }
 
+  /// Queues a page that the caller knows to be zero; nobody looks at it.
+  ///
+  /// Returns, Errors, Threads: as queue_page().
+  Result<Queued> queue_zero(BlockId block, std::uint64_t offset) noexcept {
+    State& s = *state_;
+    if (auto ready = s.check_place(block, offset, s.page_bytes); !ready) return std::unexpected(ready.error());
+    QueuedPages done;
+    if (auto queued = s.producer.queue_zero(block, offset, [](std::uint64_t) {}, done); !queued)
+      return std::unexpected(queued.error());
+    return done.queued != 0 ? Queued::queued : Queued::zero_on_main;
+  }
+
+  /// Queues one packet's pages as copies (PageSource::copies): for a relay. Nothing is copied again: the buffer is
+  /// swapped for an empty one, and the channels send from it.
+  ///
+  /// Params: `offsets`: 1 to wire::page_count() places, no page twice; `normal_pages`: how many of them have their bytes
+  ///   in `pages`, one after the other; the others are zero pages.
+  /// Errors: Errc::bad_range, offset_misaligned, offset_past_block; not_supported with PageSource::guest; the first
+  ///   error. Threads: producer. Blocks while every channel is full.
+  template <class OnZero>
+  Result<QueuedPages> queue_copies(BlockId block, std::span<const std::uint64_t> offsets, std::size_t normal_pages,
+                                   PageBuffer& pages, OnZero&& on_zero) {
+    State& s = *state_;
+    if (auto ready = s.check_place(block, 0, 0); !ready) return std::unexpected(ready.error());
+    if (s.shared.source != PageSource::copies) return fail(Errc::not_supported, Stage::produce, "queue_copies");
+    if (offsets.empty() || offsets.size() > s.shared.map.packet_pages() || normal_pages > offsets.size())
+      return fail(Errc::bad_range, Stage::produce, "queue_copies", offsets.size());
+    for (const std::uint64_t offset : offsets)
+      if (auto checked = s.shared.map.check(block, offset); !checked) return std::unexpected(checked.error());
+    QueuedPages done;
+    if (auto queued = s.producer.queue_copies(block, offsets, normal_pages, pages, on_zero, done); !queued)
+      return std::unexpected(queued.error());
+    return done;
+  }
+
+  /// Queues a device-state packet (PROTOCOL.md section 13). It travels on any channel, not ordered by SYNC.
+  ///
+  /// Params: `state`: copied; idstr 1 to 255 bytes without NUL, 1 byte to just below 4 GiB.
+  /// Errors: Errc::peer_lacks_device_state; not_supported with a compressor, as in QEMU; bad_range; ENOMEM; the first
+  ///   error. Threads: producer. Blocks while every channel is full.
+  Result<void> queue_device_state(const DeviceState& state) noexcept {
+    State& s = *state_;
+    if (auto ready = s.check_open(); !ready) return ready;
+    if (!s.options.peer.device_state) return fail(Errc::peer_lacks_device_state, Stage::produce);
+    if (C::method != wire::flag_none)
+      return fail(Errc::not_supported, Stage::produce, "device state on compressed channels");
+    if (state.idstr.empty() || state.idstr.size() > wire::max_idstr_length || state.idstr.contains('\0'))
+      return fail(Errc::bad_range, Stage::produce, "device idstr", state.idstr.size());
+    if (state.bytes.empty() || state.bytes.size() > std::numeric_limits<std::uint32_t>::max())
+      return fail(Errc::bad_range, Stage::produce, "device state", state.bytes.size());
+    return s.producer.queue_device_state(state);
+  }
+
   /// Hands over what is queued, so that it leaves although no sync() follows soon.
   ///
   /// Errors: the first error. Threads: producer.
   Result<void> flush() noexcept {
     State& s = *state_;
     if (auto ready = s.check_open(); !ready) return ready;
-    if (auto put = s.put_open_batch(); !put) return put;
+    if (auto put = s.producer.put_open(); !put) return put;
     s.shared.handoff->flush();
     return {};
   }
@@ -172,8 +222,8 @@ class Sender {
   Result<std::uint64_t> sync() noexcept {
     State& s = *state_;
     if (auto ready = s.check_open(); !ready) return std::unexpected(ready.error());
-    if (auto put = s.put_open_batch(); !put) return std::unexpected(put.error());
-    s.unsynced = false;
+    if (auto put = s.producer.put_open(); !put) return std::unexpected(put.error());
+    s.producer.note_synced();
     s.epochs.add(1);
     return s.shared.handoff->close_epoch();
   }
@@ -203,7 +253,7 @@ class Sender {
   Result<void> close() noexcept {
     State& s = *state_;
     if (auto ready = s.check_open(); !ready) return ready;
-    if (s.unsynced) {
+    if (s.producer.unsynced()) {
       if (auto synced = sync(); !synced) return std::unexpected(synced.error());
     }
     s.closed = true;
@@ -241,11 +291,11 @@ class Sender {
     const State& s = *state_;
     SenderStats stats;
     for (const auto& channel : s.channels) stats.channels.push_back(channel->stats());
-    stats.zero_on_main = s.zero_on_main.get();
-    stats.queued_pages = s.queued_pages.get();
+    stats.zero_on_main = s.producer.zero_on_main.get();
+    stats.queued_pages = s.producer.queued_pages.get();
     stats.epochs = s.epochs.get();
-    stats.producer_waits = s.producer_waits.get();
-    stats.producer_wait_ns = s.producer_wait_ns.get();
+    stats.producer_waits = s.producer.waits.get();
+    stats.producer_wait_ns = s.producer.wait_ns.get();
     return stats;
   }
 
@@ -259,7 +309,9 @@ class Sender {
     State(const RamMap& ram, Options opts, unsigned channel_count)
         : options(std::move(opts)),
           page_bytes(ram.page_bytes()),
-          shared(ram, options.uuid, options.digest, channel_count, options.bandwidth, [this] { stop(); }) {}
+          shared(ram, options.uuid, options.pages, options.digest, channel_count, options.bandwidth,
+                 [this] { stop(); }),
+          producer(shared, options.zero_pages) {}
 
     ~State() {
       if (!threads.empty() && !closed) shared.error.raise({.code = Errc::cancelled, .op = destroyed});
@@ -272,7 +324,10 @@ class Sender {
           BatchHandoff::create(static_cast<unsigned>(links.size()), options.depth, shared.map.packet_pages());
       if (!handoff) return std::unexpected(handoff.error());
       shared.handoff = std::move(*handoff);
-      open_batch = shared.handoff->first_batch();
+      if (options.pages == PageSource::copies) {
+        if (auto copies = shared.handoff->allocate_copies(); !copies) return copies;
+      }
+      producer.start();
       for (T& link : links) {
         auto channel = Channel::create(shared, static_cast<std::uint8_t>(channels.size()), std::move(link),
                                        options.compressor, options.zero_pages);
@@ -313,91 +368,24 @@ class Sender {
       return {};
     }
 
+    /// A range of guest memory.
     Result<void> check(BlockId block, std::uint64_t offset, std::uint64_t bytes) const noexcept {
+      if (auto ready = check_place(block, offset, bytes); !ready) [[unlikely]]
+        return ready;
+      if (shared.source != PageSource::guest) [[unlikely]]
+        return fail(Errc::not_supported, Stage::produce, "guest memory: this sender takes copies");
+      return {};
+    }
+
+    Result<void> check_place(BlockId block, std::uint64_t offset, std::uint64_t bytes) const noexcept {
       if (auto ready = check_open(); !ready) [[unlikely]]
         return ready;
       if (!shared.map.contains(block)) [[unlikely]]
         return fail(Errc::bad_range, Stage::produce, "block", index(block));
-      const std::uint64_t size = shared.map.block(block).host.size();
+      const std::uint64_t size = shared.map.block(block).bytes;
       if (((offset | bytes) & (page_bytes - 1)) != 0 || bytes > size || offset > size - bytes) [[unlikely]]
         return fail(Errc::bad_range, Stage::produce, "range", offset);
       return {};
-    }
-
-    /// Splits a checked range by the policy: zero pages to the caller, the rest to the channels.
-    template <class OnZero>
-    Result<void> queue_checked(BlockId block, std::uint64_t offset, std::uint64_t pages, OnZero&& on_zero,
-                               QueuedPages& done) {
-      unsynced = true;
-      if constexpr (Z::stage == ZeroStage::producer) {
-        std::uint64_t offsets[zero_mask_pages];
-        const std::byte* const host = shared.map.block(block).host.data();
-        for (std::uint64_t first = 0; first < pages; first += zero_mask_pages) {
-          const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(zero_mask_pages, pages - first));
-          for (std::size_t i = 0; i < count; ++i) offsets[i] = offset + (first + i) * page_bytes;
-          const std::uint64_t mask =
-              zero_mask(options.zero_pages, PageGroup{block, host, page_bytes, std::span(offsets, count)});
-          for (std::size_t i = 0; i < count;) {
-            std::size_t end = i + 1;
-            const bool zero = (mask >> i & 1) != 0;
-            while (end < count && ((mask >> end & 1) != 0) == zero) ++end;
-            if (zero) {
-              zero_on_main.add(end - i);
-              done.zero_on_main += end - i;
-              for (std::size_t z = i; z < end; ++z) on_zero(offsets[z]);
-            } else {
-              if (auto queued = queue_run(block, offsets[i], end - i); !queued) return queued;
-              done.queued += end - i;
-            }
-            i = end;
-          }
-        }
-        return {};
-      } else {
-        done.queued += pages;
-        return queue_run(block, offset, pages);
-      }
-    }
-
-    /// The hot path: a checked run of pages into batches.
-    Result<void> queue_run(BlockId block, std::uint64_t offset, std::uint64_t pages) noexcept {
-      unsynced = true;
-      if (open_batch->block != block) {
-        if (auto put = put_open_batch(); !put) return put;
-        open_batch->block = block;
-      }
-      queued_pages.add(pages);
-      for (;;) {
-        const std::size_t count = std::min<std::uint64_t>(pages, open_batch->room());
-        open_batch->push_run(offset, count, page_bytes);
-        if (open_batch->full()) {
-          if (auto put = put_open_batch(); !put) return put;
-          open_batch->block = block;
-        }
-        pages -= count;
-        if (pages == 0) return {};
-        offset += count * page_bytes;
-      }
-    }
-
-    Result<void> put_open_batch() noexcept {
-      if (open_batch->empty()) return {};
-      PageBatch* const empty = shared.handoff->put(open_batch, [this] { note_wait(); });
-      if (empty == nullptr) return std::unexpected(shared.error.get());
-      open_batch = empty;
-      return {};
-    }
-
-    /// Called when the producer goes to sleep and when it has slept.
-    void note_wait() noexcept {
-      const auto now = std::chrono::steady_clock::now();
-      if (waiting_since) {
-        producer_wait_ns.add(static_cast<std::uint64_t>(std::chrono::nanoseconds(now - *waiting_since).count()));
-        waiting_since.reset();
-      } else {
-        producer_waits.add(1);
-        waiting_since = now;
-      }
     }
 
     static constexpr const char* destroyed = "Sender destroyed";
@@ -407,11 +395,9 @@ class Sender {
     SendShared shared;
     std::vector<std::unique_ptr<Channel>> channels;
     std::vector<Thread> threads;
-    PageBatch* open_batch = nullptr;
-    bool unsynced = false;
+    BatchProducer<Z> producer;
     bool closed = false;
-    std::optional<std::chrono::steady_clock::time_point> waiting_since;
-    Counter zero_on_main, queued_pages, epochs, producer_waits, producer_wait_ns;
+    Counter epochs;
   };
 
   explicit Sender(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}

@@ -64,6 +64,16 @@ class BatchHandoff {
     return handoff;
   }
 
+  /// Gives every batch a buffer for copies of its pages. Before the first put(). Errors: ENOMEM.
+  Result<void> allocate_copies() noexcept {
+    for (std::size_t i = 0; i < batch_count(); ++i) {
+      auto buffer = PageBuffer::create();
+      if (!buffer) return std::unexpected(buffer.error());
+      batches_[i].copies = std::move(*buffer);
+    }
+    return {};
+  }
+
   /// The batch that the producer starts with.
   PageBatch* first_batch() noexcept { return &batches_[0]; }
 
@@ -161,7 +171,7 @@ class BatchHandoff {
   BatchHandoff(unsigned channels, unsigned depth) noexcept : channel_count_(channels), depth_(depth) {}
 
   bool allocate(std::size_t packet_pages) noexcept {
-    const std::size_t count = std::size_t{channel_count_} * depth_ + 1;
+    const std::size_t count = batch_count();
     channels_.reset(new (std::nothrow) Channel[channel_count_]);
     batches_.reset(new (std::nothrow) PageBatch[count]);
     slots_.reset(new (std::nothrow) std::uint64_t[count * packet_pages]);
@@ -171,6 +181,8 @@ class BatchHandoff {
     for (std::size_t i = 1; i < count; ++i) channels_[(i - 1) / depth_].empty.push(&batches_[i]);
     return true;
   }
+
+  std::size_t batch_count() const noexcept { return std::size_t{channel_count_} * depth_ + 1; }
 
   /// Round robin over the channels that have room: a slow one is passed by.
   PageBatch* try_put(PageBatch* full) noexcept {

@@ -17,6 +17,7 @@
 #include "multifd/channel/first_error.hpp"
 #include "multifd/channel/hello_desk.hpp"
 #include "multifd/channel/page_runs.hpp"
+#include "multifd/channel/receive_hooks.hpp"
 #include "multifd/channel/sync_point.hpp"
 #include "multifd/compress/policy.hpp"
 #include "multifd/memory/page_digest.hpp"
@@ -43,13 +44,21 @@ enum class FirstPacket : std::uint8_t {
 
 /// What all channels of one receiver share.
 struct RecvShared {
-  RecvShared(const RamMap& ram, DestinationMemory memory, FirstPacket first, unsigned channels,
-             const UuidCheck& uuid_check, std::function<void()> stop)
-      : map(ram), destination(memory), first_packet(first), hellos(channels, uuid_check), error(std::move(stop)) {}
+  RecvShared(const RamMap& ram, DestinationMemory memory, FirstPacket first, PacketHook packet, DeviceStateHook device,
+             unsigned channels, const UuidCheck& uuid_check, std::function<void()> stop)
+      : map(ram),
+        destination(memory),
+        first_packet(first),
+        on_packet(std::move(packet)),
+        on_device_state(std::move(device)),
+        hellos(channels, uuid_check),
+        error(std::move(stop)) {}
 
   const RamMap map;
   const DestinationMemory destination;
   const FirstPacket first_packet;
+  const PacketHook on_packet;
+  const DeviceStateHook on_device_state;
   HelloDesk hellos;
   ReceivedPages received;
   std::unique_ptr<SyncPoint> barrier;
@@ -84,6 +93,13 @@ class RecvChannel {
       channel->payload_.reset(new (std::nothrow) std::byte[wire::max_payload_bytes]);
     if (!channel->header_ || !channel->in_ || (C::payload_form == PayloadForm::encoded && !channel->payload_))
       return fail_errno(Stage::setup, "allocate channel", ENOMEM);
+    if (shared.on_packet) {
+      auto buffer = PageBuffer::create();
+      if (!buffer) return std::unexpected(buffer.error());
+      channel->pages_ = std::move(*buffer);
+      channel->offsets_.reset(new (std::nothrow) std::uint64_t[pages]);
+      if (!channel->offsets_) return fail_errno(Stage::setup, "allocate channel", ENOMEM);
+    }
     return channel;
   }
 
@@ -123,6 +139,10 @@ class RecvChannel {
       clock_.lap(counters_.io_ns);
       if (!more) return std::unexpected(more.error());
       if (!*more) return leave();
+      if (is_device_state() && shared_.on_device_state.take) {
+        if (auto taken = take_device_state(); !taken) return taken;
+        continue;
+      }
       const auto header = wire::parse_header({header_.get(), header_bytes()},
                                              {.page_bytes = shared_.map.page_bytes(), .method = C::method});
       if (!header) return std::unexpected(header.error());
@@ -166,7 +186,7 @@ class RecvChannel {
     // The first bytes alone tell a stranger and a device-state packet, which is shorter: do not wait for more of
     // those than they will send.
     const std::size_t size = header_bytes();
-    while (ahead_ < size && !(ahead_ >= prefix_bytes && is_foreign())) {  // parse_header() names what is foreign
+    while (ahead_ < size && !(ahead_ >= prefix_bytes && is_foreign())) {  // the caller looks what it is
       const std::size_t wanted = ahead_ < prefix_bytes ? prefix_bytes - ahead_ : size - ahead_;
       in_[0] = {header_.get() + ahead_, size - ahead_};
       const auto arrived = read_at_least(link_, std::span(in_.get(), 1), wanted);
@@ -181,8 +201,49 @@ class RecvChannel {
 
   /// Whether the first bytes of header_ open something that is no RAM packet.
   bool is_foreign() const noexcept {
-    return wire::load_be<std::uint32_t>(header_.get()) != wire::magic ||
-           (wire::load_be<std::uint32_t>(header_.get() + 8) & wire::flag_device_state) != 0;
+    return wire::load_be<std::uint32_t>(header_.get()) != wire::magic || is_device_state();
+  }
+  bool is_device_state() const noexcept {
+    return (wire::load_be<std::uint32_t>(header_.get() + 8) & wire::flag_device_state) != 0;
+  }
+
+  /// A device-state packet of which `ahead_` bytes, perhaps more than the whole, are in header_.
+  Result<void> take_device_state() noexcept {
+    constexpr std::size_t size = wire::device_state_header_bytes;
+    if (ahead_ < size) {
+      const std::size_t wanted = size - ahead_;
+      in_[0] = {header_.get() + ahead_, header_bytes() - ahead_};
+      const auto arrived = read_at_least(link_, std::span(in_.get(), 1), wanted);
+      if (!arrived) return std::unexpected(arrived.error());
+      ahead_ += *arrived;
+      counters_.wire_bytes.add(*arrived);
+      if (*arrived < wanted) return fail(Errc::truncated_header, Stage::read, "device-state header", ahead_);
+    }
+    const auto header = wire::parse_device_state_header(std::span<const std::byte, size>(header_.get(), size),
+                                                        shared_.on_device_state.limit_bytes);
+    if (!header) return std::unexpected(header.error());
+    // Grows to the largest packet seen: devices are few, and most migrations have no such packet at all.
+    if (header->payload_bytes > device_state_room_) {
+      device_state_.reset(new (std::nothrow) std::byte[header->payload_bytes]);
+      if (!device_state_) return fail_errno(Stage::read, "allocate device state", ENOMEM);
+      device_state_room_ = header->payload_bytes;
+    }
+    const std::span<std::byte> bytes(device_state_.get(), header->payload_bytes);
+    const std::size_t here = std::min(bytes.size(), ahead_ - size);
+    std::memcpy(bytes.data(), header_.get() + size, here);
+    if (here < bytes.size()) {
+      in_[0] = mutable_buffer(bytes.subspan(here));
+      const auto arrived = read_at_least(link_, std::span(in_.get(), 1), bytes.size() - here);
+      if (!arrived) return std::unexpected(arrived.error());
+      counters_.wire_bytes.add(*arrived);
+      if (*arrived < bytes.size() - here) return fail(Errc::truncated_payload, Stage::read, "device state", *arrived);
+    }
+    if (auto taken = shared_.on_device_state.take({header->idstr, header->instance_id, bytes}); !taken) return taken;
+    // What came behind it opens the next packet.
+    ahead_ -= size + here;
+    std::memmove(header_.get(), header_.get() + size + here, ahead_);
+    counters_.packets.add(1);
+    return {};
   }
 
   Result<void> apply(const wire::PacketHeader& header) noexcept {
@@ -192,13 +253,24 @@ class RecvChannel {
     if (!block) return std::unexpected(block.error());
     if (auto gathered = gather(header, *block); !gathered) return gathered;
 
-    // Zero pages first, as QEMU does (PROTOCOL.md section 5.2); the two lists are disjoint, gather() saw to it.
-    for (std::size_t i = 0; i < header.zero_pages; ++i) apply_zero(*block, offset(header.normal_pages + i));
-    clock_.lap(counters_.check_ns);
-    for (std::size_t i = 0; i < header.normal_pages; ++i) shared_.received.test_and_set(*block, offset(i));
+    if (!shared_.on_packet) {
+      // Zero pages first, as QEMU does (PROTOCOL.md section 5.2); the two lists are disjoint, gather() saw to it.
+      for (std::size_t i = 0; i < header.zero_pages; ++i) apply_zero(*block, offset(header.normal_pages + i));
+      clock_.lap(counters_.check_ns);
+      for (std::size_t i = 0; i < header.normal_pages; ++i) shared_.received.test_and_set(*block, offset(i));
+    }
     // From here header_ may be overwritten by the next packet's: `header` keeps the numbers, idstr is not used again.
     if (header.normal_pages > 0) {
       if (auto read = read_pages(header); !read) return read;
+    }
+    if (shared_.on_packet) {
+      ReceivedPacket packet{.channel = id(),
+                            .block = *block,
+                            .offsets = std::span(offsets_.get(), header.normal_pages + header.zero_pages),
+                            .normal_pages = header.normal_pages,
+                            .pages = pages_};
+      if (auto taken = shared_.on_packet(packet); !taken) return taken;
+      clock_.lap(counters_.idle_ns);
     }
     counters_.packets.add(1);
     counters_.normal_pages.add(header.normal_pages);
@@ -212,12 +284,21 @@ class RecvChannel {
   Result<void> gather(const wire::PacketHeader& header, BlockId block) noexcept {
     runs_.clear();
     distinct_.clear();
+    const std::size_t page_bytes = shared_.map.page_bytes();
     const std::size_t pages = header.normal_pages + header.zero_pages;
     for (std::size_t i = 0; i < pages; ++i) {
-      const auto page = shared_.map.resolve(block, offset(i));
-      if (!page) return std::unexpected(page.error());
+      std::byte* to;
+      if (shared_.on_packet) {
+        if (auto checked = shared_.map.check(block, offset(i)); !checked) return checked;
+        offsets_[i] = offset(i);  // header_ may hold the next packet's when the hook runs
+        to = pages_.data() + i * page_bytes;
+      } else {
+        const auto page = shared_.map.resolve(block, offset(i));
+        if (!page) return std::unexpected(page.error());
+        to = page->data();
+      }
       distinct_.add(offset(i));
-      if (i < header.normal_pages) runs_.add(page->data(), page->size());
+      if (i < header.normal_pages) runs_.add(to, page_bytes);
     }
     return distinct_.check();
   }
@@ -300,6 +381,10 @@ class RecvChannel {
   std::unique_ptr<std::byte[]> header_;
   std::unique_ptr<std::byte[]> payload_;
   std::unique_ptr<iovec[]> in_;
+  PageBuffer pages_;                          ///< with a PacketHook: where its pages are
+  std::unique_ptr<std::uint64_t[]> offsets_;  ///< and their places
+  std::unique_ptr<std::byte[]> device_state_;
+  std::size_t device_state_room_ = 0;
   std::size_t ahead_ = 0;  ///< bytes of the next header that are in header_ already
   std::optional<BlockId> last_block_;
   bool owes_sync_ = false;

@@ -33,14 +33,27 @@ namespace multifd {
 /// Whether packets carry a digest of their page data (own extension, see wire::digest_offset).
 enum class Digest : std::uint8_t { off, on };
 
+/// Where a sender's pages lie.
+enum class PageSource : std::uint8_t {
+  guest,   ///< in the map's memory, which the guest may be writing
+  copies,  ///< in buffers that come with them: for a relay, whose blocks need no memory
+};
+
 /// What all channels of one sender share.
 struct SendShared {
-  SendShared(const RamMap& ram, const Uuid& vm_uuid, Digest with_digest, unsigned channels, std::uint64_t bandwidth,
-             std::function<void()> stop)
-      : map(ram), uuid(vm_uuid), digest(with_digest), limiter(bandwidth), gate(channels), error(std::move(stop)) {}
+  SendShared(const RamMap& ram, const Uuid& vm_uuid, PageSource pages, Digest with_digest, unsigned channels,
+             std::uint64_t bandwidth, std::function<void()> stop)
+      : map(ram),
+        uuid(vm_uuid),
+        source(pages),
+        digest(with_digest),
+        limiter(bandwidth),
+        gate(channels),
+        error(std::move(stop)) {}
 
   const RamMap map;
   const Uuid uuid;
+  const PageSource source;
   const Digest digest;
   std::unique_ptr<BatchHandoff> handoff;
   RateLimiter limiter;
@@ -111,7 +124,8 @@ class SendChannel {
       clock_.lap(counters_.idle_ns);
       switch (work.kind) {
         case Work::Kind::batch: {
-          auto sent = send_batch(*work.batch);
+          auto sent =
+              work.batch->device_state.bytes ? send_device_state(work.batch->device_state) : send_batch(*work.batch);
           shared_.handoff->give_back(id_, work.batch);
           if (!sent) return sent;
           break;
@@ -145,17 +159,30 @@ class SendChannel {
     return {};
   }
 
+  /// Written as it is: never compressed, not ordered by SYNC (PROTOCOL.md section 13).
+  Result<void> send_device_state(const EncodedPacket& packet) noexcept {
+    if (!shared_.limiter.acquire(packet.size)) return {};  // stopped: take() will say so
+    auto sent = write_all(link_, std::span<const std::byte>(packet.bytes.get(), packet.size));
+    clock_.lap(counters_.io_ns);
+    if (!sent) return sent;
+    counters_.packets.add(1);
+    counters_.wire_bytes.add(packet.size);
+    return {};
+  }
+
   Result<void> send_batch(PageBatch& batch) noexcept {
     const std::size_t page_bytes = shared_.map.page_bytes();
     const RamBlock& block = shared_.map.block(batch.block);
-    std::byte* const host = block.host.data();
 
-    const std::size_t normal = zeros_to_the_end(batch, host);
+    const bool copies = shared_.source == PageSource::copies;
+    const std::size_t normal = copies ? gather_copies(batch) : zeros_to_the_end(batch, block.host.data());
     clock_.lap(counters_.check_ns);
 
     const std::span<const std::uint64_t> offsets = batch.offsets();
-    runs_.clear();
-    for (const std::uint64_t offset : offsets.first(normal)) runs_.add(host + offset, page_bytes);
+    if (!copies) {
+      runs_.clear();
+      for (const std::uint64_t offset : offsets.first(normal)) runs_.add(block.host.data() + offset, page_bytes);
+    }
 
     wire::PacketHeader header{.flags = C::method,
                               .pages_alloc = static_cast<std::uint32_t>(shared_.map.packet_pages()),
@@ -207,7 +234,7 @@ class SendChannel {
 
   /// Partitions the batch in place, keeping the order on both sides; returns the number of normal pages.
   std::size_t zeros_to_the_end(PageBatch& batch, const std::byte* host) noexcept {
-    const std::span<std::uint64_t> offsets = batch.offsets();
+    const std::span<std::uint64_t> offsets = batch.offsets().first(batch.size() - batch.known_zeros);
     if constexpr (Z::stage != ZeroStage::channel) return offsets.size();
     std::size_t normal = 0;
     std::size_t zero = 0;
@@ -220,6 +247,26 @@ class SendChannel {
         } else {
           offsets[normal++] = group[i];
         }
+      }
+    }
+    std::copy_n(zeros_.get(), zero, offsets.begin() + static_cast<std::ptrdiff_t>(normal));
+    return normal;
+  }
+
+  /// The same for copies, whose bytes do not lie where the offsets say; fills runs_ with the normal pages' bytes.
+  std::size_t gather_copies(PageBatch& batch) noexcept {
+    const std::size_t page_bytes = shared_.map.page_bytes();
+    const std::span<std::uint64_t> offsets = batch.offsets().first(batch.size() - batch.known_zeros);
+    std::size_t normal = 0;
+    std::size_t zero = 0;
+    runs_.clear();
+    for (std::size_t i = 0; i < offsets.size(); ++i) {
+      std::byte* const page = batch.copies.data() + i * page_bytes;
+      if (Z::stage == ZeroStage::channel && zero_.is_zero({batch.block, offsets[i], {page, page_bytes}})) {
+        zeros_[zero++] = offsets[i];
+      } else {
+        offsets[normal++] = offsets[i];
+        runs_.add(page, page_bytes);
       }
     }
     std::copy_n(zeros_.get(), zero, offsets.begin() + static_cast<std::ptrdiff_t>(normal));

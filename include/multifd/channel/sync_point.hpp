@@ -33,6 +33,11 @@ enum class Barrier : std::uint8_t {
 /// did not change; a wait for the *caller* has no limit.
 class SyncPoint {
  public:
+  /// Nothing is to be done while the channels are held.
+  struct Nothing {
+    Result<void> operator()() const noexcept { return {}; }
+  };
+
   static Result<std::unique_ptr<SyncPoint>> create(unsigned channels, Barrier mode, std::chrono::milliseconds limit) {
     std::unique_ptr<SyncPoint> point(new (std::nothrow) SyncPoint(channels, mode, limit));
     if (!point || !point->present_) return fail_errno(Stage::setup, "allocate barrier", ENOMEM);
@@ -82,16 +87,22 @@ class SyncPoint {
     return {};
   }
 
-  /// Waits until every channel has arrived, then releases them all. Returns the number of the epoch that ended.
+  /// Waits until every channel has arrived, calls `while_held()`, then releases them all. Returns the number of the
+  /// epoch that ended.
   ///
-  /// Errors: Errc::unsynced_end when a channel has ended; timed_out; cancelled after stop().
-  template <class Progress>
-  Result<std::uint64_t> release_when_all(Progress&& progress) noexcept {
+  /// Errors: Errc::unsynced_end when a channel has ended; timed_out; cancelled after stop(); what while_held() returns,
+  ///   and then nobody is released.
+  template <class Progress, class WhileHeld = Nothing>
+  Result<std::uint64_t> release_when_all(Progress&& progress, WhileHeld&& while_held = {}) {
     std::unique_lock lock(mutex_);
     const auto ready = [&] { return stopped_ || left_ > 0 || waiting_ == channels_; };
     if (auto waited = wait(lock, ready, progress); !waited) return std::unexpected(waited.error());
     if (stopped_) return std::unexpected(stopped().error());
     if (waiting_ != channels_) return std::unexpected(blame(Errc::unsynced_end, first_with(State::left)).error());
+    lock.unlock();  // nobody arrives or leaves while all wait; only stop() may come
+    if (Result<void> done = while_held(); !done) return std::unexpected(done.error());
+    lock.lock();
+    if (stopped_) return std::unexpected(stopped().error());
     release();
     return epochs_ - 1;
   }

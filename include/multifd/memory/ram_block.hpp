@@ -15,13 +15,18 @@ enum class BlockId : std::uint32_t {};
 
 constexpr std::uint32_t index(BlockId id) noexcept { return static_cast<std::uint32_t>(id); }
 
-/// Whether a receiver may write to a block.
-enum class Access : std::uint8_t { read_write, read_only };
+/// What this process has of a block's memory.
+enum class Access : std::uint8_t {
+  read_write,
+  read_only,  ///< for a Sender only
+  none,       ///< it lies elsewhere: for a relay, which only needs names and sizes
+};
 
 /// One RAM block as the map holds it. The memory belongs to the caller and must outlive every user of the map.
 struct RamBlock {
   std::string idstr;          ///< name on the wire, 1 to 255 bytes: "pc.ram"
-  std::span<std::byte> host;  ///< a whole number of pages
+  std::span<std::byte> host;  ///< all of the block, or nothing with Access::none
+  std::uint64_t bytes = 0;    ///< size of the block, a whole number of pages
   Access access = Access::read_write;
 };
 

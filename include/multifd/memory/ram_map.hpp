@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "multifd/config.hpp"
@@ -30,20 +31,19 @@ class RamMap {
   /// Params: `idstr`: 1 to 255 bytes, no NUL; `host`: a whole number of pages, at least one.
   /// Errors: Errc::bad_page_size, bad_block_idstr, bad_block_size, duplicate_block.
   Result<BlockId> add(std::string_view idstr, std::span<std::byte> host, Access access = Access::read_write) {
-    constexpr auto stage = Stage::setup;
-    if (!wire::valid_page_bytes(page_bytes_)) return fail(Errc::bad_page_size, stage, "RamMap::add", page_bytes_);
-    if (idstr.empty() || idstr.size() > wire::max_idstr_length || idstr.find('\0') != idstr.npos)
-      return fail(Errc::bad_block_idstr, stage, "RamMap::add", idstr.size());
-    if (host.empty() || host.size() % page_bytes_ != 0)
-      return fail(Errc::bad_block_size, stage, "RamMap::add", host.size());
-    if (find(idstr)) return fail(Errc::duplicate_block, stage, "RamMap::add");
-    blocks_.push_back({.idstr = std::string(idstr), .host = host, .access = access});
-    return BlockId{static_cast<std::uint32_t>(blocks_.size() - 1)};
+    return insert({.idstr = std::string(idstr), .host = host, .bytes = host.size(), .access = access});
   }
 
   /// Registers a block that only a Sender may use.
   Result<BlockId> add_read_only(std::string_view idstr, std::span<const std::byte> host) {
     return add(idstr, std::span(const_cast<std::byte*>(host.data()), host.size()), Access::read_only);
+  }
+
+  /// Registers a block whose memory is not in this process: for a Receiver with a PacketHook, a Sender of copies.
+  ///
+  /// Params: `bytes`: its size, a whole number of pages. Errors: as add().
+  Result<BlockId> add_elsewhere(std::string_view idstr, std::uint64_t bytes) {
+    return insert({.idstr = std::string(idstr), .host = {}, .bytes = bytes, .access = Access::none});
   }
 
   /// Errors: Errc::unknown_block.
@@ -54,17 +54,26 @@ class RamMap {
     return fail(Errc::unknown_block, Stage::parse, "ramblock");
   }
 
-  /// Turns a page's offset, wherever it comes from, into its bytes.
+  /// Says whether a page's offset, wherever it comes from, is one of the block's pages.
   ///
   /// Params: `id`: from this map (contract).
   /// Errors: Errc::offset_misaligned, offset_past_block (detail: the offset).
   /// Threads: any. Wait-free.
-  Result<std::span<std::byte>> resolve(BlockId id, std::uint64_t offset) const noexcept {
-    const std::span<std::byte> host = block(id).host;
+  Result<void> check(BlockId id, std::uint64_t offset) const noexcept {
     if (offset % page_bytes_ != 0) return fail(Errc::offset_misaligned, Stage::parse, "offset", offset);
     // The block holds at least one page, so the subtraction cannot wrap.
-    if (offset > host.size() - page_bytes_) return fail(Errc::offset_past_block, Stage::parse, "offset", offset);
-    return host.subspan(offset, page_bytes_);
+    if (offset > block(id).bytes - page_bytes_) return fail(Errc::offset_past_block, Stage::parse, "offset", offset);
+    return {};
+  }
+
+  /// Turns a page's offset, wherever it comes from, into its bytes.
+  ///
+  /// Params: `id`: from this map, with memory in this process (contract).
+  /// Errors, Threads: as check().
+  Result<std::span<std::byte>> resolve(BlockId id, std::uint64_t offset) const noexcept {
+    MULTIFD_ASSERT(block(id).access != Access::none);
+    if (auto checked = check(id, offset); !checked) return std::unexpected(checked.error());
+    return block(id).host.subspan(offset, page_bytes_);
   }
 
   const RamBlock& block(BlockId id) const noexcept {
@@ -74,7 +83,7 @@ class RamMap {
   std::span<const RamBlock> blocks() const noexcept { return blocks_; }
   bool contains(BlockId id) const noexcept { return index(id) < blocks_.size(); }
   std::size_t page_bytes() const noexcept { return page_bytes_; }
-  std::size_t pages(BlockId id) const noexcept { return block(id).host.size() / page_bytes_; }
+  std::size_t pages(BlockId id) const noexcept { return block(id).bytes / page_bytes_; }
   /// Pages per packet at this page size.
   std::size_t packet_pages() const noexcept {
     MULTIFD_ASSERT(!blocks_.empty());  // only add() has checked the page size
@@ -82,11 +91,23 @@ class RamMap {
   }
   std::uint64_t total_bytes() const noexcept {
     std::uint64_t sum = 0;
-    for (const RamBlock& each : blocks_) sum += each.host.size();
+    for (const RamBlock& each : blocks_) sum += each.bytes;
     return sum;
   }
 
  private:
+  Result<BlockId> insert(RamBlock block) {
+    constexpr auto stage = Stage::setup;
+    if (!wire::valid_page_bytes(page_bytes_)) return fail(Errc::bad_page_size, stage, "RamMap::add", page_bytes_);
+    if (block.idstr.empty() || block.idstr.size() > wire::max_idstr_length || block.idstr.contains('\0'))
+      return fail(Errc::bad_block_idstr, stage, "RamMap::add", block.idstr.size());
+    if (block.bytes == 0 || block.bytes % page_bytes_ != 0)
+      return fail(Errc::bad_block_size, stage, "RamMap::add", block.bytes);
+    if (find(block.idstr)) return fail(Errc::duplicate_block, stage, "RamMap::add");
+    blocks_.push_back(std::move(block));
+    return BlockId{static_cast<std::uint32_t>(blocks_.size() - 1)};
+  }
+
   std::size_t page_bytes_;
   std::vector<RamBlock> blocks_;
 };

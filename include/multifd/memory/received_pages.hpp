@@ -24,7 +24,7 @@ class ReceivedPages {
     ReceivedPages pages;
     pages.page_bytes_ = map.page_bytes();
     for (const RamBlock& block : map.blocks()) {
-      const std::size_t words = (block.host.size() / map.page_bytes() + 63) / 64;
+      const std::size_t words = (block.bytes / map.page_bytes() + 63) / 64;
       std::unique_ptr<Word[]> bits(new (std::nothrow) Word[words]{});
       if (!bits) return fail_errno(Stage::setup, "allocate received-page bitmap", ENOMEM);
       pages.blocks_.push_back(std::move(bits));

@@ -58,7 +58,7 @@ inline constexpr std::array<PeerProfile, 7> peer_profiles{{
      .device_state = true,
      .digests = false,
      .sync_style = SyncStyle::per_round},
-    {.name = "multifd", .zero_lists = true, .device_state = false, .digests = true, .sync_style = SyncStyle::per_round},
+    {.name = "multifd", .zero_lists = true, .device_state = true, .digests = true, .sync_style = SyncStyle::per_round},
 }};
 
 /// The row for our own receiver.

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+//
+// Private memory for the pages of one packet: what a relay receives into and sends from, where others have guest
+// memory. Handed on by swapping, never copied.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <new>
+
+#include "multifd/result.hpp"
+#include "multifd/wire/constants.hpp"
+
+namespace multifd {
+
+/// wire::packet_page_bytes bytes, aligned to 4096.
+///
+/// Threads: one at a time; whoever hands it on orders that.
+class PageBuffer {
+ public:
+  /// Holds no memory: data() is null.
+  PageBuffer() = default;
+
+  /// Errors: ENOMEM.
+  static Result<PageBuffer> create() noexcept {
+    PageBuffer buffer;
+    buffer.bytes_.reset(static_cast<std::byte*>(::operator new(wire::packet_page_bytes, alignment, std::nothrow)));
+    if (!buffer.bytes_) return fail_errno(Stage::setup, "allocate page buffer", ENOMEM);
+    return buffer;
+  }
+
+  std::byte* data() const noexcept { return bytes_.get(); }
+
+ private:
+  static constexpr std::align_val_t alignment{4096};
+  struct Free {
+    void operator()(std::byte* bytes) const noexcept { ::operator delete(bytes, alignment); }
+  };
+  std::unique_ptr<std::byte, Free> bytes_;
+};
+
+}  // namespace multifd
