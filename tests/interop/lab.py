@@ -1,0 +1,583 @@
+# SPDX-License-Identifier: MIT
+"""Real QEMUs to migrate with: how one is found, started, driven by QMP, read and ended.
+
+    with Folder() as folder, Qemu(folder, "7.2", "pc-i440fx-7.2") as source:
+        source.configure(channels=2, compression="zstd")
+        source.migrate("unix:" + path)
+        source.wait_migration("completed", 30)
+        pages = source.read_block("ram0")
+
+Every wait has a limit, since a QEMU whose migration went wrong can stop answering; every process started here ends with
+the `with` that started it, and with this Python at the latest. `python3 lab.py --self-test` migrates QEMU into QEMU.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import functools
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+MIB = 1 << 20
+PAGE = 4096
+VERSIONS = ("7.2", "10.0")
+SKIPPED = 77  # exit status that ctest counts as "skipped"
+
+
+class LabError(Exception):
+    """A QEMU or a program did not do what it was asked for."""
+
+
+def wait_for(what, limit, condition, every=0.01):
+    """The first true value of condition(), or LabError naming `what` after `limit` seconds."""
+    end = time.monotonic() + limit
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise LabError(f"{what}: not within {limit} s")
+        time.sleep(every)
+
+
+# ---- which QEMUs there are -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Binary:
+    version: str  # "7.2": which generation
+    command: str
+    full_version: str  # as it prints itself
+
+
+def _probe(version, command):
+    try:
+        out = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60, cwd="/tmp")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"{command}: {error}"
+    found = re.search(r"version ((\d+\.\d+)\S*.*)", out.stdout)
+    if not found:
+        return None, f"{command} --version: {(out.stderr or out.stdout).strip()[:200]}"
+    if found[2] != version:
+        return None, f"{command} is QEMU {found[1]}, not {version}"
+    return Binary(version, command, found[1].strip()), ""
+
+
+@functools.cache
+def find_qemu(version):
+    """(Binary, "") or (None, why there is none). 7.2 is taken from PATH, 10.0 from the folder qemu10.sh made."""
+    if version == "7.2":
+        command = shutil.which("qemu-system-x86_64")
+        return _probe(version, command) if command else (None, "no qemu-system-x86_64 in PATH")
+    if version == "10.0":
+        folders = [os.environ.get("MULTIFD_QEMU10"), ROOT / "build/qemu-10.0", "/work/qemu-10.0"]
+        for folder in filter(None, folders):
+            if os.access(Path(folder) / "qemu", os.X_OK):
+                return _probe(version, str(Path(folder) / "qemu"))
+        return None, "no QEMU 10.0: sh tests/interop/qemu10.sh build/qemu-10.0 (or a folder in MULTIFD_QEMU10)"
+    raise ValueError(version)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """guest.S's parameters: how much memory it rewrites, and its pauses, in units of about 0.4 us."""
+
+    working_set_kib: int = 8192
+    pause_per_page: int = 0
+    pause_per_sweep: int = 0
+
+
+def guest_image(folder, guest=Guest()):
+    """The 64 KiB firmware that rewrites and checks its own memory, built when first asked for."""
+    words = (guest.working_set_kib, guest.pause_per_page, guest.pause_per_sweep)
+    image = folder.path / f"guest-{'-'.join(map(str, words))}.bin"
+    if not image.exists():
+        command = ["sh", str(HERE / "build_guest.sh"), str(image), *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if done.returncode != 0:
+            raise LabError(f"build_guest.sh: {done.stderr.strip()[-400:]}")
+    return image
+
+
+@functools.cache
+def kvm_opens():
+    try:
+        with open("/dev/kvm", "r+b", buffering=0) as kvm:
+            return fcntl.ioctl(kvm, 0xAE00) == 12  # KVM_GET_API_VERSION
+    except OSError:
+        return False
+
+
+_accelerators = {}
+
+
+def accelerator(folder, version):
+    """"kvm" where a guest of this QEMU really runs under it, else "tcg". MULTIFD_ACCEL overrides."""
+    forced = os.environ.get("MULTIFD_ACCEL")
+    if forced:
+        return forced
+    if version not in _accelerators:
+        _accelerators[version] = "tcg"
+        if kvm_opens():
+            with contextlib.suppress(LabError):
+                with Qemu(folder, version, "pc-i440fx-7.2", paused=False, accel="kvm") as guest:
+                    guest.wait_heartbeats(2, 10)
+                    _accelerators[version] = "kvm"
+    return _accelerators[version]
+
+
+# ---- processes and folders -------------------------------------------------------------------------------------------
+
+
+class Folder:
+    """A folder in /tmp (which QEMU 10.0's wrapper can see as well) and one in memory, both gone afterwards."""
+
+    def __init__(self, keep=False):
+        self.keep = keep
+        self.path = Path(tempfile.mkdtemp(prefix="multifd-interop-", dir="/tmp"))
+        shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
+        self.memory = Path(tempfile.mkdtemp(prefix="multifd-interop-", dir=shm))
+        self._count = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        shutil.rmtree(self.memory, ignore_errors=True)
+        if not self.keep:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def new(self, name):
+        """A path not used before."""
+        self._count += 1
+        return self.path / f"{self._count}-{name}"
+
+
+class Process:
+    """A child process: its stderr in a file, SIGKILL at the end of the `with` or when this Python dies."""
+
+    def __init__(self, folder, name, command, stdout=subprocess.DEVNULL):
+        self.name = name
+        self.log = folder.new(f"{name}.stderr")
+        with open(self.log, "wb") as log:
+            # setpriv replaces itself: the pid is the program's. Its signal follows the *thread* that starts it, so
+            # threads that start processes must outlive them.
+            self.popen = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *map(str, command)],
+                stdin=subprocess.DEVNULL, stdout=stdout, stderr=log, cwd=folder.path)
+        self.pid = self.popen.pid
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+    def stderr(self):
+        return self.log.read_text(errors="replace").strip()
+
+    def alive(self):
+        return self.popen.poll() is None
+
+    def wait_exit(self, limit):
+        """The exit status (negative: ended by that signal), or LabError after `limit` seconds."""
+        try:
+            return self.popen.wait(limit)
+        except subprocess.TimeoutExpired:
+            raise LabError(f"{self.name} (pid {self.pid}) still runs after {limit} s: {self.stderr()[-300:]}") from None
+
+    def kill(self):
+        if self.alive():
+            os.kill(self.pid, signal.SIGKILL)
+        self.popen.wait(10)
+
+
+# ---- QMP -------------------------------------------------------------------------------------------------------------
+
+
+class Qmp:
+    """One monitor connection. Calls raise LabError for an error reply or no reply in time."""
+
+    def __init__(self, path, process, limit=20):
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._process = process
+        self._buffer = b""
+        self.events = []
+
+        def connected():
+            if not process.alive():
+                raise LabError(f"{process.name} ended at once: {process.stderr()[-400:]}")
+            with contextlib.suppress(OSError):
+                self._socket.connect(str(path))
+                return True
+
+        wait_for(f"{process.name}: its monitor", limit, connected)
+        self._read(limit)
+        self.call("qmp_capabilities")
+
+    def close(self):
+        self._socket.close()
+
+    def _read(self, limit):
+        """The next message, or None after `limit` seconds."""
+        end = time.monotonic() + limit
+        while b"\n" not in self._buffer:
+            left = end - time.monotonic()
+            if left <= 0:
+                return None
+            self._socket.settimeout(left)
+            try:
+                got = self._socket.recv(1 << 16)
+            except TimeoutError:
+                return None
+            except OSError as error:
+                raise LabError(f"{self._process.name}: monitor: {error}") from None
+            if not got:
+                raise LabError(f"{self._process.name}: monitor closed: {self._process.stderr()[-400:]}")
+            self._buffer += got
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return json.loads(line)
+
+    def call(self, command, limit=10, **arguments):
+        names = {name.replace("_", "-"): value for name, value in arguments.items()}
+        message = json.dumps({"execute": command, "arguments": names})
+        try:
+            self._socket.settimeout(limit)
+            self._socket.sendall(message.encode() + b"\n")
+        except OSError as error:
+            raise LabError(f"{self._process.name}: {command}: {error}") from None
+        end = time.monotonic() + limit
+        while True:
+            reply = self._read(max(0.001, end - time.monotonic()))
+            if reply is None:
+                raise LabError(f"{self._process.name}: no answer to {command} within {limit} s")
+            if "event" in reply:
+                self.events.append(reply)
+            elif "error" in reply:
+                raise LabError(f"{self._process.name}: {command}: {reply['error']['desc']}")
+            elif "return" in reply:
+                return reply["return"]
+
+    def wait_event(self, limit):
+        """Returns when something happened, or after `limit` seconds."""
+        message = self._read(limit)
+        if message:
+            self.events.append(message)
+
+
+# ---- QEMU ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    name: str
+    size: int  # the used length, what migrates
+    host: int  # its address in QEMU's own address space
+
+
+# How blocks of equal size are told apart, where QEMU (before 8.0) does not print their addresses: the first bytes.
+_FIRST_BYTES = {
+    "/rom@etc/acpi/tables": b"FACS", "/rom@etc/acpi/rsdp": b"RSD PTR ", "/rom@etc/table-loader": b"\1\0\0\0"}
+_BLOCK_ROW = re.compile(r"^ *(\S+) +\d+ \S+ +0x\w+ +0x(\w+) +0x(\w+)(?: +0x(\w+))?", re.M)
+
+
+class Qemu(Process):
+    """One QEMU with `ram_mib` of main memory (block "ram0", a shared file) and the self-checking guest as firmware.
+
+    version   "7.2" or "10.0"
+    machine   always a versioned type
+    paused    starts with -S; an incoming one then stays paused when its migration is over
+    incoming  waits for listen()
+    fill      function that gets the open RAM file before QEMU starts
+    """
+
+    def __init__(self, folder, version, machine, *, ram_mib=64, paused=True, incoming=False, accel=None, uuid=None,
+                 vga="none", fill=None, guest=Guest(), name=None, extra=()):
+        binary, why = find_qemu(version)
+        if not binary:
+            raise LabError(why)
+        self.binary, self.machine, self.ram_mib, self.paused = binary, machine, ram_mib, paused
+        self.accel = accel or accelerator(folder, version)
+        name = name or f"qemu-{version}-{'destination' if incoming else 'source'}"
+        self._ram = ram = folder.memory / folder.new("ram").name
+        with open(ram, "w+b") as file:
+            file.truncate(ram_mib * MIB)
+            if fill:
+                fill(file)
+        monitor, self.serial = folder.new("qmp"), folder.new("serial")
+        command = [
+            binary.command, "-accel", self.accel, "-machine", f"{machine},memory-backend=ram0",
+            "-object", f"memory-backend-file,id=ram0,size={ram_mib}M,mem-path={ram},share=on", "-m", f"{ram_mib}M",
+            "-nodefaults", "-no-user-config", "-display", "none", "-vga", vga, "-nic", "none",
+            "-serial", f"file:{self.serial}", "-qmp", f"unix:{monitor},server=on,wait=off",
+            "-bios", guest_image(folder, guest), *(["-uuid", uuid] if uuid else []), *(["-S"] if paused else []),
+            *(["-incoming", "defer"] if incoming else []), *extra]
+        super().__init__(folder, name, command)
+        try:
+            self.qmp = Qmp(monitor, self)
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            ram.unlink()  # QEMU has it mapped; so nothing stays behind whatever happens to us
+        self._blocks = None
+
+    def kill(self):
+        super().kill()
+        if hasattr(self, "qmp"):
+            self.qmp.close()
+
+    # ---- migration
+
+    def configure(self, *, multifd=True, channels=None, compression=None, zero_pages=None, return_path=False,
+                  switchover_ack=False, level=None, downtime_ms=2000, max_bandwidth=0, capabilities=None, **parameters):
+        """Sets capabilities and parameters; what is None keeps QEMU's default. max_bandwidth 0: no limit."""
+        wanted = {"events": True, "multifd": multifd, "return-path": return_path, **(capabilities or {})}
+        if self.binary.version != "7.2":
+            wanted["switchover-ack"] = switchover_ack
+        self.qmp.call("migrate-set-capabilities",
+                      capabilities=[{"capability": name, "state": state} for name, state in wanted.items()])
+        settings = {"max-bandwidth": max_bandwidth or 1 << 40, "downtime-limit": downtime_ms, **parameters}
+        if channels:
+            settings["multifd-channels"] = channels
+        if compression:
+            settings["multifd-compression"] = compression
+        if level is not None:
+            settings[f"multifd-{compression}-level"] = level
+        if zero_pages and self.binary.version != "7.2":
+            settings["zero-page-detection"] = zero_pages
+        self.qmp.call("migrate-set-parameters", **settings)
+
+    def listen(self, uri):
+        self.qmp.call("migrate-incoming", uri=uri)
+
+    def migrate(self, uri):
+        self.qmp.call("migrate", uri=uri)
+
+    def migration(self):
+        return self.qmp.call("query-migrate")
+
+    def wait_migration(self, status="completed", limit=60, other=("failed", "cancelled", "completed")):
+        """query-migrate's answer once it says `status`; LabError when it says one of `other` or too late."""
+        end = time.monotonic() + limit
+        while True:
+            info = self.migration()
+            now = info.get("status", "none")
+            if now == status:
+                return info
+            if now in other:
+                raise LabError(f"{self.name}: migration is {now}, not {status}: "
+                               f"{info.get('error-desc', '')} {self.stderr()[-300:]}")
+            if time.monotonic() > end:
+                raise LabError(f"{self.name}: migration is {now} after {limit} s, not {status}: {self.stderr()[-300:]}")
+            self.qmp.wait_event(0.05)
+
+    def stop(self):
+        self.qmp.call("stop")
+
+    def cont(self):
+        self.qmp.call("cont")
+
+    def status(self):
+        """"running", "postmigrate", "inmigrate", "paused", "prelaunch"..."""
+        return self.qmp.call("query-status")["status"]
+
+    # ---- memory
+
+    def hmp(self, line):
+        return self.qmp.call("human-monitor-command", command_line=line)
+
+    def blocks(self):
+        """Every RAM block that QEMU knows, by name; their places do not move."""
+        if self._blocks is None:
+            rows = _BLOCK_ROW.findall(self.hmp("info ramblock"))
+            hosts = {name: int(host, 16) for name, _, _, host in rows if host}
+            if not hosts:  # QEMU before 8.0
+                hosts = self.find_hosts({name: int(total, 16) for name, _, total, _ in rows})
+            self._blocks = {name: Block(name, int(used, 16), hosts[name]) for name, used, _, _ in rows}
+        return self._blocks
+
+    def find_hosts(self, sizes):
+        """Where blocks lie, from the process's mappings: the main one is a file; QEMU maps others at multiples of
+        2 MiB, in full size, with an inaccessible page behind."""
+        lines = [line.split(maxsplit=5) for line in Path(f"/proc/{self.pid}/maps").read_text().splitlines()]
+        maps = [(*(int(word, 16) for word in line[0].split("-")), line[1], line[-1]) for line in lines]
+        hosts = {"ram0": start for start, _, _, path in maps if f"{self._ram} " in path + " "}
+        places = [(start, end - start) for (start, end, rights, _), (behind, _, behind_rights, _) in zip(maps, maps[1:])
+                  if rights == "rw-p" and start % (2 * MIB) == 0 and behind == end and behind_rights == "---p"]
+        # Those with known first bytes come first, so that what is left is another's.
+        for name, total in sorted(sizes.items(), key=lambda row: row[0] not in _FIRST_BYTES):
+            if name in hosts:
+                continue
+            first = _FIRST_BYTES.get(name, b"")
+            fitting = [start for start, size in places if size == total and start not in hosts.values()
+                       and self.read_memory(start, len(first)) == first]
+            if len(fitting) != 1:
+                raise LabError(f"{self.name}: {len(fitting)} mappings look like block {name}")
+            hosts[name] = fitting[0]
+        return hosts
+
+    def read_memory(self, host, size):
+        with open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
+            parts = []
+            while size:
+                memory.seek(host)
+                part = memory.read(min(size, 16 * MIB))
+                parts.append(part)
+                host, size = host + len(part), size - len(part)
+            return b"".join(parts)
+
+    def write_memory(self, host, data):
+        """Only for a guest that does not migrate at the moment: QEMU does not notice."""
+        with open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
+            memory.seek(host)
+            memory.write(data)
+
+    def read_block(self, name):
+        block = self.blocks()[name]
+        return self.read_memory(block.host, block.size)
+
+    def read_blocks(self):
+        return {name: self.read_block(name) for name in self.blocks()}
+
+    # ---- the guest's own check
+
+    def heartbeat(self):
+        """(sweep, errors) of the last complete "HB sweep errors" line (hexadecimal), or None."""
+        text = self.serial.read_bytes() if self.serial.exists() else b""
+        lines = re.findall(rb"HB ([0-9a-fA-F]+) ([0-9a-fA-F]+)\r?\n", text)
+        return (int(lines[-1][0], 16), int(lines[-1][1], 16)) if lines else None
+
+    def wait_heartbeats(self, count=2, limit=20):
+        """Waits for `count` sweeps more than now; the last heartbeat. LabError when the guest counts an error."""
+        before = self.heartbeat()
+
+        def later():
+            if not self.alive():
+                raise LabError(f"{self.name} ended with {self.popen.returncode}: {self.stderr()[-300:]}")
+            now = self.heartbeat()
+            return now if now and now[0] >= (before[0] if before else 0) + count else None
+
+        beat = wait_for(f"{self.name}: {count} sweeps of the guest after {before}", limit, later, 0.02)
+        if beat[1]:
+            raise LabError(f"{self.name}: the guest found {beat[1]} wrong pages")
+        return beat
+
+
+# ---- memory contents -------------------------------------------------------------------------------------------------
+
+
+def mixed_pages(seed=1):
+    """A fill for Qemu: stretches of zeros, of text and of random bytes, of 1 to 64 pages each."""
+
+    def fill(file):
+        size = os.fstat(file.fileno()).st_size
+        dice = random.Random(seed)
+        words = [b"page", b"dirty", b"migrate", b"channel", b"epoch", b"guest", b"zero", b"0123456789", b"\n", b" "]
+        text = b"".join(dice.choice(words) for _ in range(1 << 18))
+        noise = dice.randbytes(4 * MIB)
+        file.seek(MIB)  # what firmware looks at stays empty
+        while (at := file.tell()) < size:
+            length = min(size - at, dice.randint(1, 64) * PAGE)
+            kind = dice.randrange(3)
+            if kind == 0:
+                file.seek(at + length)
+            else:
+                content = (text, noise)[kind - 1]
+                start = dice.randrange(len(content) - length)
+                file.write(content[start : start + length])
+
+    return fill
+
+
+def compare(wanted, got):
+    """Nothing when both {block: bytes} are equal, else a line that says where they differ."""
+    if set(wanted) != set(got):
+        return f"blocks differ: only one side has {sorted(set(wanted) ^ set(got))}"
+    for name in sorted(wanted):
+        left, right = wanted[name], got[name]
+        if len(left) != len(right):
+            return f"{name}: {len(left)} bytes there, {len(right)} here"
+        if left != right:
+            pages = [at for at in range(0, len(left), PAGE) if left[at : at + PAGE] != right[at : at + PAGE]]
+            return f"{name}: {len(pages)} of {len(left) // PAGE} pages differ, the first at {pages[0]:#x}"
+    return ""
+
+
+# ---- self-test -------------------------------------------------------------------------------------------------------
+
+
+def self_test():
+    """QEMU to QEMU, so that what the other tests find is not this file's doing."""
+    failed = skipped = 0
+    with Folder() as folder:
+        for version in VERSIONS:
+            print(f"QEMU {version}: {accelerator(folder, version) if find_qemu(version)[0] else find_qemu(version)[1]}")
+        cases = list(itertools.product(VERSIONS, VERSIONS, ("none", "zstd"), (False, True)))
+        for source_version, destination_version, compression, running in cases:
+            name = f"{source_version} -> {destination_version} {compression} {'running' if running else 'paused'}"
+            missing = [find_qemu(v)[1] for v in (source_version, destination_version) if not find_qemu(v)[0]]
+            if missing:
+                print(f"skip  {name}: {missing[0]}")
+                skipped += 1
+                continue
+            began = time.monotonic()
+            try:
+                says = _self_test_pair(folder, source_version, destination_version, compression, running)
+                print(f"ok    {name} {time.monotonic() - began:.1f} s {says}")
+            except LabError as error:
+                failed += 1
+                print(f"FAIL  {name}: {error}")
+        if find_qemu("10.0")[0]:
+            with Qemu(folder, "10.0", "pc-i440fx-10.0", vga="std") as printing:
+                printed = {block.name: block.host for block in printing.blocks().values()}
+                sizes = {row[0]: int(row[2], 16) for row in _BLOCK_ROW.findall(printing.hmp("info ramblock"))}
+                found = printing.find_hosts(sizes)
+                print(f"{'ok  ' if found == printed else 'FAIL'}  blocks found where QEMU 10.0 says they are")
+                failed += found != printed
+    print(f"{len(cases) - failed - skipped} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed else SKIPPED if skipped == len(cases) else 0
+
+
+def _self_test_pair(folder, source_version, destination_version, compression, running):
+    machine = "pc-i440fx-7.2"
+    setup = dict(channels=3, compression=compression, zero_pages="legacy", return_path=True)
+    with (Qemu(folder, source_version, machine, paused=not running, fill=mixed_pages()) as source,
+          Qemu(folder, destination_version, machine, incoming=True) as destination):
+        if running:
+            source.wait_heartbeats()
+        path = folder.new("migration")
+        for qemu in (source, destination):
+            qemu.configure(**setup)
+        destination.listen(f"unix:{path}")
+        source.migrate(f"unix:{path}")
+        info = source.wait_migration("completed", 60)
+        destination.wait_migration("completed", 20)
+        found = compare(source.read_blocks(), destination.read_blocks())
+        if found:
+            raise LabError(found)
+        destination.cont()
+        destination.wait_heartbeats()
+        rounds = info["ram"]["dirty-sync-count"]
+        return f"{len(source.blocks())} blocks, {rounds} rounds, heartbeat {destination.heartbeat()}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="QEMUs to migrate with")
+    parser.add_argument("--self-test", action="store_true", required=True)
+    parser.parse_args()
+    sys.exit(self_test())
