@@ -291,6 +291,7 @@ class Block:
 
 # How blocks of equal size are told apart, where QEMU (before 8.0) does not print their addresses: the first bytes.
 _FIRST_BYTES = {
+    "pc.bios": b"MFDGUEST",
     "/rom@etc/acpi/tables": b"FACS", "/rom@etc/acpi/rsdp": b"RSD PTR ", "/rom@etc/table-loader": b"\1\0\0\0"}
 _BLOCK_ROW = re.compile(r"^ *(\S+) +\d+ \S+ +0x\w+ +0x(\w+) +0x(\w+)(?: +0x(\w+))?", re.M)
 
