@@ -16,19 +16,18 @@ import contextlib
 import fcntl
 import functools
 import itertools
-import json
 import os
 import random
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from processes import Folder, LabError, Process, wait_for
+from qmp import Qmp
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -36,22 +35,6 @@ MIB = 1 << 20
 PAGE = 4096
 VERSIONS = ("7.2", "10.0")
 SKIPPED = 77  # exit status that ctest counts as "skipped"
-
-
-class LabError(Exception):
-    """A QEMU or a program did not do what it was asked for."""
-
-
-def wait_for(what, limit, condition, every=0.01):
-    """The first true value of condition(), or LabError naming `what` after `limit` seconds."""
-    end = time.monotonic() + limit
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > end:
-            raise LabError(f"{what}: not within {limit} s")
-        time.sleep(every)
 
 
 # ---- which QEMUs there are -------------------------------------------------------------------------------------------
@@ -138,145 +121,6 @@ def accelerator(folder, version):
                     guest.wait_heartbeats(2, 10)
                     _accelerators[version] = "kvm"
     return _accelerators[version]
-
-
-# ---- processes and folders -------------------------------------------------------------------------------------------
-
-
-class Folder:
-    """A folder in /tmp (which QEMU 10.0's wrapper can see as well) and one in memory, both gone afterwards."""
-
-    def __init__(self, keep=False):
-        self.keep = keep
-        self.path = Path(tempfile.mkdtemp(prefix="multifd-interop-", dir="/tmp"))
-        shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
-        self.memory = Path(tempfile.mkdtemp(prefix="multifd-interop-", dir=shm))
-        self._count = 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        shutil.rmtree(self.memory, ignore_errors=True)
-        if not self.keep:
-            shutil.rmtree(self.path, ignore_errors=True)
-
-    def new(self, name):
-        """A path not used before."""
-        self._count += 1
-        return self.path / f"{self._count}-{name}"
-
-
-class Process:
-    """A child process: its stderr in a file, SIGKILL at the end of the `with` or when this Python dies."""
-
-    def __init__(self, folder, name, command, stdout=subprocess.DEVNULL):
-        self.name = name
-        self.log = folder.new(f"{name}.stderr")
-        with open(self.log, "wb") as log:
-            # setpriv replaces itself: the pid is the program's. Its signal follows the *thread* that starts it, so
-            # threads that start processes must outlive them.
-            self.popen = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *map(str, command)],
-                stdin=subprocess.DEVNULL, stdout=stdout, stderr=log, cwd=folder.path)
-        self.pid = self.popen.pid
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.kill()
-
-    def stderr(self):
-        return self.log.read_text(errors="replace").strip()
-
-    def alive(self):
-        return self.popen.poll() is None
-
-    def wait_exit(self, limit):
-        """The exit status (negative: ended by that signal), or LabError after `limit` seconds."""
-        try:
-            return self.popen.wait(limit)
-        except subprocess.TimeoutExpired:
-            raise LabError(f"{self.name} (pid {self.pid}) still runs after {limit} s: {self.stderr()[-300:]}") from None
-
-    def kill(self):
-        if self.alive():
-            os.kill(self.pid, signal.SIGKILL)
-        self.popen.wait(10)
-
-
-# ---- QMP -------------------------------------------------------------------------------------------------------------
-
-
-class Qmp:
-    """One monitor connection. Calls raise LabError for an error reply or no reply in time."""
-
-    def __init__(self, path, process, limit=20):
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._process = process
-        self._buffer = b""
-        self.events = []
-
-        def connected():
-            if not process.alive():
-                raise LabError(f"{process.name} ended at once: {process.stderr()[-400:]}")
-            with contextlib.suppress(OSError):
-                self._socket.connect(str(path))
-                return True
-
-        wait_for(f"{process.name}: its monitor", limit, connected)
-        self._read(limit)
-        self.call("qmp_capabilities")
-
-    def close(self):
-        self._socket.close()
-
-    def _read(self, limit):
-        """The next message, or None after `limit` seconds."""
-        end = time.monotonic() + limit
-        while b"\n" not in self._buffer:
-            left = end - time.monotonic()
-            if left <= 0:
-                return None
-            self._socket.settimeout(left)
-            try:
-                got = self._socket.recv(1 << 16)
-            except TimeoutError:
-                return None
-            except OSError as error:
-                raise LabError(f"{self._process.name}: monitor: {error}") from None
-            if not got:
-                raise LabError(f"{self._process.name}: monitor closed: {self._process.stderr()[-400:]}")
-            self._buffer += got
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        return json.loads(line)
-
-    def call(self, command, limit=10, **arguments):
-        names = {name.replace("_", "-"): value for name, value in arguments.items()}
-        message = json.dumps({"execute": command, "arguments": names})
-        try:
-            self._socket.settimeout(limit)
-            self._socket.sendall(message.encode() + b"\n")
-        except OSError as error:
-            raise LabError(f"{self._process.name}: {command}: {error}") from None
-        end = time.monotonic() + limit
-        while True:
-            reply = self._read(max(0.001, end - time.monotonic()))
-            if reply is None:
-                raise LabError(f"{self._process.name}: no answer to {command} within {limit} s")
-            if "event" in reply:
-                self.events.append(reply)
-            elif "error" in reply:
-                raise LabError(f"{self._process.name}: {command}: {reply['error']['desc']}")
-            elif "return" in reply:
-                return reply["return"]
-
-    def wait_event(self, limit):
-        """Returns when something happened, or after `limit` seconds."""
-        message = self._read(limit)
-        if message:
-            self.events.append(message)
 
 
 # ---- QEMU ------------------------------------------------------------------------------------------------------------
