@@ -21,6 +21,7 @@ enum class Errc {
   uuid_mismatch,
   channel_id_out_of_range,
   duplicate_channel_id,
+  too_many_channels,
   too_many_pages,
   wrong_compression,
   bad_block_name,
@@ -145,6 +146,8 @@ constexpr ErrcInfo errc_info(int value) noexcept {
       return {"channel id is not below the channel count: do both sides use the same number of channels?",
               C::peer_protocol};
     case Errc::duplicate_channel_id: return {"two channels have the same id", C::peer_protocol};
+    case Errc::too_many_channels:
+      return {"the source opened more channels than expected: set the same number on both sides", C::peer_protocol};
     case Errc::too_many_pages: return {"packet announces more pages than it can hold", C::peer_protocol};
     case Errc::wrong_compression:
       return {"packet is compressed with another method than this side expects: set the same compression on both",
@@ -171,7 +174,7 @@ constexpr ErrcInfo errc_info(int value) noexcept {
               C::peer_protocol};
     case Errc::bad_stream_version: return {"migration stream is not of version 3", C::peer_protocol};
     case Errc::truncated_stream:
-      return {"main stream ended before the guest's RAM was complete: see the source's error", C::peer_protocol};
+      return {"main stream ended in the middle: the source has the reason", C::peer_protocol};
     case Errc::stream_limit_exceeded:
       return {"length or count in the main stream is over this side's limit", C::peer_protocol};
     case Errc::bad_configuration: return {"configuration section is malformed", C::peer_protocol};

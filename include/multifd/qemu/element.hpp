@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+//
+// What a main stream is cut into. Each byte of the stream belongs to exactly one Element, in order: who writes out
+// `bytes` of all of them has the stream again.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+namespace multifd::qemu {
+
+/// The kinds of elements, and which fields of Element each one fills beside `kind` and `bytes`.
+enum class ElementKind : std::uint8_t {
+  header,          ///< magic and version
+  configuration,   ///< with its subsections; name: the machine type
+  command,         ///< command, data
+  section_start,   ///< header of RAM's START: section_id, name
+  section_part,    ///< header of a PART: section_id, name
+  section_end,     ///< header of the END: section_id, name
+  ram_size,        ///< size: bytes of all blocks together
+  block,           ///< an entry of the block list: block, name, size: used_length
+  zero_page,       ///< block, offset, name, size: the page's, continues
+  page,            ///< block, offset, name, size and data: the page's, continues
+  flush,           ///< MULTIFD_FLUSH; closes_epoch
+  end_of_records,  ///< EOS; closes_epoch
+  footer,          ///< section_id
+  device_state,    ///< a piece of what follows RAM, to the connection's end; data = bytes
+};
+
+/// An Element::block that is none.
+inline constexpr std::uint32_t no_block = 0xffffffff;
+
+/// One element. `bytes` and `data` hold until the parser's next call of next() or room(); `name` as long as the parser.
+struct Element {
+  ElementKind kind{};
+  bool closes_epoch = false;       ///< each channel's next SYNC belongs here (PROTOCOL.md section 6)
+  bool continues = false;          ///< the record has no name: its block is that of the record before it
+  std::uint16_t command = 0;       ///< section 9.7
+  std::uint32_t section_id = 0;    ///< as the source chose it
+  std::uint32_t block = no_block;  ///< index into MainStreamParser::blocks()
+  std::uint64_t offset = 0;        ///< a page's, bytes from the start of its block; checked
+  std::uint64_t size = 0;          ///< bytes
+  std::string_view name{};         ///< the block's idstr, the section's name, the machine type
+  std::span<const std::byte> data{};
+  std::span<const std::byte> bytes{};  ///< exactly as on the wire
+};
+
+/// A block as the source announced it (section 9.5).
+struct BlockInfo {
+  std::string_view idstr;         ///< 1 to 255 bytes without NUL; may hold '/' and anything else: it comes from a peer
+  std::uint64_t used_length = 0;  ///< bytes, a whole number of pages, not 0
+  std::uint64_t page_size = 0;    ///< of the memory behind it, if the source said so (postcopy with huge pages); else 0
+  std::uint64_t gpa = 0;          ///< guest-physical address, if x-ignore-shared is on; else 0
+};
+
+}  // namespace multifd::qemu

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+//
+// How much a source may announce in its main stream. Each length and count from the wire is held against one of these
+// before it is used (PROTOCOL.md section 16, row 19); the parser's memory follows from them alone.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "multifd/qemu/constants.hpp"
+#include "multifd/result.hpp"
+
+namespace multifd::qemu {
+
+/// Options of MainStreamParser::create().
+struct MainStreamLimits {
+  std::size_t page_bytes = 4096;  ///< the guest's page size; not in the stream on x86 (section 9.11)
+  std::size_t max_blocks = 1024;  ///< 1 to 65536; 280 bytes of memory each, touched when used
+  std::uint64_t max_ram_bytes = std::uint64_t{1} << 44;  ///< of all blocks together
+  std::size_t max_machine_type_bytes = 256;              ///< at most 4096
+  std::size_t max_capabilities = 32;                     ///< that change the stream; at most 64
+};
+
+/// The longest configuration section within `limits`, and one byte to know that it ends there.
+constexpr std::size_t max_configuration_bytes(const MainStreamLimits& limits) noexcept {
+  constexpr std::size_t subsection_header = 1 + 1 + 255 + 4;
+  return 5 + limits.max_machine_type_bytes + 3 * subsection_header + 4 + (4 + limits.max_capabilities * 256) + 16 + 1;
+}
+
+/// The longest element within `limits`.
+constexpr std::size_t max_element_bytes(const MainStreamLimits& limits) noexcept {
+  return std::max(max_configuration_bytes(limits), max_ram_record_header_bytes + limits.page_bytes);
+}
+
+/// Errors: Errc::bad_page_size, bad_option (detail: the value).
+inline Result<void> check_limits(const MainStreamLimits& limits) noexcept {
+  const auto bad = [](std::uint64_t value, const char* what) {
+    return fail(Errc::bad_option, Stage::setup, what, value);
+  };
+  if (!wire::valid_page_bytes(limits.page_bytes))
+    return fail(Errc::bad_page_size, Stage::setup, "main stream", limits.page_bytes);
+  if (limits.max_blocks < 1 || limits.max_blocks > 65536) return bad(limits.max_blocks, "max_blocks");
+  if (limits.max_machine_type_bytes > 4096) return bad(limits.max_machine_type_bytes, "max_machine_type_bytes");
+  if (limits.max_capabilities > 64) return bad(limits.max_capabilities, "max_capabilities");
+  return {};
+}
+
+}  // namespace multifd::qemu

@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: MIT
+//
+// Cuts QEMU's main migration stream (PROTOCOL.md section 9) into elements, as it arrives. It understands everything up
+// to the end of RAM; from the first device's state on, the stream passes through in pieces (section 9.9).
+//
+//   header, configuration, commands,
+//   START of ram: ram_size, block*, records, footer       (section_start ... end_of_records, footer)
+//   PART*, END:   records, footer
+//   device_state* up to the end of the connection
+//
+// No transport in here: the caller reads from the connection into room(), says how much in commit(), and takes elements
+// from next() until that says "more". The peer is not trusted: each length is held against MainStreamLimits before use,
+// what no multifd stream of RAM carries is refused by name (section 11, step 13), and memory is allocated in create()
+// only.
+#pragma once
+
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "multifd/config.hpp"
+#include "multifd/qemu/configuration.hpp"
+#include "multifd/qemu/constants.hpp"
+#include "multifd/qemu/detail/cursor.hpp"
+#include "multifd/qemu/element.hpp"
+#include "multifd/qemu/limits.hpp"
+#include "multifd/qemu/ram_section.hpp"
+#include "multifd/result.hpp"
+
+namespace multifd::qemu {
+
+/// An incremental parser of one main stream.
+///
+/// Threads: one at a time.
+/// Cost: linear in the bytes; each byte is copied at most once more inside the buffer.
+/// Example:
+///
+///     for (;;) {
+///       auto element = parser.next();
+///       if (!element) return report(element.error(), parser.subject());
+///       if (*element) { handle(**element); continue; }
+///       auto got = transport.read_some(parser.room());
+///       if (!got) return report(got.error());
+///       if (*got == 0) return parser.finish();
+///       parser.commit(*got);
+///     }
+class MainStreamParser {
+ public:
+  /// Allocates everything that the parser will ever need.
+  ///
+  /// Errors: Errc::bad_page_size, bad_option.
+  static Result<MainStreamParser> create(const MainStreamLimits& limits) {
+    if (auto good = check_limits(limits); !good) return std::unexpected(good.error());
+    return MainStreamParser(limits);
+  }
+
+  /// Where the connection's next bytes are read to. Not empty after next() said "more"; empty after an error.
+  /// Ends the life of the last element's bytes.
+  std::span<std::byte> room() noexcept {
+    drop_last_element();
+    if (error_) return {};
+    if (begin_ == end_) {
+      begin_ = end_ = 0;
+    } else if (capacity_ - end_ < max_element_bytes(limits_)) {
+      // At least twice as much has arrived since the last time as is moved now.
+      std::memmove(buffer_.get(), buffer_.get() + begin_, end_ - begin_);
+      end_ -= begin_;
+      begin_ = 0;
+    }
+    return {buffer_.get() + end_, capacity_ - end_};
+  }
+
+  /// Says how many bytes have arrived in room(). Contract: not more than it had.
+  void commit(std::size_t bytes) noexcept {
+    MULTIFD_ASSERT(bytes <= capacity_ - end_);
+    end_ += bytes;
+    received_ += bytes;
+  }
+
+  /// Takes the next whole element; none if bytes are missing for it.
+  ///
+  /// Errors (stage parse; sticky; detail: the refused value, subject(): its name): see the Errc group of the main
+  ///   stream in error.hpp; also unknown_block, bad_block_name, offset_past_block.
+  Result<std::optional<Element>> next() noexcept {
+    drop_last_element();
+    if (error_) return std::unexpected(*error_);
+    if (end_ - begin_ < wanted_) return std::nullopt;
+    detail::Cursor in(std::span<const std::byte>(buffer_.get() + begin_, end_ - begin_));
+    Element element;
+    const Result<bool> whole = parse(in, element);
+    if (!whole) {
+      error_ = whole.error();
+      subject_ = in.subject();
+      return std::unexpected(*error_);
+    }
+    if (!*whole) {
+      wanted_ = in.wanted();
+      return std::nullopt;
+    }
+    wanted_ = 1;
+    last_bytes_ = in.used();
+    element.bytes = {buffer_.get() + begin_, last_bytes_};
+    return element;
+  }
+
+  /// Says that the connection is at its end; call it after next() said "more".
+  ///
+  /// Errors: Errc::truncated_stream (detail: bytes received) if RAM, or what announces the devices' state, is not
+  ///   whole. What comes after that point is not looked at: StreamEnd tells whether it is.
+  Result<void> finish() noexcept {
+    if (!error_ && place_ != Place::device_state)
+      error_ = Error{.code = Errc::truncated_stream, .stage = Stage::parse, .op = "main stream", .detail = received_};
+    if (error_) return std::unexpected(*error_);
+    return {};
+  }
+
+  /// What the last error is about, if that has a name: a section, a capability, a block, a command, a record. From
+  /// the peer, so it may hold any bytes. Valid as long as the parser.
+  std::string_view subject() const noexcept { return subject_; }
+
+  /// Known once START's records have ended.
+  std::optional<SyncStyle> sync_style() const noexcept { return ram_.sync_style(); }
+  /// In the source's order; complete when block_list_complete().
+  std::span<const BlockInfo> blocks() const noexcept { return ram_.list().blocks(); }
+  bool block_list_complete() const noexcept { return ram_.list().complete(); }
+  /// The sum of all used_lengths; 0 before it is known.
+  std::uint64_t ram_bytes() const noexcept { return ram_.list().total_bytes(); }
+  std::size_t page_bytes() const noexcept { return limits_.page_bytes; }
+
+  /// Empty if there was no configuration (machine types before 2.4).
+  std::string_view machine_type() const noexcept { return configuration_.machine_type(); }
+  std::span<const std::string_view> capabilities() const noexcept { return configuration_.capabilities(); }
+  const std::optional<Uuid>& uuid() const noexcept { return configuration_.uuid(); }
+  /// Whether the source listens for what return_path.hpp encodes.
+  bool return_path_open() const noexcept { return return_path_open_; }
+  /// Whether RAM's END is over: all records of RAM have been seen.
+  bool ram_complete() const noexcept { return ram_complete_; }
+
+ private:
+  enum class Place : std::uint8_t { header, first_element, element, payload, footer, device_state };
+
+  explicit MainStreamParser(const MainStreamLimits& limits)
+      : limits_(limits),
+        capacity_(std::max<std::size_t>(128 * 1024, 4 * max_element_bytes(limits))),
+        buffer_(std::make_unique_for_overwrite<std::byte[]>(capacity_)),
+        configuration_(limits),
+        ram_(limits) {}
+
+  void drop_last_element() noexcept {
+    begin_ += last_bytes_;
+    last_bytes_ = 0;
+  }
+
+  // Each parse_... returns false if bytes are missing, and changes the parser's state only when the element is whole.
+
+  Result<bool> parse(detail::Cursor& in, Element& out) noexcept {
+    switch (place_) {
+      case Place::header: return parse_header(in, out);
+      case Place::first_element:
+      case Place::element: return parse_element(in, out);
+      case Place::payload: return parse_payload(in, out);
+      case Place::footer: return parse_footer(in, out);
+      case Place::device_state: break;
+    }
+    return parse_device_state(in, out);
+  }
+
+  Result<bool> parse_header(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(4)) return false;
+    if (const auto magic = in.be<std::uint32_t>(); magic != wire::main_stream_magic)
+      return in.refuse(Errc::bad_stream_magic, "main stream's header", magic);
+    if (!in.has(4)) return false;
+    if (const auto version = in.be<std::uint32_t>(); version != stream_version)
+      return in.refuse(Errc::bad_stream_version, "main stream's header", version);
+    out.kind = ElementKind::header;
+    place_ = Place::first_element;
+    return true;
+  }
+
+  Result<bool> parse_element(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(1)) return false;
+    const std::uint8_t type = in.peek();
+    switch (type) {
+      case element_configuration:
+        if (place_ != Place::first_element) break;
+        return parse_configuration(in, out);
+      case element_command: return parse_command(in, out);
+      case element_section_start: return parse_section_start(in, out);
+      case element_section_part: return parse_section_header(in, out, ElementKind::section_part);
+      case element_section_end: return parse_section_header(in, out, ElementKind::section_end);
+      case element_section_full:
+        if (!ram_complete_) return refuse_early_device(in);
+        return parse_device_state(in, out);
+      case element_eof:
+        if (!ram_complete_) return in.refuse(Errc::unexpected_element, "end of the stream ahead of RAM's end");
+        return parse_device_state(in, out);
+      case element_subsection:
+      case element_vm_description:
+      case element_footer: break;
+      default: return in.refuse(Errc::unknown_element, "element type", type);
+    }
+    return in.refuse(Errc::unexpected_element, "element type", type);
+  }
+
+  Result<bool> parse_configuration(detail::Cursor& in, Element& out) noexcept {
+    const auto whole = configuration_.parse(in, limits_);
+    if (!whole || !*whole) return whole;
+    out.kind = ElementKind::configuration;
+    out.name = configuration_.machine_type();
+    place_ = Place::element;
+    return true;
+  }
+
+  Result<bool> parse_command(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(5)) return false;
+    in.u8();
+    const auto command = in.be<std::uint16_t>();
+    const auto length = in.be<std::uint16_t>();
+    const std::string_view name = command_name(command);
+    bool length_fits = false;
+    switch (command) {
+      case command_open_return_path:
+      case command_switchover_start: length_fits = length == 0; break;
+      case command_ping: length_fits = length == 4; break;
+      case command_postcopy_advise: length_fits = length == 0 || length == 16; break;
+      case command_postcopy_listen:
+      case command_postcopy_run:
+      case command_postcopy_ram_discard:
+      case command_packaged:
+      case command_postcopy_resume:
+      case command_recv_bitmap: return in.refuse(Errc::postcopy_refused, "command", command, name);
+      case command_enable_colo: return in.refuse(Errc::colo_refused, "command", command, name);
+      default: return in.refuse(Errc::unknown_command, "command", command);
+    }
+    if (!length_fits) return in.refuse(Errc::bad_command_length, "command", length, name);
+    if (!in.has(length)) return false;
+    out.data = in.take(length);
+    if (command == command_postcopy_advise && length != 0) {
+      const auto backing_pages = wire::load_be<std::uint64_t>(&out.data[0]);
+      const auto target_page = wire::load_be<std::uint64_t>(&out.data[8]);
+      if (target_page != limits_.page_bytes) return in.refuse(Errc::page_size_mismatch, "command", target_page, name);
+      larger_pages_ = backing_pages != limits_.page_bytes;
+    }
+    if (command == command_open_return_path) return_path_open_ = true;
+    out.kind = ElementKind::command;
+    out.command = command;
+    place_ = Place::element;
+    return true;
+  }
+
+  Result<bool> parse_section_start(detail::Cursor& in, Element& out) noexcept {
+    const auto whole = read_long_header(in, out);
+    if (!whole || !*whole) return whole;
+    if (!in.has(8)) return false;
+    const auto instance = in.be<std::uint32_t>();
+    const auto version = in.be<std::uint32_t>();
+    if (out.name != ram_section_name || instance != ram_instance)
+      return in.refuse(Errc::unknown_section, "START of a section", instance, out.name);
+    if (ram_started_) return in.refuse(Errc::unexpected_section, "second START", out.section_id, ram_section_name);
+    if (version != ram_version) return in.refuse(Errc::bad_ram_version, "START of RAM", version, ram_section_name);
+    ram_.start({.gpa = configuration_.ignore_shared(), .page_size = larger_pages_});
+    ram_started_ = true;
+    section_id_ = out.section_id;
+    return enter_section(out, ElementKind::section_start);
+  }
+
+  Result<bool> parse_section_header(detail::Cursor& in, Element& out, ElementKind kind) noexcept {
+    if (!in.has(5)) return false;
+    in.u8();
+    out.section_id = in.be<std::uint32_t>();
+    if (!ram_started_) return in.refuse(Errc::unexpected_section, "section without a START", out.section_id);
+    if (out.section_id != section_id_) return in.refuse(Errc::wrong_section_id, "section", out.section_id);
+    if (ram_ending_)
+      return in.refuse(Errc::unexpected_section, "section after RAM's END", out.section_id, ram_section_name);
+    ram_ending_ = kind == ElementKind::section_end;
+    return enter_section(out, kind);
+  }
+
+  Result<bool> enter_section(Element& out, ElementKind kind) noexcept {
+    out.kind = kind;
+    out.name = ram_section_name;
+    place_ = Place::payload;
+    return true;
+  }
+
+  /// What START and FULL begin with: type, id, name.
+  Result<bool> read_long_header(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(6)) return false;
+    const std::size_t length = in.peek(5);
+    if (!in.has(6 + length)) return false;
+    in.u8();
+    out.section_id = in.be<std::uint32_t>();
+    in.u8();
+    out.name = in.text(length);
+    return true;
+  }
+
+  Result<bool> refuse_early_device(detail::Cursor& in) noexcept {
+    Element section;
+    const auto whole = read_long_header(in, section);
+    if (!whole || !*whole) return whole;
+    return in.refuse(Errc::early_device_refused, "device section ahead of RAM's end", 0, section.name);
+  }
+
+  Result<bool> parse_payload(detail::Cursor& in, Element& out) noexcept {
+    const auto whole = ram_.parse(in, out);
+    if (!whole || !*whole) return whole;
+    if (out.kind != ElementKind::end_of_records) return true;
+    // Machine types with a configuration section have footers, and only they (section 9.2).
+    if (configuration_.seen()) {
+      place_ = Place::footer;
+    } else {
+      leave_section();
+    }
+    return true;
+  }
+
+  Result<bool> parse_footer(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(1)) return false;
+    if (const auto type = in.u8(); type != element_footer)
+      return in.refuse(Errc::bad_footer, "element type after the section", type, ram_section_name);
+    if (!in.has(4)) return false;
+    out.section_id = in.be<std::uint32_t>();
+    if (out.section_id != section_id_)
+      return in.refuse(Errc::bad_footer, "footer's section id", out.section_id, ram_section_name);
+    out.kind = ElementKind::footer;
+    leave_section();
+    return true;
+  }
+
+  void leave_section() noexcept {
+    place_ = Place::element;
+    ram_complete_ = ram_ending_;
+  }
+
+  Result<bool> parse_device_state(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(1)) return false;
+    out.kind = ElementKind::device_state;
+    out.data = in.take(in.left());
+    out.size = out.data.size();
+    place_ = Place::device_state;
+    return true;
+  }
+
+  MainStreamLimits limits_;
+  std::size_t capacity_;
+  std::unique_ptr<std::byte[]> buffer_;
+  std::size_t begin_ = 0;       ///< of what is not parsed yet, or is the last element
+  std::size_t end_ = 0;         ///< of what has arrived
+  std::size_t last_bytes_ = 0;  ///< of the last element, which the caller still looks at
+  std::size_t wanted_ = 1;      ///< bytes that must be there before another attempt makes sense
+  std::uint64_t received_ = 0;
+
+  Place place_ = Place::header;
+  Configuration configuration_;
+  RamSection ram_;
+  std::uint32_t section_id_ = 0;
+  bool larger_pages_ = false;  ///< POSTCOPY_ADVISE told of other page sizes than the guest's
+  bool return_path_open_ = false;
+  bool ram_started_ = false;
+  bool ram_ending_ = false;
+  bool ram_complete_ = false;
+  std::optional<Error> error_;
+  std::string_view subject_;
+};
+
+}  // namespace multifd::qemu

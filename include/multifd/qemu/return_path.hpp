@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT
+//
+// The return path (PROTOCOL.md section 9.8): what a destination says on the main connection. Encoders for a
+// destination, a parser for a source or for who listens in between.
+//
+//   off  size  field    refused
+//     0     2  type     0, above 7, postcopy's (3 to 6)
+//     2     2  length   over 512, other than the type's: SHUT 4, PONG 4, SWITCHOVER_ACK 0
+//     4     n  data     nothing; and nothing comes after SHUT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <optional>
+#include <span>
+
+#include "multifd/config.hpp"
+#include "multifd/qemu/constants.hpp"
+#include "multifd/result.hpp"
+#include "multifd/wire/byte_order.hpp"
+
+namespace multifd::qemu {
+
+namespace detail {
+
+inline std::array<std::byte, 8> encode_return_value(std::uint16_t type, std::uint32_t value) noexcept {
+  std::array<std::byte, 8> bytes;
+  wire::store_be<std::uint16_t>(&bytes[0], type);
+  wire::store_be<std::uint16_t>(&bytes[2], 4);
+  wire::store_be<std::uint32_t>(&bytes[4], value);
+  return bytes;
+}
+
+}  // namespace detail
+
+/// The answer to PING(`value`).
+inline std::array<std::byte, 8> encode_pong(std::uint32_t value) noexcept {
+  return detail::encode_return_value(return_pong, value);
+}
+
+/// The last message: `status` 0 says that all is loaded, anything else makes the source fail.
+inline std::array<std::byte, 8> encode_shut(std::uint32_t status) noexcept {
+  return detail::encode_return_value(return_shut, status);
+}
+
+/// Only for sources with the capability switchover-ack and a machine type up to 11.0 (section 9.8).
+inline std::array<std::byte, 4> encode_switchover_ack() noexcept {
+  std::array<std::byte, 4> bytes;
+  wire::store_be<std::uint16_t>(&bytes[0], return_switchover_ack);
+  wire::store_be<std::uint16_t>(&bytes[2], 0);
+  return bytes;
+}
+
+/// One message. `bytes` hold until the parser's next call of next() or room().
+struct ReturnMessage {
+  std::uint16_t type = 0;              ///< return_shut, return_pong or return_switchover_ack
+  std::uint32_t value = 0;             ///< SHUT's status, PONG's value
+  std::span<const std::byte> bytes{};  ///< exactly as on the wire
+};
+
+/// An incremental parser of the return path, used as MainStreamParser is. Allocates nothing.
+///
+/// Threads: one at a time.
+class ReturnPathParser {
+ public:
+  /// Where the next bytes are read to. Not empty after next() said "more"; empty after an error.
+  std::span<std::byte> room() noexcept {
+    drop_last_message();
+    if (error_) return {};
+    std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
+    end_ -= begin_;
+    begin_ = 0;
+    return std::span(buffer_).subspan(end_);
+  }
+
+  /// Says how many bytes have arrived in room(). Contract: not more than it had.
+  void commit(std::size_t bytes) noexcept {
+    MULTIFD_ASSERT(bytes <= buffer_.size() - end_);
+    end_ += bytes;
+  }
+
+  /// Takes the next whole message; none if bytes are missing for it.
+  ///
+  /// Errors (stage parse, sticky, detail: the refused value): Errc::unknown_return_message, bad_return_length,
+  ///   postcopy_refused.
+  Result<std::optional<ReturnMessage>> next() noexcept {
+    drop_last_message();
+    if (error_) return std::unexpected(*error_);
+    if (end_ - begin_ < return_header_bytes) return std::nullopt;
+    const std::byte* at = &buffer_[begin_];
+    const auto type = wire::load_be<std::uint16_t>(at);
+    const auto length = wire::load_be<std::uint16_t>(at + 2);
+    if (auto good = check(type, length); !good) {
+      error_ = good.error();
+      return std::unexpected(*error_);
+    }
+    if (end_ - begin_ < return_header_bytes + length) return std::nullopt;
+    ReturnMessage message{.type = type};
+    if (length == 4) message.value = wire::load_be<std::uint32_t>(at + return_header_bytes);
+    last_bytes_ = return_header_bytes + length;
+    message.bytes = {at, last_bytes_};
+    shut_ = type == return_shut;
+    return message;
+  }
+
+  /// Whether SHUT was taken, after which nothing comes.
+  bool shut() const noexcept { return shut_; }
+
+ private:
+  void drop_last_message() noexcept {
+    begin_ += last_bytes_;
+    last_bytes_ = 0;
+  }
+
+  Result<void> check(std::uint16_t type, std::uint16_t length) const noexcept {
+    if (length > max_return_data_bytes) return fail(Errc::bad_return_length, Stage::parse, "return path", length);
+    if (shut_) return fail(Errc::unknown_return_message, Stage::parse, "return path after SHUT", type);
+    std::uint16_t expected = 0;
+    switch (type) {
+      case return_shut:
+      case return_pong: expected = 4; break;
+      case return_switchover_ack: break;
+      case return_req_pages_id:
+      case return_req_pages:
+      case return_recv_bitmap:
+      case return_resume_ack: return fail(Errc::postcopy_refused, Stage::parse, "return path", type);
+      default: return fail(Errc::unknown_return_message, Stage::parse, "return path", type);
+    }
+    if (length != expected) return fail(Errc::bad_return_length, Stage::parse, "return path", length);
+    return {};
+  }
+
+  std::array<std::byte, return_header_bytes + max_return_data_bytes> buffer_;
+  std::size_t begin_ = 0;
+  std::size_t end_ = 0;
+  std::size_t last_bytes_ = 0;
+  bool shut_ = false;
+  std::optional<Error> error_;
+};
+
+}  // namespace multifd::qemu
