@@ -39,6 +39,10 @@ struct StackOptions {
   std::uint64_t bandwidth = 0;
   multifd::PeerProfile peer = multifd::peer_multifd;
   multifd::Digest digest = multifd::Digest::off;
+  // For relays.
+  multifd::PageSource pages = multifd::PageSource::guest;
+  multifd::Uuid uuid{};
+  multifd::ErrorHook on_error{};
 
   void add_to(CLI::App& app);
   /// What the option parser cannot see: throws Usage for a level that the compressor does not have, and for
@@ -53,12 +57,19 @@ std::vector<std::string> compressor_names();
 class AnySender {
  public:
   using OnZero = std::function<void(std::uint64_t offset)>;
+  using TakeZero = std::function<bool(std::uint64_t offset)>;
   virtual ~AnySender() = default;
   virtual multifd::Result<multifd::QueuedPages> queue_range(multifd::BlockId block, std::uint64_t offset,
                                                             std::uint64_t bytes, const OnZero& on_zero) = 0;
   virtual multifd::Result<multifd::QueuedPages> queue_dirty(multifd::BlockId block,
                                                             std::span<const std::uint64_t> bitmap,
                                                             const OnZero& on_zero) = 0;
+  virtual multifd::Result<multifd::Queued> queue_zero(multifd::BlockId block, std::uint64_t offset) = 0;
+  virtual multifd::Result<multifd::QueuedPages> queue_copies(multifd::BlockId block,
+                                                             std::span<const std::uint64_t> offsets,
+                                                             std::size_t normal_pages, multifd::PageBuffer& pages,
+                                                             const TakeZero& take_zero) = 0;
+  virtual multifd::Result<void> queue_device_state(const multifd::DeviceState& state) = 0;
   virtual multifd::Result<std::uint64_t> sync() = 0;
   virtual multifd::Result<void> wait(std::uint64_t epoch) = 0;
   virtual multifd::Result<void> close() = 0;
@@ -66,22 +77,82 @@ class AnySender {
   virtual multifd::SenderStats stats() const = 0;
 };
 
+/// An AnySender of one stack.
+template <class C, class Z>
+class SenderOf final : public AnySender {
+ public:
+  /// Throws Failure.
+  SenderOf(const StackOptions& options, Z zero_pages, const multifd::RamMap& ram,
+           std::vector<multifd::FdTransport> links)
+      : sender_(need(Stack::open(ram, std::move(links),
+                                 {.compressor = with_level<C>(options.level),
+                                  .zero_pages = std::move(zero_pages),
+                                  .uuid = options.uuid,
+                                  .peer = options.peer,
+                                  .bandwidth = options.bandwidth,
+                                  .pages = options.pages,
+                                  .digest = options.digest,
+                                  .on_error = options.on_error}))) {}
+
+  multifd::Result<multifd::QueuedPages> queue_range(multifd::BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                                    const OnZero& on_zero) override {
+    return sender_.queue_range(block, offset, bytes, on_zero);
+  }
+  multifd::Result<multifd::QueuedPages> queue_dirty(multifd::BlockId block, std::span<const std::uint64_t> bitmap,
+                                                    const OnZero& on_zero) override {
+    return sender_.queue_dirty(block, bitmap, 0, on_zero);
+  }
+  multifd::Result<multifd::Queued> queue_zero(multifd::BlockId block, std::uint64_t offset) override {
+    return sender_.queue_zero(block, offset);
+  }
+  multifd::Result<multifd::QueuedPages> queue_copies(multifd::BlockId block, std::span<const std::uint64_t> offsets,
+                                                     std::size_t normal_pages, multifd::PageBuffer& pages,
+                                                     const TakeZero& take_zero) override {
+    return sender_.queue_copies(block, offsets, normal_pages, pages, take_zero);
+  }
+  multifd::Result<void> queue_device_state(const multifd::DeviceState& state) override {
+    return sender_.queue_device_state(state);
+  }
+  multifd::Result<std::uint64_t> sync() override { return sender_.sync(); }
+  multifd::Result<void> wait(std::uint64_t epoch) override { return sender_.wait(epoch); }
+  multifd::Result<void> close() override { return sender_.close(); }
+  void cancel() override { sender_.cancel(); }
+  multifd::SenderStats stats() const override { return sender_.stats(); }
+
+ private:
+  using Stack = multifd::Sender<multifd::FdTransport, C, Z>;
+  Stack sender_;
+};
+
 /// multifd::Sender::open() for the stack that the options name. Throws Failure.
 std::unique_ptr<AnySender> open_sender(const StackOptions& options, const multifd::RamMap& ram,
                                        std::vector<multifd::FdTransport> links);
 
+/// What the programs set of multifd::ReceiverOptions; the barrier is manual, the memory fresh.
+struct ReceiveOptions {
+  multifd::UuidCheck uuid{};
+  multifd::FirstPacket first_packet = multifd::FirstPacket::any;
+  multifd::PacketHook on_packet{};
+  multifd::DeviceStateHook on_device_state{};
+  multifd::ErrorHook on_error{};
+};
+
 /// multifd::Receiver, whatever its compressor: see there for each method.
 class AnyReceiver {
  public:
+  using WhileHeld = std::function<multifd::Result<void>()>;
   virtual ~AnyReceiver() = default;
   virtual multifd::Result<std::uint64_t> sync() = 0;
+  virtual multifd::Result<std::uint64_t> sync(const WhileHeld& while_held) = 0;
   virtual multifd::Result<void> finish() = 0;
+  virtual multifd::Result<bool> mark_received(multifd::BlockId block, std::uint64_t offset) = 0;
+  virtual multifd::Uuid peer_uuid() const = 0;
   virtual void cancel() = 0;
   virtual multifd::ReceiverStats stats() const = 0;
 };
 
-/// multifd::Receiver::open() with a manual barrier, into fresh memory. Throws Failure.
+/// multifd::Receiver::open(). Throws Failure.
 std::unique_ptr<AnyReceiver> open_receiver(const std::string& compression, const multifd::RamMap& ram,
-                                           std::vector<multifd::FdTransport> links, multifd::ErrorHook on_error);
+                                           std::vector<multifd::FdTransport> links, ReceiveOptions options);
 
 }  // namespace program

@@ -127,15 +127,18 @@ class Receiver {
     return stats;
   }
 
-  /// Which pages packets have announced so far, as bytes or as zero; after finish(): which have arrived. Threads: any.
+  /// Which pages packets have announced so far, as bytes or as zero; after finish(): which have arrived. Not kept with a
+  /// PacketHook. Threads: any.
   const ReceivedPages& received() const noexcept { return state_->shared.received; }
 
   /// Marks a page that arrived on the caller's main stream (a legacy zero record, PROTOCOL.md section 9.6), and says
   /// whether it had arrived before.
   ///
-  /// Errors: Errc::bad_range, offset_misaligned, offset_past_block: the numbers may be the peer's.
+  /// Errors: Errc::bad_range, offset_misaligned, offset_past_block: the numbers may be the peer's; not_supported with a
+  ///   PacketHook.
   Result<bool> mark_received(BlockId block, std::uint64_t offset) noexcept {
     RecvShared& shared = state_->shared;
+    if (shared.on_packet) return fail(Errc::not_supported, Stage::parse, "mark_received with a PacketHook");
     if (!shared.map.contains(block)) return fail(Errc::bad_range, Stage::parse, "block", index(block));
     if (auto page = shared.map.resolve(block, offset); !page) return std::unexpected(page.error());
     return shared.received.test_and_set(block, offset);
@@ -170,9 +173,11 @@ class Receiver {
 
     Result<void> start(std::vector<T> links) {
       const auto count = static_cast<unsigned>(links.size());
-      auto received = ReceivedPages::create(shared.map);
-      if (!received) return std::unexpected(received.error());
-      shared.received = std::move(*received);
+      if (!options.on_packet) {
+        auto received = ReceivedPages::create(shared.map);
+        if (!received) return std::unexpected(received.error());
+        shared.received = std::move(*received);
+      }
       auto barrier = SyncPoint::create(count, options.barrier, options.barrier_timeout);
       if (!barrier) return std::unexpected(barrier.error());
       shared.barrier = std::move(*barrier);

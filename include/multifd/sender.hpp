@@ -157,8 +157,7 @@ class Sender {
     State& s = *state_;
     if (auto ready = s.check_place(block, offset, s.page_bytes); !ready) return std::unexpected(ready.error());
     QueuedPages done;
-    if (auto queued = s.producer.queue_zero(block, offset, [](std::uint64_t) {}, done); !queued)
-      return std::unexpected(queued.error());
+    if (auto queued = s.producer.queue_zero(block, offset, done); !queued) return std::unexpected(queued.error());
     return done.queued != 0 ? Queued::queued : Queued::zero_on_main;
   }
 
@@ -166,7 +165,9 @@ class Sender {
   /// swapped for an empty one, and the channels send from it.
   ///
   /// Params: `offsets`: 1 to wire::page_count() places, no page twice; `normal_pages`: how many of them have their bytes
-  ///   in `pages`, one after the other; the others are zero pages.
+  ///   in `pages`, one after the other; the others are zero pages; `on_zero(offset)`: called with ZeroPagesLegacy for
+  ///   each zero page, also for those found among the others; true: the caller puts it on its main stream, false: it
+  ///   travels as bytes.
   /// Errors: Errc::bad_range, offset_misaligned, offset_past_block; not_supported with PageSource::guest; the first
   ///   error. Threads: producer. Blocks while every channel is full.
   template <class OnZero>

@@ -86,13 +86,11 @@ class BatchProducer {
   }
 
   /// A page that is zero, to be said without looking at it.
-  template <class OnZero>
-  Result<void> queue_zero(BlockId block, std::uint64_t offset, OnZero&& on_zero, QueuedPages& done) {
+  Result<void> queue_zero(BlockId block, std::uint64_t offset, QueuedPages& done) noexcept {
     unsynced_ = true;
     if constexpr (Z::stage == ZeroStage::producer) {
       zero_on_main.add(1);
       ++done.zero_on_main;
-      on_zero(offset);
       return {};
     } else {
       ++done.queued;
@@ -115,7 +113,8 @@ class BatchProducer {
   }
 
   /// One packet's pages as copies, swapped into a batch: `normal` pages that lie in `pages` in the order of their
-  /// offsets, then pages that are zero. `pages` gets an empty buffer in exchange.
+  /// offsets, then pages that are zero. `pages` gets an empty buffer in exchange. Where on_zero(offset) returns false,
+  /// the zero page travels as bytes.
   template <class OnZero>
   Result<void> queue_copies(BlockId block, std::span<const std::uint64_t> offsets, std::size_t normal,
                             PageBuffer& pages, OnZero&& on_zero, QueuedPages& done) {
@@ -127,24 +126,21 @@ class BatchProducer {
     for (std::size_t i = 0; i < normal; ++i) {
       std::byte* const page = batch.copies.data() + i * page_bytes();
       if constexpr (Z::stage == ZeroStage::producer) {
-        if (zero_.is_zero({block, offsets[i], {page, page_bytes()}})) {
-          note_zero(offsets[i], on_zero, done);
-          continue;
-        }
+        if (zero_.is_zero({block, offsets[i], {page, page_bytes()}}) && is_on_main(offsets[i], on_zero, done)) continue;
         // Zero pages before it have left a gap.
         if (i != batch.size()) std::memcpy(batch.copies.data() + batch.size() * page_bytes(), page, page_bytes());
       }
       batch.push(offsets[i]);
     }
     for (const std::uint64_t offset : offsets.subspan(normal)) {
-      if constexpr (Z::stage == ZeroStage::producer) {
-        note_zero(offset, on_zero, done);
-      } else if constexpr (Z::stage == ZeroStage::channel) {
+      if constexpr (Z::stage == ZeroStage::channel) {
         batch.push_zero(offset);
-      } else {
-        std::memset(batch.copies.data() + batch.size() * page_bytes(), 0, page_bytes());
-        batch.push(offset);
+        continue;
+      } else if constexpr (Z::stage == ZeroStage::producer) {
+        if (is_on_main(offset, on_zero, done)) continue;
       }
+      std::memset(batch.copies.data() + batch.size() * page_bytes(), 0, page_bytes());
+      batch.push(offset);
     }
     queued_pages.add(batch.size());
     done.queued += batch.size();
@@ -181,10 +177,11 @@ class BatchProducer {
 
  private:
   template <class OnZero>
-  void note_zero(std::uint64_t offset, OnZero&& on_zero, QueuedPages& done) {
+  bool is_on_main(std::uint64_t offset, OnZero&& on_zero, QueuedPages& done) {
+    if (!on_zero(offset)) return false;
     zero_on_main.add(1);
     ++done.zero_on_main;
-    on_zero(offset);
+    return true;
   }
 
   /// Called when the producer goes to sleep and when it has slept.
