@@ -7,7 +7,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <multifd/memory/page_digest.hpp>
+#include <multifd/zero/buffer_is_zero.hpp>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -107,6 +109,32 @@ NewFile::NewFile(std::string path, std::uint64_t bytes)
 
 NewFile::~NewFile() {
   if (!kept_) ::unlink(part_.c_str());
+}
+
+void NewFile::make_sparse(std::size_t page_bytes) const {
+  const Descriptor file(::open(part_.c_str(), O_RDWR | O_CLOEXEC));
+  if (file.get() < 0) fail(part_);
+  const std::span<const std::byte> bytes = mapping_.bytes();
+  const auto punch = [&](std::size_t from, std::size_t to) {
+    if (to > from)  // where the file system cannot, the file keeps its size on disk
+      (void)::fallocate(file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(from),
+                        static_cast<off_t>(to - from));
+  };
+  std::size_t zeros = 0;  // where the run of zeros begins that is not punched yet
+  for (std::size_t at = 0; at < bytes.size();) {
+    // Room that nothing was written to is a hole already for this question: it is not looked at.
+    const off_t data = ::lseek(file.get(), static_cast<off_t>(at), SEEK_DATA);
+    if (data < 0) break;
+    const off_t hole = ::lseek(file.get(), data, SEEK_HOLE);
+    const std::size_t end = hole < 0 ? bytes.size() : std::min(bytes.size(), static_cast<std::size_t>(hole));
+    for (at = static_cast<std::size_t>(data) / page_bytes * page_bytes; at < end; at += page_bytes) {
+      const std::size_t length = std::min(page_bytes, bytes.size() - at);
+      if (multifd::buffer_is_zero(bytes.data() + at, length)) continue;
+      punch(zeros, at);
+      zeros = at + length;
+    }
+  }
+  punch(zeros, bytes.size());
 }
 
 void NewFile::keep() {

@@ -47,6 +47,8 @@ class NewFile {
   NewFile& operator=(const NewFile&) = delete;
 
   const Mapping& mapping() const noexcept { return mapping_; }
+  /// Gives the room of zero pages back to the file system, where it can; their bytes stay zero.
+  void make_sparse(std::size_t page_bytes) const;
   void keep();
 
  private:

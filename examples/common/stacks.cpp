@@ -16,6 +16,7 @@ class ReceiverOf final : public AnyReceiver {
   Result<bool> mark_received(BlockId block, std::uint64_t offset) override {
     return receiver_.mark_received(block, offset);
   }
+  bool received(BlockId block, std::uint64_t offset) const override { return receiver_.received().test(block, offset); }
   Uuid peer_uuid() const override { return receiver_.peer_uuid(); }
   void cancel() override { receiver_.cancel(); }
   ReceiverStats stats() const override { return receiver_.stats(); }

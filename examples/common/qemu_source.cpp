@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT
+#include "common/qemu_source.hpp"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <limits>
+
+namespace program {
+namespace {
+
+using namespace multifd;
+using namespace std::chrono_literals;
+
+constexpr SourceMagic magic{.main = wire::main_stream_magic, .channel = wire::magic};
+
+void tell_stranger(std::uint32_t first_bytes) {
+  std::string text(4, ' ');
+  wire::store_be(reinterpret_cast<std::byte*>(text.data()), first_bytes);
+  fmt::print(stderr, "closed a connection that is no QEMU migration: {}\n",
+             first_bytes == 0 ? "it said nothing" : fmt::format("it begins with \"{}\"", printable(text)));
+}
+
+std::string method_name(std::uint64_t bits) {
+  switch (bits) {
+    case wire::flag_none: return "none";
+    case wire::flag_zlib: return "zlib";
+    case wire::flag_zstd: return "zstd";
+    case wire::flag_qpl: return "qpl";
+    case wire::flag_uadk: return "uadk";
+    case wire::flag_qatzip: return "qatzip";
+    default: return fmt::format("unknown method {:#x}", bits);
+  }
+}
+
+}  // namespace
+
+void SourceOptions::add_to(CLI::App& app, const std::string& prefix) {
+  app.add_option("--listen", listen, "Where the source migrates to: tcp:HOST:PORT (port 0: any) or unix:PATH")
+      ->required();
+  app.add_option("--" + prefix + "channels", channels, "The source's multifd-channels")
+      ->check(CLI::Range(1u, wire::max_channels))
+      ->capture_default_str();
+  app.add_option("--" + prefix + "compression", compression, "The source's multifd-compression")
+      ->check(CLI::IsMember(compressor_names()))
+      ->capture_default_str();
+  app.add_option("--uuid", uuid, "Insist on the VM's uuid (default: any, the same on all channels)");
+  app.add_option("--timeout", timeout_s, "Seconds from the source's first connection until all are there")
+      ->check(CLI::Range(1u, 3600u))
+      ->capture_default_str();
+  app.add_option("--page-size", page_size, "The guest's page size (x86: 4096)")->capture_default_str();
+  add_size(app, "--max-ram", max_ram, "The most RAM that a source may announce")->capture_default_str();
+}
+
+UuidCheck SourceOptions::uuid_check() const {
+  if (uuid.empty()) return {};
+  UuidCheck check{.kind = UuidCheck::Kind::exact};
+  std::string digits = uuid;
+  std::erase(digits, '-');
+  const bool good = digits.size() == 32 && digits.find_first_not_of("0123456789abcdefABCDEF") == digits.npos;
+  if (!good) throw Usage("--uuid " + uuid + ": is not 32 hexadecimal digits");
+  for (std::size_t i = 0; i < check.uuid.size(); ++i)
+    check.uuid[i] = static_cast<std::byte>(std::stoul(digits.substr(2 * i, 2), nullptr, 16));
+  return check;
+}
+
+QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
+    : options_(options),
+      accept_options_{
+          .timeout = std::chrono::seconds(options.timeout_s), .interrupt = &interrupt, .on_stranger = tell_stranger},
+      listener_(need(Listener::listen(address_of(options.listen, "--listen"), wire::max_channels + 1u),
+                     "listen on " + options.listen)),
+      links_([&] {
+        fmt::print(stderr, "listening on {}\n", to_string(listener_.local_address()));
+        auto links = accept_source(listener_, magic, options.channels, accept_options_);
+        if (!links) throw failure(links.error());
+        return std::move(*links);
+      }()) {}
+
+void QemuSource::refuse_more_channels() {
+  if (auto alone = multifd::refuse_more_channels(listener_, magic, accept_options_); !alone)
+    throw failure(alone.error());
+}
+
+Failure QemuSource::failure(const Error& error) const {
+  std::string context;
+  if (error.code == Errc::wrong_compression)
+    context = fmt::format("the source compresses with {}, this side expects {}", method_name(error.detail),
+                          options_.compression);
+  else if (error.code == Errc::uuid_mismatch && !options_.uuid.empty())
+    context = fmt::format("this side expects the VM {}", options_.uuid);
+  else if (error.code == Errc::too_many_channels || error.code == Errc::channel_id_out_of_range)
+    context = fmt::format("this side expects {} channels", options_.channels);
+  else if (error.stage == Stage::accept && error.code == Errc::timed_out)
+    context = fmt::format("waited {} s for the main connection and {} channels", options_.timeout_s, options_.channels);
+  return Failure(error, context);
+}
+
+MainStream::MainStream(FdTransport& link, const SourceOptions& options)
+    : link_(link),
+      parser_(
+          need(qemu::MainStreamParser::create({.page_bytes = options.page_size, .max_ram_bytes = options.max_ram}))) {}
+
+std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
+  for (;;) {
+    auto element = parser_.next();
+    if (!element)
+      throw Failure(element.error(), parser_.subject().empty()
+                                         ? "main stream"
+                                         : fmt::format("main stream: \"{}\"", printable(parser_.subject())));
+    if (*element) return **element;
+    if (idle != no_timeout) {
+      pollfd entry{.fd = link_.native_handle(), .events = POLLIN, .revents = 0};
+      if (::poll(&entry, 1, static_cast<int>(std::min<std::int64_t>(idle.count(), 1 << 30))) == 0) return std::nullopt;
+    }
+    const iovec room = mutable_buffer(parser_.room());
+    const std::size_t got = need(link_.read_some(std::span(&room, 1)), "main stream");
+    if (got == 0) {
+      need(parser_.finish(), "main stream: the source has gone");
+      ended_ = true;
+      return std::nullopt;
+    }
+    parser_.commit(got);
+  }
+}
+
+std::string to_string(const Uuid& uuid) {
+  std::string text;
+  for (std::size_t i = 0; i < uuid.size(); ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    text += fmt::format("{:02x}", std::to_integer<unsigned>(uuid[i]));
+  }
+  return text;
+}
+
+const char* to_string(SyncStyle style) { return style == SyncStyle::per_section ? "per-section" : "per-round"; }
+
+std::string printable(std::string_view text) {
+  std::string safe(text);
+  std::ranges::replace_if(safe, [](char c) { return c < ' ' || c > '~'; }, '?');
+  return safe;
+}
+
+}  // namespace program

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+//
+// A real QEMU that migrates to one of the programs: its connections, and its main stream as elements.
+#pragma once
+
+#include <multifd/qemu/main_stream.hpp>
+#include <multifd/qemu/stream_end.hpp>
+#include <multifd/transport/accept_source.hpp>
+
+#include <chrono>
+#include <optional>
+#include <string>
+
+#include "common/stacks.hpp"
+
+namespace program {
+
+/// Options that say what the source is expected to be: nothing of it is negotiated.
+struct SourceOptions {
+  std::string listen;
+  unsigned channels = 2;
+  std::string compression = "none";
+  std::string uuid;
+  unsigned timeout_s = 10;
+  std::size_t page_size = 4096;
+  std::uint64_t max_ram = std::uint64_t{1} << 40;
+
+  /// `prefix`: "" or "in-", for the options that a program has twice.
+  void add_to(CLI::App& app, const std::string& prefix);
+  /// Throws Usage.
+  multifd::UuidCheck uuid_check() const;
+};
+
+/// Listens until a source has connected with everything it should have; says on stderr where it listens, and when it
+/// turns a stranger away. The first connection may take for ever. Throws Failure.
+class QemuSource {
+ public:
+  QemuSource(const SourceOptions& options, const multifd::Interrupt& interrupt);
+
+  multifd::FdTransport& main() noexcept { return links_.main; }
+  std::vector<multifd::FdTransport> take_channels() { return std::move(links_.channels); }
+
+  /// Throws Failure if the source has opened more channels than it should have.
+  void refuse_more_channels();
+
+  /// A failure in words, with what this side expects where a code alone does not say it.
+  Failure failure(const multifd::Error& error) const;
+
+ private:
+  const SourceOptions& options_;
+  multifd::AcceptSourceOptions accept_options_;
+  multifd::Listener listener_;
+  multifd::SourceLinks links_;
+};
+
+/// The elements of a main stream, read as they are needed. Throws Failure.
+class MainStream {
+ public:
+  MainStream(multifd::FdTransport& link, const SourceOptions& options);
+
+  /// The next element; none at the end of the connection, or when nothing has come for `idle`.
+  std::optional<multifd::qemu::Element> next(std::chrono::milliseconds idle = multifd::no_timeout);
+  /// Whether the source has closed the connection.
+  bool ended() const noexcept { return ended_; }
+  const multifd::qemu::MainStreamParser& parser() const noexcept { return parser_; }
+
+ private:
+  multifd::FdTransport& link_;
+  multifd::qemu::MainStreamParser parser_;
+  bool ended_ = false;
+};
+
+/// "00112233-4455-6677-8899-aabbccddeeff".
+std::string to_string(const multifd::Uuid& uuid);
+const char* to_string(multifd::SyncStyle style);
+
+/// Text from a peer, fit for a terminal: control characters and what is not ASCII as '?'.
+std::string printable(std::string_view text);
+
+}  // namespace program

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: MIT
+//
+// qemu_dump: plays migration destination for a real QEMU and writes every RAM block to a sparse file, with a manifest
+// that appears last. PROTOCOL.md section 10, step by step.
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <multifd/qemu/return_path.hpp>
+
+#include <CLI/CLI.hpp>
+#include <deque>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "common/mapping.hpp"
+#include "common/program.hpp"
+#include "common/qemu_source.hpp"
+#include "common/report.hpp"
+#include "common/stacks.hpp"
+
+namespace {
+
+using namespace multifd;
+using namespace std::chrono_literals;
+using nlohmann::json;
+using program::Failure;
+using program::need;
+using qemu::ElementKind;
+
+struct Settings {
+  program::SourceOptions source;
+  std::string output;
+  bool switchover_ack = false;
+  std::string json_path;
+};
+
+constexpr const char* manifest_name = "manifest.json";
+
+/// One RAM block and its file.
+struct Block {
+  std::string idstr;
+  std::string file_name;
+  std::unique_ptr<program::NewFile> file;
+};
+
+/// A name for a block's file: idstrs come from the network and hold '/'. `taken` keeps them apart.
+std::string file_name_of(std::string_view idstr, std::map<std::string, int>& taken) {
+  std::string name;
+  for (const char c : idstr.substr(0, 100)) {
+    const bool plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '-' ||
+                       c == '_' || (c == '.' && !name.empty());
+    name += plain ? c : '_';
+  }
+  const int before = taken[name]++;
+  // '+' is in no name made above, so a number never makes two names one.
+  return before == 0 ? name + ".ram" : fmt::format("{}+{}.ram", name, before);
+}
+
+class Dump {
+ public:
+  Dump(const Settings& settings, program::QemuSource& source, const Interrupt& interrupt)
+      : settings_(settings),
+        source_(source),
+        main_(source.main(), settings.source),
+        on_signal_(interrupt, [this] { cancel(); }) {}
+
+  /// Receives everything; throws the Failure that came first on any connection.
+  json run() {
+    const program::Stopwatch watch;
+    try {
+      const program::Progress progress([&] { return progress_line(watch.seconds()); });
+      receive_ram();
+      drain();
+      write_digests();
+      finish();
+    } catch (const Failure& failure) {
+      source_.main().shutdown();  // the source is to fail, too, and soon
+      if (receiver_ && !cancelled_) {
+        // When a channel failed first, that is the reason; the main connection was only woken by it.
+        receiver_->cancel();
+        const auto first = receiver_->sync();
+        if (first.error().code != Errc::cancelled) throw source_.failure(first.error());
+      }
+      if (cancelled_) throw Failure("cancelled by a signal");
+      throw;
+    }
+    return report(watch.seconds());
+  }
+
+ private:
+  void cancel() {
+    cancelled_ = true;
+    source_.main().shutdown();
+    const std::lock_guard lock(mutex_);
+    if (receiver_) receiver_->cancel();
+  }
+
+  void receive_ram() {
+    while (!main_.parser().ram_complete()) {
+      const auto element = main_.next();
+      if (!element) throw Failure("main stream: ended ahead of RAM's end");
+      take(*element);
+    }
+  }
+
+  void take(const qemu::Element& element) {
+    switch (element.kind) {
+      case ElementKind::configuration:
+        if (!main_.parser().capabilities().empty())
+          throw Failure("the source has x-ignore-shared on and leaves shared RAM out: switch it off to dump it");
+        break;
+      case ElementKind::command: answer(element); break;
+      case ElementKind::block:
+        if (main_.parser().block_list_complete()) open_receiver();
+        break;
+      case ElementKind::zero_page: take_page(element, {}); break;
+      case ElementKind::page: take_page(element, element.data); break;
+      default: break;
+    }
+    if (element.closes_epoch) {
+      if (epochs_ == 0) source_.refuse_more_channels();
+      need(receiver_->sync());
+      ++epochs_;
+    }
+  }
+
+  void answer(const qemu::Element& element) {
+    if (!main_.parser().return_path_open()) return;
+    if (element.command == qemu::command_open_return_path && settings_.switchover_ack)
+      reply(qemu::encode_switchover_ack());
+    if (element.command == qemu::command_ping)
+      reply(qemu::encode_pong(wire::load_be<std::uint32_t>(element.data.data())));
+  }
+
+  void reply(std::span<const std::byte> bytes) { need(write_all(source_.main(), bytes), "return path"); }
+
+  void open_receiver() {
+    std::map<std::string, int> taken;
+    for (const qemu::BlockInfo& info : main_.parser().blocks()) {
+      Block block{.idstr = std::string(info.idstr), .file_name = file_name_of(info.idstr, taken), .file = nullptr};
+      block.file = std::make_unique<program::NewFile>(settings_.output + "/" + block.file_name, info.used_length);
+      need(ram_.add(info.idstr, block.file->mapping().bytes()), "RAM block " + program::printable(info.idstr));
+      blocks_.push_back(std::move(block));
+    }
+    auto receiver =
+        program::open_receiver(settings_.source.compression, ram_, source_.take_channels(),
+                               {.uuid = settings_.source.uuid_check(),
+                                .first_packet = FirstPacket::sync,
+                                // A device's state is no RAM: read past it.
+                                .on_device_state = {.take = [](const DeviceState&) { return Result<void>{}; }},
+                                .on_error = [this](const Error&) { source_.main().shutdown(); }});
+    const std::lock_guard lock(mutex_);
+    receiver_ = std::move(receiver);
+  }
+
+  /// A page on the main stream: a zero page, or its bytes.
+  void take_page(const qemu::Element& element, std::span<const std::byte> bytes) {
+    const BlockId block{element.block};
+    const bool again = need(receiver_->mark_received(block, element.offset), "main stream");
+    const std::span<std::byte> page = need(ram_.resolve(block, element.offset), "main stream");
+    ++main_pages_;
+    if (!bytes.empty())
+      std::ranges::copy(bytes, page.begin());
+    else if (again && !buffer_is_zero(page.data(), page.size()))
+      std::ranges::fill(page, std::byte{0});
+  }
+
+  /// Reads past the devices' state, which nobody here understands, to the stream's end.
+  void drain() {
+    qemu::StreamEnd end;
+    bool nul_last = false;
+    while (!main_.ended()) {
+      // With a return path the source keeps the connection and waits for the answer. A machine can leave its
+      // description out; then only silence after the last byte tells.
+      const bool whole = main_.parser().return_path_open() && (end.complete() || nul_last);
+      const auto element = main_.next(!whole ? no_timeout : end.complete() ? 20ms : 5000ms);
+      if (element && element->kind == ElementKind::device_state) {
+        end.feed(element->data);
+        nul_last = element->data.back() == std::byte{0};
+      } else if (element) {
+        take(*element);
+      } else if (whole) {
+        return;
+      }
+    }
+    if (!end.complete() && !nul_last) throw Failure("main stream: ended inside the devices' state");
+  }
+
+  void write_digests() {
+    for (const Block& block : blocks_) {
+      block.file->make_sparse(settings_.source.page_size);
+      const std::span<std::byte> bytes = block.file->mapping().bytes();
+      const BlockId id = need(ram_.find(block.idstr));
+      std::uint64_t received = 0;
+      std::uint64_t zero = 0;
+      for (std::uint64_t at = 0; at < bytes.size(); at += ram_.page_bytes()) {
+        if (receiver_->received(id, at)) ++received;
+        if (buffer_is_zero(bytes.data() + at, ram_.page_bytes())) ++zero;
+      }
+      manifest_blocks_.push_back({{"name", block.idstr},
+                                  {"file", block.file_name},
+                                  {"size", bytes.size()},
+                                  {"xxh3", program::digest_text(bytes)},
+                                  {"pages", bytes.size() / ram_.page_bytes()},
+                                  {"received_pages", received},
+                                  {"zero_pages", zero}});
+    }
+  }
+
+  /// Tells the source that all is well, waits for the end of the channels, gives the files their names.
+  void finish() {
+    if (main_.parser().return_path_open()) reply(qemu::encode_shut(0));
+    {
+      // The source closes its channels when it has completed; one that does not is not waited for without end.
+      Interrupt done = need(Interrupt::create());
+      std::thread limit([&] {
+        pollfd entry{.fd = done.native_handle(), .events = POLLIN, .revents = 0};
+        if (::poll(&entry, 1, 10'000) == 0) receiver_->cancel();
+      });
+      const auto finished = receiver_->finish();
+      done.trigger();
+      limit.join();
+      need(finished, "channels");
+    }
+    source_.refuse_more_channels();
+    for (Block& block : blocks_) block.file->keep();
+    const std::string path = settings_.output + "/" + manifest_name;
+    program::write_json(path + ".part", manifest());
+    std::filesystem::rename(path + ".part", path);
+  }
+
+  json manifest() const {
+    const auto& parser = main_.parser();
+    return {{"machine", program::printable(parser.machine_type())},
+            {"sync_style", program::to_string(parser.sync_style().value_or(SyncStyle::per_round))},
+            {"uuid", program::to_string(receiver_->peer_uuid())},
+            {"page_size", ram_.page_bytes()},
+            {"epochs", epochs_},
+            {"blocks", manifest_blocks_}};
+  }
+
+  json report(double seconds) const {
+    const ReceiverStats stats = receiver_->stats();
+    const ChannelStats sum = total(stats.channels);
+    const std::uint64_t pages = sum.normal_pages + sum.zero_pages + main_pages_;
+    json report = program::report(seconds, pages * ram_.page_bytes(), main_pages_, stats.channels);
+    report.update(manifest());
+    report["output"] = settings_.output;
+    report["return_path"] = main_.parser().return_path_open();
+    return report;
+  }
+
+  std::string progress_line(double seconds) {
+    const std::lock_guard lock(mutex_);
+    if (!receiver_) return "waiting for the list of RAM blocks";
+    const auto stats = receiver_->stats();
+    const auto sum = total(stats.channels);
+    const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram_.page_bytes());
+    return fmt::format("received {}  {:.2f} GiB/s  epoch {}", program::format_bytes(moved),
+                       program::rate(moved, seconds), stats.epochs);
+  }
+
+  const Settings& settings_;
+  program::QemuSource& source_;
+  program::MainStream main_;
+  RamMap ram_{settings_.source.page_size};
+  std::deque<Block> blocks_;
+  std::mutex mutex_;  ///< receiver_ appears while the progress line looks
+  std::unique_ptr<program::AnyReceiver> receiver_;
+  json manifest_blocks_ = json::array();
+  std::uint64_t epochs_ = 0;
+  std::uint64_t main_pages_ = 0;
+  std::atomic<bool> cancelled_ = false;
+  program::OnInterrupt on_signal_;  // last: its action uses the others
+};
+
+/// The folder for the dump: made here, or there without a dump in it.
+void prepare_output(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) throw Failure(fmt::format("{}: {}", path, error.message()));
+  if (std::filesystem::exists(path + "/" + manifest_name, error))
+    throw Failure(path + ": holds a dump already; choose another --output or remove it");
+}
+
+int dump(const Settings& settings) {
+  const Interrupt& interrupt = program::catch_signals();
+  const program::Stopwatch watch;
+  try {
+    prepare_output(settings.output);
+    program::QemuSource source(settings.source, interrupt);
+    const json report = Dump(settings, source, interrupt).run();
+    if (settings.json_path != "-")
+      fmt::print("dumped {} blocks of {} to {}: {} in {:.2f} s, {:.2f} GiB/s, {} epochs\n", report["blocks"].size(),
+                 report["machine"].get<std::string>(), settings.output,
+                 program::format_bytes(report["ram_bytes"].get<double>()), report["seconds"].get<double>(),
+                 report["gib_per_s"].get<double>(), report["epochs"].get<std::uint64_t>());
+    program::write_json(settings.json_path, report);
+    return program::exit_done;
+  } catch (const Failure& failure) {
+    program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));
+    throw;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Settings settings;
+  CLI::App app("Takes the RAM of a guest that a real QEMU migrates to it, and writes it to files.", "qemu_dump");
+  settings.source.add_to(app, "");
+  app.add_option("--output", settings.output, "Folder for a file per RAM block and manifest.json; made if missing")
+      ->required();
+  app.add_flag("--switchover-ack", settings.switchover_ack,
+               "The source has the capability switchover-ack and a machine type up to 11.0");
+  app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
+  return program::run(app, argc, argv, [&] {
+    (void)settings.source.uuid_check();
+    return dump(settings);
+  });
+}
