@@ -22,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,7 @@ def kvm_opens():
 
 
 _accelerators = {}
+_accelerators_lock = threading.Lock()
 
 
 def accelerator(folder, version):
@@ -113,14 +115,15 @@ def accelerator(folder, version):
     forced = os.environ.get("MULTIFD_ACCEL")
     if forced:
         return forced
-    if version not in _accelerators:
-        _accelerators[version] = "tcg"
-        if kvm_opens():
-            with contextlib.suppress(LabError):
-                with Qemu(folder, version, "pc-i440fx-7.2", paused=False, accel="kvm") as guest:
-                    guest.wait_heartbeats(2, 10)
-                    _accelerators[version] = "kvm"
-    return _accelerators[version]
+    with _accelerators_lock:
+        if version not in _accelerators:
+            _accelerators[version] = "tcg"
+            if kvm_opens():
+                with contextlib.suppress(LabError):
+                    with Qemu(folder, version, "pc-i440fx-7.2", paused=False, accel="kvm") as guest:
+                        guest.wait_heartbeats(2, 10)
+                        _accelerators[version] = "kvm"
+        return _accelerators[version]
 
 
 # ---- QEMU ------------------------------------------------------------------------------------------------------------
@@ -231,6 +234,25 @@ class Qemu(Process):
                 raise LabError(f"{self.name}: migration is {now} after {limit} s, not {status}: {self.stderr()[-300:]}")
             self.qmp.wait_event(0.05)
 
+    def migrate_writing(self, uri, limit=60):
+        """Migrates a running guest so that pages are sent again: the switch-over is allowed only after some rounds.
+        Returns query-migrate's answer."""
+        self.qmp.call("migrate-set-parameters", downtime_limit=1)
+        self.migrate(uri)
+        end = time.monotonic() + limit
+        while True:
+            info = self.migration()
+            if info["status"] not in ("setup", "active") or info.get("ram", {}).get("dirty-sync-count", 0) >= 4:
+                break
+            if time.monotonic() > end:
+                raise LabError(f"{self.name}: migration is {info['status']} after {limit} s: {self.stderr()[-300:]}")
+            self.qmp.wait_event(0.02)
+        self.qmp.call("migrate-set-parameters", downtime_limit=10000)
+        info = self.wait_migration("completed", limit)
+        if pages_sent_again(info) <= 0:
+            raise LabError(f"{self.name}: the guest wrote nothing while it migrated")
+        return info
+
     def stop(self):
         self.qmp.call("stop")
 
@@ -307,20 +329,26 @@ class Qemu(Process):
         lines = re.findall(rb"HB ([0-9a-fA-F]+) ([0-9a-fA-F]+)\r?\n", text)
         return (int(lines[-1][0], 16), int(lines[-1][1], 16)) if lines else None
 
-    def wait_heartbeats(self, count=2, limit=20):
-        """Waits for `count` sweeps more than now; the last heartbeat. LabError when the guest counts an error."""
-        before = self.heartbeat()
+    def wait_heartbeats(self, count=2, limit=20, after=None):
+        """Waits for `count` sweeps more than `after` (than now); the last heartbeat. LabError when the guest counts an
+        error."""
+        before = after or self.heartbeat() or (0, 0)
 
         def later():
             if not self.alive():
                 raise LabError(f"{self.name} ended with {self.popen.returncode}: {self.stderr()[-300:]}")
             now = self.heartbeat()
-            return now if now and now[0] >= (before[0] if before else 0) + count else None
+            if now and now[1]:
+                raise LabError(f"{self.name}: the guest found {now[1]} wrong pages by sweep {now[0]}")
+            return now if now and now[0] >= before[0] + count else None
 
-        beat = wait_for(f"{self.name}: {count} sweeps of the guest after {before}", limit, later, 0.02)
-        if beat[1]:
-            raise LabError(f"{self.name}: the guest found {beat[1]} wrong pages")
-        return beat
+        return wait_for(f"{self.name}: {count} sweeps of the guest after {before[0]}", limit, later, 0.02)
+
+
+def pages_sent_again(info):
+    """How many more pages than there are query-migrate counts."""
+    ram = info["ram"]
+    return ram["normal"] + ram["duplicate"] - ram["total"] // PAGE
 
 
 # ---- memory contents -------------------------------------------------------------------------------------------------
@@ -409,16 +437,19 @@ def _self_test_pair(folder, source_version, destination_version, compression, ru
         for qemu in (source, destination):
             qemu.configure(**setup)
         destination.listen(f"unix:{path}")
-        source.migrate(f"unix:{path}")
-        info = source.wait_migration("completed", 60)
+        if running:
+            info = source.migrate_writing(f"unix:{path}")
+        else:
+            source.migrate(f"unix:{path}")
+            info = source.wait_migration("completed", 60)
         destination.wait_migration("completed", 20)
         found = compare(source.read_blocks(), destination.read_blocks())
         if found:
             raise LabError(found)
         destination.cont()
         destination.wait_heartbeats()
-        rounds = info["ram"]["dirty-sync-count"]
-        return f"{len(source.blocks())} blocks, {rounds} rounds, heartbeat {destination.heartbeat()}"
+        return (f"{len(source.blocks())} blocks, {info['ram']['dirty-sync-count']} rounds, "
+                f"{pages_sent_again(info)} pages sent again, heartbeat {destination.heartbeat()}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Child processes and folders that never outlive their test; LabError for what does not happen in time."""
 
+import itertools
 import os
 import re
 import shutil
@@ -35,7 +36,7 @@ class Folder:
         self.path = Path(tempfile.mkdtemp(prefix="multifd-interop-", dir="/tmp"))
         shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
         self.memory = Path(tempfile.mkdtemp(prefix="multifd-interop-", dir=shm))
-        self._count = 0
+        self._numbers = itertools.count(1)
 
     def __enter__(self):
         return self
@@ -47,8 +48,7 @@ class Folder:
 
     def new(self, name):
         """A path not used before."""
-        self._count += 1
-        return self.path / f"{self._count}-{name}"
+        return self.path / f"{next(self._numbers)}-{name}"
 
 
 class Process:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""A proxy between a source and whoever it migrates to, so that one of the connections can be cut.
+
+    python3 tests/interop/proxy.py tcp:127.0.0.1:0 unix:/tmp/x     runs until killed
+"""
+
+import contextlib
+import socket
+import struct
+import sys
+import threading
+
+
+def _parse(address):
+    kind, rest = address.split(":", 1)
+    if kind == "unix":
+        return socket.AF_UNIX, rest
+    host, port = rest.rsplit(":", 1)
+    return socket.AF_INET, (host, int(port))
+
+
+class Connection:
+    def __init__(self, near, far):
+        self.near, self.far = near, far
+        self.passed = 0  # bytes from the source
+        self.threads = [threading.Thread(target=self._pump, args=ends, daemon=True)
+                        for ends in ((near, far), (far, near))]
+        for thread in self.threads:
+            thread.start()
+
+    def _pump(self, source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 18):
+                sink.sendall(data)
+                if source is self.near:
+                    self.passed += len(data)
+            sink.shutdown(socket.SHUT_WR)
+            return
+        self.cut()  # an error on one side is one on the other
+
+    def cut(self, reset=True):
+        """Ends both directions: by a reset (TCP; unix sockets know none), or as a program that closes its socket."""
+        for end in (self.near, self.far):
+            with contextlib.suppress(OSError):
+                if reset and end.family == socket.AF_INET:
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+class Proxy:
+    """Listens at `listen`, connects each comer to `connect`. `connections` are in order of arrival: QEMU's main one is
+    the first."""
+
+    def __init__(self, listen, connect):
+        family, place = _parse(listen)
+        self._listener = socket.socket(family)
+        self._listener.bind(place)
+        self._listener.listen(64)
+        self.address = f"unix:{place}" if family == socket.AF_UNIX else "tcp:%s:%d" % self._listener.getsockname()
+        self._connect = connect
+        self.connections = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                family, place = _parse(self._connect)
+                far = socket.socket(family)
+                try:
+                    far.connect(place)
+                except OSError:
+                    near.close()
+                    continue
+                self.connections.append(Connection(near, far))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self.connections:
+            connection.cut(reset=False)
+
+
+if __name__ == "__main__":
+    with Proxy(*sys.argv[1:3]) as proxy:
+        print(f"listening on {proxy.address}", file=sys.stderr, flush=True)
+        threading.Event().wait()
