@@ -30,7 +30,7 @@ class StreamEnd {
 
   /// Takes the next piece of the stream, of any size.
   void feed(std::span<const std::byte> bytes) noexcept {
-    for (const std::byte byte : bytes) feed(std::to_integer<std::uint8_t>(byte));
+    for (const std::byte byte : bytes) take(std::to_integer<std::uint8_t>(byte));
   }
 
   bool complete() const noexcept {
@@ -41,7 +41,7 @@ class StreamEnd {
   }
 
  private:
-  void feed(std::uint8_t byte) noexcept {
+  void take(std::uint8_t byte) noexcept {
     ++position_;
     last_byte_ = byte;
     window_ = (window_ << 8 | byte) & 0x00ff'ffff'ffff'ffff;  // the last seven bytes
