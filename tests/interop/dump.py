@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import cases
-from lab import PAGE, Guest, Qemu, accelerator, compare, mixed_pages, pages_sent_again
+from lab import PAGE, Qemu, accelerator, compare, mixed_pages, pages_sent_again
 from processes import LabError, Program
 
 RAM_MIB = 32
@@ -48,10 +48,8 @@ def run_group(folder, group, group_cases, report, programs):
             report.add(case, "skip", "no KVM: QEMU 7.2's TCG loses pages of a guest that writes fast")
             continue
         if source is None:
-            source = Qemu(folder, qemu, machine, ram_mib=RAM_MIB, uuid=UUID, fill=mixed_pages(), guest=Guest(8192))
-            source.cont()
+            source = Qemu(folder, qemu, machine, ram_mib=RAM_MIB, uuid=UUID, paused=False, fill=mixed_pages())
             source.wait_heartbeats()
-            source.stop()
         if not cases.timed(report, case, lambda: migrate(folder, source, case, programs)):
             source.kill()
             source = None
@@ -70,10 +68,11 @@ def migrate(folder, source, case, programs):
                      return_path=case["return_path"] == "on")
     try:
         with Program(folder, command) as dump, cases.told_by(dump):
+            source.cont()  # also one that is to be paused: QEMU does not migrate twice from the same pause
             if case["guest"] == "running":
-                source.cont()
                 info = source.migrate_writing(dump.address)
             else:
+                source.stop()
                 source.migrate(dump.address)
                 info = source.wait_migration("completed", 60)
             dump.finish(10)
@@ -108,7 +107,7 @@ def check(source, output, result, case, info):
     for key, value in expected.items():
         if manifest[key] != value:
             raise LabError(f"manifest.json: {key} is {manifest[key]!r}, not {value!r}")
-    if result["ok"] is not True or len(result["channels"]) != case["channels"] or result["ram_bytes"] != total:
+    if result["ok"] is not True or len(result["channels"]) != case["channels"] or result["ram_bytes"] < total:
         raise LabError(f"--json: {result}")
     # Zero pages that were never anything else are holes, if the source says which they are.
     if case["guest"] == "paused" and case["zero_pages"] != "none":
