@@ -188,7 +188,6 @@ class Dump {
 
   void write_digests() {
     for (const Block& block : blocks_) {
-      block.file->make_sparse(settings_.source.page_size);
       const std::span<std::byte> bytes = block.file->mapping().bytes();
       const BlockId id = need(ram_.find(block.idstr));
       std::uint64_t received = 0;
@@ -204,6 +203,7 @@ class Dump {
                                   {"pages", bytes.size() / ram_.page_bytes()},
                                   {"received_pages", received},
                                   {"zero_pages", zero}});
+      block.file->make_sparse(ram_.page_bytes());  // last: on tmpfs looking at a hole fills it
     }
   }
 

@@ -98,10 +98,11 @@ Failure QemuSource::failure(const Error& error) const {
   return Failure(error, context);
 }
 
-MainStream::MainStream(FdTransport& link, const SourceOptions& options)
+MainStream::MainStream(FdTransport& link, const SourceOptions& options, std::function<void()> before_wait)
     : link_(link),
       parser_(
-          need(qemu::MainStreamParser::create({.page_bytes = options.page_size, .max_ram_bytes = options.max_ram}))) {}
+          need(qemu::MainStreamParser::create({.page_bytes = options.page_size, .max_ram_bytes = options.max_ram}))),
+      before_wait_(std::move(before_wait)) {}
 
 std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
   for (;;) {
@@ -111,6 +112,7 @@ std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
                                          ? "main stream"
                                          : fmt::format("main stream: \"{}\"", printable(parser_.subject())));
     if (*element) return **element;
+    if (before_wait_) before_wait_();
     if (idle != no_timeout) {
       pollfd entry{.fd = link_.native_handle(), .events = POLLIN, .revents = 0};
       if (::poll(&entry, 1, static_cast<int>(std::min<std::int64_t>(idle.count(), 1 << 30))) == 0) return std::nullopt;

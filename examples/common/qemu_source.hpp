@@ -56,7 +56,8 @@ class QemuSource {
 /// The elements of a main stream, read as they are needed. Throws Failure.
 class MainStream {
  public:
-  MainStream(multifd::FdTransport& link, const SourceOptions& options);
+  /// `before_wait`: called each time before it waits for the source, for what is to be sent on by then.
+  MainStream(multifd::FdTransport& link, const SourceOptions& options, std::function<void()> before_wait = {});
 
   /// The next element; none at the end of the connection, or when nothing has come for `idle`.
   std::optional<multifd::qemu::Element> next(std::chrono::milliseconds idle = multifd::no_timeout);
@@ -67,6 +68,7 @@ class MainStream {
  private:
   multifd::FdTransport& link_;
   multifd::qemu::MainStreamParser parser_;
+  std::function<void()> before_wait_;
   bool ended_ = false;
 };
 

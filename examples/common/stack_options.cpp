@@ -17,19 +17,20 @@ std::vector<std::string> names_of() {
 
 std::vector<std::string> compressor_names() { return names_of<Compressors>(); }
 
-void StackOptions::add_to(CLI::App& app) {
-  app.add_option("--channels", channels, "Connections beside the main one")
+void StackOptions::add_to(CLI::App& app, const std::string& option_prefix) {
+  prefix_ = "--" + option_prefix;
+  app.add_option(prefix_ + "channels", channels, "Connections beside the main one")
       ->check(CLI::Range(1u, wire::max_channels))
       ->capture_default_str();
-  app.add_option("--compression", compression, "How page data travels")
+  app.add_option(prefix_ + "compression", compression, "How page data travels")
       ->check(CLI::IsMember(compressor_names()))
       ->capture_default_str();
-  app.add_option("--level", level, "Compression level (zlib 0..9; zstd up to 22, below 0 is faster)")
+  app.add_option(prefix_ + "level", level, "Compression level (zlib 0..9; zstd up to 22, below 0 is faster)")
       ->capture_default_str();
-  app.add_option("--zero-pages", zero_pages, "Who looks for zero pages")
+  app.add_option(prefix_ + "zero-pages", zero_pages, "Who looks for zero pages")
       ->check(CLI::IsMember(names_of<ZeroPolicies>()))
       ->capture_default_str();
-  add_size(app, "--bandwidth", bandwidth, "Cap over all channels, per second (0: none)")->capture_default_str();
+  add_size(app, prefix_ + "bandwidth", bandwidth, "Cap over all channels, per second (0: none)")->capture_default_str();
 }
 
 void StackOptions::check() const {
@@ -42,10 +43,10 @@ void StackOptions::check() const {
                        return Z::stage == ZeroStage::channel;
                      }).value_or(false);
   if (lists && !peer.zero_lists)
-    throw Usage("--zero-pages " + zero_pages + " with --peer " + std::string(peer.name) + ": " +
+    throw Usage(prefix_ + "zero-pages " + zero_pages + " with " + prefix_ + "peer " + std::string(peer.name) + ": " +
                 make_error_code(Errc::peer_lacks_zero_lists).message());
   if (!opened)
-    throw Usage("--level " + std::to_string(level) + " with " + compression + ": " + describe(opened.error()));
+    throw Usage(prefix_ + "level " + std::to_string(level) + " with " + compression + ": " + describe(opened.error()));
 }
 
 }  // namespace program

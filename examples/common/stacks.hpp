@@ -44,10 +44,14 @@ struct StackOptions {
   multifd::Uuid uuid{};
   multifd::ErrorHook on_error{};
 
-  void add_to(CLI::App& app);
+  /// `option_prefix`: "" or "out-", for the options that a program has twice.
+  void add_to(CLI::App& app, const std::string& option_prefix = {});
   /// What the option parser cannot see: throws Usage for a level that the compressor does not have, and for
   /// zero lists towards a peer that drops them.
   void check() const;
+
+ private:
+  std::string prefix_ = "--";
 };
 
 /// The names of --compression.

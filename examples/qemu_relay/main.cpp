@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+//
+// qemu_relay: stands between a real QEMU source and a real QEMU destination, ends the channels on one side and sends
+// again on the other with another number of channels, compression and form of zero pages.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "qemu_relay/relay.hpp"
+
+namespace {
+
+using namespace multifd;
+using nlohmann::json;
+using program::Failure;
+
+int migrate(const relay::Settings& settings) {
+  const Interrupt& interrupt = program::catch_signals();
+  const program::Stopwatch watch;
+  try {
+    program::QemuSource source(settings.source, interrupt);
+    relay::Relay relay(settings, source, interrupt);
+    const json report = relay.run();
+    if (settings.json_path != "-")
+      fmt::print("relayed {} of {} in {:.2f} s: {:.2f} GiB/s, {} epochs; {}\n",
+                 program::format_bytes(report["ram_bytes"].get<double>()), report["machine"].get<std::string>(),
+                 report["seconds"].get<double>(), report["gib_per_s"].get<double>(),
+                 report["epochs"].get<std::uint64_t>(),
+                 report["confirmed"].get<bool>() ? "the destination confirmed"
+                                                 : "no return path, so nobody confirmed: ask the destination");
+    program::write_json(settings.json_path, report);
+    return program::exit_done;
+  } catch (const Failure& failure) {
+    program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));
+    throw;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  relay::Settings settings;
+  settings.out.channels = 2;
+  std::string peer = "qemu-7.2";
+  std::vector<std::string> peers;
+  for (const PeerProfile& profile : peer_profiles)
+    if (profile.name != peer_multifd.name) peers.emplace_back(profile.name);
+
+  CLI::App app("Relays a migration between two real QEMUs and changes channels, compression and zero pages on the way.",
+               "qemu_relay");
+  settings.source.add_to(app, "in-");
+  app.add_option("--connect", settings.connect, "Where the destination listens: tcp:HOST:PORT or unix:PATH")
+      ->required();
+  settings.out.add_to(app, "out-");
+  app.add_option("--out-peer", peer, "The destination's generation; qemu-7.2 suits every one")
+      ->check(CLI::IsMember(peers))
+      ->capture_default_str();
+  app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
+  auto* zero_pages = app.get_option("--out-zero-pages");
+  zero_pages->default_str("multifd if --out-peer knows it, else legacy");
+  return program::run(app, argc, argv, [&] {
+    settings.out.peer = program::need(find_peer_profile(peer));
+    if (zero_pages->count() == 0)
+      settings.out.zero_pages = settings.out.peer.zero_lists ? ZeroPagesMultifd::name : ZeroPagesLegacy::name;
+    settings.out.check();
+    (void)settings.source.uuid_check();
+    (void)program::address_of(settings.connect, "--connect");
+    return migrate(settings);
+  });
+}

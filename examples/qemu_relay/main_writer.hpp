@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+//
+// The relay's main stream towards the destination: the source's elements byte for byte, except for the records of pages,
+// which are written anew. Some go, some come (zero pages change their way), and CONTINUE means "the block of the record
+// before", which is another one then (PROTOCOL.md sections 9.6, 11.9).
+#pragma once
+
+#include <multifd/qemu/element.hpp>
+#include <multifd/transport/fd.hpp>
+
+#include <string>
+#include <vector>
+
+namespace relay {
+
+/// Collects bytes and writes them when there are many, or when flush() is called. Throws program::Failure.
+///
+/// Threads: one.
+class MainWriter {
+ public:
+  explicit MainWriter(multifd::FdTransport& link) : link_(link) {}
+
+  /// Any element that is no page.
+  void forward(const multifd::qemu::Element& element) { append(element.bytes); }
+  /// A ZERO record, only inside a RAM section, ahead of the record that closes it.
+  void zero_page(std::string_view idstr, std::uint64_t offset);
+  void page(std::string_view idstr, std::uint64_t offset, std::span<const std::byte> bytes);
+  void flush();
+
+ private:
+  void append(std::span<const std::byte> bytes);
+  /// The name that a record needs: none if it is the block of the record before.
+  std::string_view name_for(std::string_view idstr);
+
+  multifd::FdTransport& link_;
+  std::vector<std::byte> buffer_;
+  std::string block_;  ///< of the last record that was written
+};
+
+}  // namespace relay

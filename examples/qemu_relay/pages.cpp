@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+#include "qemu_relay/pages.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace relay {
+namespace {
+
+using namespace multifd;
+
+/// ZeroPagesMultifd, but only in blocks where a destination's memory is zero before the first page comes.
+struct ListedWhereFresh {
+  static constexpr std::string_view name = "multifd";
+  static constexpr ZeroStage stage = ZeroStage::channel;
+  std::vector<bool> fresh;
+
+  bool is_zero(PageRef page) const noexcept { return fresh[index(page.block)] && ZeroPagesMultifd{}.is_zero(page); }
+};
+static_assert(check_zero_page_policy<ListedWhereFresh>());
+
+/// Main RAM is what is large. ROMs and firmware are not.
+std::vector<bool> fresh_blocks(const RamMap& ram) {
+  constexpr std::uint64_t large = 64 * 1024 * 1024;
+  std::uint64_t largest = 0;
+  for (const RamBlock& block : ram.blocks()) largest = std::max(largest, block.bytes);
+  std::vector<bool> fresh;
+  for (const RamBlock& block : ram.blocks()) fresh.push_back(block.bytes >= std::min(large, largest));
+  return fresh;
+}
+
+/// Runs of zero pages that may wait for the main stream; 6 MiB. What is more travels as bytes.
+constexpr std::size_t most_zero_runs = 256 * 1024;
+
+}  // namespace
+
+Pages::Pages(const RamMap& ram, const program::StackOptions& out, std::vector<FdTransport> links)
+    : ram_(ram),
+      fresh_(fresh_blocks(ram)),
+      by_record_(out.zero_pages == ZeroPagesLegacy::name),
+      by_list_(out.zero_pages == ZeroPagesMultifd::name),
+      bytes_pages_(program::need(PageBuffer::create())) {
+  std::memset(bytes_pages_.data(), 0, wire::packet_page_bytes);
+  if (!by_list_) {
+    sender_ = program::open_sender(out, ram, std::move(links));
+    return;
+  }
+  sender_ = program::need(with_policy(out.compression, program::Compressors{}, [&]<class C>() {
+    return Result<std::unique_ptr<program::AnySender>>(std::make_unique<program::SenderOf<C, ListedWhereFresh>>(
+        out, ListedWhereFresh{.fresh = fresh_}, ram, std::move(links)));
+  }));
+}
+
+Result<void> Pages::take(ReceivedPacket& packet) {
+  const std::lock_guard lock(mutex_);
+  auto queued = sender_->queue_copies(packet.block, packet.offsets, packet.normal_pages, packet.pages,
+                                      [&](std::uint64_t offset) { return note_zero(packet.block, offset); });
+  if (!queued) return std::unexpected(queued.error());
+  return {};
+}
+
+Result<void> Pages::take(const DeviceState& state) {
+  const std::lock_guard lock(mutex_);
+  return sender_->queue_device_state(state);
+}
+
+Result<bool> Pages::take_zero(BlockId block, std::uint64_t offset) {
+  const std::lock_guard lock(mutex_);
+  if (by_record_) {
+    ++zero_records_;
+    return true;
+  }
+  if (by_list_ && !fresh_[index(block)]) {
+    if (auto queued = queue_as_bytes(block, offset); !queued) return std::unexpected(queued.error());
+    return false;
+  }
+  if (auto queued = sender_->queue_zero(block, offset); !queued) return std::unexpected(queued.error());
+  return false;
+}
+
+Result<void> Pages::close_epoch(MainWriter& main) {
+  const std::lock_guard lock(mutex_);
+  if (auto flushed = flush_bytes(); !flushed) return flushed;
+  if (auto synced = sender_->sync(); !synced) return std::unexpected(synced.error());
+  for (const ZeroRun& run : zero_runs_) {
+    const std::string_view idstr = ram_.block(run.block).idstr;
+    for (std::uint64_t i = 0; i < run.pages; ++i) main.zero_page(idstr, run.offset + i * ram_.page_bytes());
+    zero_records_ += run.pages;
+  }
+  zero_runs_.clear();
+  return {};
+}
+
+std::uint64_t Pages::zero_records() const {
+  const std::lock_guard lock(mutex_);
+  return zero_records_;
+}
+
+bool Pages::note_zero(BlockId block, std::uint64_t offset) {
+  if (!zero_runs_.empty()) {
+    ZeroRun& last = zero_runs_.back();
+    if (last.block == block && last.offset + last.pages * ram_.page_bytes() == offset) {
+      ++last.pages;
+      return true;
+    }
+  }
+  if (zero_runs_.size() == most_zero_runs) return false;
+  zero_runs_.push_back({.block = block, .offset = offset, .pages = 1});
+  return true;
+}
+
+Result<void> Pages::queue_as_bytes(BlockId block, std::uint64_t offset) {
+  if (bytes_block_ != block || bytes_offsets_.size() == ram_.packet_pages()) {
+    if (auto flushed = flush_bytes(); !flushed) return flushed;
+    bytes_block_ = block;
+  }
+  bytes_offsets_.push_back(offset);
+  return {};
+}
+
+Result<void> Pages::flush_bytes() {
+  if (bytes_offsets_.empty()) return {};
+  auto queued = sender_->queue_copies(bytes_block_, bytes_offsets_, bytes_offsets_.size(), bytes_pages_, {});
+  bytes_offsets_.clear();
+  std::memset(bytes_pages_.data(), 0, wire::packet_page_bytes);  // another buffer came back
+  if (!queued) return std::unexpected(queued.error());
+  return {};
+}
+
+}  // namespace relay

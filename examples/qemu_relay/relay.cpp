@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: MIT
+#include "qemu_relay/relay.hpp"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/resource.h>
+#include <multifd/qemu/return_path.hpp>
+#include <multifd/transport/connect.hpp>
+
+#include <nlohmann/json.hpp>
+
+namespace relay {
+
+using namespace multifd;
+using namespace std::chrono_literals;
+using nlohmann::json;
+using program::Failure;
+using program::need;
+using qemu::ElementKind;
+
+namespace {
+
+std::uint64_t peak_rss_bytes() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+}  // namespace
+
+Relay::Relay(const Settings& settings, program::QemuSource& source, const Interrupt& interrupt)
+    : settings_(settings),
+      source_(source),
+      main_(source.main(), settings.source,
+            [this] {
+              if (writer_) writer_->flush();
+            }),
+      ram_(settings.source.page_size),
+      return_path_ended_(need(Interrupt::create())),
+      on_signal_(interrupt, [this] { fail(Failure("cancelled by a signal")); }) {}
+
+Relay::~Relay() {
+  if (return_path_.joinable()) return_path_.join();
+}
+
+json Relay::run() {
+  const program::Stopwatch watch;
+  try {
+    const program::Progress progress([&] { return progress_line(watch.seconds()); });
+    connect();
+    forward();
+    finish();
+  } catch (const std::exception& error) {
+    const auto* failure = dynamic_cast<const Failure*>(&error);
+    fail(failure != nullptr ? *failure : Failure(error.what()));
+  }
+  if (return_path_.joinable()) return_path_.join();
+  check();
+  return report(watch.seconds());
+}
+
+/// Main first, and established, before the channels: QEMU up to 7.2 tells them apart by that (section 1.2).
+void Relay::connect() {
+  const Address address = program::address_of(settings_.connect, "--connect");
+  auto main = need(connect_to(address), "destination " + settings_.connect);
+  {
+    const std::lock_guard lock(mutex_);
+    destination_ = std::move(main);
+    writer_.emplace(*destination_);
+  }
+  check();
+  out_links_ = need(connect_channels(address, settings_.out.channels), "destination " + settings_.connect);
+  return_path_ = std::thread([this] { forward_return_path(); });
+}
+
+void Relay::forward() {
+  while (!main_.ended()) {
+    if (const auto element = main_.next()) take(*element);
+    check();
+  }
+  writer_->flush();
+  if (!stream_end_.complete() && !description_missing_) throw Failure("source: ended inside the devices' state");
+  if (main_.parser().return_path_open() && !confirmed_)
+    throw Failure("source: closed the main connection before the destination had confirmed");
+  all_forwarded_ = true;
+}
+
+void Relay::take(const qemu::Element& element) {
+  switch (element.kind) {
+    case ElementKind::zero_page: {
+      const bool as_record = need(pages_->take_zero(BlockId{element.block}, element.offset), "destination");
+      if (as_record) writer_->zero_page(element.name, element.offset);
+      return;
+    }
+    case ElementKind::page: writer_->page(element.name, element.offset, element.data); return;
+    case ElementKind::device_state:
+      stream_end_.feed(element.data);
+      description_missing_ = element.data.back() == std::byte{0};
+      // The destination may answer, and close, as soon as it has the last byte.
+      if (stream_end_.complete() || description_missing_) all_forwarded_ = true;
+      break;
+    default: break;
+  }
+  if (element.closes_epoch) {
+    close_epoch(element);
+    return;
+  }
+  writer_->forward(element);
+  if (element.kind == ElementKind::block && main_.parser().block_list_complete()) open_channels();
+}
+
+/// The blocks are known: the channels on both sides can begin.
+void Relay::open_channels() {
+  for (const qemu::BlockInfo& block : main_.parser().blocks())
+    need(ram_.add_elsewhere(block.idstr, block.used_length), "RAM block " + program::printable(block.idstr));
+
+  const auto take_packet = [this](ReceivedPacket& packet) { return at_destination(pages_->take(packet)); };
+  const auto take_device = [this](const DeviceState& state) -> Result<void> {
+    Pages* pages = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      pages = pages_.get();
+    }
+    // These packets need no SYNC before them, but no real source sends them ahead of RAM.
+    if (pages == nullptr) return multifd::fail(Errc::data_before_sync, Stage::parse, "device-state packet");
+    return at_destination(pages->take(state));
+  };
+  auto receiver =
+      program::open_receiver(settings_.source.compression, ram_, source_.take_channels(),
+                             {.uuid = settings_.source.uuid_check(),
+                              .first_packet = FirstPacket::sync,  // so nothing is taken before the sender is there
+                              .on_packet = take_packet,
+                              .on_device_state = {.take = take_device},
+                              .on_error = [this](const Error& error) { fail(source_.failure(error)); }});
+  program::StackOptions out = settings_.out;
+  out.pages = PageSource::copies;
+  out.uuid = receiver->peer_uuid();
+  out.on_error = [this](const Error& error) { fail(Failure(error, "destination")); };
+  auto pages = std::make_unique<Pages>(ram_, out, std::move(out_links_));
+  {
+    const std::lock_guard lock(mutex_);
+    receiver_ = std::move(receiver);
+    pages_ = std::move(pages);
+  }
+  check();  // fail() may have come before it could reach these two
+}
+
+/// Section 11, step 7: all pages of the epoch have been handed on when the source's channels are held.
+void Relay::close_epoch(const qemu::Element& element) {
+  if (epochs_ == 0) source_.refuse_more_channels();
+  const auto closed = receiver_->sync([&]() -> Result<void> {
+    if (auto done = at_destination(pages_->close_epoch(*writer_)); !done) return done;
+    writer_->forward(element);
+    writer_->flush();
+    return {};
+  });
+  if (!closed) throw source_.failure(closed.error());
+  ++epochs_;
+}
+
+void Relay::forward_return_path() noexcept {
+  try {
+    copy_return_path();
+  } catch (const std::exception& error) {
+    const auto* failure = dynamic_cast<const Failure*>(&error);
+    fail(failure != nullptr ? *failure : Failure(error.what()));
+  }
+  return_path_ended_.trigger();
+}
+
+/// What the destination says goes to the source unchanged.
+void Relay::copy_return_path() {
+  qemu::ReturnPathParser parser;
+  for (;;) {
+    const auto message = need(parser.next(), "destination: return path");
+    if (message) {
+      // Before the source has it: it may close its connections at once.
+      if (message->type == qemu::return_shut && message->value == 0) confirmed_ = true;
+      need(write_all(source_.main(), message->bytes), "source: return path");
+      if (message->type == qemu::return_shut && message->value != 0)
+        throw Failure(fmt::format("destination: says that it failed (SHUT {})", message->value));
+      continue;
+    }
+    const iovec room = mutable_buffer(parser.room());
+    const std::size_t got = need(destination_->read_some(std::span(&room, 1)), "destination: main connection");
+    if (got == 0) {
+      if (all_forwarded_ || confirmed_) return;
+      throw Failure("destination: closed the main connection in the middle of the migration");
+    }
+    parser.commit(got);
+  }
+}
+
+/// Everything is forwarded and the source is content: ends the streams in order, and waits for the destination's end.
+void Relay::finish() {
+  pollfd ended{.fd = return_path_ended_.native_handle(), .events = POLLIN, .revents = 0};
+  {
+    // The source closes its channels when it has completed; one that does not is not waited for without end.
+    Interrupt done = need(Interrupt::create());
+    std::thread limit([&] {
+      pollfd entry{.fd = done.native_handle(), .events = POLLIN, .revents = 0};
+      if (::poll(&entry, 1, 10'000) == 0) receiver_->cancel();
+    });
+    const auto finished = receiver_->finish();
+    done.trigger();
+    limit.join();
+    if (!finished) throw source_.failure(finished.error());
+  }
+  source_.refuse_more_channels();
+  // A destination that has confirmed may have closed its end already.
+  if (auto closed = pages_->sender().close(); !closed && closed.error().code != Condition::peer_gone)
+    throw Failure(closed.error(), "destination");
+  if (auto closed = destination_->finish(); !closed && closed.error().code != Condition::peer_gone)
+    throw Failure(closed.error(), "destination");
+  // Without a return path this is all that says it has loaded everything.
+  if (::poll(&ended, 1, 30'000) == 0) throw Failure("destination: did not end within 30 s after the last byte");
+}
+
+void Relay::fail(const Failure& failure) noexcept {
+  program::AnyReceiver* receiver = nullptr;
+  Pages* pages = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_) return;
+    failure_ = failure;
+    source_.main().shutdown();
+    if (destination_) destination_->shutdown();
+    receiver = receiver_.get();
+    pages = pages_.get();
+  }
+  // Outside the lock: cancelling tells on_error, which comes back here.
+  if (receiver != nullptr) receiver->cancel();
+  if (pages != nullptr) pages->sender().cancel();
+}
+
+void Relay::check() const {
+  const std::lock_guard lock(mutex_);
+  if (failure_) throw *failure_;
+}
+
+template <class T>
+Result<T> Relay::at_destination(Result<T> result) {
+  if (!result) fail(Failure(result.error(), "destination"));
+  return result;
+}
+
+std::string Relay::progress_line(double seconds) const {
+  const std::lock_guard lock(mutex_);
+  if (!receiver_) return "waiting for the list of RAM blocks";
+  const auto stats = receiver_->stats();
+  const auto sum = total(stats.channels);
+  const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram_.page_bytes());
+  return fmt::format("relayed {}  {:.2f} GiB/s  epoch {}", program::format_bytes(moved), program::rate(moved, seconds),
+                     stats.epochs);
+}
+
+json Relay::report(double seconds) const {
+  const ReceiverStats in = receiver_->stats();
+  const SenderStats out = pages_->sender().stats();
+  const ChannelStats sum = total(out.channels);
+  const std::uint64_t pages = sum.normal_pages + sum.zero_pages + pages_->zero_records();
+  const std::uint64_t bytes = pages * ram_.page_bytes();
+  json report = program::report(seconds, bytes, pages_->zero_records(), out.channels);
+  const json source = program::report(seconds, bytes, 0, in.channels);
+  report["in_channels"] = source["channels"];
+  report["in_wire_bytes"] = source["wire_bytes"];
+  report["machine"] = program::printable(main_.parser().machine_type());
+  report["sync_style"] = program::to_string(main_.parser().sync_style().value_or(SyncStyle::per_round));
+  report["uuid"] = program::to_string(receiver_->peer_uuid());
+  report["epochs"] = epochs_;
+  report["return_path"] = main_.parser().return_path_open();
+  report["confirmed"] = confirmed_.load();
+  report["peak_rss_bytes"] = peak_rss_bytes();
+  return report;
+}
+
+}  // namespace relay

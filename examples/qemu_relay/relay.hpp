@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+//
+// The relay itself: one migration from a real QEMU source to a real QEMU destination. PROTOCOL.md section 11.
+//
+//   source                       relay                          destination
+//   main    ------->  MainStream -> (parse, barrier) -> MainWriter  ------->
+//           <-------  return path, unchanged, on a thread of its own  <-----
+//   channels ------>  AnyReceiver -> Pages -> AnySender             ------->
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "common/qemu_source.hpp"
+#include "common/report.hpp"
+#include "qemu_relay/main_writer.hpp"
+#include "qemu_relay/pages.hpp"
+
+namespace relay {
+
+struct Settings {
+  program::SourceOptions source;
+  std::string connect;
+  program::StackOptions out;
+  std::string json_path;
+};
+
+/// One migration. What fails first, anywhere, closes every connection hard on both sides at once, so that neither side
+/// waits for the other (section 16, row 26), and is what run() throws.
+class Relay {
+ public:
+  Relay(const Settings& settings, program::QemuSource& source, const multifd::Interrupt& interrupt);
+  ~Relay();
+
+  /// Returns the report.
+  nlohmann::json run();
+
+ private:
+  void connect();
+  void forward();
+  void take(const multifd::qemu::Element& element);
+  void open_channels();
+  void close_epoch(const multifd::qemu::Element& element);
+  void forward_return_path() noexcept;
+  void copy_return_path();
+  void finish();
+
+  /// Makes `failure` the one that counts unless another came before, and closes everything. Threads: any.
+  void fail(const program::Failure& failure) noexcept;
+  void check() const;
+  /// A failure of the destination's side on a channel thread: counts as such, and stops the source's channel, too.
+  template <class T>
+  multifd::Result<T> at_destination(multifd::Result<T> result);
+
+  std::string progress_line(double seconds) const;
+  nlohmann::json report(double seconds) const;
+
+  const Settings& settings_;
+  program::QemuSource& source_;
+  std::optional<multifd::FdTransport> destination_;
+  std::optional<MainWriter> writer_;
+  program::MainStream main_;
+  std::vector<multifd::FdTransport> out_links_;
+  multifd::RamMap ram_;
+  multifd::qemu::StreamEnd stream_end_;
+  bool description_missing_ = false;  ///< the stream's last byte was a NUL
+  std::uint64_t epochs_ = 0;
+  std::thread return_path_;
+
+  mutable std::mutex mutex_;
+  std::optional<program::Failure> failure_;
+  std::unique_ptr<Pages> pages_;
+  std::unique_ptr<program::AnyReceiver> receiver_;  // behind pages_, which its threads use until it is gone
+  std::atomic<bool> all_forwarded_ = false;         ///< the destination may close its connection now
+  std::atomic<bool> confirmed_ = false;             ///< it said SHUT(0)
+  multifd::Interrupt return_path_ended_;
+  program::OnInterrupt on_signal_;  // last: its action uses the others
+};
+
+}  // namespace relay
