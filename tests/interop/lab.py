@@ -213,6 +213,11 @@ class Qemu(Process):
     def listen(self, uri):
         self.qmp.call("migrate-incoming", uri=uri)
 
+    def listening_on(self):
+        """Where an incoming QEMU listens, once it does: the port that 0 became."""
+        address = wait_for(f"{self.name}: that it listens", 10, lambda: self.migration().get("socket-address"))[0]
+        return f"unix:{address['path']}" if address["type"] == "unix" else f"tcp:{address['host']}:{address['port']}"
+
     def migrate(self, uri):
         self.qmp.call("migrate", uri=uri)
 

@@ -11,7 +11,7 @@ import sys
 import threading
 
 
-def _parse(address):
+def parse_address(address):
     kind, rest = address.split(":", 1)
     if kind == "unix":
         return socket.AF_UNIX, rest
@@ -53,7 +53,7 @@ class Proxy:
     the first."""
 
     def __init__(self, listen, connect):
-        family, place = _parse(listen)
+        family, place = parse_address(listen)
         self._listener = socket.socket(family)
         self._listener.bind(place)
         self._listener.listen(64)
@@ -66,7 +66,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                family, place = _parse(self._connect)
+                family, place = parse_address(self._connect)
                 far = socket.socket(family)
                 try:
                     far.connect(place)

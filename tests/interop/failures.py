@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""Whoever dies in a migration through our programs, the others end with an error within 5 s, and no dump looks whole.
+
+    python3 tests/interop/failures.py --programs build/dev/examples --full --seed 7
+
+Each scenario happens at random moments of a migration that lacks the bandwidth to end by then; at each fourth moment it
+may end, so that what happens last is hit as well.
+"""
+
+import contextlib
+import random
+import shutil
+import time
+
+import cases
+from lab import MIB, Qemu, mixed_pages
+from processes import LabError, Program, wait_for
+from proxy import Proxy
+
+LIMIT = 5
+VICTIMS = {
+    "qemu_dump": ("source", "program", "channel"),
+    "qemu_relay": ("source", "program", "destination", "channel", "out-channel"),
+}
+PAIRS = [("7.2", "7.2", "pc-i440fx-7.2"), ("10.0", "10.0", "pc-i440fx-10.0"), ("7.2", "10.0", "pc-i440fx-7.2"),
+         ("10.0", "7.2", "pc-i440fx-7.2")]
+
+
+def all_cases(count):
+    found = []
+    for program, victims in VICTIMS.items():
+        for victim in victims:
+            for number in range(count):
+                qemu, to, machine = PAIRS[(number + len(found) // count) % len(PAIRS)]
+                found.append(dict(qemu=qemu, to=to, machine=machine, program=program, victim=victim, number=number))
+    return found
+
+
+class Moment:
+    """What chance decides about one case."""
+
+    def __init__(self, seed, case):
+        dice = random.Random(f"{seed} {case['program']} {case['victim']} {case['number']}")
+        self.channels, self.out_channels = dice.choice((1, 2, 5)), dice.choice((1, 2, 4))
+        self.compression, self.out_compression = (dice.choice(("none", "zlib", "zstd")) for _ in range(2))
+        self.return_path = dice.random() < 0.5
+        self.tcp = dice.random() < 0.5
+        self.reset = dice.random() < 0.5
+        self.ending = case["number"] % 4 == 3
+        self.after = dice.uniform(0, 0.3) if self.ending else dice.uniform(0, 1.2)
+        self.connection = dice.randrange(256)  # which one is cut, of those that are there
+        self.main = dice.random() < 0.25
+
+    def __str__(self):
+        return (f"{self.after:.3f} s after {'the last round began' if self.ending else 'migrate'}, "
+                f"{self.channels}/{self.out_channels} channels, {self.compression}/{self.out_compression}, "
+                f"return path {'on' if self.return_path else 'off'}, {'tcp' if self.tcp else 'unix'}")
+
+    def listen(self, folder):
+        return "tcp:127.0.0.1:0" if self.tcp else f"unix:{folder.new('listen')}"
+
+
+class Scene:
+    """All processes of one case."""
+
+    def __init__(self, folder, case, moment, programs, stack):
+        self.case, self.moment = case, moment
+        relay = case["program"] == "qemu_relay"
+        self.output = folder.memory / folder.new("dump").name
+        stack.callback(shutil.rmtree, self.output, ignore_errors=True)
+        self.destination = self.proxy = None
+        command = [programs / case["program"], "--listen", moment.listen(folder)]
+        if relay:
+            to = self._start_destination(folder, stack)
+            if case["victim"] == "out-channel":
+                self.proxy = stack.enter_context(Proxy(moment.listen(folder), to))
+                to = self.proxy.address
+            command += ["--connect", to, "--in-channels", moment.channels, "--in-compression", moment.compression,
+                        "--out-channels", moment.out_channels, "--out-compression", moment.out_compression,
+                        "--out-zero-pages", "legacy", "--out-peer", f"qemu-{case['to']}"]
+        else:
+            command += ["--channels", moment.channels, "--compression", moment.compression, "--output", self.output]
+        self.program = stack.enter_context(Program(folder, command))
+        self.address = self.program.address
+        if case["victim"] == "channel":
+            self.proxy = stack.enter_context(Proxy(moment.listen(folder), self.address))
+            self.address = self.proxy.address
+        self.source = stack.enter_context(
+            Qemu(folder, case["qemu"], case["machine"], ram_mib=24, paused=False, fill=mixed_pages(case["number"])))
+        self.source.wait_heartbeats()
+
+    def _start_destination(self, folder, stack):
+        moment = self.moment
+        self.destination = stack.enter_context(
+            Qemu(folder, self.case["to"], self.case["machine"], ram_mib=24, incoming=True))
+        self.destination.configure(channels=moment.out_channels, compression=moment.out_compression,
+                                   return_path=moment.return_path)
+        self.destination.listen(moment.listen(folder))
+        return self.destination.listening_on()
+
+    def migrate_until_it_happens(self):
+        moment, source = self.moment, self.source
+        source.configure(channels=moment.channels, compression=moment.compression, zero_pages="legacy",
+                         return_path=moment.return_path, downtime_ms=1, max_bandwidth=12 * MIB)
+        source.migrate(self.address)
+        if moment.ending:
+            wait_for("two rounds", 20, lambda: source.migration().get("ram", {}).get("dirty-sync-count", 0) > 2)
+            source.qmp.call("migrate-set-parameters", downtime_limit=10000)
+        time.sleep(moment.after)
+        self._happen(self.case["victim"])
+
+    def _happen(self, victim):
+        if victim in ("source", "program", "destination"):
+            getattr(self, victim).kill()
+            return
+        connections = wait_for("a connection", LIMIT, lambda: list(self.proxy.connections))
+        if len(connections) > 1 and not self.moment.main:
+            connections = connections[1:]
+        connections[self.moment.connection % len(connections)].cut(self.moment.reset)
+
+    def check(self):
+        """What became of the survivors; LabError unless each has ended as it should in time."""
+        end = time.monotonic() + LIMIT
+        told = [check(end) for check in (self._program, self._source, self._destination, self._dump) if check]
+        return "; ".join(filter(None, told))
+
+    def _program(self, end):
+        if self.case["victim"] == "program":
+            return ""
+        if self.moment.ending:  # it may have been too late to harm
+            status = self.program.wait_exit(max(0.01, end - time.monotonic()))
+            if status == 0:
+                return "too late to harm"
+        return self.program.fail(max(0.01, end - time.monotonic()))
+
+    def _source(self, end):
+        if self.case["victim"] == "source":
+            return ""
+        ends = ("failed", "completed")
+        status = wait_for("source's migration: its end", max(0.01, end - time.monotonic()),
+                          lambda: (now := self.source.migration()["status"]) in ends and now)
+        if status == "completed" and not self.moment.ending:
+            raise LabError("the source says completed")
+        return f"source {status}"
+
+    def _destination(self, end):
+        if not self.destination or self.case["victim"] == "destination":
+            return ""
+        with contextlib.suppress(LabError):
+            status = self.destination.wait_exit(max(0.01, end - time.monotonic()))
+            return f"destination ended with {status}"
+        status = self.destination.migration().get("status")
+        if status == "completed" and self.moment.ending:
+            return "destination completed"
+        if status != "setup":  # "setup": nobody has connected to it
+            raise LabError(f"destination still runs, its migration is {status}")
+        return "destination still waits for its source"
+
+    def _dump(self, _end):
+        if self.case["program"] != "qemu_dump" or not self.output.exists():
+            return ""
+        names = sorted(file.name for file in self.output.iterdir())
+        if self.program.popen.returncode == 0 and "manifest.json" in names:
+            return ""
+        whole = [name for name in names if not name.endswith(".part")]
+        if whole or self.program.popen.returncode == 0:
+            raise LabError(f"qemu_dump ended with {self.program.popen.returncode} and left {names}")
+        return f"left {len(names)} parts" if names else ""
+
+
+def run_one(folder, case, report, programs, seed):
+    moment = Moment(seed, case)
+
+    def act():
+        with contextlib.ExitStack() as stack:
+            try:
+                scene = Scene(folder, case, moment, programs, stack)
+                scene.migrate_until_it_happens()
+                with cases.told_by(*filter(None, (scene.program, scene.source, scene.destination))):
+                    return f"{moment}: {scene.check()}"
+            except LabError as error:
+                raise LabError(f"--seed {seed}: {moment}: {error}") from None
+
+    cases.timed(report, case, act)
+
+
+def main():
+    parser = cases.arguments("somebody dies in a migration")
+    parser.set_defaults(seed=int(time.time()))
+    options = parser.parse_args()
+    print(f"--seed {options.seed}")
+    return cases.run("failures", options, all_cases(20 if options.full else 3), lambda case: tuple(case.values()),
+                     lambda folder, _, some, report: run_one(folder, some[0], report, options.programs.resolve(),
+                                                             options.seed),
+                     lambda case: (case["qemu"], case["to"]) if case["program"] == "qemu_relay" else (case["qemu"],))
+
+
+if __name__ == "__main__":
+    cases.exit_with(main())

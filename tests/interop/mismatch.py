@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""What does not fit together ends soon, and the program says what it was.
+
+    python3 tests/interop/mismatch.py --programs build/dev/examples
+
+Nothing is negotiated between a source and a destination (PROTOCOL.md 1.3): whoever mistypes a setting depends on these
+messages. Each case is one wrong setting of the source, or of the destination behind qemu_relay, or a stranger.
+"""
+
+import contextlib
+import re
+import socket
+import time
+
+import cases
+from lab import Qemu, mixed_pages
+from processes import LabError, Program
+from proxy import parse_address
+
+MACHINE = "pc-i440fx-7.2"
+UUID = "3f9d2c1e-8f0b-4c53-9b1a-5c7e6d2a1b40"
+OTHER_UUID = "11111111-2222-3333-4444-555555555555"
+TIMEOUT = 2  # the programs' --timeout
+
+# What the program expects is SETTINGS and the VM UUID. mistake -> the other's settings, what the message must hold.
+SETTINGS = dict(channels=2, compression="zlib", return_path=True)
+SOURCE_MISTAKES = {
+    "compression": (dict(compression="zstd"), r"zstd.*zlib|zlib.*zstd"),
+    "fewer-channels": (dict(channels=1), r"1 of 2|2 channels"),
+    "more-channels": (dict(channels=3), r"2 channels"),
+    "uuid": (dict(), OTHER_UUID),
+    "no-multifd": (dict(multifd=False, channels=None), r"multifd"),
+}
+DESTINATION_MISTAKES = {
+    "compression": (dict(compression="zstd"), r"destination"),
+    "fewer-channels": (dict(channels=1), r"destination"),
+    "more-channels": (dict(channels=3), r"destination"),
+    "uuid": (dict(), r"destination"),
+    "no-multifd": (dict(multifd=False, channels=None), r"destination"),
+    "nobody-listens": (dict(), r"connect"),
+}
+# Strangers harm no migration. One that says it is a source, and no more, is taken for one with a mistake.
+STRANGERS = {"http-before": r"GET ", "http-during": r"GET ", "silent": r"", "header-only": r"no channel.*multifd"}
+
+
+def all_cases():
+    found = [dict(qemu=qemu, program=program, wrong_side="source", mistake=mistake)
+             for qemu in ("7.2", "10.0") for program in ("qemu_dump", "qemu_relay") for mistake in SOURCE_MISTAKES]
+    found += [dict(qemu=qemu, program="qemu_relay", wrong_side="destination", mistake=mistake)
+              for qemu in ("7.2", "10.0") for mistake in DESTINATION_MISTAKES]
+    found += [dict(qemu=qemu, program=program, wrong_side="stranger", mistake=mistake)
+              for qemu in ("7.2", "10.0") for program in ("qemu_dump", "qemu_relay") for mistake in STRANGERS]
+    return found
+
+
+class Bench:
+    """The program under test between a source and, for the relay, a destination."""
+
+    def __init__(self, folder, case, programs, stack, uuid=UUID, destination=None):
+        relay = case["program"] == "qemu_relay"
+        self.output = folder.memory / folder.new("dump").name
+        path = folder.new("destination")
+        self.destination = None
+        if relay and case["mistake"] != "nobody-listens":
+            wrong_uuid = OTHER_UUID if case["wrong_side"] == "destination" and case["mistake"] == "uuid" else UUID
+            self.destination = stack.enter_context(
+                Qemu(folder, case["qemu"], MACHINE, ram_mib=16, uuid=wrong_uuid, incoming=True))
+            self.destination.configure(**(SETTINGS | (destination or {})))
+            self.destination.listen(f"unix:{path}")
+        command = [programs / case["program"], "--listen", "tcp:127.0.0.1:0", "--timeout", TIMEOUT, "--uuid", uuid]
+        if relay:
+            command += ["--connect", f"unix:{path}", "--in-channels", 2, "--in-compression", "zlib",
+                        "--out-channels", 2, "--out-compression", "zlib", "--out-zero-pages", "legacy",
+                        "--out-peer", f"qemu-{case['qemu']}"]
+        else:
+            command += ["--channels", 2, "--compression", "zlib", "--output", self.output]
+        self.program = stack.enter_context(Program(folder, command))
+        self.source = None
+
+    def start_source(self, folder, stack, case, settings, running=False):
+        self.source = stack.enter_context(
+            Qemu(folder, case["qemu"], MACHINE, ram_mib=16, uuid=UUID, paused=not running, fill=mixed_pages()))
+        self.source.configure(**(SETTINGS | settings))
+        self.source.migrate(self.program.address)
+
+    def refuses(self, wanted):
+        """The program ends with a message that has `wanted` in it, and the migration fails on both sides."""
+        message = self.program.fail(TIMEOUT + 5)
+        if not re.search(wanted, message):
+            raise LabError(f"the message does not say /{wanted}/: {message}")
+        if self.source:
+            self.source.wait_migration("failed", 5)
+        return message
+
+
+def run_one(folder, _group, group_cases, report, programs):
+    for case in group_cases:
+        with contextlib.ExitStack() as stack:
+            test = {"source": wrong_source, "destination": wrong_destination, "stranger": stranger}[case["wrong_side"]]
+            cases.timed(report, case, lambda: test(folder, stack, case, programs))
+
+
+def wrong_source(folder, stack, case, programs):
+    settings, wanted = SOURCE_MISTAKES[case["mistake"]]
+    bench = Bench(folder, case, programs, stack, uuid=OTHER_UUID if case["mistake"] == "uuid" else UUID)
+    bench.start_source(folder, stack, case, settings)
+    return bench.refuses(wanted)
+
+
+def wrong_destination(folder, stack, case, programs):
+    settings, wanted = DESTINATION_MISTAKES[case["mistake"]]
+    bench = Bench(folder, case, programs, stack, destination=settings)
+    bench.start_source(folder, stack, case, {})
+    return bench.refuses(wanted)
+
+
+def stranger(folder, stack, case, programs):
+    bench = Bench(folder, case, programs, stack)
+    if case["mistake"] == "http-during":
+        # Slow enough that the browser comes in the middle: 16 MiB of which a third goes out at 8 MiB/s.
+        bench.start_source(folder, stack, case, dict(max_bandwidth=8 << 20), running=True)
+        wait_active(bench.source)
+    family, place = parse_address(bench.program.address)
+    with socket.socket(family) as client:
+        client.settimeout(TIMEOUT + 5)
+        client.connect(place)
+        if case["mistake"] == "header-only":
+            client.sendall(b"QEVM\0\0\0\3")
+            return bench.refuses(STRANGERS["header-only"])
+        if case["mistake"] != "silent":
+            client.sendall(b"GET / HTTP/1.1\r\nHost: example\r\n\r\n")
+        if case["mistake"] == "http-before":
+            closed(client)
+        if not bench.source:
+            bench.start_source(folder, stack, case, {})
+        bench.source.wait_migration("completed", 30)
+        bench.program.finish(10)
+        closed(client)
+    if not re.search(STRANGERS[case["mistake"]], bench.program.message()):
+        raise LabError(f"stderr does not say /{STRANGERS[case['mistake']]}/: {bench.program.message()}")
+    return bench.program.message()
+
+
+def wait_active(source):
+    end = time.monotonic() + 10
+    while source.migration().get("ram", {}).get("multifd-bytes", 0) < 1 << 20:
+        if time.monotonic() > end:
+            raise LabError("the migration does not start")
+        source.qmp.wait_event(0.02)
+
+
+def closed(client):
+    """Waits for the other side to close."""
+    try:
+        while client.recv(1 << 16):
+            pass
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        raise LabError("the browser's connection is still open") from None
+
+
+def main():
+    options = cases.arguments("what does not fit together").parse_args()
+    return cases.run("mismatch", options, all_cases(), lambda case: tuple(case.values()),
+                     lambda *group: run_one(*group, options.programs.resolve()))
+
+
+if __name__ == "__main__":
+    cases.exit_with(main())
