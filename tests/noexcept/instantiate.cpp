@@ -5,6 +5,10 @@
 #include "multifd/compress/zlib.hpp"
 #include "multifd/compress/zstd.hpp"
 #include "multifd/multifd.hpp"
+#include "multifd/qemu/main_stream.hpp"
+#include "multifd/qemu/ram_records.hpp"
+#include "multifd/qemu/return_path.hpp"
+#include "multifd/qemu/stream_end.hpp"
 #include "multifd/receiver.hpp"
 #include "multifd/sender.hpp"
 #include "multifd/stack.hpp"
@@ -50,6 +54,34 @@ Result<QueuedPages> send_everything(std::string_view compressor, std::string_vie
                          if (auto closed = tx->close(); !closed) return std::unexpected(closed.error());
                          return queued;
                        });
+}
+
+// A destination's view of QEMU's main stream: everything that is not a template is compiled where it is used.
+Result<void> hear_everything(std::span<const std::byte> stream, std::span<std::byte> answer) {
+  auto parser = qemu::MainStreamParser::create({});
+  if (!parser) return std::unexpected(parser.error());
+  qemu::StreamEnd end;
+  while (!end.complete()) {
+    const auto element = parser->next();
+    if (!element) return std::unexpected(element.error());
+    if (!*element) {
+      const auto room = parser->room();
+      if (stream.size() < room.size()) return parser->finish();
+      std::memcpy(room.data(), stream.data(), room.size());
+      stream = stream.subspan(room.size());
+      parser->commit(room.size());
+    } else if ((*element)->kind == qemu::ElementKind::zero_page) {
+      qemu::encode_zero_record(answer, (*element)->offset, (*element)->name);
+    } else if ((*element)->kind == qemu::ElementKind::device_state) {
+      end.feed((*element)->bytes);
+    }
+  }
+  qemu::ReturnPathParser answers;
+  const auto shut = qemu::encode_shut(0);
+  std::memcpy(answers.room().data(), shut.data(), shut.size());
+  answers.commit(shut.size());
+  if (auto message = answers.next(); !message) return std::unexpected(message.error());
+  return {};
 }
 
 }  // namespace multifd
