@@ -121,6 +121,15 @@ int migrate(const Settings& settings) {
   }
 }
 
+int list_peers() {
+  fmt::print("| peer | zero lists | device state | digest | an epoch ends |\n| --- | --- | --- | --- | --- |\n");
+  const auto yes = [](bool value) { return value ? "yes" : "no"; };
+  for (const PeerProfile& peer : peer_profiles)
+    fmt::print("| `{}` | {} | {} | {} | {} |\n", peer.name, yes(peer.zero_lists), yes(peer.device_state),
+               yes(peer.digests), peer.sync_style == SyncStyle::per_section ? "with each section" : "with each round");
+  return program::exit_done;
+}
+
 int list_kernels() {
   for (const ZeroKernel& kernel : zero_kernels())
     fmt::print("{:8} {}{}\n", kernel.name, kernel.supported ? "supported" : "not on this machine",
@@ -149,8 +158,11 @@ int main(int argc, char** argv) {
   app.add_flag("--digest", settings.digest, "Put an XXH3-64 into every packet, which the receiver checks");
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   app.add_flag("--list-kernels", settings.list_kernels, "List the zero-check kernels of this machine and end");
+  bool peers_asked = false;
+  app.add_flag("--list-peers", peers_asked, "List what each generation of receivers can do and end");
   return program::run(app, argc, argv, [&] {
     if (settings.list_kernels) return list_kernels();
+    if (peers_asked) return list_peers();
     if (settings.connect.empty() || settings.file.empty()) throw program::Usage("--connect and --file are needed");
     settings.stack.peer = need(find_peer_profile(settings.peer));
     settings.stack.digest = settings.digest ? Digest::on : Digest::off;

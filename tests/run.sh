@@ -31,6 +31,11 @@ fi
 # shellcheck disable=SC2086 # a list of words
 install_packages $packages || exit 1
 
+# The interop tests' peers. What cannot be had skips its tests: ctest's summary names them, each says why.
+install_packages qemu-system-x86 python3 mmdebstrap || echo "==== without QEMU: interop tests will be skipped" >&2
+export MULTIFD_QEMU10="${MULTIFD_QEMU10:-$PWD/build/qemu-10.0}"
+sh tests/interop/qemu10.sh "$MULTIFD_QEMU10" || echo "==== without QEMU 10.0: its interop tests will be skipped" >&2
+
 jobs=${JOBS:-$(nproc)}
 if command -v ccache >/dev/null; then
   export CMAKE_CXX_COMPILER_LAUNCHER=ccache

@@ -42,10 +42,9 @@ int migrate(const relay::Settings& settings) {
 int main(int argc, char** argv) {
   relay::Settings settings;
   settings.out.channels = 2;
-  std::string peer = "qemu-7.2";
-  std::vector<std::string> peers;
-  for (const PeerProfile& profile : peer_profiles)
-    if (profile.name != peer_multifd.name) peers.emplace_back(profile.name);
+  std::string peer = relay::peer_auto;
+  std::vector<std::string> peers{relay::peer_auto};
+  for (const PeerProfile& profile : peer_profiles) peers.emplace_back(profile.name);
 
   CLI::App app("Relays a migration between two real QEMUs and changes channels, compression and zero pages on the way.",
                "qemu_relay");
@@ -53,16 +52,17 @@ int main(int argc, char** argv) {
   app.add_option("--connect", settings.connect, "Where the destination listens: tcp:HOST:PORT or unix:PATH")
       ->required();
   settings.out.add_to(app, "out-");
-  app.add_option("--out-peer", peer, "The destination's generation; qemu-7.2 suits every one")
+  app.add_option("--out-peer", peer, "The destination's generation; auto: the oldest one that knows the machine type")
       ->check(CLI::IsMember(peers))
       ->capture_default_str();
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
-  auto* zero_pages = app.get_option("--out-zero-pages");
-  zero_pages->default_str("multifd if --out-peer knows it, else legacy");
+  auto* zero_pages = app.get_option("--out-zero-pages")->default_str("multifd if the peer knows it, else legacy");
   return program::run(app, argc, argv, [&] {
-    settings.out.peer = program::need(find_peer_profile(peer));
-    if (zero_pages->count() == 0)
-      settings.out.zero_pages = settings.out.peer.zero_lists ? ZeroPagesMultifd::name : ZeroPagesLegacy::name;
+    if (peer != relay::peer_auto) settings.out_peer = program::need(find_peer_profile(peer));
+    // The wrong pair is found now where both are given, else when the machine type is known.
+    if (settings.out_peer) settings.out.peer = *settings.out_peer;
+    settings.choose_zero_pages = zero_pages->count() == 0;
+    if (settings.choose_zero_pages) settings.out.zero_pages = ZeroPagesLegacy::name;
     settings.out.check();
     (void)settings.source.uuid_check();
     (void)program::address_of(settings.connect, "--connect");

@@ -132,8 +132,7 @@ void Relay::open_channels() {
                               .on_packet = take_packet,
                               .on_device_state = {.take = take_device},
                               .on_error = [this](const Error& error) { fail(source_.failure(error)); }});
-  program::StackOptions out = settings_.out;
-  out.pages = PageSource::copies;
+  program::StackOptions out = out_options();
   out.uuid = receiver->peer_uuid();
   out.on_error = [this](const Error& error) { fail(Failure(error, "destination")); };
   auto pages = std::make_unique<Pages>(ram_, out, std::move(out_links_));
@@ -145,9 +144,27 @@ void Relay::open_channels() {
   check();  // fail() may have come before it could reach these two
 }
 
+program::StackOptions Relay::out_options() const {
+  program::StackOptions out = settings_.out;
+  const std::string_view machine = main_.parser().machine_type();
+  out.peer = settings_.out_peer.value_or(peer_of_machine_type(machine));
+  if (settings_.choose_zero_pages)
+    out.zero_pages = out.peer.zero_lists ? ZeroPagesMultifd::name : ZeroPagesLegacy::name;
+  out.pages = PageSource::copies;
+  return out;
+}
+
 /// Section 11, step 7: all pages of the epoch have been handed on when the source's channels are held.
 void Relay::close_epoch(const qemu::Element& element) {
-  if (epochs_ == 0) source_.refuse_more_channels();
+  if (epochs_ == 0) {
+    source_.refuse_more_channels();
+    if (element.kind == ElementKind::flush && settings_.out_peer &&
+        settings_.out_peer->sync_style == SyncStyle::per_section)
+      throw Failure(
+          fmt::format("the source's machine type {} ends epochs with FLUSH records, which {} does not know: "
+                      "another --out-peer, or an older machine type on both sides",
+                      program::printable(main_.parser().machine_type()), settings_.out_peer->name));
+  }
   const auto closed = receiver_->sync([&]() -> Result<void> {
     if (auto done = at_destination(pages_->close_epoch(*writer_)); !done) return done;
     writer_->forward(element);
@@ -264,6 +281,8 @@ json Relay::report(double seconds) const {
   const json source = program::report(seconds, bytes, 0, in.channels);
   report["in_channels"] = source["channels"];
   report["in_wire_bytes"] = source["wire_bytes"];
+  report["out_peer"] = out_options().peer.name;
+  report["out_zero_pages"] = out_options().zero_pages;
   report["machine"] = program::printable(main_.parser().machine_type());
   report["sync_style"] = program::to_string(main_.parser().sync_style().value_or(SyncStyle::per_round));
   report["uuid"] = program::to_string(receiver_->peer_uuid());

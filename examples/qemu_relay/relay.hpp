@@ -24,10 +24,15 @@
 
 namespace relay {
 
+/// --out-peer: from the machine type.
+inline constexpr const char* peer_auto = "auto";
+
 struct Settings {
   program::SourceOptions source;
   std::string connect;
   program::StackOptions out;
+  std::optional<multifd::PeerProfile> out_peer;  ///< none: from the machine type
+  bool choose_zero_pages = false;                ///< by what the peer knows
   std::string json_path;
 };
 
@@ -46,6 +51,7 @@ class Relay {
   void forward();
   void take(const multifd::qemu::Element& element);
   void open_channels();
+  program::StackOptions out_options() const;
   void close_epoch(const multifd::qemu::Element& element);
   void forward_return_path() noexcept;
   void copy_return_path();

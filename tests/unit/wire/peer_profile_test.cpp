@@ -23,7 +23,7 @@ TEST_CASE("Each generation can do what PROTOCOL.md section 15 says") {
                         Row{"qemu-9.0", true, false, false, SyncStyle::per_round},
                         Row{"qemu-10.0", true, true, false, SyncStyle::per_round},
                         Row{"qemu-11.0", true, true, false, SyncStyle::per_round},
-                        Row{"multifd", true, false, true, SyncStyle::per_round}}) {
+                        Row{"multifd", true, true, true, SyncStyle::per_round}}) {
     CAPTURE(row.name);
     const auto profile = multifd::find_peer_profile(row.name);
     REQUIRE(profile);
@@ -54,5 +54,21 @@ TEST_CASE("An unknown peer name is refused, however near it is") {
     REQUIRE_FALSE(profile.has_value());
     CHECK(profile.error().code == Errc::unknown_policy);
     CHECK(profile.error().stage == multifd::Stage::setup);
+  }
+}
+
+TEST_CASE("A machine type tells the oldest generation that can have it") {
+  using multifd::peer_of_machine_type;
+  CHECK(peer_of_machine_type("pc-i440fx-7.2").name == "qemu-7.2");
+  CHECK(peer_of_machine_type("pc-q35-8.0").name == "qemu-8.0");
+  CHECK(peer_of_machine_type("pc-q35-8.2").name == "qemu-8.1");
+  CHECK(peer_of_machine_type("pc-q35-9.2").name == "qemu-9.0");
+  CHECK(peer_of_machine_type("virt-10.0").name == "qemu-10.0");
+  CHECK(peer_of_machine_type("virt-10.2").name == "qemu-10.0");
+  CHECK(peer_of_machine_type("pc-q35-12.1").name == "qemu-11.0");
+  // Older than the table, without a version, or nonsense: nothing is taken for granted.
+  for (const char* machine : {"pc-i440fx-2.4", "pc", "", "-", "pc-", "pc-x.y", "pc-9", "pc-q35-rhel9.99999999999999"}) {
+    CAPTURE(machine);
+    CHECK(peer_of_machine_type(machine).name == (machine == std::string("pc-9") ? "qemu-9.0" : "qemu-7.2"));
   }
 }
