@@ -62,3 +62,35 @@ TEST_CASE("offsets() can be reordered in place: normal pages first, zero pages a
   std::ranges::reverse(batch.offsets());
   CHECK(std::as_const(batch).offsets().front() == 3 * 4096);
 }
+
+TEST_CASE("Known zero pages count among the pages, and clear() forgets them") {
+  std::array<std::uint64_t, 4> slots{};
+  PageBatch batch(slots);
+  batch.push(0);
+  CHECK(batch.known_zeros == 0);
+  batch.push_zero(8192);
+  batch.push_zero(4096);
+  CHECK(batch.size() == 3);
+  CHECK(batch.known_zeros == 2);
+  CHECK(batch.offsets().back() == 4096);
+  batch.clear();
+  CHECK(batch.empty());
+  CHECK(batch.known_zeros == 0);
+}
+
+TEST_CASE(
+    "A batch with a device-state packet is not empty, and clear() frees the packet but not the buffer of copies") {
+  std::array<std::uint64_t, 2> slots{};
+  PageBatch batch(slots);
+  batch.copies = multifd::PageBuffer::create().value();
+  const std::byte* const copies = batch.copies.data();
+  CHECK(batch.empty());
+  batch.device_state = {.bytes = std::make_unique<std::byte[]>(3), .size = 3};
+  CHECK_FALSE(batch.empty());
+  CHECK(batch.size() == 0);
+  batch.clear();
+  CHECK(batch.empty());
+  CHECK(batch.device_state.bytes == nullptr);
+  CHECK(batch.device_state.size == 0);
+  CHECK(batch.copies.data() == copies);
+}

@@ -192,3 +192,72 @@ TEST_CASE("A copy of a map is independent of the original") {
   CHECK(copy.blocks().size() == 1);
   CHECK(copy.resolve(BlockId{0}, 0)->data() == ram.data());
 }
+
+TEST_CASE("A block that lies elsewhere has a name, a size and places, and no memory") {
+  Bytes here(4096);
+  RamMap map;
+  // Larger than any address space, to show that nothing is allocated or mapped.
+  constexpr std::uint64_t bytes = (std::uint64_t{1} << 63) + 4096;
+  const auto far = map.add_elsewhere("pc.ram", bytes);
+  REQUIRE(far);
+  REQUIRE(map.add("vga", here));
+  CHECK(map.find("pc.ram").value() == *far);
+  CHECK(map.block(*far).access == Access::none);
+  CHECK(map.block(*far).host.empty());
+  CHECK(map.block(*far).bytes == bytes);
+  CHECK(map.block(BlockId{1}).bytes == 4096);
+  CHECK(map.pages(*far) == bytes / 4096);
+  CHECK(map.total_bytes() == bytes + 4096);
+}
+
+TEST_CASE("add_elsewhere refuses what add refuses") {
+  RamMap map;
+  check_refused(map.add_elsewhere("", 4096), Errc::bad_block_idstr, 0);
+  check_refused(map.add_elsewhere(std::string(256, 'x'), 4096), Errc::bad_block_idstr, 256);
+  check_refused(map.add_elsewhere(std::string("a\0b", 3), 4096), Errc::bad_block_idstr, 3);
+  for (const std::uint64_t size : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{4095}, ~std::uint64_t{0}})
+    check_refused(map.add_elsewhere("pc.ram", size), Errc::bad_block_size, size);
+  RamMap odd(3072);
+  check_refused(odd.add_elsewhere("pc.ram", 3072), Errc::bad_page_size, 3072);
+  CHECK(map.blocks().empty());
+  REQUIRE(map.add_elsewhere("pc.ram", 4096));
+  check_refused(map.add_elsewhere("pc.ram", 8192), Errc::duplicate_block, 0);
+  Bytes ram(4096);
+  check_refused(map.add("pc.ram", ram), Errc::duplicate_block, 0);
+  CHECK(map.blocks().size() == 1);
+}
+
+TEST_CASE("check() and resolve() agree about every place of a block") {
+  Bytes ram(4 * 1024);
+  RamMap map(1024);
+  const BlockId here = map.add("here", ram).value();
+  const BlockId far = map.add_elsewhere("far", ram.size()).value();
+  unsigned inside = 0;
+  for (std::uint64_t offset = 0; offset < 16 * 1024; ++offset) {
+    const auto resolved = map.resolve(here, offset);
+    for (const BlockId block : {here, far}) {
+      const Result<void> checked = map.check(block, offset);
+      REQUIRE(checked.has_value() == resolved.has_value());
+      if (!checked) REQUIRE(checked.error().code == resolved.error().code);
+    }
+    inside += resolved.has_value();
+  }
+  CHECK(inside == 4);
+}
+
+TEST_CASE("check() refuses places past the end of a block that lies elsewhere, however large it or they are") {
+  RamMap map;
+  const BlockId tiny = map.add_elsewhere("tiny", 4096).value();
+  constexpr std::uint64_t bytes = ~std::uint64_t{0} - 4095;  // the largest that there is
+  const BlockId huge = map.add_elsewhere("huge", bytes).value();
+  CHECK(map.check(tiny, 0));
+  for (std::uint64_t offset = 4096; offset != 0; offset <<= 1) {
+    CAPTURE(offset);
+    check_refused(map.check(tiny, offset), Errc::offset_past_block, offset, Stage::parse);
+    CHECK(map.check(huge, offset));
+  }
+  CHECK(map.check(huge, bytes - 4096));
+  check_refused(map.check(huge, bytes), Errc::offset_past_block, bytes, Stage::parse);
+  for (const std::uint64_t offset : {std::uint64_t{1}, std::uint64_t{4095}, ~std::uint64_t{0}})
+    check_refused(map.check(huge, offset), Errc::offset_misaligned, offset, Stage::parse);
+}
