@@ -90,6 +90,33 @@ TEST_CASE("Every batch is a whole packet, empty, with slots of its own") {
   CHECK(slots.size() == channels * depth + 1);
 }
 
+TEST_CASE("allocate_copies gives every batch a buffer of its own, which stays with it") {
+  constexpr unsigned channels = 3;
+  constexpr unsigned depth = 2;
+  const auto handoff = make(channels, depth);
+  CHECK(handoff->first_batch()->copies.data() == nullptr);
+  REQUIRE(handoff->allocate_copies());
+  std::set<const std::byte*> buffers;
+  PageBatch* batch = handoff->first_batch();
+  for (unsigned i = 0;; ++i) {
+    REQUIRE(batch->copies.data() != nullptr);
+    buffers.insert(batch->copies.data());
+    if (i == channels * depth) break;
+    batch = put_page(*handoff, batch, i);
+  }
+  CHECK(buffers.size() == channels * depth + 1);
+  for (unsigned channel = 0; channel < channels; ++channel)
+    for (unsigned i = 0; i < depth; ++i) {
+      const Work work = handoff->take(channel);
+      REQUIRE(work.kind == Work::Kind::batch);
+      const std::byte* const buffer = work.batch->copies.data();
+      CHECK(buffers.erase(buffer) == 1);
+      handoff->give_back(channel, work.batch);
+      CHECK(work.batch->copies.data() == buffer);
+    }
+  CHECK(buffers.size() == 1);  // the one that is being filled
+}
+
 TEST_CASE("Batches of an epoch come before the SYNC that ends it, in the order they were put") {
   const auto handoff = make(1, 8);
   PageBatch* batch = handoff->first_batch();

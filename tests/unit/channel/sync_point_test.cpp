@@ -117,6 +117,86 @@ TEST_CASE("Manual: no channel goes on before the caller releases them, and the c
   CHECK(point->epochs() == epochs);
 }
 
+TEST_CASE("Manual: while_held runs after the last arrival and before the first release, once an epoch") {
+  constexpr unsigned channels = 3;
+  constexpr std::uint64_t epochs = 20;
+  const auto point = make(channels, Barrier::manual);
+  std::atomic<unsigned> arriving{0};
+  std::atomic<unsigned> released{0};
+  std::atomic<unsigned> failures{0};
+  std::vector<std::jthread> threads;
+  for (unsigned c = 0; c < channels; ++c) {
+    threads.emplace_back([&, c] {
+      for (std::uint64_t epoch = 0; epoch < epochs; ++epoch) {
+        ++arriving;
+        if (!point->arrive(c, no_progress)) ++failures;
+        ++released;
+      }
+    });
+  }
+  unsigned calls = 0;
+  for (std::uint64_t epoch = 0; epoch < epochs; ++epoch) {
+    const auto ended = point->release_when_all(no_progress, [&]() -> Result<void> {
+      ++calls;
+      CHECK(arriving == channels * (epoch + 1));
+      CHECK(point->epochs() == epoch);  // which also takes the lock: it is free meanwhile
+      for (int pause = 0; pause < 20; ++pause) std::this_thread::yield();
+      CHECK(released == channels * epoch);
+      return {};
+    });
+    REQUIRE(ended);
+    CHECK(*ended == epoch);
+    // The next round's numbers need this round's channels to be through.
+    while (released != channels * (epoch + 1)) std::this_thread::yield();
+  }
+  threads.clear();
+  CHECK(calls == epochs);
+  CHECK(failures == 0);
+}
+
+TEST_CASE("Manual: an error of while_held is returned as it is, and nobody is released") {
+  const auto point = make(2, Barrier::manual);
+  Arrival zero(*point, 0, Barrier::manual);
+  Arrival one(*point, 1, Barrier::manual);
+  const Error reason{.code = Errc::bad_range, .stage = Stage::produce, .op = "while held", .detail = 7};
+  const auto failed = point->release_when_all(no_progress, [&]() -> Result<void> { return std::unexpected(reason); });
+  REQUIRE_FALSE(failed.has_value());
+  CHECK(failed.error().code == Errc::bad_range);
+  CHECK(failed.error().detail == 7);
+  CHECK(failed.error().stage == Stage::produce);
+  CHECK(point->epochs() == 0);
+  // They are still there: another call finds both and lets them go.
+  CHECK(point->release_when_all(no_progress).value() == 0);
+  CHECK(zero.result());
+  CHECK(one.result());
+}
+
+TEST_CASE("Manual: a stop while while_held runs ends the epoch for nobody, not even for the caller") {
+  const auto point = make(1, Barrier::manual);
+  Arrival zero(*point, 0, Barrier::manual);
+  const auto released = point->release_when_all(no_progress, [&]() -> Result<void> {
+    point->stop();
+    return {};
+  });
+  REQUIRE_FALSE(released.has_value());
+  CHECK(released.error().code == Errc::cancelled);
+  CHECK(zero.result().error().code == Errc::cancelled);
+  CHECK(point->epochs() == 0);
+}
+
+TEST_CASE("Manual: while_held does not run when a channel is missing or has ended") {
+  const auto never_called = []() -> Result<void> {
+    FAIL_CHECK("while_held was called");
+    return {};
+  };
+  check_blamed(make(1, Barrier::manual, 20ms)->release_when_all(no_progress, never_called), Errc::timed_out, 0);
+  const auto point = make(2, Barrier::manual);
+  CHECK(point->leave(1));
+  check_blamed(point->release_when_all(no_progress, never_called), Errc::unsynced_end, 1);
+  point->stop();
+  CHECK(point->release_when_all(no_progress, never_called).error().code == Errc::cancelled);
+}
+
 TEST_CASE("A missing channel times out and is named: the lowest one that still reads") {
   const auto point = make(4, Barrier::automatic, 20ms);
   Arrival zero(*point, 0);
