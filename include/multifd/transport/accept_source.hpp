@@ -34,7 +34,7 @@ struct SourceLinks {
 struct AcceptSourceOptions {
   std::chrono::milliseconds first_timeout = no_timeout;  ///< until the first connection of a source is there
   std::chrono::milliseconds timeout{10'000};             ///< from then until all are
-  const Interrupt* interrupt = nullptr;
+  const Interrupt* interrupt = nullptr;                  ///< null: that of the listener
   /// Told of each connection that is neither, with its first bytes (0: it said too little); it is closed then.
   std::function<void(std::uint32_t first_bytes)> on_stranger{};
 };
@@ -44,8 +44,12 @@ namespace detail {
 /// Connections that have not said yet what they are.
 class Newcomers {
  public:
-  explicit Newcomers(Listener& listener) : listener_(listener), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
-    watch(listener.native_handle(), EPOLLIN, nullptr);
+  explicit Newcomers(Listener& listener) : listener_(listener), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {}
+
+  /// Before the first next(). Errors: errno.
+  Result<void> start() noexcept {
+    if (epoll_.get() < 0) return fail_errno(Stage::accept, "accept");
+    return watch(listener_.native_handle(), EPOLLIN, nullptr);
   }
 
   /// Waits for the next connection that says four bytes, or ends before: then its magic is empty.
@@ -64,27 +68,29 @@ class Newcomers {
         if (links_.size() == most) links_.pop_front();  // the one that has been silent for longest
         links_.push_back(std::move(*link));
         // Edge-triggered: bytes that are only looked at would keep the descriptor ready for good.
-        watch(links_.back().native_handle(), EPOLLIN | EPOLLRDHUP | EPOLLET, &links_.back());
+        const auto watched = watch(links_.back().native_handle(), EPOLLIN | EPOLLRDHUP | EPOLLET, &links_.back());
+        if (!watched) return std::unexpected(watched.error());
         continue;
       }
       const auto at = std::ranges::find(links_, event.data.ptr, [](FdTransport& link) -> void* { return &link; });
       if (at == links_.end()) continue;
-      auto magic = peek_magic(*at, std::chrono::milliseconds(0));
-      const bool ended = (event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
-      if (!magic && magic.error().code == Errc::timed_out && !ended) continue;  // more to come
+      const FirstBytes first = look_at_first_bytes(at->native_handle());
+      const bool ended = first.count == 0 || (event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+      if (first.count < 4 && !ended) continue;  // more to come
       FdTransport link = std::move(*at);
       ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, link.native_handle(), nullptr);
       links_.erase(at);
-      return std::pair(std::move(link), magic ? std::optional(*magic) : std::nullopt);
+      return std::pair(std::move(link), first.count == 4 ? std::optional(first.magic) : std::nullopt);
     }
   }
 
  private:
   static constexpr std::size_t most = 512;  ///< beyond 255 channels: nobody fills the process with silent connections
 
-  void watch(int fd, std::uint32_t events, void* tag) noexcept {
+  Result<void> watch(int fd, std::uint32_t events, void* tag) noexcept {
     epoll_event event{.events = events, .data = {.ptr = tag}};
-    ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return fail_errno(Stage::accept, "accept");
+    return {};
   }
 
   Listener& listener_;
@@ -103,13 +109,15 @@ inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, 
                                          const AcceptSourceOptions& options = {}) {
   if (channels < 1 || channels > detail::max_channel_count)
     return fail(Errc::bad_channel_count, Stage::accept, "accept", channels);
+  const Interrupt* const interrupt = options.interrupt ? options.interrupt : listener.interrupt();
   detail::Newcomers newcomers(listener);
+  if (auto started = newcomers.start(); !started) return std::unexpected(started.error());
   std::optional<FdTransport> main;
   std::vector<FdTransport> links;
   links.reserve(channels);
   detail::Clock::time_point deadline = detail::deadline_after(options.first_timeout);
   while (!main || links.size() < channels) {
-    auto next = newcomers.next(deadline, options.interrupt);
+    auto next = newcomers.next(deadline, interrupt);
     if (!next) {
       Error error = next.error();
       if (error.code == Errc::timed_out) {
@@ -144,12 +152,13 @@ inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, 
 /// Errors: too_many_channels; errno.
 inline Result<void> refuse_more_channels(Listener& listener, SourceMagic magic,
                                          const AcceptSourceOptions& options = {}) {
+  const Interrupt* const interrupt = options.interrupt ? options.interrupt : listener.interrupt();
   for (;;) {
-    auto link = listener.accept(std::chrono::milliseconds(0), options.interrupt);
+    auto link = listener.accept(std::chrono::milliseconds(0), interrupt);
     if (!link && link.error().code == Errc::timed_out) return {};
     if (!link) return std::unexpected(link.error());
     // A channel says hello as soon as it is connected; closing one that is late fails its source, too.
-    const auto first = peek_magic(*link, std::chrono::milliseconds(200), options.interrupt);
+    const auto first = peek_magic(*link, std::chrono::milliseconds(200), interrupt);
     if (first && *first == magic.channel) return fail(Errc::too_many_channels, Stage::accept, "accept");
     if (options.on_stranger) options.on_stranger(first ? *first : 0);
   }

@@ -86,6 +86,20 @@ inline bool only_that_connection(int error) noexcept {
   }
 }
 
+/// What a connection has said so far, left there to be read.
+struct FirstBytes {
+  ssize_t count;            ///< 0 to 4; 0: it has ended; negative: errno has the reason
+  std::uint32_t magic = 0;  ///< big-endian, when all four are there
+};
+
+inline FirstBytes look_at_first_bytes(int fd) noexcept {
+  unsigned char bytes[4];
+  const ssize_t count = ::recv(fd, bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT);
+  if (count < 4) return {.count = count};
+  return {count,
+          std::uint32_t{bytes[0]} << 24 | std::uint32_t{bytes[1]} << 16 | std::uint32_t{bytes[2]} << 8 | bytes[3]};
+}
+
 }  // namespace detail
 
 /// Accepts connections at one address.
@@ -150,6 +164,9 @@ class Listener {
   /// The listening descriptor, still owned by this object; non-blocking, readable when accept() would not
   /// wait.
   int native_handle() const noexcept { return fd_.get(); }
+
+  /// The Interrupt that its options named; may be null.
+  const Interrupt* interrupt() const noexcept { return interrupt_; }
 
  private:
   Listener(detail::UniqueFd fd, Address address, detail::BoundPath path, const Interrupt* interrupt) noexcept
@@ -241,11 +258,8 @@ class Listener {
     return fail_errno(Stage::accept, "peek");
   }
   for (bool ended = false;;) {
-    unsigned char bytes[4];
-    const ssize_t count = ::recv(transport.native_handle(), bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT);
-    if (count == 4) {
-      return std::uint32_t{bytes[0]} << 24 | std::uint32_t{bytes[1]} << 16 | std::uint32_t{bytes[2]} << 8 | bytes[3];
-    }
+    const auto [count, magic] = detail::look_at_first_bytes(transport.native_handle());
+    if (count == 4) return magic;
     if (count < 0 && errno != EAGAIN && errno != EINTR) return fail_errno(Stage::accept, "peek");
     if (count == 0) return fail(Errc::peer_closed, Stage::accept, "peek");
     if (ended && count > 0) {
