@@ -71,8 +71,9 @@ class Dump {
       const program::Progress progress([&] { return progress_line(watch.seconds()); });
       receive_ram();
       drain();
-      write_digests();
       finish();
+      // The source has its answer before this: its guest waits, and nothing more can be lost on the way.
+      finish_files();
     } catch (const Failure& failure) {
       source_.main().shutdown();  // the source is to fail, too, and soon
       if (receiver_ && !cancelled_) {
@@ -186,28 +187,29 @@ class Dump {
     if (!end.complete() && !nul_last) throw Failure("main stream: ended inside the devices' state");
   }
 
-  void write_digests() {
+  void finish_files() {
     for (const Block& block : blocks_) {
-      const std::span<std::byte> bytes = block.file->mapping().bytes();
+      const std::uint64_t bytes = block.file->mapping().bytes().size();
       const BlockId id = need(ram_.find(block.idstr));
       std::uint64_t received = 0;
-      std::uint64_t zero = 0;
-      for (std::uint64_t at = 0; at < bytes.size(); at += ram_.page_bytes()) {
+      for (std::uint64_t at = 0; at < bytes; at += ram_.page_bytes())
         if (receiver_->received(id, at)) ++received;
-        if (buffer_is_zero(bytes.data() + at, ram_.page_bytes())) ++zero;
-      }
+      const auto summary = block.file->make_sparse(ram_.page_bytes());
       manifest_blocks_.push_back({{"name", block.idstr},
                                   {"file", block.file_name},
-                                  {"size", bytes.size()},
-                                  {"xxh3", program::digest_text(bytes)},
-                                  {"pages", bytes.size() / ram_.page_bytes()},
+                                  {"size", bytes},
+                                  {"xxh3", summary.digest},
+                                  {"pages", bytes / ram_.page_bytes()},
                                   {"received_pages", received},
-                                  {"zero_pages", zero}});
-      block.file->make_sparse(ram_.page_bytes());  // last: on tmpfs looking at a hole fills it
+                                  {"zero_pages", summary.zero_pages}});
     }
+    for (Block& block : blocks_) block.file->keep();
+    const std::string path = settings_.output + "/" + manifest_name;
+    program::write_json(path + ".part", manifest());
+    std::filesystem::rename(path + ".part", path);
   }
 
-  /// Tells the source that all is well, waits for the end of the channels, gives the files their names.
+  /// Tells the source that all is well, and waits for the end of the channels.
   void finish() {
     if (main_.parser().return_path_open()) reply(qemu::encode_shut(0));
     {
@@ -223,10 +225,6 @@ class Dump {
       need(finished, "channels");
     }
     source_.refuse_more_channels();
-    for (Block& block : blocks_) block.file->keep();
-    const std::string path = settings_.output + "/" + manifest_name;
-    program::write_json(path + ".part", manifest());
-    std::filesystem::rename(path + ".part", path);
   }
 
   json manifest() const {

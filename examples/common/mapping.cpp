@@ -10,6 +10,7 @@
 #include <multifd/zero/buffer_is_zero.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -111,30 +112,42 @@ NewFile::~NewFile() {
   if (!kept_) ::unlink(part_.c_str());
 }
 
-void NewFile::make_sparse(std::size_t page_bytes) const {
+NewFile::Summary NewFile::make_sparse(std::size_t page_bytes) const {
+  static constexpr std::array<std::byte, 64 * 1024> zeros{};
   const Descriptor file(::open(part_.c_str(), O_RDWR | O_CLOEXEC));
   if (file.get() < 0) fail(part_);
+  auto digest = need(multifd::PageDigest::create());
+  digest.begin();
+  Summary summary;
   const std::span<const std::byte> bytes = mapping_.bytes();
-  const auto punch = [&](std::size_t from, std::size_t to) {
-    if (to > from)  // where the file system cannot, the file keeps its size on disk
-      (void)::fallocate(file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(from),
-                        static_cast<off_t>(to - from));
+  std::size_t done = 0;  // digested and, where zero, punched
+  const auto skip_to = [&](std::size_t end) {
+    if (end <= done) return;
+    // Where the file system cannot, the file keeps its size on disk.
+    (void)::fallocate(file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(done),
+                      static_cast<off_t>(end - done));
+    summary.zero_pages += (end - done) / page_bytes;
+    for (; done < end; done += std::min(zeros.size(), end - done))
+      digest.add(std::span(zeros).first(std::min(zeros.size(), end - done)));
   };
-  std::size_t zeros = 0;  // where the run of zeros begins that is not punched yet
   for (std::size_t at = 0; at < bytes.size();) {
-    // Room that nothing was written to is a hole already for this question: it is not looked at.
     const off_t data = ::lseek(file.get(), static_cast<off_t>(at), SEEK_DATA);
-    if (data < 0) break;
-    const off_t hole = ::lseek(file.get(), data, SEEK_HOLE);
+    if (data < 0 && errno == ENXIO) break;  // nothing but room behind `at`
+    const off_t hole = data < 0 ? data : ::lseek(file.get(), data, SEEK_HOLE);
+    // Both in whole pages; a file system that does not know has data everywhere.
     const std::size_t end = hole < 0 ? bytes.size() : std::min(bytes.size(), static_cast<std::size_t>(hole));
-    for (at = static_cast<std::size_t>(data) / page_bytes * page_bytes; at < end; at += page_bytes) {
-      const std::size_t length = std::min(page_bytes, bytes.size() - at);
-      if (multifd::buffer_is_zero(bytes.data() + at, length)) continue;
-      punch(zeros, at);
-      zeros = at + length;
+    for (at = std::max(at, static_cast<std::size_t>(std::max<off_t>(data, 0)) / page_bytes * page_bytes); at < end;
+         at += page_bytes) {
+      const std::span<const std::byte> page = bytes.subspan(at, page_bytes);
+      if (multifd::buffer_is_zero(page.data(), page.size())) continue;
+      skip_to(at);
+      digest.add(page);
+      done = at + page_bytes;
     }
   }
-  punch(zeros, bytes.size());
+  skip_to(bytes.size());
+  summary.digest = fmt::format("{:016x}", digest.value());
+  return summary;
 }
 
 void NewFile::keep() {

@@ -47,8 +47,15 @@ class NewFile {
   NewFile& operator=(const NewFile&) = delete;
 
   const Mapping& mapping() const noexcept { return mapping_; }
-  /// Gives the room of zero pages back to the file system, where it can; their bytes stay zero.
-  void make_sparse(std::size_t page_bytes) const;
+
+  struct Summary {
+    std::string digest;  ///< XXH3-64 of all bytes, as 16 hexadecimal digits
+    std::uint64_t zero_pages = 0;
+  };
+  /// Gives the room of zero pages back to the file system, where it can; their bytes stay zero. Room that was never
+  /// written to is not looked at: reading it would fill it.
+  Summary make_sparse(std::size_t page_bytes) const;
+
   void keep();
 
  private:

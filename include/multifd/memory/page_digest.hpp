@@ -32,10 +32,15 @@ class PageDigest {
   }
 
   std::uint64_t of(ConstBuffers buffers) noexcept {
-    XXH3_64bits_reset(state_.get());
+    begin();
     for (const iovec& buffer : buffers) XXH3_64bits_update(state_.get(), buffer.iov_base, buffer.iov_len);
-    return XXH3_64bits_digest(state_.get());
+    return value();
   }
+
+  /// The same piece by piece: begin(), add() any number of times, value().
+  void begin() noexcept { XXH3_64bits_reset(state_.get()); }
+  void add(std::span<const std::byte> bytes) noexcept { XXH3_64bits_update(state_.get(), bytes.data(), bytes.size()); }
+  std::uint64_t value() const noexcept { return XXH3_64bits_digest(state_.get()); }
 
  private:
   struct Free {
