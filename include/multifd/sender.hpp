@@ -168,8 +168,9 @@ class Sender {
   ///   in `pages`, one after the other; the others are zero pages; `on_zero(offset)`: called with ZeroPagesLegacy for
   ///   each zero page, also for those found among the others; true: the caller puts it on its main stream, false: it
   ///   travels as bytes.
-  /// Errors: Errc::bad_range, offset_misaligned, offset_past_block; not_supported with PageSource::guest; the first
-  ///   error. Threads: producer. Blocks while every channel is full.
+  /// Errors: Errc::bad_range, offset_misaligned, offset_past_block, bad_option (`pages` holds no memory), not_supported
+  ///   with PageSource::guest: nothing is queued or swapped; the first error. Threads: producer. Blocks while every
+  ///   channel is full.
   template <class OnZero>
   Result<QueuedPages> queue_copies(BlockId block, std::span<const std::uint64_t> offsets, std::size_t normal_pages,
                                    PageBuffer& pages, OnZero&& on_zero) {
@@ -178,6 +179,8 @@ class Sender {
     if (s.shared.source != PageSource::copies) return fail(Errc::not_supported, Stage::produce, "queue_copies");
     if (offsets.empty() || offsets.size() > s.shared.map.packet_pages() || normal_pages > offsets.size())
       return fail(Errc::bad_range, Stage::produce, "queue_copies", offsets.size());
+    // Also without normal pages: it is swapped in, and later pages are written to it.
+    if (pages.data() == nullptr) return fail(Errc::bad_option, Stage::produce, "queue_copies: buffer without memory");
     for (const std::uint64_t offset : offsets)
       if (auto checked = s.shared.map.check(block, offset); !checked) return std::unexpected(checked.error());
     QueuedPages done;
