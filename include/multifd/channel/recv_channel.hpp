@@ -200,11 +200,10 @@ class RecvChannel {
   }
 
   /// Whether the first bytes of header_ open something that is no RAM packet.
-  bool is_foreign() const noexcept {
-    return wire::load_be<std::uint32_t>(header_.get()) != wire::magic || is_device_state();
-  }
+  bool is_foreign() const noexcept { return !has_magic() || is_device_state(); }
+  bool has_magic() const noexcept { return wire::load_be<std::uint32_t>(header_.get()) == wire::magic; }
   bool is_device_state() const noexcept {
-    return (wire::load_be<std::uint32_t>(header_.get() + 8) & wire::flag_device_state) != 0;
+    return has_magic() && (wire::load_be<std::uint32_t>(header_.get() + 8) & wire::flag_device_state) != 0;
   }
 
   /// A device-state packet of which `ahead_` bytes, perhaps more than the whole, are in header_.
