@@ -177,7 +177,7 @@ TEST_CASE("First bytes may come one at a time, in turn, and nobody spins meanwhi
     for (unsigned connection = 0; connection <= source_channels; ++connection)
       say(links[connection], greeting(connection).substr(4));
     check_accepted(accepted.get());
-    CHECK(cpu_us < 100'000);  // of the 240 ms that it waited
+    CHECK(cpu_us < 25'000);  // of the 240 ms that it waited; a busy machine gives a spinning thread little more
   }
 }
 
