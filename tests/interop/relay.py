@@ -47,7 +47,8 @@ def chosen_cases(full):
     pair = ("qemu", "to", "machine")
     if not full:
         everything = random.Random(1).sample(everything, 3000)  # all pairs are among these, found sooner
-        return cases.covering(everything, (*pair, "guest"), ("qemu", "to", "zero_pages", "out_zero_pages"))
+        return cases.covering(everything, (*pair, "guest"), ("qemu", "to", "zero_pages", "out_zero_pages"),
+                              ("qemu", "compression", "zero_pages"), ("to", "out_compression", "out_zero_pages"))
     return cases.covering(everything, *itertools.combinations(everything[0], 3),
                           (*pair, "compression", "out_compression"), (*pair, "zero_pages", "out_zero_pages", "guest"))
 
