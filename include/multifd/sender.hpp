@@ -189,7 +189,7 @@ class Sender {
     return done;
   }
 
-  /// Queues a device-state packet (PROTOCOL.md section 13). It travels on any channel, not ordered by SYNC.
+  /// Queues a device-state packet (PROTOCOL.md section 13). It travels on any channel, at once, not ordered by SYNC.
   ///
   /// Params: `state`: copied; idstr 1 to 255 bytes without NUL, 1 byte to just below 4 GiB.
   /// Errors: Errc::peer_lacks_device_state; not_supported with a compressor, as in QEMU; bad_range; ENOMEM; the first
@@ -204,7 +204,9 @@ class Sender {
       return fail(Errc::bad_range, Stage::produce, "device idstr", state.idstr.size());
     if (state.bytes.empty() || state.bytes.size() > std::numeric_limits<std::uint32_t>::max())
       return fail(Errc::bad_range, Stage::produce, "device state", state.bytes.size());
-    return s.producer.queue_device_state(state);
+    if (auto queued = s.producer.queue_device_state(state); !queued) return queued;
+    s.shared.handoff->flush();  // it may be the last: no sync() needs to follow
+    return {};
   }
 
   /// Hands over what is queued, so that it leaves although no sync() follows soon.

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "multifd/compress/nocomp.hpp"
@@ -645,6 +646,32 @@ TEST_CASE("Sender and receiver agree about device state of all sizes, among page
   CHECK(total(tx->stats().channels).packets == total(rx->stats().channels).packets);
 }
 
+TEST_CASE("Device state leaves at once: nothing says that a sync follows soon") {
+  const Watchdog watchdog("lonely device state");
+  Block memory(Target::pages * page);
+  RamMap ram;
+  REQUIRE(ram.add("pc.ram", memory.bytes()).has_value());
+  for (const unsigned channels : {1u, 3u}) {
+    Target target;
+    auto links = memory_links(channels);
+    auto tx = Sender<MemoryTransport, NoComp, ZeroPagesNone>::open(ram, std::move(links.sender));
+    REQUIRE(tx.has_value());
+    auto rx = Receiver<MemoryTransport, NoComp>::open(target.map, std::move(links.receiver), target.options());
+    REQUIRE_MESSAGE(rx.has_value(), text(rx));
+    for (std::uint32_t i = 0; i < 3; ++i) {
+      // Nothing tells that the workers have gone to sleep, so a pause has to do.
+      std::this_thread::sleep_for(20ms);
+      REQUIRE(tx->queue_device_state({"vfio", i, Bytes(3)}).has_value());
+      CHECK(eventually([&] {
+        const std::scoped_lock lock(target.mutex);
+        return target.states.size() == i + 1;
+      }));
+    }
+    CHECK(tx->close().has_value());
+    CHECK(rx->finish().has_value());
+  }
+}
+
 TEST_CASE("Device state counts against the bandwidth cap, and a cancelled sender does not wait for it") {
   const Watchdog watchdog("device state at the cap");
   Block memory(page);
@@ -662,7 +689,6 @@ TEST_CASE("Device state counts against the bandwidth cap, and a cancelled sender
   auto tx = Sender<CaptureTransport, NoComp, ZeroPagesNone>::open(ram, captures(1).links, {.bandwidth = 1});
   REQUIRE(tx.has_value());
   for (int i = 0; i < 2; ++i) REQUIRE(tx->queue_device_state({"vfio", 0, half}).has_value());
-  REQUIRE(tx->flush().has_value());
   CHECK(eventually([&] { return total(tx->stats().channels).packets == 1; }));
   const Stopwatch watch;
   tx->cancel();
