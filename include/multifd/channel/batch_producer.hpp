@@ -13,6 +13,7 @@
 
 #include "multifd/channel/counters.hpp"
 #include "multifd/channel/send_channel.hpp"
+#include "multifd/wire/device_state.hpp"
 
 namespace multifd {
 
