@@ -110,7 +110,7 @@ class Scene:
     def migrate_until_it_happens(self):
         moment, source = self.moment, self.source
         source.configure(channels=moment.channels, compression=moment.compression, zero_pages="legacy",
-                         return_path=moment.return_path, downtime_ms=1, max_bandwidth=12 * MIB)
+                         return_path=moment.return_path, downtime_ms=1, max_bandwidth=8 * MIB)
         source.migrate(self.address)
         if moment.ending:
             wait_for("two rounds", 20, lambda: source.migration().get("ram", {}).get("dirty-sync-count", 0) > 2)

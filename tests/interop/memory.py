@@ -69,13 +69,13 @@ def migrate(folder, options, codecs, channels, zero_pages):
                "--connect", f"unix:{path}", "--in-channels", channels[0], "--in-compression", codecs[0],
                "--out-channels", channels[1], "--out-compression", codecs[1], "--out-zero-pages", zero_pages[1],
                "--out-peer", "qemu-10.0", "--json", result]
-    working_set = options.memory // 4
+    working_set = options.memory // 8
     with (Qemu(folder, "10.0", MACHINE, ram_mib=options.memory, incoming=True) as destination,
           Qemu(folder, "10.0", MACHINE, ram_mib=options.memory, paused=False, fill=fill_quickly,
                guest=Guest(working_set_kib=working_set * 1024)) as source):
         destination.configure(channels=channels[1], compression=codecs[1], return_path=True)
         destination.listen(f"unix:{path}")
-        source.wait_heartbeats(2, 300)
+        source.wait_heartbeats(1, 300)
         source.configure(channels=channels[0], compression=codecs[0], zero_pages=zero_pages[0], return_path=True)
         with Program(folder, command) as relay:
             peak = Peak(relay.pid)

@@ -161,7 +161,9 @@ def closed(client):
 
 
 def main():
-    options = cases.arguments("what does not fit together").parse_args()
+    parser = cases.arguments("what does not fit together")
+    parser.set_defaults(jobs=4)  # they mostly wait
+    options = parser.parse_args()
     return cases.run("mismatch", options, all_cases(), lambda case: tuple(case.values()),
                      lambda *group: run_one(*group, options.programs.resolve()))
 
