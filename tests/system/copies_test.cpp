@@ -185,7 +185,7 @@ TEST_CASE_TEMPLATE("queue_zero says a zero page in the policy's form, from guest
     note_zero("vga", 3);
     queue_data(4);
     queue_data(5);
-    for (const int p : {1, 4, 5}) epoch[{"pc.ram", p * page}] = p;
+    for (const unsigned p : {1u, 4u, 5u}) epoch[{"pc.ram", p * page}] = static_cast<int>(p);
     for (std::size_t p = 10; p < 210; ++p) {
       queue_zero(block, p);
       note_zero("pc.ram", p);
@@ -262,7 +262,7 @@ TEST_CASE_TEMPLATE("queue_copies sends each page's bytes to its place, and zero 
     expected[{"pc.ram", offsets[i]}] = listed && value == 0 ? -1 : value;
   }
   if (legacy)
-    for (const int p : {2, 4, 10, 12}) expected.erase({"pc.ram", p * page});
+    for (const unsigned p : {2u, 4u, 10u, 12u}) expected.erase({"pc.ram", p * page});
   REQUIRE(sent.epochs.size() == 6);
   for (const auto& epoch : sent.epochs) CHECK(epoch == expected);
   CHECK(sent.syncs == 6);
