@@ -131,7 +131,7 @@ TEST_CASE("An idstr that is empty or has no end is refused; what is behind its e
   check_refused(by_the_table("", 0, 1), Errc::bad_device_state, 0);
   check_refused(by_the_table(std::string(256, 'x'), 0, 1), Errc::bad_device_state, 256);
   // The instance id behind it must not serve as its end.
-  check_refused(by_the_table(std::string(256, 'x'), 0x00610061, 1), Errc::bad_device_state, 256);
+  check_refused(by_the_table(std::string(256, 'x'), 0x61000000, 1), Errc::bad_device_state, 256);
   Bytes stale = by_the_table(std::string(256, 'x'), 0, 1);
   put_text(stale, 12, std::string_view("vfio\0", 5));
   CHECK(parse(stale)->idstr == "vfio");
