@@ -61,7 +61,7 @@ class Dump {
   Dump(const Settings& settings, program::QemuSource& source, const Interrupt& interrupt)
       : settings_(settings),
         source_(source),
-        main_(source.main(), settings.source),
+        main_(source.main(), settings.source, {.on_silence = [this] { check_channels(); }}),
         on_signal_(interrupt, [this] { cancel(); }) {}
 
   /// Receives everything; throws the Failure that came first on any connection.
@@ -102,6 +102,13 @@ class Dump {
       if (!element) throw Failure("main stream: ended ahead of RAM's end");
       take(*element);
     }
+  }
+
+  /// A source that fails can leave its main connection open without a word: then only its channels tell.
+  void check_channels() const {
+    if (main_.parser().ram_complete()) return;
+    if (receiver_ ? receiver_->ended_channels() > 0 : source_.channel_has_ended())
+      throw Failure("the source has closed a channel in the middle of the migration, and says nothing more");
   }
 
   void take(const qemu::Element& element) {
@@ -150,8 +157,9 @@ class Dump {
                                 // A device's state is no RAM: read past it.
                                 .on_device_state = {.take = [](const DeviceState&) { return Result<void>{}; }},
                                 .on_error = [this](const Error&) { source_.main().shutdown(); }});
+    if (!receiver) throw source_.failure(receiver.error());
     const std::lock_guard lock(mutex_);
-    receiver_ = std::move(receiver);
+    receiver_ = std::move(*receiver);
   }
 
   /// A page on the main stream: a zero page, or its bytes.

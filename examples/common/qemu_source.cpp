@@ -47,7 +47,8 @@ void SourceOptions::add_to(CLI::App& app, const std::string& prefix) {
       ->check(CLI::IsMember(compressor_names()))
       ->capture_default_str();
   app.add_option("--uuid", uuid, "Insist on the VM's uuid (default: any, the same on all channels)");
-  app.add_option("--timeout", timeout_s, "Seconds from the source's first connection until all are there")
+  app.add_option("--timeout", timeout_s,
+                 "Seconds for all of the source's connections, and for a destination that takes nothing")
       ->check(CLI::Range(1u, 3600u))
       ->capture_default_str();
   app.add_option("--page-size", page_size, "The guest's page size (x86: 4096)")->capture_default_str();
@@ -93,16 +94,25 @@ Failure QemuSource::failure(const Error& error) const {
     context = fmt::format("this side expects the VM {}", options_.uuid);
   else if (error.code == Errc::too_many_channels || error.code == Errc::channel_id_out_of_range)
     context = fmt::format("this side expects {} channels", options_.channels);
+  else if (error.stage == Stage::sync && error.code == Errc::unsynced_end)
+    context = "the source has closed a channel in the middle of the migration";
   else if (error.stage == Stage::accept && error.code == Errc::timed_out)
     context = fmt::format("waited {} s for the main connection and {} channels", options_.timeout_s, options_.channels);
   return Failure(error, context);
 }
 
-MainStream::MainStream(FdTransport& link, const SourceOptions& options, std::function<void()> before_wait)
+bool QemuSource::channel_has_ended() const {
+  return std::ranges::any_of(links_.channels, [](const FdTransport& link) {
+    pollfd entry{.fd = link.native_handle(), .events = POLLRDHUP, .revents = 0};
+    return ::poll(&entry, 1, 0) == 1;
+  });
+}
+
+MainStream::MainStream(FdTransport& link, const SourceOptions& options, Hooks hooks)
     : link_(link),
       parser_(
           need(qemu::MainStreamParser::create({.page_bytes = options.page_size, .max_ram_bytes = options.max_ram}))),
-      before_wait_(std::move(before_wait)) {}
+      hooks_(std::move(hooks)) {}
 
 std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
   for (;;) {
@@ -112,10 +122,12 @@ std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
                                          ? "main stream"
                                          : fmt::format("main stream: \"{}\"", printable(parser_.subject())));
     if (*element) return **element;
-    if (before_wait_) before_wait_();
-    if (idle != no_timeout) {
-      pollfd entry{.fd = link_.native_handle(), .events = POLLIN, .revents = 0};
-      if (::poll(&entry, 1, static_cast<int>(std::min<std::int64_t>(idle.count(), 1 << 30))) == 0) return std::nullopt;
+    if (hooks_.before_wait) hooks_.before_wait();
+    pollfd entry{.fd = link_.native_handle(), .events = POLLIN, .revents = 0};
+    for (auto left = idle; ::poll(&entry, 1, static_cast<int>(std::min(left, 1000ms).count())) == 0;) {
+      if (left <= 1000ms) return std::nullopt;
+      if (left != no_timeout) left -= 1000ms;
+      if (hooks_.on_silence) hooks_.on_silence();
     }
     const iovec room = mutable_buffer(parser_.room());
     const std::size_t got = need(link_.read_some(std::span(&room, 1)), "main stream");

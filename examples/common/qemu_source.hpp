@@ -21,7 +21,7 @@ struct SourceOptions {
   unsigned channels = 2;
   std::string compression = "none";
   std::string uuid;
-  unsigned timeout_s = 10;
+  unsigned timeout_s = 30;
   std::size_t page_size = 4096;
   std::uint64_t max_ram = std::uint64_t{1} << 40;
 
@@ -43,6 +43,9 @@ class QemuSource {
   /// Throws Failure if the source has opened more channels than it should have.
   void refuse_more_channels();
 
+  /// Whether a channel that nobody has taken yet is at its end.
+  bool channel_has_ended() const;
+
   /// A failure in words, with what this side expects where a code alone does not say it.
   Failure failure(const multifd::Error& error) const;
 
@@ -56,8 +59,11 @@ class QemuSource {
 /// The elements of a main stream, read as they are needed. Throws Failure.
 class MainStream {
  public:
-  /// `before_wait`: called each time before it waits for the source, for what is to be sent on by then.
-  MainStream(multifd::FdTransport& link, const SourceOptions& options, std::function<void()> before_wait = {});
+  struct Hooks {
+    std::function<void()> before_wait{};  ///< before each wait for the source: for what is to be sent on by then
+    std::function<void()> on_silence{};   ///< after each second in which nothing came; may throw
+  };
+  MainStream(multifd::FdTransport& link, const SourceOptions& options, Hooks hooks);
 
   /// The next element; none at the end of the connection, or when nothing has come for `idle`.
   std::optional<multifd::qemu::Element> next(std::chrono::milliseconds idle = multifd::no_timeout);
@@ -68,7 +74,7 @@ class MainStream {
  private:
   multifd::FdTransport& link_;
   multifd::qemu::MainStreamParser parser_;
-  std::function<void()> before_wait_;
+  const Hooks hooks_;
   bool ended_ = false;
 };
 

@@ -13,8 +13,8 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
   const Stopwatch watch;
   // What wakes the main connection's reader: the first error of a channel, a signal's included.
   multifd::Interrupt wake = need(multifd::Interrupt::create());
-  const auto receiver = open_receiver(compression, ram, std::move(source.channels),
-                                      {.on_error = [&](const multifd::Error&) { wake.trigger(); }});
+  const auto receiver = need(open_receiver(compression, ram, std::move(source.channels),
+                                           {.on_error = [&](const multifd::Error&) { wake.trigger(); }}));
   const OnInterrupt cancel(interrupt, [&] { receiver->cancel(); });
   source.control.set_interrupt(wake);
   Received received;

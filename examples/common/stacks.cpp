@@ -16,6 +16,7 @@ class ReceiverOf final : public AnyReceiver {
   Result<bool> mark_received(BlockId block, std::uint64_t offset) override {
     return receiver_.mark_received(block, offset);
   }
+  unsigned ended_channels() const override { return receiver_.ended_channels(); }
   bool received(BlockId block, std::uint64_t offset) const override { return receiver_.received().test(block, offset); }
   Uuid peer_uuid() const override { return receiver_.peer_uuid(); }
   void cancel() override { receiver_.cancel(); }
@@ -34,9 +35,9 @@ std::unique_ptr<AnySender> open_sender(const StackOptions& options, const RamMap
                             }));
 }
 
-std::unique_ptr<AnyReceiver> open_receiver(const std::string& compression, const RamMap& ram,
-                                           std::vector<FdTransport> links, ReceiveOptions options) {
-  return need(with_policy(compression, Compressors{}, [&]<class C>() -> Result<std::unique_ptr<AnyReceiver>> {
+Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compression, const RamMap& ram,
+                                                   std::vector<FdTransport> links, ReceiveOptions options) {
+  return with_policy(compression, Compressors{}, [&]<class C>() -> Result<std::unique_ptr<AnyReceiver>> {
     auto receiver = Receiver<FdTransport, C>::open(ram, std::move(links),
                                                    {.uuid = options.uuid,
                                                     .barrier = Barrier::manual,
@@ -47,7 +48,7 @@ std::unique_ptr<AnyReceiver> open_receiver(const std::string& compression, const
                                                     .on_error = std::move(options.on_error)});
     if (!receiver) return std::unexpected(receiver.error());
     return std::make_unique<ReceiverOf<C>>(std::move(*receiver));
-  }));
+  });
 }
 
 }  // namespace program

@@ -150,14 +150,16 @@ class AnyReceiver {
   virtual multifd::Result<std::uint64_t> sync(const WhileHeld& while_held) = 0;
   virtual multifd::Result<void> finish() = 0;
   virtual multifd::Result<bool> mark_received(multifd::BlockId block, std::uint64_t offset) = 0;
+  virtual unsigned ended_channels() const = 0;
   virtual bool received(multifd::BlockId block, std::uint64_t offset) const = 0;
   virtual multifd::Uuid peer_uuid() const = 0;
   virtual void cancel() = 0;
   virtual multifd::ReceiverStats stats() const = 0;
 };
 
-/// multifd::Receiver::open(). Throws Failure.
-std::unique_ptr<AnyReceiver> open_receiver(const std::string& compression, const multifd::RamMap& ram,
-                                           std::vector<multifd::FdTransport> links, ReceiveOptions options);
+/// multifd::Receiver::open().
+multifd::Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compression, const multifd::RamMap& ram,
+                                                            std::vector<multifd::FdTransport> links,
+                                                            ReceiveOptions options);
 
 }  // namespace program

@@ -81,7 +81,11 @@ Result<bool> Pages::take_zero(BlockId block, std::uint64_t offset) {
 Result<void> Pages::close_epoch(MainWriter& main) {
   const std::lock_guard lock(mutex_);
   if (auto flushed = flush_bytes(); !flushed) return flushed;
-  if (auto synced = sender_->sync(); !synced) return std::unexpected(synced.error());
+  const auto epoch = sender_->sync();
+  if (!epoch) return std::unexpected(epoch.error());
+  // Before the record that closes the epoch leaves: a destination that has the record and never gets the SYNCs, because
+  // somebody dies in between, hangs for good.
+  if (auto written = sender_->wait(*epoch); !written) return written;
   for (const ZeroRun& run : zero_runs_) {
     const std::string_view idstr = ram_.block(run.block).idstr;
     for (std::uint64_t i = 0; i < run.pages; ++i) main.zero_page(idstr, run.offset + i * ram_.page_bytes());

@@ -3,10 +3,10 @@
 
 #include <fmt/format.h>
 #include <poll.h>
-#include <sys/resource.h>
 #include <multifd/qemu/return_path.hpp>
 #include <multifd/transport/connect.hpp>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 namespace relay {
@@ -20,10 +20,24 @@ using qemu::ElementKind;
 
 namespace {
 
+/// A destination that refuses just goes; nothing of what it dislikes is negotiated.
+Failure destination_failure(const Error& error) {
+  if (error.code == Condition::timed_out)
+    return Failure(
+        error, "destination: takes nothing more. Does it expect more channels than --out-channels? Or does it hang");
+  if (error.code == Condition::peer_gone)
+    return Failure(error,
+                   "destination: has gone; its own message says why. Channels, compression, uuid and machine type must "
+                   "be those it expects");
+  return Failure(error, "destination");
+}
+
 std::uint64_t peak_rss_bytes() {
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
+  // Not getrusage(): what it says outlives exec(), so it may be the parent's.
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("VmHWM:")) return std::stoull(line.substr(6)) * 1024;
+  return 0;
 }
 
 }  // namespace
@@ -32,9 +46,11 @@ Relay::Relay(const Settings& settings, program::QemuSource& source, const Interr
     : settings_(settings),
       source_(source),
       main_(source.main(), settings.source,
-            [this] {
-              if (writer_) writer_->flush();
-            }),
+            {.before_wait =
+                 [this] {
+                   if (writer_) writer_->flush();
+                 },
+             .on_silence = [this] { check_silence(); }}),
       ram_(settings.source.page_size),
       return_path_ended_(need(Interrupt::create())),
       on_signal_(interrupt, [this] { fail(Failure("cancelled by a signal")); }) {}
@@ -62,14 +78,23 @@ json Relay::run() {
 /// Main first, and established, before the channels: QEMU up to 7.2 tells them apart by that (section 1.2).
 void Relay::connect() {
   const Address address = program::address_of(settings_.connect, "--connect");
-  auto main = need(connect_to(address), "destination " + settings_.connect);
+  const std::chrono::seconds limit(settings_.source.timeout_s);
+  const SocketOptions options{.connect_timeout = limit};
+  // Whoever takes no byte for so long will not take any.
+  const auto limit_writes = [&](const FdTransport& link) {
+    const timeval limit_value{.tv_sec = limit.count(), .tv_usec = 0};
+    ::setsockopt(link.native_handle(), SOL_SOCKET, SO_SNDTIMEO, &limit_value, sizeof limit_value);
+  };
+  auto main = need(connect_to(address, options), "destination " + settings_.connect);
+  limit_writes(main);
   {
     const std::lock_guard lock(mutex_);
     destination_ = std::move(main);
     writer_.emplace(*destination_);
   }
   check();
-  out_links_ = need(connect_channels(address, settings_.out.channels), "destination " + settings_.connect);
+  out_links_ = need(connect_channels(address, settings_.out.channels, options), "destination " + settings_.connect);
+  for (const FdTransport& link : out_links_) limit_writes(link);
   return_path_ = std::thread([this] { forward_return_path(); });
 }
 
@@ -109,6 +134,19 @@ void Relay::take(const qemu::Element& element) {
   if (element.kind == ElementKind::block && main_.parser().block_list_complete()) open_channels();
 }
 
+/// Once a second while the source is silent: what will never come is not waited for.
+void Relay::check_silence() {
+  if (!main_.parser().ram_complete()) {
+    if (receiver_ ? receiver_->ended_channels() > 0 : source_.channel_has_ended())
+      throw Failure("the source has closed a channel in the middle of the migration, and says nothing more");
+  } else if (all_forwarded_ && !confirmed_ && ++silent_seconds_ > 2 * settings_.source.timeout_s) {
+    throw Failure(
+        fmt::format("destination: has not confirmed {} s after the last byte. Does it expect more channels "
+                    "than --out-channels?",
+                    silent_seconds_));
+  }
+}
+
 /// The blocks are known: the channels on both sides can begin.
 void Relay::open_channels() {
   for (const qemu::BlockInfo& block : main_.parser().blocks())
@@ -132,13 +170,14 @@ void Relay::open_channels() {
                               .on_packet = take_packet,
                               .on_device_state = {.take = take_device},
                               .on_error = [this](const Error& error) { fail(source_.failure(error)); }});
+  if (!receiver) throw source_.failure(receiver.error());
   program::StackOptions out = out_options();
-  out.uuid = receiver->peer_uuid();
-  out.on_error = [this](const Error& error) { fail(Failure(error, "destination")); };
+  out.uuid = (*receiver)->peer_uuid();
+  out.on_error = [this](const Error& error) { fail(destination_failure(error)); };
   auto pages = std::make_unique<Pages>(ram_, out, std::move(out_links_));
   {
     const std::lock_guard lock(mutex_);
-    receiver_ = std::move(receiver);
+    receiver_ = std::move(*receiver);
     pages_ = std::move(pages);
   }
   check();  // fail() may have come before it could reach these two
@@ -257,7 +296,7 @@ void Relay::check() const {
 
 template <class T>
 Result<T> Relay::at_destination(Result<T> result) {
-  if (!result) fail(Failure(result.error(), "destination"));
+  if (!result) fail(destination_failure(result.error()));
   return result;
 }
 

@@ -51,6 +51,7 @@ class Relay {
   void forward();
   void take(const multifd::qemu::Element& element);
   void open_channels();
+  void check_silence();
   program::StackOptions out_options() const;
   void close_epoch(const multifd::qemu::Element& element);
   void forward_return_path() noexcept;
@@ -77,6 +78,7 @@ class Relay {
   multifd::qemu::StreamEnd stream_end_;
   bool description_missing_ = false;  ///< the stream's last byte was a NUL
   std::uint64_t epochs_ = 0;
+  unsigned silent_seconds_ = 0;  ///< since the last byte
   std::thread return_path_;
 
   mutable std::mutex mutex_;

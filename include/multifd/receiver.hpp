@@ -127,6 +127,10 @@ class Receiver {
     return stats;
   }
 
+  /// How many channels have ended in order. For who knows from a main stream that more must come: a source that gives up
+  /// may leave nothing else to be seen. Threads: any.
+  unsigned ended_channels() const noexcept { return state_->shared.barrier->ended(); }
+
   /// Which pages packets have announced so far, as bytes or as zero; after finish(): which have arrived. Not kept with a
   /// PacketHook. Threads: any.
   const ReceivedPages& received() const noexcept { return state_->shared.received; }

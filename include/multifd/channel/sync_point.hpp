@@ -125,6 +125,12 @@ class SyncPoint {
     changed_.notify_all();
   }
 
+  /// Channels that have ended.
+  unsigned ended() const noexcept {
+    const std::lock_guard lock(mutex_);
+    return left_;
+  }
+
   std::uint64_t epochs() const noexcept {
     const std::lock_guard lock(mutex_);
     return epochs_;

@@ -84,6 +84,9 @@ class Newcomers {
     }
   }
 
+  /// Whether somebody has connected who has not said anything yet.
+  bool pending() const noexcept { return !links_.empty(); }
+
  private:
   static constexpr std::size_t most = 512;  ///< beyond 255 channels: nobody fills the process with silent connections
 
@@ -142,6 +145,14 @@ inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, 
       continue;
     }
     if (is_first) deadline = detail::deadline_after(options.timeout);
+  }
+  // Who has connected by now and not spoken yet may be a channel too many, whose pages would be missed.
+  for (const auto soon = detail::deadline_after(std::chrono::milliseconds(200)); newcomers.pending();) {
+    auto next = newcomers.next(soon, interrupt);
+    if (!next && next.error().code == Errc::timed_out) break;
+    if (!next) return std::unexpected(next.error());
+    if (next->second == magic.channel) return fail(Errc::too_many_channels, Stage::accept, "accept", links.size() + 1);
+    if (options.on_stranger) options.on_stranger(next->second.value_or(0));
   }
   return SourceLinks{std::move(*main), std::move(links)};
 }
