@@ -267,7 +267,12 @@ TEST_CASE(
 
 TEST_CASE("All channels may end when nobody waits") {
   const auto point = make(3, Barrier::manual);
-  for (const std::uint32_t channel : {1u, 0u, 2u}) CHECK(point->leave(channel));
+  unsigned ended = 0;
+  for (const std::uint32_t channel : {1u, 0u, 2u}) {
+    CHECK(point->ended() == ended++);
+    CHECK(point->leave(channel));
+  }
+  CHECK(point->ended() == 3);
   CHECK(point->end());
 }
 

@@ -362,6 +362,64 @@ TEST_CASE("A channel more than expected is an error, which does not wait for the
   }
 }
 
+TEST_CASE("Who has connected and not spoken when all are there is waited for a moment: it may be a channel too many") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    std::vector<std::uint32_t> strangers;
+    const AcceptSourceOptions options{.on_stranger = [&](std::uint32_t first) { strangers.push_back(first); }};
+    // What the last one says after a moment, and what becomes of that.
+    for (const std::string_view text : {channel_says, main_says, std::string_view("GET / HTTP/1.1\r\n")}) {
+      CAPTURE(text);
+      strangers.clear();
+      FdTransport late = destination.connect();
+      std::vector<FdTransport> links;
+      for (unsigned connection = 0; connection <= source_channels; ++connection)
+        links.push_back(destination.connect(greeting(connection)));
+      auto accepted = destination.accept(source_channels, options);
+      CHECK(accepted.wait_for(30ms) == std::future_status::timeout);
+      say(late, text);
+      if (text == channel_says) {
+        const Error error = error_of(accepted.get());
+        CHECK(error.code == Errc::too_many_channels);
+        CHECK(error.detail == source_channels + 1);
+        for (FdTransport& link : links) CHECK(is_closed(link));
+      } else {
+        check_accepted(accepted.get());
+        CHECK(strangers == std::vector{text == main_says ? magic.main : http});
+      }
+      CHECK(is_closed(late));
+    }
+    // Nobody is there: nothing to wait for.
+    long long quickest = 1000;
+    for (int run = 0; run < 5; ++run) {
+      std::vector<FdTransport> links;
+      for (unsigned connection = 0; connection <= source_channels; ++connection)
+        links.push_back(destination.connect(greeting(connection)));
+      const test::Stopwatch time;
+      check_accepted(accept_source(destination.listener(), magic, source_channels));
+      quickest = std::min(quickest, time.ms());
+    }
+    CHECK(quickest < 150);
+  }
+}
+
+TEST_CASE("An Interrupt ends that moment, too") {
+  Destination destination(AddressKind::unix_socket);
+  auto interrupt = Interrupt::create();
+  REQUIRE(interrupt.has_value());
+  // The last one is seen when the source is whole, and the silent one is still waited for.
+  FdTransport silent = destination.connect();
+  FdTransport main = destination.connect(main_says);
+  FdTransport stranger = destination.connect("GET / HTTP/1.1\r\n");
+  FdTransport channel = destination.connect(channel_says);
+  FdTransport other = destination.connect("SSH-");
+  const auto source = accept_source(destination.listener(), magic, 1,
+                                    {.interrupt = &*interrupt, .on_stranger = [&](std::uint32_t first) {
+                                       if (first == 0x5353482d) interrupt->trigger();
+                                     }});
+  CHECK(error_of(source).code == Errc::cancelled);
+}
+
 TEST_CASE("refuse_more_channels finds channels that came behind the last one, also behind strangers") {
   for (const AddressKind kind : kinds) {
     Destination destination(kind);
