@@ -61,7 +61,12 @@ class Dump {
   Dump(const Settings& settings, program::QemuSource& source, const Interrupt& interrupt)
       : settings_(settings),
         source_(source),
-        main_(source.main(), settings.source, {.on_silence = [this] { check_channels(); }}),
+        main_(source.main(), settings.source,
+              {.on_silence =
+                   [this] {
+                     check_channels();
+                     return false;
+                   }}),
         on_signal_(interrupt, [this] { cancel(); }) {}
 
   /// Receives everything; throws the Failure that came first on any connection.
@@ -108,7 +113,7 @@ class Dump {
   void check_channels() const {
     if (main_.parser().ram_complete()) return;
     if (receiver_ ? receiver_->ended_channels() > 0 : source_.channel_has_ended())
-      throw Failure("the source has closed a channel in the middle of the migration, and says nothing more");
+      throw Failure("source: closed a channel in the middle of the migration, and says nothing more");
   }
 
   void take(const qemu::Element& element) {
@@ -140,7 +145,7 @@ class Dump {
       reply(qemu::encode_pong(wire::load_be<std::uint32_t>(element.data.data())));
   }
 
-  void reply(std::span<const std::byte> bytes) { need(write_all(source_.main(), bytes), "return path"); }
+  void reply(std::span<const std::byte> bytes) { need(write_all(source_.main(), bytes), "source: return path"); }
 
   void open_receiver() {
     std::map<std::string, int> taken;
@@ -154,6 +159,7 @@ class Dump {
         program::open_receiver(settings_.source.compression, ram_, source_.take_channels(),
                                {.uuid = settings_.source.uuid_check(),
                                 .first_packet = FirstPacket::sync,
+                                .hello_timeout = 2000ms,  // their first bytes are there
                                 // A device's state is no RAM: read past it.
                                 .on_device_state = {.take = [](const DeviceState&) { return Result<void>{}; }},
                                 .on_error = [this](const Error&) { source_.main().shutdown(); }});
@@ -211,28 +217,26 @@ class Dump {
                                   {"received_pages", received},
                                   {"zero_pages", summary.zero_pages}});
     }
-    for (Block& block : blocks_) block.file->keep();
     const std::string path = settings_.output + "/" + manifest_name;
-    program::write_json(path + ".part", manifest());
-    std::filesystem::rename(path + ".part", path);
+    try {
+      program::write_json(path + ".part", manifest());
+      for (Block& block : blocks_) block.file->keep();
+      std::filesystem::rename(path + ".part", path);
+    } catch (const std::exception& error) {
+      std::error_code ignored;
+      for (const Block& block : blocks_) std::filesystem::remove(settings_.output + "/" + block.file_name, ignored);
+      std::filesystem::remove(path + ".part", ignored);
+      throw Failure(error.what());
+    }
   }
 
   /// Tells the source that all is well, and waits for the end of the channels.
   void finish() {
-    if (main_.parser().return_path_open()) reply(qemu::encode_shut(0));
-    {
-      // The source closes its channels when it has completed; one that does not is not waited for without end.
-      Interrupt done = need(Interrupt::create());
-      std::thread limit([&] {
-        pollfd entry{.fd = done.native_handle(), .events = POLLIN, .revents = 0};
-        if (::poll(&entry, 1, 10'000) == 0) receiver_->cancel();
-      });
-      const auto finished = receiver_->finish();
-      done.trigger();
-      limit.join();
-      need(finished, "channels");
+    if (main_.parser().return_path_open()) {
+      reply(qemu::encode_shut(0));
+      need(source_.main().finish(), "source: return path");  // so that the answer arrives whatever happens to us
     }
-    source_.refuse_more_channels();
+    source_.finish(*receiver_);
   }
 
   json manifest() const {

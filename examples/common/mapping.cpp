@@ -93,7 +93,7 @@ void Mapping::populate() const {
 
 NewFile::NewFile(std::string path, std::uint64_t bytes)
     : path_(std::move(path)), part_(path_ + ".part"), mapping_(std::span<std::byte>{}) {
-  const Descriptor file(::open(part_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+  const Descriptor file(::open(part_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (file.get() < 0) fail(part_);
   try {
     // Room is reserved now: running out of it later would be a SIGBUS in a worker.

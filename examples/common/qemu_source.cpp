@@ -6,7 +6,9 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
+#include <thread>
 
 namespace program {
 namespace {
@@ -80,13 +82,31 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
         return std::move(*links);
       }()) {}
 
+void QemuSource::finish(AnyReceiver& receiver) {
+  constexpr auto limit = 10s;
+  Interrupt done = need(Interrupt::create());
+  std::atomic<bool> late = false;
+  std::thread watch([&] {
+    pollfd entry{.fd = done.native_handle(), .events = POLLIN, .revents = 0};
+    if (::poll(&entry, 1, static_cast<int>(std::chrono::milliseconds(limit).count())) != 0) return;
+    late = true;
+    receiver.cancel();
+  });
+  const auto finished = receiver.finish();
+  done.trigger();
+  watch.join();
+  if (late) throw Failure(fmt::format("source: did not close its channels within {} s after its end", limit.count()));
+  if (!finished) throw failure(finished.error());
+  refuse_more_channels();
+}
+
 void QemuSource::refuse_more_channels() {
   if (auto alone = multifd::refuse_more_channels(listener_, magic, accept_options_); !alone)
     throw failure(alone.error());
 }
 
 Failure QemuSource::failure(const Error& error) const {
-  std::string context;
+  std::string context = "source";
   if (error.code == Errc::wrong_compression)
     context = fmt::format("the source compresses with {}, this side expects {}", method_name(error.detail),
                           options_.compression);
@@ -119,20 +139,23 @@ std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
     auto element = parser_.next();
     if (!element)
       throw Failure(element.error(), parser_.subject().empty()
-                                         ? "main stream"
-                                         : fmt::format("main stream: \"{}\"", printable(parser_.subject())));
+                                         ? "source: main stream"
+                                         : fmt::format("source: main stream: \"{}\"", printable(parser_.subject())));
     if (*element) return **element;
     if (hooks_.before_wait) hooks_.before_wait();
     pollfd entry{.fd = link_.native_handle(), .events = POLLIN, .revents = 0};
-    for (auto left = idle; ::poll(&entry, 1, static_cast<int>(std::min(left, 1000ms).count())) == 0;) {
+    for (auto left = idle;;) {
+      const int ready = ::poll(&entry, 1, static_cast<int>(std::min<std::chrono::milliseconds>(left, 1000ms).count()));
+      if (ready > 0) break;
+      if (ready < 0) continue;  // a signal, which another thread handles
       if (left <= 1000ms) return std::nullopt;
       if (left != no_timeout) left -= 1000ms;
-      if (hooks_.on_silence) hooks_.on_silence();
+      if (hooks_.on_silence && hooks_.on_silence()) return std::nullopt;
     }
     const iovec room = mutable_buffer(parser_.room());
-    const std::size_t got = need(link_.read_some(std::span(&room, 1)), "main stream");
+    const std::size_t got = need(link_.read_some(std::span(&room, 1)), "source: main stream");
     if (got == 0) {
-      need(parser_.finish(), "main stream: the source has gone");
+      need(parser_.finish(), "source: has gone");
       ended_ = true;
       return std::nullopt;
     }

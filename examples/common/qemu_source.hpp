@@ -40,6 +40,10 @@ class QemuSource {
   multifd::FdTransport& main() noexcept { return links_.main; }
   std::vector<multifd::FdTransport> take_channels() { return std::move(links_.channels); }
 
+  /// AnyReceiver::finish() when all of RAM is there. A source that has completed closes its channels; one that does not
+  /// is not waited for without end. Throws Failure.
+  void finish(AnyReceiver& receiver);
+
   /// Throws Failure if the source has opened more channels than it should have.
   void refuse_more_channels();
 
@@ -61,11 +65,12 @@ class MainStream {
  public:
   struct Hooks {
     std::function<void()> before_wait{};  ///< before each wait for the source: for what is to be sent on by then
-    std::function<void()> on_silence{};   ///< after each second in which nothing came; may throw
+    /// After each second in which nothing came; true ends the wait. May throw.
+    std::function<bool()> on_silence{};
   };
   MainStream(multifd::FdTransport& link, const SourceOptions& options, Hooks hooks);
 
-  /// The next element; none at the end of the connection, or when nothing has come for `idle`.
+  /// The next element; none at the end of the connection, when nothing has come for `idle`, or as Hooks::on_silence says.
   std::optional<multifd::qemu::Element> next(std::chrono::milliseconds idle = multifd::no_timeout);
   /// Whether the source has closed the connection.
   bool ended() const noexcept { return ended_; }

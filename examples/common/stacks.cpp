@@ -43,6 +43,7 @@ Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compressio
                                                     .barrier = Barrier::manual,
                                                     .destination = DestinationMemory::zeroed,
                                                     .first_packet = options.first_packet,
+                                                    .hello_timeout = options.hello_timeout,
                                                     .on_packet = std::move(options.on_packet),
                                                     .on_device_state = std::move(options.on_device_state),
                                                     .on_error = std::move(options.on_error)});

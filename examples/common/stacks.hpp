@@ -136,6 +136,7 @@ std::unique_ptr<AnySender> open_sender(const StackOptions& options, const multif
 struct ReceiveOptions {
   multifd::UuidCheck uuid{};
   multifd::FirstPacket first_packet = multifd::FirstPacket::any;
+  std::chrono::milliseconds hello_timeout{10'000};
   multifd::PacketHook on_packet{};
   multifd::DeviceStateHook on_device_state{};
   multifd::ErrorHook on_error{};

@@ -50,13 +50,15 @@ Relay::Relay(const Settings& settings, program::QemuSource& source, const Interr
                  [this] {
                    if (writer_) writer_->flush();
                  },
-             .on_silence = [this] { check_silence(); }}),
+             .on_silence = [this] { return give_up_on_silence(); }}),
       ram_(settings.source.page_size),
+      interrupt_(interrupt),
       return_path_ended_(need(Interrupt::create())),
       on_signal_(interrupt, [this] { fail(Failure("cancelled by a signal")); }) {}
 
 Relay::~Relay() {
   if (return_path_.joinable()) return_path_.join();
+  const std::lock_guard stopped(stopping_);
 }
 
 json Relay::run() {
@@ -79,7 +81,7 @@ json Relay::run() {
 void Relay::connect() {
   const Address address = program::address_of(settings_.connect, "--connect");
   const std::chrono::seconds limit(settings_.source.timeout_s);
-  const SocketOptions options{.connect_timeout = limit};
+  const SocketOptions options{.connect_timeout = limit, .interrupt = &interrupt_};
   // Whoever takes no byte for so long will not take any.
   const auto limit_writes = [&](const FdTransport& link) {
     const timeval limit_value{.tv_sec = limit.count(), .tv_usec = 0};
@@ -99,14 +101,18 @@ void Relay::connect() {
 }
 
 void Relay::forward() {
-  while (!main_.ended()) {
-    if (const auto element = main_.next()) take(*element);
+  while (const auto element = main_.next()) {
+    silent_seconds_ = 0;
+    take(*element);
     check();
   }
+  check();
   writer_->flush();
   if (!stream_end_.complete() && !description_missing_) throw Failure("source: ended inside the devices' state");
   if (main_.parser().return_path_open() && !confirmed_)
     throw Failure("source: closed the main connection before the destination had confirmed");
+  if (!stream_end_.complete())
+    fmt::print(stderr, "the source's stream ends without a VM description: only the destination knows whether it is whole\n");
   all_forwarded_ = true;
 }
 
@@ -122,7 +128,7 @@ void Relay::take(const qemu::Element& element) {
       stream_end_.feed(element.data);
       description_missing_ = element.data.back() == std::byte{0};
       // The destination may answer, and close, as soon as it has the last byte.
-      if (stream_end_.complete() || description_missing_) all_forwarded_ = true;
+      all_forwarded_ = stream_end_.complete() || description_missing_;
       break;
     default: break;
   }
@@ -134,17 +140,18 @@ void Relay::take(const qemu::Element& element) {
   if (element.kind == ElementKind::block && main_.parser().block_list_complete()) open_channels();
 }
 
-/// Once a second while the source is silent: what will never come is not waited for.
-void Relay::check_silence() {
+/// Once a second while the source is silent: what will never come is not waited for. Returns whether the source need not
+/// be waited for any more.
+bool Relay::give_up_on_silence() {
+  ++silent_seconds_;
+  if (confirmed_) return silent_seconds_ > 10;  // it has its answer and keeps the connection nevertheless
   if (!main_.parser().ram_complete()) {
     if (receiver_ ? receiver_->ended_channels() > 0 : source_.channel_has_ended())
-      throw Failure("the source has closed a channel in the middle of the migration, and says nothing more");
-  } else if (all_forwarded_ && !confirmed_ && ++silent_seconds_ > 2 * settings_.source.timeout_s) {
-    throw Failure(
-        fmt::format("destination: has not confirmed {} s after the last byte. Does it expect more channels "
-                    "than --out-channels?",
-                    silent_seconds_));
+      throw Failure("source: closed a channel in the middle of the migration, and says nothing more");
+  } else if (all_forwarded_ && silent_seconds_ > 300) {
+    throw Failure("destination: has not confirmed 300 s after the last byte");
   }
+  return false;
 }
 
 /// The blocks are known: the channels on both sides can begin.
@@ -167,13 +174,19 @@ void Relay::open_channels() {
       program::open_receiver(settings_.source.compression, ram_, source_.take_channels(),
                              {.uuid = settings_.source.uuid_check(),
                               .first_packet = FirstPacket::sync,  // so nothing is taken before the sender is there
+                               .hello_timeout = 2000ms,  // their first bytes are there
                               .on_packet = take_packet,
-                              .on_device_state = {.take = take_device},
+                              // Several wait in the sender at once; VFIO's have 1 MiB.
+                              .on_device_state = {.take = take_device, .limit_bytes = 4 * 1024 * 1024},
                               .on_error = [this](const Error& error) { fail(source_.failure(error)); }});
   if (!receiver) throw source_.failure(receiver.error());
   program::StackOptions out = out_options();
   out.uuid = (*receiver)->peer_uuid();
-  out.on_error = [this](const Error& error) { fail(destination_failure(error)); };
+  out.on_error = [this](const Error& error) {
+    // A destination that has confirmed may close its channels before we do.
+    if (confirmed_ && error.code == Condition::peer_gone) return;
+    fail(destination_failure(error));
+  };
   auto pages = std::make_unique<Pages>(ram_, out, std::move(out_links_));
   {
     const std::lock_guard lock(mutex_);
@@ -230,15 +243,20 @@ void Relay::copy_return_path() {
   for (;;) {
     const auto message = need(parser.next(), "destination: return path");
     if (message) {
-      // Before the source has it: it may close its connections at once.
-      if (message->type == qemu::return_shut && message->value == 0) confirmed_ = true;
+      if (message->type == qemu::return_shut) {
+        // Not sent on: the source learns it from its connections, which are about to be reset.
+        if (message->value != 0)
+          throw Failure(fmt::format("destination: says that it failed (SHUT {})", message->value));
+        if (!all_forwarded_) throw Failure("destination: confirmed before it had everything");
+        confirmed_ = true;  // before the source has it, which may close its connections at once
+      }
       need(write_all(source_.main(), message->bytes), "source: return path");
-      if (message->type == qemu::return_shut && message->value != 0)
-        throw Failure(fmt::format("destination: says that it failed (SHUT {})", message->value));
       continue;
     }
     const iovec room = mutable_buffer(parser.room());
-    const std::size_t got = need(destination_->read_some(std::span(&room, 1)), "destination: main connection");
+    const auto read = destination_->read_some(std::span(&room, 1));
+    if (!read && confirmed_) return;
+    const std::size_t got = need(read, "destination: main connection");
     if (got == 0) {
       if (all_forwarded_ || confirmed_) return;
       throw Failure("destination: closed the main connection in the middle of the migration");
@@ -250,35 +268,28 @@ void Relay::copy_return_path() {
 /// Everything is forwarded and the source is content: ends the streams in order, and waits for the destination's end.
 void Relay::finish() {
   pollfd ended{.fd = return_path_ended_.native_handle(), .events = POLLIN, .revents = 0};
-  {
-    // The source closes its channels when it has completed; one that does not is not waited for without end.
-    Interrupt done = need(Interrupt::create());
-    std::thread limit([&] {
-      pollfd entry{.fd = done.native_handle(), .events = POLLIN, .revents = 0};
-      if (::poll(&entry, 1, 10'000) == 0) receiver_->cancel();
-    });
-    const auto finished = receiver_->finish();
-    done.trigger();
-    limit.join();
-    if (!finished) throw source_.failure(finished.error());
-  }
-  source_.refuse_more_channels();
+  source_.finish(*receiver_);
   // A destination that has confirmed may have closed its end already.
   if (auto closed = pages_->sender().close(); !closed && closed.error().code != Condition::peer_gone)
     throw Failure(closed.error(), "destination");
   if (auto closed = destination_->finish(); !closed && closed.error().code != Condition::peer_gone)
     throw Failure(closed.error(), "destination");
-  // Without a return path this is all that says it has loaded everything.
-  if (::poll(&ended, 1, 30'000) == 0) throw Failure("destination: did not end within 30 s after the last byte");
+  if (::poll(&ended, 1, 30'000) == 0) {
+    // Without a return path this is all that says it has loaded everything.
+    if (!confirmed_) throw Failure("destination: did not end within 30 s after the last byte");
+    destination_->shutdown();
+  }
 }
 
 void Relay::fail(const Failure& failure) noexcept {
   program::AnyReceiver* receiver = nullptr;
   Pages* pages = nullptr;
+  std::unique_lock<std::mutex> stopping;
   {
     const std::lock_guard lock(mutex_);
     if (failure_) return;
     failure_ = failure;
+    stopping = std::unique_lock(stopping_);
     source_.main().shutdown();
     if (destination_) destination_->shutdown();
     receiver = receiver_.get();

@@ -51,7 +51,7 @@ class Relay {
   void forward();
   void take(const multifd::qemu::Element& element);
   void open_channels();
-  void check_silence();
+  bool give_up_on_silence();
   program::StackOptions out_options() const;
   void close_epoch(const multifd::qemu::Element& element);
   void forward_return_path() noexcept;
@@ -78,10 +78,12 @@ class Relay {
   multifd::qemu::StreamEnd stream_end_;
   bool description_missing_ = false;  ///< the stream's last byte was a NUL
   std::uint64_t epochs_ = 0;
-  unsigned silent_seconds_ = 0;  ///< since the last byte
+  unsigned silent_seconds_ = 0;  ///< since the source's last byte
   std::thread return_path_;
 
+  const multifd::Interrupt& interrupt_;
   mutable std::mutex mutex_;
+  std::mutex stopping_;  ///< held by who is closing everything: nothing may be destroyed meanwhile
   std::optional<program::Failure> failure_;
   std::unique_ptr<Pages> pages_;
   std::unique_ptr<program::AnyReceiver> receiver_;  // behind pages_, which its threads use until it is gone

@@ -7,6 +7,7 @@
 
 #include <sys/epoll.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
@@ -141,6 +142,10 @@ inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, 
     } else if (first == magic.channel) {
       return fail(Errc::too_many_channels, Stage::accept, "accept", links.size() + 1);
     } else {
+      // A source's connection that breaks before its first bytes looks like a stranger's. The others are there at once,
+      // so nobody is kept waiting for one that will not come.
+      const bool broken = !first && (main || !links.empty());
+      if (broken) deadline = std::min(deadline, detail::deadline_after(std::chrono::seconds(2)));
       if (options.on_stranger) options.on_stranger(first.value_or(0));
       continue;
     }
@@ -157,22 +162,25 @@ inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, 
   return SourceLinks{std::move(*main), std::move(links)};
 }
 
-/// Looks, without waiting, whether a source has opened more channels than were expected: pages would be missing that
+/// Looks, for at most 200 ms, whether a source has opened more channels than were expected: pages would be missing that
 /// travel on them. A source has connected all of them before its first epoch ends. Closes strangers.
 ///
 /// Errors: too_many_channels; errno.
 inline Result<void> refuse_more_channels(Listener& listener, SourceMagic magic,
                                          const AcceptSourceOptions& options = {}) {
   const Interrupt* const interrupt = options.interrupt ? options.interrupt : listener.interrupt();
-  for (;;) {
+  // Strangers share the time and have a number, so that they cannot hold up a migration.
+  const detail::Clock::time_point deadline = detail::deadline_after(std::chrono::milliseconds(200));
+  for (unsigned looked_at = 0; looked_at < 512; ++looked_at) {
     auto link = listener.accept(std::chrono::milliseconds(0), interrupt);
     if (!link && link.error().code == Errc::timed_out) return {};
     if (!link) return std::unexpected(link.error());
     // A channel says hello as soon as it is connected; closing one that is late fails its source, too.
-    const auto first = peek_magic(*link, std::chrono::milliseconds(200), interrupt);
+    const auto first = peek_magic(*link, std::chrono::milliseconds(detail::poll_timeout(deadline)), interrupt);
     if (first && *first == magic.channel) return fail(Errc::too_many_channels, Stage::accept, "accept");
     if (options.on_stranger) options.on_stranger(first ? *first : 0);
   }
+  return {};
 }
 
 }  // namespace multifd

@@ -5,8 +5,8 @@
 // socket.hpp.
 //
 // The one subtle thing is the end. A stream that is cut in the middle must not look to the peer as if it had
-// ended in order, so on TCP a shutdown(), and a destructor without finish(), reset the connection instead of
-// closing it.
+// ended in order, so on TCP a shutdown(), a destructor without finish(), and the death of the process reset the
+// connection instead of closing it.
 #pragma once
 
 #include <fcntl.h>
@@ -153,8 +153,9 @@ class FdTransport {
     if (fd_.get() < 0) return fail(Errc::already_closed, Stage::close, "finish");
     if (kind_ == Kind::file) {
       if (::close(fd_.release()) != 0) return fail_errno(Stage::close, "close");
-    } else if (::shutdown(fd_.get(), SHUT_WR) != 0) {
-      return fail_errno(Stage::close, "finish");
+    } else {
+      if (kind_ == Kind::tcp) reset_on_close(false);
+      if (::shutdown(fd_.get(), SHUT_WR) != 0) return fail_errno(Stage::close, "finish");
     }
     finished_ = true;
     return {};
@@ -181,7 +182,9 @@ class FdTransport {
   enum class Kind : unsigned char { tcp, socket, file };
 
   FdTransport(detail::UniqueFd fd, Kind kind, std::optional<Interrupt> cut) noexcept
-      : fd_(std::move(fd)), cut_(std::move(cut)), kind_(kind) {}
+      : fd_(std::move(fd)), cut_(std::move(cut)), kind_(kind) {
+    if (kind_ == Kind::tcp) reset_on_close(true);  // from now on: a process that is killed closes without asking us
+  }
 
   static msghdr as_message(std::span<const iovec> buffers) noexcept {
     msghdr message{};
@@ -228,7 +231,7 @@ class FdTransport {
     // Linux 6.5, 6.6 and their contemporaries refuse with EBUSY while another thread blocks in the socket.
     // Then end the blocked reader first, which sends nothing, and try again when it has left.
     if (errno != EBUSY) return false;
-    reset_on_close();
+    reset_on_close(true);
     ::shutdown(fd_.get(), SHUT_RD);
     for (int attempt = 0; attempt < 50; ++attempt) {
       if (disconnect()) return true;
@@ -237,13 +240,13 @@ class FdTransport {
     return false;  // a blocked writer: its data is in front of the FIN, and the reset follows on close
   }
 
-  void reset_on_close() noexcept {
-    const linger hard{.l_onoff = 1, .l_linger = 0};
-    ::setsockopt(fd_.get(), SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+  void reset_on_close(bool reset) noexcept {
+    const linger value{.l_onoff = reset ? 1 : 0, .l_linger = 0};
+    ::setsockopt(fd_.get(), SOL_SOCKET, SO_LINGER, &value, sizeof value);
   }
 
   void close() noexcept {
-    if (fd_.get() >= 0 && kind_ == Kind::tcp && !finished_) reset_on_close();
+    if (fd_.get() >= 0 && kind_ == Kind::tcp && !finished_) reset_on_close(true);
     fd_.reset();
   }
 
