@@ -112,7 +112,8 @@ void Relay::forward() {
   if (main_.parser().return_path_open() && !confirmed_)
     throw Failure("source: closed the main connection before the destination had confirmed");
   if (!stream_end_.complete())
-    fmt::print(stderr, "the source's stream ends without a VM description: only the destination knows whether it is whole\n");
+    fmt::print(stderr,
+               "the source's stream ends without a VM description: only the destination knows whether it is whole\n");
   all_forwarded_ = true;
 }
 
@@ -174,7 +175,7 @@ void Relay::open_channels() {
       program::open_receiver(settings_.source.compression, ram_, source_.take_channels(),
                              {.uuid = settings_.source.uuid_check(),
                               .first_packet = FirstPacket::sync,  // so nothing is taken before the sender is there
-                               .hello_timeout = 2000ms,  // their first bytes are there
+                              .hello_timeout = 2000ms,            // their first bytes are there
                               .on_packet = take_packet,
                               // Several wait in the sender at once; VFIO's have 1 MiB.
                               .on_device_state = {.take = take_device, .limit_bytes = 4 * 1024 * 1024},
