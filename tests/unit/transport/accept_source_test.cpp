@@ -420,6 +420,32 @@ TEST_CASE("An Interrupt ends that moment, too") {
   CHECK(error_of(source).code == Errc::cancelled);
 }
 
+TEST_CASE("A connection of a source that breaks before its first bytes is not waited for long, a stranger's is") {
+  // Both at once: each takes its time.
+  Destination broken(AddressKind::unix_socket), whole(AddressKind::unix_socket);
+  std::vector<FdTransport> links;
+  links.push_back(broken.connect(main_says));
+  links.push_back(broken.connect(channel_says));
+  links.push_back(broken.connect("\x11\x22"));
+  REQUIRE(links.back().finish().has_value());
+  const test::Stopwatch time;
+  auto missing = broken.accept(source_channels, {.timeout = 20s});
+  // Before anything of a source is there, whoever breaks off is none of it.
+  links.push_back(whole.connect());
+  REQUIRE(links.back().finish().has_value());
+  links.push_back(whole.connect(greeting(0)));
+  auto accepted = whole.accept(source_channels, {.timeout = 20s});
+  const Error error = error_of(missing.get());
+  CHECK(error.code == Errc::timed_out);
+  CHECK(error.detail == 1);
+  CHECK(time.ms() >= 1900);
+  CHECK(time.ms() < 8000);
+  CHECK(accepted.wait_for(300ms) == std::future_status::timeout);
+  for (unsigned connection = 1; connection <= source_channels; ++connection)
+    links.push_back(whole.connect(greeting(connection)));
+  check_accepted(accepted.get());
+}
+
 TEST_CASE("refuse_more_channels finds channels that came behind the last one, also behind strangers") {
   for (const AddressKind kind : kinds) {
     Destination destination(kind);
@@ -449,6 +475,20 @@ TEST_CASE("refuse_more_channels finds channels that came behind the last one, al
     CHECK(error_of(refuse_more_channels(destination.listener(), magic, options)).code == Errc::too_many_channels);
     CHECK(strangers == std::vector<std::uint32_t>{0, 0});
     for (FdTransport* link : {&silent, &ended, &extra}) CHECK(is_closed(*link));
+
+    // Silent ones share the time.
+    std::vector<FdTransport> crowd;
+    for (int i = 0; i < 5; ++i) crowd.push_back(destination.connect());
+    const test::Stopwatch shared;
+    CHECK(refuse_more_channels(destination.listener(), magic).has_value());
+    CHECK(shared.ms() >= 150);
+    CHECK(shared.ms() < 800);
+    for (FdTransport& link : crowd) CHECK(is_closed(link));
+    // Whoever has spoken is heard also when the time is over.
+    crowd.clear();
+    crowd.push_back(destination.connect());
+    crowd.push_back(destination.connect(channel_says));
+    CHECK(error_of(refuse_more_channels(destination.listener(), magic)).code == Errc::too_many_channels);
 
     // It has connected, but its hello takes a moment.
     FdTransport late = destination.connect();
