@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <limits>
 #include <thread>
 
 namespace program {
@@ -121,11 +120,13 @@ Failure QemuSource::failure(const Error& error) const {
   return Failure(error, context);
 }
 
-bool QemuSource::channel_has_ended() const {
-  return std::ranges::any_of(links_.channels, [](const FdTransport& link) {
+void QemuSource::check_channels(const AnyReceiver* receiver) const {
+  const auto has_ended = [](const FdTransport& link) {
     pollfd entry{.fd = link.native_handle(), .events = POLLRDHUP, .revents = 0};
     return ::poll(&entry, 1, 0) == 1;
-  });
+  };
+  if (receiver != nullptr ? receiver->ended_channels() > 0 : std::ranges::any_of(links_.channels, has_ended))
+    throw Failure("source: closed a channel in the middle of the migration, and says nothing more");
 }
 
 MainStream::MainStream(FdTransport& link, const SourceOptions& options, Hooks hooks)

@@ -47,8 +47,11 @@ class QemuSource {
   /// Throws Failure if the source has opened more channels than it should have.
   void refuse_more_channels();
 
-  /// Whether a channel that nobody has taken yet is at its end.
-  bool channel_has_ended() const;
+  /// For a silent main connection ahead of RAM's end: a source that fails can leave it open without a word, and then
+  /// only its channels tell. Throws Failure if one of them has ended.
+  ///
+  /// `receiver`: who has taken the channels; null as long as nobody has.
+  void check_channels(const AnyReceiver* receiver) const;
 
   /// A failure in words, with what this side expects where a code alone does not say it.
   Failure failure(const multifd::Error& error) const;

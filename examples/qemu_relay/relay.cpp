@@ -147,8 +147,7 @@ bool Relay::give_up_on_silence() {
   ++silent_seconds_;
   if (confirmed_) return silent_seconds_ > 10;  // it has its answer and keeps the connection nevertheless
   if (!main_.parser().ram_complete()) {
-    if (receiver_ ? receiver_->ended_channels() > 0 : source_.channel_has_ended())
-      throw Failure("source: closed a channel in the middle of the migration, and says nothing more");
+    source_.check_channels(receiver_.get());
   } else if (all_forwarded_ && silent_seconds_ > 300) {
     throw Failure("destination: has not confirmed 300 s after the last byte");
   }
