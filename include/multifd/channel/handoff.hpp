@@ -1,23 +1,26 @@
 // SPDX-License-Identifier: MIT
 //
-// How batches pass from the producer to the channels' workers and back. Per channel a pair of wait-free rings:
+// How batches pass from the producer to the channels' workers and back.
 //
-//   producer --- full batches --->  worker c      put() gives a full batch and takes an empty one: a swap
-//            <--- empty batches ---
+//   producer --> one shared ring of full batches --> whichever worker is free       put() swaps a full batch
+//            <-- a ring of empty ones per worker <--                                for an empty one
 //
-// A SYNC takes no place in a ring. An epoch is a number: every batch carries its own, close_epoch() raises the count
-// of closed ones, and a worker writes its SYNC when it sees an epoch closed and no batch of that epoch in its ring.
-// That order holds because the producer puts all batches of an epoch before it closes it, and the worker looks at
-// the count before it looks at its ring. So closing an epoch never waits, however slow a channel is.
+// So a slow channel holds one batch and stalls nobody. A SYNC takes no place in the ring. An epoch is a number: every
+// batch carries its own, close_epoch() raises the count of closed ones, and a worker writes its SYNC when it sees an
+// epoch closed and the ring's first batch, if there is one, of a later epoch. That order holds because the producer
+// puts all batches of an epoch before it closes it, and the worker looks at the count before it looks at the ring. So
+// closing an epoch never waits, however slow a channel is.
 //
-// Waking a sleeping thread costs more than a batch (LIMITS.md), so threads are woken seldom: a worker when two
-// batches wait for it or the producer flushes; the producer when a quarter of all batches came back, or as many as
-// one channel has.
+// Waking a sleeping thread costs more than a batch (LIMITS.md), so threads are woken seldom: a worker when two batches
+// wait, or the producer flushes, and no other worker is looking for work already; one that finds work wakes the next
+// if there is more; the producer when half of all batches came back.
 #pragma once
 
-#include <algorithm>
+#include <array>
 #include <atomic>
+#include <bit>
 #include <boost/lockfree/spsc_queue.hpp>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -77,25 +80,28 @@ class BatchHandoff {
   /// The batch that the producer starts with.
   PageBatch* first_batch() noexcept { return &batches_[0]; }
 
-  /// Gives a full batch to some channel that has room and takes an empty one; null when stopped.
+  /// Gives a full batch to the channels and takes an empty one; null when stopped.
   ///
   /// `waited` is called once before the producer goes to sleep, and once after.
   template <class Waited>
   PageBatch* put(PageBatch* full, Waited&& waited) noexcept {
-    full->epoch = closed_.load(std::memory_order_relaxed);  // own variable: the producer is its only writer
-    bool slept = false;
-    for (;;) {
-      if (stopped_.load(std::memory_order_acquire)) return nullptr;
-      const std::uint32_t returned = returned_.load(std::memory_order_seq_cst);
-      if (PageBatch* empty = try_put(full)) {
-        if (slept) waited();
-        return empty;
+    if (stopped_.load(std::memory_order_acquire)) return nullptr;
+    // Own variable: the producer is its only writer.
+    push(full, closed_.load(std::memory_order_relaxed));
+    if (free_count_ == 0 && !collect()) {
+      wake_searcher();  // everything is queued: not all may sleep while the producer does
+      for (unsigned i = 0; i < spins && free_count_ == 0; ++i) {
+        spin_pause();
+        if (has_returned()) collect();
       }
-      if (!slept) waited();
-      slept = true;
-      wake_all();  // everything is queued: nobody may sleep on a batch while the producer does
-      sleep_until_room(returned);
+      for (bool slept = false; free_count_ == 0; slept = true) {
+        if (stopped_.load(std::memory_order_acquire)) return nullptr;
+        if (!slept) waited();
+        sleep_until_room();
+        if (collect()) waited();
+      }
     }
+    return free_[--free_count_];
   }
 
   /// Ends the current epoch; returns its number. The caller has put() all batches of it.
@@ -107,7 +113,9 @@ class BatchHandoff {
   }
 
   /// Lets workers see batches that they were not woken for.
-  void flush() noexcept { wake_all(); }
+  void flush() noexcept {
+    if (has_batches()) wake_searcher();
+  }
 
   /// No more batches and epochs: workers drain what is there, then get Kind::finished.
   void finish() noexcept {
@@ -126,16 +134,22 @@ class BatchHandoff {
   Work take(unsigned channel) noexcept {
     Channel& mine = channels_[channel];
     for (;;) {
-      if (std::optional<Work> work = next_work(mine)) return *work;
-      for (unsigned i = 0; i < spins; ++i) {
-        spin_pause();
-        if (has_work(mine)) break;
+      if (std::optional<Work> work = next_work(mine)) {
+        if (mine.searching) stop_searching(mine);
+        return *work;
       }
-      const std::uint32_t ticket = mine.signal.load(std::memory_order_acquire);
-      mine.sleeping.store(true, std::memory_order_seq_cst);
-      // Dekker: the store above and the loads in has_work() against push and load in try_put() and wake().
-      if (!has_work(mine)) mine.signal.wait(ticket, std::memory_order_acquire);
-      mine.sleeping.store(false, std::memory_order_relaxed);
+      // One worker at a time looks out for work; more would only take its core from somebody who has some.
+      std::uint32_t nobody = 0;
+      if (!mine.searching) mine.searching = searching_.compare_exchange_strong(nobody, 1, std::memory_order_seq_cst);
+      if (mine.searching) {
+        bool found = false;
+        for (unsigned i = 0; i < spins && !found; ++i) {
+          spin_pause();
+          found = has_work(mine);
+        }
+        if (found) continue;
+      }
+      sleep(mine, channel);
     }
   }
 
@@ -143,7 +157,7 @@ class BatchHandoff {
   void give_back(unsigned channel, PageBatch* batch) noexcept {
     batch->clear();
     const bool fits = channels_[channel].empty.push(batch);
-    MULTIFD_ASSERT(fits);  // the ring holds every batch of the channel
+    MULTIFD_ASSERT(fits);  // the ring has room for every batch there is
     // seq_cst: counts the return before it looks whether the producer sleeps (Dekker with sleep_until_room).
     const std::uint32_t returned = returned_.fetch_add(1, std::memory_order_seq_cst) + 1;
     if (producer_sleeping_.load(std::memory_order_seq_cst) &&
@@ -154,51 +168,60 @@ class BatchHandoff {
   unsigned channels() const noexcept { return channel_count_; }
 
  private:
-  using Ring = boost::lockfree::spsc_queue<PageBatch*, boost::lockfree::capacity<max_depth>>;
   static constexpr unsigned spins = 100;
+  static constexpr std::size_t max_batches = std::size_t{max_depth} * wire::max_channels + 1;
 
   struct alignas(cache_line) Channel {
-    Ring full;                                                 ///< producer -> worker
-    Ring empty;                                                ///< worker -> producer
-    alignas(cache_line) std::atomic<std::uint32_t> pushed{0};  ///< written by the producer
+    /// Worker -> producer. Its room is address space that is touched as it is used.
+    boost::lockfree::spsc_queue<PageBatch*, boost::lockfree::capacity<max_batches>> empty;
     alignas(cache_line) std::atomic<std::uint32_t> signal{0};  ///< what the worker sleeps on
-    std::atomic<bool> sleeping{false};
     // The worker's own.
-    std::uint32_t taken = 0;
     std::uint64_t synced = 0;  ///< epochs whose SYNC this worker was told to write
+    bool searching = false;    ///< it is counted in searching_
   };
+
+  /// A place of the shared ring. Read before it is known to be still valid, hence atomic.
+  struct Slot {
+    std::atomic<PageBatch*> batch{nullptr};
+    std::atomic<std::uint64_t> epoch{0};
+  };
+
+  /// Workers that sleep, a bit each. Whoever takes a bit down wakes its worker, and has counted it as searching.
+  static constexpr unsigned sleeper_bits = 64;
+  static constexpr unsigned sleeper_words = wire::max_channels / sleeper_bits + 1;
 
   BatchHandoff(unsigned channels, unsigned depth) noexcept : channel_count_(channels), depth_(depth) {}
 
   bool allocate(std::size_t packet_pages) noexcept {
     const std::size_t count = batch_count();
+    const std::size_t places = std::bit_ceil(count);
     channels_.reset(new (std::nothrow) Channel[channel_count_]);
     batches_.reset(new (std::nothrow) PageBatch[count]);
+    free_.reset(new (std::nothrow) PageBatch*[count]);
+    ring_.reset(new (std::nothrow) Slot[places]);
     slots_.reset(new (std::nothrow) std::uint64_t[count * packet_pages]);
-    if (!channels_ || !batches_ || !slots_) return false;
+    if (!channels_ || !batches_ || !free_ || !ring_ || !slots_) return false;
+    ring_mask_ = places - 1;
     for (std::size_t i = 0; i < count; ++i)
       batches_[i] = PageBatch(std::span(slots_.get() + i * packet_pages, packet_pages));
-    for (std::size_t i = 1; i < count; ++i) channels_[(i - 1) / depth_].empty.push(&batches_[i]);
+    for (std::size_t i = count; i > 1; --i) free_[free_count_++] = &batches_[i - 1];
     return true;
   }
 
   std::size_t batch_count() const noexcept { return std::size_t{channel_count_} * depth_ + 1; }
 
-  /// Round robin over the channels that have room: a slow one is passed by.
-  PageBatch* try_put(PageBatch* full) noexcept {
-    for (unsigned i = 0; i < channel_count_; ++i) {
-      Channel& target = channels_[next_channel_];
-      next_channel_ = next_channel_ + 1 == channel_count_ ? 0 : next_channel_ + 1;
-      PageBatch* empty = nullptr;
-      if (!target.empty.pop(empty)) continue;
-      const bool fits = target.full.push(full);
-      MULTIFD_ASSERT(fits);
-      // seq_cst: the push before wake()'s look at `sleeping` (Dekker with take()).
-      target.pushed.store(target.pushed.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
-      if (target.full.write_available() + 2 <= max_depth) wake(target);
-      return empty;
-    }
-    return nullptr;
+  // The shared ring: one producer, many workers. It has a place for every batch, so it is never full, and a place is
+  // not written again before its batch was taken.
+
+  void push(PageBatch* full, std::uint64_t epoch) noexcept {
+    full->epoch = epoch;
+    const std::uint64_t tail = tail_.load(std::memory_order_relaxed);
+    Slot& slot = ring_[tail & ring_mask_];
+    slot.batch.store(full, std::memory_order_relaxed);
+    slot.epoch.store(epoch, std::memory_order_relaxed);
+    // seq_cst: the push before the look at searching_ (Dekker with sleep()). Also the release of the batch's content.
+    tail_.store(tail + 1, std::memory_order_seq_cst);
+    if (tail + 1 - head_.load(std::memory_order_relaxed) >= 2) wake_searcher();
   }
 
   std::optional<Work> next_work(Channel& mine) noexcept {
@@ -206,44 +229,103 @@ class BatchHandoff {
     // In this order: finished, then closed, then the ring. What was put before is seen when the later one is.
     const bool finished = finished_.load(std::memory_order_acquire);
     const std::uint64_t closed = closed_.load(std::memory_order_acquire);  // meets close_epoch()
-    if (mine.full.read_available() != 0) {
-      PageBatch* batch = mine.full.front();
-      if (batch->epoch > mine.synced) return Work{.kind = Work::Kind::sync, .epoch = mine.synced++};
-      mine.full.pop();
-      ++mine.taken;
-      return Work{.kind = Work::Kind::batch, .batch = batch, .epoch = batch->epoch};
+    std::uint64_t head = head_.load(std::memory_order_acquire);
+    while (head != tail_.load(std::memory_order_acquire)) {  // meets push()
+      const Slot& slot = ring_[head & ring_mask_];
+      PageBatch* const batch = slot.batch.load(std::memory_order_relaxed);
+      const bool mine_to_send = slot.epoch.load(std::memory_order_relaxed) <= mine.synced;
+      // What was read counts only if the batch was still there: if `head` has not moved.
+      if (!head_.compare_exchange_weak(head, head + mine_to_send, std::memory_order_acq_rel, std::memory_order_acquire))
+        continue;
+      if (!mine_to_send) return Work{.kind = Work::Kind::sync, .epoch = mine.synced++};
+      return Work{.kind = Work::Kind::batch, .batch = batch, .epoch = mine.synced};
     }
     if (closed > mine.synced) return Work{.kind = Work::Kind::sync, .epoch = mine.synced++};
     if (finished) return Work{.kind = Work::Kind::finished};
     return std::nullopt;
   }
 
-  bool has_work(const Channel& mine) const noexcept {
-    return mine.pushed.load(std::memory_order_seq_cst) != mine.taken ||
-           closed_.load(std::memory_order_seq_cst) > mine.synced || stopped_.load(std::memory_order_seq_cst) ||
-           finished_.load(std::memory_order_seq_cst);
+  bool has_batches() const noexcept {
+    // seq_cst: each caller has first said that it sleeps, or no longer searches (Dekker with push()).
+    return tail_.load(std::memory_order_seq_cst) != head_.load(std::memory_order_seq_cst);
   }
 
-  /// One system call per sleep, not per batch: whoever takes the flag down wakes.
-  void wake(Channel& channel) noexcept {
-    if (!channel.sleeping.load(std::memory_order_seq_cst)) return;
-    if (!channel.sleeping.exchange(false, std::memory_order_seq_cst)) return;
-    channel.signal.fetch_add(1, std::memory_order_release);  // meets the acquire in take()
-    channel.signal.notify_one();
+  bool has_work(const Channel& mine) const noexcept {
+    return has_batches() || closed_.load(std::memory_order_seq_cst) > mine.synced ||
+           stopped_.load(std::memory_order_seq_cst) || finished_.load(std::memory_order_seq_cst);
+  }
+
+  /// Found work: if there is more, somebody else should look for it.
+  void stop_searching(Channel& mine) noexcept {
+    mine.searching = false;
+    searching_.fetch_sub(1, std::memory_order_seq_cst);
+    flush();
+  }
+
+  void sleep(Channel& mine, unsigned channel) noexcept {
+    std::atomic<std::uint64_t>& sleepers = sleepers_[channel / sleeper_bits];
+    const std::uint64_t bit = std::uint64_t{1} << channel % sleeper_bits;
+    const std::uint32_t ticket = mine.signal.load(std::memory_order_acquire);
+    // Dekker: from here on it can be woken and does not count as searching; against push() or closed_ and the look at
+    // searching_ and sleepers_.
+    sleepers.fetch_or(bit, std::memory_order_seq_cst);
+    if (mine.searching) searching_.fetch_sub(1, std::memory_order_seq_cst);
+    mine.searching = false;
+    if (has_work(mine) && (sleepers.fetch_and(~bit, std::memory_order_seq_cst) & bit) != 0) return;
+    // Also when somebody has just taken the bit down: he is about to signal.
+    mine.signal.wait(ticket, std::memory_order_acquire);
+    mine.searching = true;
+  }
+
+  /// Wakes one sleeper, unless a worker is looking for work.
+  void wake_searcher() noexcept {
+    if (searching_.load(std::memory_order_seq_cst) != 0) return;
+    for (unsigned word = 0; word < sleeper_words; ++word) {
+      std::uint64_t asleep = sleepers_[word].load(std::memory_order_seq_cst);
+      while (asleep != 0) {
+        const std::uint64_t bit = asleep & (~asleep + 1);
+        asleep = sleepers_[word].fetch_and(~bit, std::memory_order_seq_cst);
+        if ((asleep & bit) != 0) return wake(word * sleeper_bits + static_cast<unsigned>(std::countr_zero(bit)));
+      }
+    }
   }
 
   void wake_all() noexcept {
-    for (unsigned i = 0; i < channel_count_; ++i) wake(channels_[i]);
+    for (unsigned word = 0; word < sleeper_words; ++word) {
+      std::uint64_t asleep = sleepers_[word].exchange(0, std::memory_order_seq_cst);
+      for (; asleep != 0; asleep &= asleep - 1)
+        wake(word * sleeper_bits + static_cast<unsigned>(std::countr_zero(asleep)));
+    }
   }
 
-  void sleep_until_room(std::uint32_t returned_before) noexcept {
+  /// For whoever has taken the sleeper's bit down.
+  void wake(unsigned channel) noexcept {
+    searching_.fetch_add(1, std::memory_order_seq_cst);
+    channels_[channel].signal.fetch_add(1, std::memory_order_release);  // meets the acquire in sleep()
+    channels_[channel].signal.notify_one();
+  }
+
+  /// Takes all batches that came back; whether there are any.
+  bool collect() noexcept {
+    for (unsigned i = 0; i < channel_count_; ++i) {
+      const std::size_t count = channels_[i].empty.pop(free_.get() + free_count_, batch_count() - free_count_);
+      collected_ += static_cast<std::uint32_t>(count);
+      free_count_ += count;
+    }
+    return free_count_ != 0;
+  }
+
+  /// Whether a batch waits to be collected. A worker counts it after it gave it back, so the difference may be negative.
+  bool has_returned() const noexcept {
+    return static_cast<std::int32_t>(returned_.load(std::memory_order_seq_cst) - collected_) > 0;
+  }
+
+  void sleep_until_room() noexcept {
     const std::uint32_t ticket = producer_signal_.load(std::memory_order_acquire);
-    // All batches were out when `returned_before` was read. One channel that moves returns all of its own, so more
-    // must not be waited for: the others may be stuck.
-    const std::uint32_t enough = std::max(1u, std::min(depth_, channel_count_ * depth_ / 4));
-    wake_at_.store(returned_before + enough, std::memory_order_relaxed);
+    // Every batch is out. A stuck channel holds one of them, so one channel that moves returns more than half.
+    wake_at_.store(collected_ + channel_count_ * depth_ / 2, std::memory_order_relaxed);
     producer_sleeping_.store(true, std::memory_order_seq_cst);
-    if (returned_.load(std::memory_order_seq_cst) == returned_before && !stopped_.load(std::memory_order_seq_cst))
+    if (!has_returned() && !stopped_.load(std::memory_order_seq_cst))
       producer_signal_.wait(ticket, std::memory_order_acquire);
     producer_sleeping_.store(false, std::memory_order_relaxed);
   }
@@ -266,15 +348,25 @@ class BatchHandoff {
   std::unique_ptr<Channel[]> channels_;
   std::unique_ptr<PageBatch[]> batches_;
   std::unique_ptr<std::uint64_t[]> slots_;
-  unsigned next_channel_ = 0;  ///< the producer's own
+  std::unique_ptr<Slot[]> ring_;
+  std::uint64_t ring_mask_ = 0;
 
+  // The producer's own.
+  std::unique_ptr<PageBatch*[]> free_;  ///< the last one in comes out first: it is still in cache
+  std::size_t free_count_ = 0;
+  std::uint32_t collected_ = 0;
+
+  alignas(cache_line) std::atomic<std::uint64_t> tail_{0};    ///< batches put
+  alignas(cache_line) std::atomic<std::uint64_t> head_{0};    ///< batches taken
   alignas(cache_line) std::atomic<std::uint64_t> closed_{0};  ///< epochs closed; also the number of the open one
   std::atomic<bool> finished_{false};
   std::atomic<bool> stopped_{false};
+  std::atomic<std::uint32_t> searching_{0};  ///< workers awake without a batch
+  std::array<std::atomic<std::uint64_t>, sleeper_words> sleepers_{};
   alignas(cache_line) std::atomic<std::uint32_t> returned_{0};
-  alignas(cache_line) std::atomic<std::uint32_t> producer_signal_{0};
   std::atomic<std::uint32_t> wake_at_{0};
   std::atomic<bool> producer_sleeping_{false};
+  alignas(cache_line) std::atomic<std::uint32_t> producer_signal_{0};
 };
 
 }  // namespace multifd

@@ -186,20 +186,29 @@ TEST_CASE("An end without any epoch or batch is just an end") {
   CHECK(handoff->take(1).kind == Work::Kind::finished);
 }
 
-TEST_CASE("Batches go to the channels in turn, passing by those without room") {
-  const auto handoff = make(2, 2);
+TEST_CASE("Each batch goes to the channel that asks for one first, in the order they were put") {
+  const auto handoff = make(3, 2);
   PageBatch* batch = handoff->first_batch();
-  for (std::uint64_t page = 0; page < 4; ++page) batch = put_page(*handoff, batch, page);  // both are full now
+  for (std::uint64_t page = 0; page < 6; ++page) batch = put_page(*handoff, batch, page);
+  check_batch(*handoff, 1, 0, 0);
   check_batch(*handoff, 1, 1, 0);
-  check_batch(*handoff, 1, 3, 0);
-  for (std::uint64_t page = 4; page < 6; ++page) batch = put_page(*handoff, batch, page);  // only 1 has room
-  check_batch(*handoff, 1, 4, 0);
-  check_batch(*handoff, 1, 5, 0);
-  check_batch(*handoff, 0, 0, 0);
   check_batch(*handoff, 0, 2, 0);
+  for (std::uint64_t page = 6; page < 9; ++page) batch = put_page(*handoff, batch, page);
+  for (std::uint64_t page = 3; page < 9; ++page) check_batch(*handoff, 1, page, 0);  // 2 asks for none
 }
 
-TEST_CASE("A batch that comes back is empty, and is the next that the channel's put() gives") {
+TEST_CASE("A channel that has written its SYNC leaves no batch of that epoch behind, and takes the later ones") {
+  const auto handoff = make(2, 4);
+  PageBatch* batch = put_page(*handoff, handoff->first_batch(), 1);
+  handoff->close_epoch();
+  put_page(*handoff, batch, 2);
+  check_batch(*handoff, 1, 1, 0);
+  check_sync(*handoff, 0, 0);  // 1 may still be sending
+  check_batch(*handoff, 0, 2, 1);
+  check_sync(*handoff, 1, 0);
+}
+
+TEST_CASE("A batch that comes back is empty, and is the next that put() gives") {
   const auto handoff = make(1, 2);
   PageBatch* batch = handoff->first_batch();
   batch = put_page(*handoff, batch, 1);
