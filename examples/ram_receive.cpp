@@ -79,7 +79,9 @@ int migrate(const Settings& settings) {
         throw Failure(fmt::format("the source announces {} bytes; {} were populated (--size)", bytes, memory.size()));
       RamMap ram(page_size);
       const BlockId block = need(ram.add("ram", memory));
+      const program::Meter meter;
       const Received received = program::receive_ram(compression, source, ram, block, interrupt);
+      const program::Spent spent = meter.spent();
 
       const std::string digest = program::digest_text(memory);
       if (const auto theirs = program::field<std::string>(received.done, "digest"); digest != theirs)
@@ -89,14 +91,15 @@ int migrate(const Settings& settings) {
 
       const ChannelStats sum = total(received.stats.channels);
       const std::uint64_t pages = sum.normal_pages + sum.zero_pages + received.main_zero_pages;
-      json report =
-          program::report(received.seconds, pages * page_size, received.main_zero_pages, received.stats.channels);
+      json report = program::report(received.memory_seconds, pages * page_size, received.main_zero_pages,
+                                    received.stats.channels);
+      program::add_spent(report, spent);
       report["digest"] = digest;
       report["epochs"] = received.stats.epochs;
       report["pages_verified"] = received.stats.pages_verified;
       if (settings.json_path != "-")
         fmt::print("received {} in {:.2f} s: {:.2f} GiB/s, {} epochs; digest {} verified\n",
-                   program::format_bytes(static_cast<double>(pages * page_size)), received.seconds,
+                   program::format_bytes(static_cast<double>(pages * page_size)), received.memory_seconds,
                    report["gib_per_s"].get<double>(), received.stats.epochs, digest);
       program::write_json(settings.json_path, report);
       return program::exit_done;

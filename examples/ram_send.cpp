@@ -29,13 +29,14 @@ struct Settings {
   std::string peer{peer_multifd.name};
   unsigned rounds = 1;
   bool digest = false;
+  bool populate = false;
   bool list_kernels = false;
   std::string json_path;
   program::StackOptions stack;
 };
 
 struct Outcome {
-  double seconds = 0;
+  program::Spent spent;
   SenderStats stats;
   std::uint64_t ram_bytes = 0;
 };
@@ -46,9 +47,10 @@ Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control
   SocketOptions socket;
   socket.interrupt = &interrupt;
   const Address address = program::address_of(settings.connect, "--connect");
-  auto links = need(connect_channels(address, settings.stack.channels, socket), "connect the channels");
 
+  const program::Meter meter;
   const program::Stopwatch watch;
+  auto links = need(connect_channels(address, settings.stack.channels, socket), "connect the channels");
   const auto sender = program::open_sender(settings.stack, ram, std::move(links));
   const program::OnInterrupt cancel(interrupt, [&] { sender->cancel(); });
   program::ZeroRuns zeros(control, settings.page_size);
@@ -72,7 +74,7 @@ Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control
     }
     need(sender->close());
   }
-  return {.seconds = watch.seconds(), .stats = sender->stats(), .ram_bytes = all};
+  return {.spent = meter.spent(), .stats = sender->stats(), .ram_bytes = all};
 }
 
 int migrate(const Settings& settings) {
@@ -82,6 +84,7 @@ int migrate(const Settings& settings) {
     if (!wire::valid_page_bytes(settings.page_size))
       throw program::Usage("--page-size: a power of two from 1024 to 65536");
     const auto file = program::Mapping::read_file(settings.file, settings.size, settings.page_size);
+    if (settings.populate) file.populate_for_reading();
     const std::span<const std::byte> bytes = file.bytes();
     Control control = Control::connect(program::address_of(settings.connect, "--connect"), interrupt);
     try {
@@ -94,7 +97,8 @@ int migrate(const Settings& settings) {
       const json result = control.expect(MessageType::result, program::small_message, std::chrono::minutes(10)).json();
 
       json report =
-          program::report(outcome.seconds, outcome.ram_bytes, outcome.stats.zero_on_main, outcome.stats.channels);
+          program::report(outcome.spent.seconds, outcome.ram_bytes, outcome.stats.zero_on_main, outcome.stats.channels);
+      program::add_spent(report, outcome.spent);
       report["digest"] = program::field<std::string>(result, "digest");
       report["bounded_by"] = to_string(bounded_by(outcome.stats));
       report["producer_waits"] = outcome.stats.producer_waits;
@@ -103,10 +107,10 @@ int migrate(const Settings& settings) {
         fmt::print(
             "sent {} in {:.2f} s over {} channels: {:.2f} GiB/s, {} normal and {} zero pages, {} on the wire, "
             "bounded by {}; digest {} verified\n",
-            program::format_bytes(static_cast<double>(outcome.ram_bytes)), outcome.seconds, settings.stack.channels,
-            report["gib_per_s"].get<double>(), sum.normal_pages, sum.zero_pages + outcome.stats.zero_on_main,
-            program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>(),
-            report["digest"].get<std::string>());
+            program::format_bytes(static_cast<double>(outcome.ram_bytes)), outcome.spent.seconds,
+            settings.stack.channels, report["gib_per_s"].get<double>(), sum.normal_pages,
+            sum.zero_pages + outcome.stats.zero_on_main, program::format_bytes(static_cast<double>(sum.wire_bytes)),
+            report["bounded_by"].get<std::string>(), report["digest"].get<std::string>());
       }
       program::write_json(settings.json_path, report);
       return program::exit_done;
@@ -156,6 +160,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1u, 1'000'000u))
       ->capture_default_str();
   app.add_flag("--digest", settings.digest, "Put an XXH3-64 into every packet, which the receiver checks");
+  app.add_flag("--populate", settings.populate, "Map every page of the file before connecting, as a VMM's memory is");
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   app.add_flag("--list-kernels", settings.list_kernels, "List the zero-check kernels of this machine and end");
   bool peers_asked = false;

@@ -30,6 +30,9 @@ class Mapping {
   /// Touches every page for writing, so that no fault is taken while receiving.
   void populate() const;
 
+  /// Maps every page for reading, so that no fault is taken while sending.
+  void populate_for_reading() const;
+
  private:
   friend class NewFile;
   explicit Mapping(std::span<std::byte> bytes) noexcept : bytes_(bytes) {}

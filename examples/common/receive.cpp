@@ -30,7 +30,10 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
       Message message = source.control.receive(large_message);
       switch (message.type) {
         case MessageType::zero_runs: received.main_zero_pages += apply_zero_runs(message, ram, block); break;
-        case MessageType::round_end: need(receiver->sync()); break;
+        case MessageType::round_end:
+          need(receiver->sync());
+          received.memory_seconds = watch.seconds();
+          break;
         case MessageType::state: received.state = std::move(message.payload); break;
         case MessageType::done:
           received.done = message.json();

@@ -11,6 +11,7 @@ namespace program {
 /// What came over the main connection and the channels.
 struct Received {
   double seconds = 0;
+  double memory_seconds = 0;  ///< until the last epoch was whole: without what the source does then, its digest
   multifd::ReceiverStats stats;
   std::uint64_t main_zero_pages = 0;
   std::vector<std::byte> state;  ///< of the virtual CPU, when the source sent one

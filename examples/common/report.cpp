@@ -2,6 +2,7 @@
 #include "common/report.hpp"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #include <nlohmann/json.hpp>
 
@@ -12,6 +13,27 @@
 #include "common/program.hpp"
 
 namespace program {
+
+Spent Meter::whole_process() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+  };
+  return {.began = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(),
+          .user_seconds = seconds(usage.ru_utime),
+          .system_seconds = seconds(usage.ru_stime),
+          .minor_faults = static_cast<std::uint64_t>(usage.ru_minflt)};
+}
+
+Spent Meter::spent() const {
+  const Spent now = whole_process();
+  return {.began = start_.began,
+          .seconds = now.began - start_.began,
+          .user_seconds = now.user_seconds - start_.user_seconds,
+          .system_seconds = now.system_seconds - start_.system_seconds,
+          .minor_faults = now.minor_faults - start_.minor_faults};
+}
 
 Progress::Progress(std::function<std::string()> line) {
   if (::isatty(STDERR_FILENO) == 0) return;
@@ -56,6 +78,14 @@ nlohmann::json report(double seconds, std::uint64_t ram_bytes, std::uint64_t mai
           {"wire_bytes", sum.wire_bytes},
           {"gib_per_s", rate(static_cast<double>(ram_bytes), seconds)},
           {"channels", std::move(list)}};
+}
+
+void add_spent(nlohmann::json& object, const Spent& spent) {
+  object["began"] = spent.began;
+  object["cpu_seconds"] = spent.user_seconds + spent.system_seconds;
+  object["user_seconds"] = spent.user_seconds;
+  object["system_seconds"] = spent.system_seconds;
+  object["minor_faults"] = spent.minor_faults;
 }
 
 nlohmann::json failure_report(const std::string& error, double seconds) {

@@ -24,6 +24,26 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+/// What a stretch of work took of this process, all its threads together.
+struct Spent {
+  double began = 0;  ///< CLOCK_MONOTONIC, which all processes of a machine share
+  double seconds = 0;
+  double user_seconds = 0;
+  double system_seconds = 0;
+  std::uint64_t minor_faults = 0;
+};
+
+/// Counts from its construction.
+class Meter {
+ public:
+  Meter() : start_(whole_process()) {}
+  Spent spent() const;
+
+ private:
+  static Spent whole_process();
+  Spent start_;
+};
+
 /// Rewrites one line on stderr five times a second, as long as it lives; does nothing when stderr is no terminal.
 class Progress {
  public:
@@ -45,6 +65,9 @@ class Progress {
 /// `ram_bytes`: page bytes moved, zero pages included; `main_zero_pages`: reported on the main connection.
 nlohmann::json report(double seconds, std::uint64_t ram_bytes, std::uint64_t main_zero_pages,
                       const std::vector<multifd::ChannelStats>& channels);
+
+/// Adds the keys "began", "cpu_seconds" with its parts "user_seconds" and "system_seconds", and "minor_faults".
+void add_spent(nlohmann::json& object, const Spent& spent);
 
 /// The same keys for a run that failed.
 nlohmann::json failure_report(const std::string& error, double seconds);
