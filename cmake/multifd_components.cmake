@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# The library: INTERFACE targets multifd::core, multifd::zlib, multifd::zstd, and multifd::multifd = all of them.
+# The library: INTERFACE targets multifd::core, multifd::zlib, multifd::igzip, multifd::zstd, and multifd::multifd = all
+# of them.
 # Each owns its headers as a file set. Headers are found by glob, so that a new header needs no edit here.
 
 # GLOBAL: an imported target is otherwise unknown to the directory that did add_subdirectory(multifd).
@@ -8,6 +9,10 @@ find_package(Threads REQUIRED GLOBAL)
 find_package(Boost 1.74 REQUIRED GLOBAL) # headers only: Boost.Lockfree
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(libxxhash REQUIRED IMPORTED_TARGET GLOBAL libxxhash)
+pkg_check_modules(libisal QUIET IMPORTED_TARGET GLOBAL libisal)
+
+# Not beside the other options, because whether it is on depends on what was found here.
+option(MULTIFD_WITH_IGZIP "Offer the component multifd::igzip (ISA-L; on where it is found)" "${libisal_FOUND}")
 
 file(
   GLOB_RECURSE multifd_core_headers
@@ -15,8 +20,9 @@ file(
   "${PROJECT_SOURCE_DIR}/include/multifd/*.hpp"
 )
 set(multifd_zlib_headers "${PROJECT_SOURCE_DIR}/include/multifd/compress/zlib.hpp")
+set(multifd_igzip_headers "${PROJECT_SOURCE_DIR}/include/multifd/compress/igzip.hpp")
 set(multifd_zstd_headers "${PROJECT_SOURCE_DIR}/include/multifd/compress/zstd.hpp")
-list(REMOVE_ITEM multifd_core_headers ${multifd_zlib_headers} ${multifd_zstd_headers})
+list(REMOVE_ITEM multifd_core_headers ${multifd_zlib_headers} ${multifd_igzip_headers} ${multifd_zstd_headers})
 
 # multifd_component(<name> HEADERS ... LINKS ...)
 function(multifd_component name)
@@ -57,6 +63,15 @@ if(MULTIFD_WITH_ZLIB)
   find_package(ZLIB REQUIRED GLOBAL)
   multifd_component(zlib HEADERS ${multifd_zlib_headers} LINKS multifd_core ZLIB::ZLIB)
   list(APPEND multifd_components zlib)
+endif()
+
+if(MULTIFD_WITH_IGZIP)
+  pkg_check_modules(libisal REQUIRED IMPORTED_TARGET GLOBAL libisal)
+  multifd_component(igzip HEADERS ${multifd_igzip_headers} LINKS multifd_core PkgConfig::libisal)
+  list(APPEND multifd_components igzip)
+  # For our own programs, tests and benchmarks, which have to build without it; no header of the library looks at it,
+  # and no user of the targets sees it.
+  add_compile_definitions(MULTIFD_HAS_IGZIP)
 endif()
 
 if(MULTIFD_WITH_ZSTD)

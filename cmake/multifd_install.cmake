@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
 # Installs the headers, a CMake package and a pkg-config file. One export set per component, so that
-# find_package(multifd COMPONENTS core) needs nothing of zlib and zstd.
+# find_package(multifd COMPONENTS core) needs nothing of the compressors' libraries.
 
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
@@ -40,6 +40,9 @@ install(
 set(multifd_pc_requires libxxhash)
 if(MULTIFD_WITH_ZLIB)
   list(APPEND multifd_pc_requires zlib)
+endif()
+if(MULTIFD_WITH_IGZIP)
+  list(APPEND multifd_pc_requires libisal)
 endif()
 if(MULTIFD_WITH_ZSTD)
   list(APPEND multifd_pc_requires libzstd)

@@ -4,6 +4,9 @@
 // once, and the programs see one type with virtual calls. A call moves thousands of pages, so that costs nothing.
 #pragma once
 
+#if defined(MULTIFD_HAS_IGZIP)  // set by CMake where the component exists
+#include <multifd/compress/igzip.hpp>
+#endif
 #include <multifd/compress/nocomp.hpp>
 #include <multifd/compress/zlib.hpp>
 #include <multifd/compress/zstd.hpp>
@@ -19,7 +22,11 @@
 namespace program {
 
 /// The policies that the programs offer.
+#if defined(MULTIFD_HAS_IGZIP)
+using Compressors = multifd::PolicyList<multifd::NoComp, multifd::Zlib, multifd::Igzip, multifd::Zstd>;
+#else
 using Compressors = multifd::PolicyList<multifd::NoComp, multifd::Zlib, multifd::Zstd>;
+#endif
 using ZeroPolicies = multifd::PolicyList<multifd::ZeroPagesNone, multifd::ZeroPagesLegacy, multifd::ZeroPagesMultifd>;
 
 /// A compressor with its level set, where it has one.

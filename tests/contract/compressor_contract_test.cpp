@@ -10,6 +10,9 @@
 #include <string>
 #include <vector>
 
+#if defined(MULTIFD_HAS_IGZIP)
+#include "multifd/compress/igzip.hpp"
+#endif
 #include "multifd/compress/nocomp.hpp"
 #include "multifd/compress/zlib.hpp"
 #include "multifd/compress/zstd.hpp"
@@ -43,6 +46,20 @@ TEST_CASE("Zlib keeps the Compressor contract at every kind of level") {
     check(Zlib{.level = level}, short_packets);
   }
 }
+
+#if defined(MULTIFD_HAS_IGZIP)
+TEST_CASE("Igzip keeps the Compressor contract at every level") {
+  for (const int level : {1, 2, 3}) {
+    CAPTURE(level);
+    check(Igzip{.level = level});
+  }
+}
+
+TEST_CASE("Igzip keeps the Compressor contract with pages of every size") {
+  for (const std::size_t page_bytes : {std::size_t{1024}, std::size_t{16384}, std::size_t{65536}})
+    check(Igzip{}, {.page_bytes = page_bytes, .packet_bytes = 128 * 1024, .payload_bytes = 256 * 1024}, page_bytes);
+}
+#endif
 
 TEST_CASE("Zstd keeps the Compressor contract") { check(small_window(1)); }
 

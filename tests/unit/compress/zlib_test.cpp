@@ -99,6 +99,55 @@ TEST_CASE("Zlib makes the same bytes as plain deflate fed page by page") {
   CHECK(encode(encoder, content) == expected);
 }
 
+TEST_CASE("Zlib stores random pages, wherever they lie, and compresses the others as before") {
+  // Single pages, runs that end in mid-packet and at its end, more than a window of them, at every level.
+  const std::vector<Bytes> stream = {text_pages(2) + random_pages(1) + text_pages(1, 2) + random_pages(1, 2),
+                                     text_pages(8, 3) + random_pages(40, 3), random_pages(3, 4), text_pages(8, 3),
+                                     random_pages(20, 5) + text_pages(8, 4) + random_pages(20, 5) + text_pages(8, 4)};
+  for (int level = 0; level <= 9; ++level) {
+    CAPTURE(level);
+    auto encoder = open<Zlib::Encoder>(Zlib{.level = level});
+    ForeignDeflate plain(level);
+    Bytes payloads, contents;
+    std::size_t plain_bytes = 0;
+    for (const Bytes& content : stream) {
+      payloads = payloads + encode(encoder, content);
+      contents = contents + content;
+      plain_bytes += plain.packet(content).size();
+    }
+    CHECK(plain_inflate(payloads, contents.size()) == contents);
+    CHECK(static_cast<double>(payloads.size()) < 1.01 * static_cast<double>(plain_bytes));
+  }
+}
+
+TEST_CASE("Zlib spends little time on random pages") {
+  const Bytes noise = random_pages(128);
+  const auto cost = [&noise](auto& deflater) {
+    const double start = thread_cpu_seconds();
+    for (int packet = 0; packet < 4; ++packet) deflater(noise);
+    return thread_cpu_seconds() - start;
+  };
+  auto encoder = open<Zlib::Encoder>(Zlib{});
+  ForeignDeflate foreign(1);
+  const auto ours = [&encoder](const Bytes& content) { encode(encoder, content); };
+  const auto plain = [&foreign](const Bytes& content) { foreign.packet(content); };
+  CHECK(cost(ours) < cost(plain) / 4);
+}
+
+TEST_CASE("Zlib's level changes between packets with random pages at their ends") {
+  auto encoder = open<Zlib::Encoder>(Zlib{.level = 1});
+  auto decoder = open<Zlib::Decoder>(Zlib{});
+  const Bytes content = text_pages(3) + random_pages(2);
+  Bytes decoded;
+  for (const int level : {1, 9, 0, 9, 1, 0, 0, 5}) {
+    REQUIRE(encoder.set_level(level).has_value());
+    const Bytes payload = encode(encoder, content);
+    REQUIRE(decode(decoder, payload, content.size(), decoded).has_value());
+    CHECK(decoded == content);
+    CHECK((payload.size() > content.size()) == (level == 0));
+  }
+}
+
 TEST_CASE("Zlib decodes what plain deflate made at any level and window") {
   for (const int level : {0, 1, 6, 9}) {
     for (const int window_bits : {9, 12, 15}) {
