@@ -112,6 +112,12 @@ std::vector<int> handles(std::span<FdTransport> links) {
   return fds;
 }
 
+/// In order: a connection that is only closed is reset, and takes with it what the other side has not read.
+void finish(std::span<FdTransport> links) {
+  for (FdTransport& link : links)
+    if (auto finished = link.finish(); !finished) throw std::runtime_error(describe(finished.error()));
+}
+
 nlohmann::json receive(const Settings& settings, const Address& address, const SocketOptions& options) {
   const auto memory =
       map(settings.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, "memory");
@@ -125,6 +131,7 @@ nlohmann::json receive(const Settings& settings, const Address& address, const S
   std::byte first{};
   if (::recv(fds.front(), &first, 1, MSG_PEEK) != 1) fail_errno("the first byte");
   auto report = measured(memory.size(), settings.channels, [&] { pump::pump_receive(fds, memory); });
+  finish(links);
   if (!settings.expect.empty()) {
     const auto expected = map_file(settings.expect, settings.size);
     if (std::memcmp(memory.data(), expected.data(), memory.size()) != 0)
@@ -138,9 +145,7 @@ nlohmann::json send(const Settings& settings, const Address& address, const Sock
   if (settings.populate) advise(memory, MADV_POPULATE_READ, "populate");
   std::vector<FdTransport> links = need(connect_channels(address, settings.channels, options));
   auto report = measured(memory.size(), settings.channels, [&] { pump::pump_send(handles(links), memory); });
-  // In order: a connection that is only closed is reset, and takes with it what the receiver has not read.
-  for (FdTransport& link : links)
-    if (auto finished = link.finish(); !finished) throw std::runtime_error(describe(finished.error()));
+  finish(links);
   return report;
 }
 
