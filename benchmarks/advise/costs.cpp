@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: MIT
+#include "advise/costs.hpp"
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+#include <multifd/multifd.hpp>
+#include <multifd/transport/listen.hpp>
+
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <exception>
+#include <thread>
+
+#include "common/program.hpp"
+#include "common/report.hpp"
+#include "common/stacks.hpp"
+
+namespace advise {
+namespace {
+
+using namespace multifd;
+using program::Failure;
+using program::need;
+
+/// Swallows everything, so that nothing but the producer is slow.
+struct NullTransport {
+  Result<std::size_t> write_some(ConstBuffers buffers) noexcept { return total_bytes(buffers); }
+  Result<std::size_t> read_some(MutableBuffers) noexcept { return std::size_t{0}; }
+  Result<void> finish() noexcept { return {}; }
+  void shutdown() noexcept {}
+};
+static_assert(check_transport<NullTransport>());
+
+/// Producer's CPU time per page when ranges are queued.
+double measure_queue(const Image& image, double seconds) {
+  RamMap ram(page_bytes);
+  const BlockId block = need(ram.add_read_only("ram", image.sample()));
+  std::vector<NullTransport> links(1);
+  auto sender = need(Sender<NullTransport, NoComp, ZeroPagesNone>::open(ram, std::move(links)));
+  const program::Stopwatch watch;
+  const std::uint64_t start = thread_cpu_ns();
+  double pages = 0;
+  do {
+    need(sender.queue_range(block, 0, image.sample().size()));
+    need(sender.sync());
+    pages += static_cast<double>(image.zero.size());
+  } while (watch.seconds() < seconds);
+  const auto spent = static_cast<double>(thread_cpu_ns() - start);
+  need(sender.close());
+  return spent / pages;
+}
+
+/// The library's own check, in order over the whole sample.
+double measure_check(const Image& image, double seconds) {
+  const ZeroPagesMultifd policy;
+  const std::byte* const host = image.sample().data();
+  std::array<std::uint64_t, zero_mask_pages> offsets;
+  std::uint64_t found = 0;
+  double pages = 0;
+  const std::uint64_t start = thread_cpu_ns();
+  do {
+    for (std::size_t first = 0; first < image.zero.size(); first += offsets.size()) {
+      const std::size_t count = std::min(offsets.size(), image.zero.size() - first);
+      for (std::size_t i = 0; i < count; ++i) offsets[i] = (first + i) * page_bytes;
+      const PageGroup group{.block = {}, .host = host, .page_bytes = page_bytes, .offsets = {offsets.data(), count}};
+      found += static_cast<std::uint64_t>(__builtin_popcountll(zero_mask(policy, group)));
+    }
+    pages += static_cast<double>(image.zero.size());
+  } while (static_cast<double>(thread_cpu_ns() - start) < seconds * 1e9);
+  if (pages * image.facts.zero_share + 0.5 < static_cast<double>(found)) throw Failure("the zero check disagrees");
+  return static_cast<double>(thread_cpu_ns() - start) / pages;
+}
+
+/// What packets over a socket cost each side.
+struct Pumped {
+  double packets = 0;
+  double payload_bytes = 0;
+  double send_ns = 0;
+  double receive_ns = 0;
+};
+
+/// A connection over loopback TCP: packets of a header and `payload` bytes from `from` into `to`, both walked through
+/// from start to end again and again, read as the library's receiver reads them.
+Pumped pump(std::span<const std::byte> from, std::span<std::byte> to, std::size_t payload, double seconds) {
+  auto listener = need(Listener::listen({.host = "127.0.0.1"}, 1), "loopback");
+  FdTransport out = need(connect_to(listener.local_address()), "loopback");
+  FdTransport in = need(listener.accept(std::chrono::seconds(5)), "loopback");
+
+  Pumped pumped;
+  Result<void> received;
+  std::thread receiver([&] {
+    std::array<std::byte, wire::header_bytes(page_bytes)> header;
+    std::size_t at = 0;
+    std::size_t ahead = 0;
+    const auto read = [&](std::span<iovec> parts, std::size_t least) -> std::size_t {
+      const auto arrived = read_at_least(in, parts, least);
+      if (!arrived) received = std::unexpected(arrived.error());
+      return arrived.value_or(0);
+    };
+    for (;;) {
+      if (ahead < header.size()) {
+        iovec rest = mutable_buffer(std::span(header).subspan(ahead));
+        const std::size_t wanted = rest.iov_len;
+        if (read({&rest, 1}, wanted) < wanted) break;
+      }
+      ahead = 0;
+      if (payload == 0) continue;
+      iovec parts[] = {{to.data() + at, payload}, mutable_buffer(header)};
+      const std::size_t arrived = read(parts, payload);
+      if (arrived < payload) break;
+      ahead = arrived - payload;
+      at = at + 2 * payload <= to.size() ? at + payload : 0;
+    }
+    pumped.receive_ns = static_cast<double>(thread_cpu_ns());
+  });
+  const auto send = [&]() -> Result<void> {
+    std::array<std::byte, wire::header_bytes(page_bytes)> header{};
+    const program::Stopwatch watch;
+    const std::uint64_t start = thread_cpu_ns();
+    std::size_t at = 0;
+    while (watch.seconds() < seconds) {
+      iovec parts[] = {const_buffer(header), const_buffer(from.data() + at, payload)};
+      if (auto sent = write_all(out, std::span(parts).first(payload > 0 ? 2 : 1)); !sent) return sent;
+      at = at + 2 * payload <= from.size() ? at + payload : 0;
+      pumped.packets += 1;
+      pumped.payload_bytes += static_cast<double>(payload);
+    }
+    pumped.send_ns = static_cast<double>(thread_cpu_ns() - start);
+    return out.finish();
+  };
+  const Result<void> sent = send();
+  if (!sent) in.shutdown();
+  receiver.join();
+  need(sent, "loopback");
+  need(received, "loopback");
+  return pumped;
+}
+
+void measure_sockets(const Image& image, double seconds, HostCosts& costs, Steps& steps) {
+  const program::Mapping to = program::Mapping::anonymous(64 << 20);
+  to.populate();
+  const auto per_byte = [](double ns, double packet_ns, const Pumped& of) {
+    return std::max(0.0, ns - of.packets * packet_ns) / of.payload_bytes;
+  };
+  steps.next("sockets, packets without pages");
+  const Pumped headers = pump({}, {}, 0, seconds);
+  costs.send_packet_ns = headers.send_ns / headers.packets;
+  costs.receive_packet_ns = headers.receive_ns / headers.packets;
+
+  steps.next("sockets, guest memory");
+  const std::size_t packet = std::min(wire::packet_page_bytes, image.sample().size());
+  const Pumped pages = pump(image.sample(), to.bytes(), packet, seconds);
+  costs.send_page_ns = per_byte(pages.send_ns, costs.send_packet_ns, pages);
+  costs.receive_page_ns = per_byte(pages.receive_ns, costs.receive_packet_ns, pages);
+
+  steps.next("sockets, encoded packets");
+  std::vector<std::byte> buffer(128 << 10);
+  std::vector<std::byte> back(buffer.size());
+  const Pumped encoded = pump(buffer, back, buffer.size(), seconds);
+  costs.send_payload_ns = per_byte(encoded.send_ns, costs.send_packet_ns, encoded);
+  costs.receive_payload_ns = per_byte(encoded.receive_ns, costs.receive_packet_ns, encoded);
+}
+
+/// CPU time per byte of touching fresh memory.
+double measure_faults(int advice) {
+  constexpr std::size_t bytes = 64 << 20;
+  constexpr std::size_t align = 2 << 20;
+  void* const memory = ::mmap(nullptr, bytes + align, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw Failure(fmt::format("64 MiB of memory: {}", std::strerror(errno)));
+  const auto unused = -reinterpret_cast<std::uintptr_t>(memory) % align;
+  auto* const first = static_cast<volatile std::byte*>(memory) + unused;
+  (void)::madvise(const_cast<std::byte*>(first), bytes, advice);
+  const std::uint64_t start = thread_cpu_ns();
+  for (std::size_t at = 0; at < bytes; at += page_bytes) first[at] = std::byte{1};
+  const auto spent = static_cast<double>(thread_cpu_ns() - start);
+  ::munmap(memory, bytes + align);
+  return spent / bytes;
+}
+
+/// How much more CPU time the same work takes when all cores do it. A level of zstd stands for all work: it computes,
+/// and it reads memory.
+double measure_busy(const Image& image, double seconds, unsigned cores) {
+  const auto run = [&](unsigned threads) {
+    std::vector<double> ns_per_byte(threads);
+    std::vector<std::exception_ptr> errors(threads);
+    std::vector<std::thread> workers;
+    std::atomic<unsigned> waiting = threads;
+    for (unsigned i = 0; i < threads; ++i)
+      workers.emplace_back([&, i] {
+        waiting.fetch_sub(1);
+        try {
+          auto encoder = need(Zstd::Encoder::open({.level = -5}, {.page_bytes = page_bytes}));
+          while (waiting.load() != 0) std::this_thread::yield();
+          const program::Stopwatch watch;
+          const std::uint64_t start = thread_cpu_ns();
+          double bytes = 0;
+          const std::size_t packet = std::min(wire::packet_page_bytes, image.sample().size());
+          for (std::size_t at = image.sample().size() / threads * i; watch.seconds() < seconds; at += packet) {
+            if (at + packet > image.sample().size()) at = 0;
+            const iovec pages = const_buffer(image.sample().subspan(at, packet));
+            need(encoder.encode({&pages, 1}));
+            bytes += static_cast<double>(packet);
+          }
+          ns_per_byte[i] = static_cast<double>(thread_cpu_ns() - start) / bytes;
+        } catch (...) {
+          errors[i] = std::current_exception();
+        }
+      });
+    for (std::thread& worker : workers) worker.join();
+    for (const std::exception_ptr& error : errors)
+      if (error) std::rethrow_exception(error);
+    double sum = 0;
+    for (const double each : ns_per_byte) sum += each;
+    return sum / threads;
+  };
+  const double alone = run(1);
+  return std::max(1.0, run(cores) / alone);
+}
+
+}  // namespace
+
+void Steps::next(std::string what) {
+  if (interrupt_.triggered()) throw Failure("cancelled");
+  const std::lock_guard lock(mutex_);
+  what_ = std::move(what);
+}
+
+std::string Steps::now() const {
+  const std::lock_guard lock(mutex_);
+  return what_;
+}
+
+HostCosts measure_host(const Image& image, double seconds, unsigned cores, Steps& steps) {
+  HostCosts costs;
+  steps.next("queueing");
+  costs.queue_ns = measure_queue(image, seconds / 2);
+  steps.next("zero check");
+  costs.check_ns = measure_check(image, seconds / 2);
+  measure_sockets(image, seconds, costs, steps);
+  steps.next("faults of fresh memory");
+  costs.fault_ns = measure_faults(MADV_HUGEPAGE);
+  costs.fault_small_ns = measure_faults(MADV_NOHUGEPAGE);
+  steps.next("all cores at once");
+  costs.busy_cores = cores;
+  if (cores > 1) costs.busy_factor = measure_busy(image, seconds / 2, cores);
+  return costs;
+}
+
+}  // namespace advise

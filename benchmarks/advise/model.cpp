@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT
+#include "advise/model.hpp"
+
+#include <fmt/format.h>
+
+#include <multifd/wire/constants.hpp>
+#include <multifd/wire/init_packet.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <tuple>
+
+namespace advise {
+namespace {
+
+constexpr double ns = 1e-9;
+
+/// How much stages that are near each other add up: 1 would be their sum, infinity their maximum.
+constexpr double norm = 6;
+
+/// A legacy zero page on QEMU's main stream: be64 with flag CONTINUE, and one byte (PROTOCOL.md section 9.6).
+constexpr double legacy_record_bytes = 9;
+
+/// The slowdown of each of `busy` threads on `cores` cores.
+double slowdown(const HostCosts& host, unsigned busy, unsigned cores) {
+  const unsigned running = std::min(busy, cores);
+  if (running <= 1 || host.busy_cores <= 1) return 1;
+  const double share = std::min(1.0, double(running - 1) / double(host.busy_cores - 1));
+  return 1 + (host.busy_factor - 1) * share;
+}
+
+/// Whether `a` is better than `b` by more than a tie.
+bool clearly_less(double a, double b) { return a < b * (1 - tie); }
+
+const Prediction& best(const std::vector<Prediction>& predictions, double (*first)(const Prediction&),
+                       double (*second)(const Prediction&)) {
+  if (predictions.empty()) throw std::logic_error("no prediction to choose from");
+  const double least = first(*std::ranges::min_element(predictions, {}, first));
+  const Prediction* chosen = nullptr;
+  for (const Prediction& each : predictions) {
+    if (clearly_less(least, first(each))) continue;
+    // A record for each zero page is work for the main stream, so lists in the packets come first.
+    const auto rank = [](const Prediction& p) {
+      return std::tuple(p.channels, std::ranges::find(zero_modes, p.zero_pages));
+    };
+    if (chosen == nullptr || clearly_less(second(each), second(*chosen)) ||
+        (!clearly_less(second(*chosen), second(each)) && rank(each) < rank(*chosen)))
+      chosen = &each;
+  }
+  return *chosen;
+}
+
+double seconds_of(const Prediction& each) { return each.seconds; }
+double cpu_of(const Prediction& each) { return each.cpu_s(); }
+
+}  // namespace
+
+const char* to_string(ZeroMode mode) noexcept {
+  constexpr const char* names[] = {"none", "legacy", "multifd"};
+  return names[static_cast<std::size_t>(mode)];
+}
+
+const char* to_string(Destination destination) noexcept {
+  constexpr const char* names[] = {"warm", "fresh", "fresh-4k"};
+  return names[static_cast<std::size_t>(destination)];
+}
+
+const char* to_string(Limit limit) noexcept {
+  constexpr const char* names[] = {"link", "source CPU", "destination CPU", "producer", "CPU of the host"};
+  return names[static_cast<std::size_t>(limit)];
+}
+
+std::string name_of(const CodecCosts& codec) {
+  return codec.level ? fmt::format("{} {}", codec.compressor, *codec.level) : codec.compressor;
+}
+
+std::string name_of(const Prediction& prediction) {
+  const std::string level = prediction.level ? fmt::format(" {}", *prediction.level) : std::string();
+  return fmt::format("{}{}, zero pages {}", prediction.compressor, level, to_string(prediction.zero_pages));
+}
+
+double Link::capacity(unsigned channels) const noexcept {
+  double most = bytes_per_s;
+  if (!measured.empty()) {
+    const auto above = std::ranges::find_if(measured, [&](const Measured& m) { return m.connections >= channels; });
+    if (above == measured.end()) {
+      most = measured.back().bytes_per_s;
+    } else if (above == measured.begin() || above->connections == channels) {
+      most = above->bytes_per_s;
+    } else {
+      const Measured& below = *(above - 1);
+      const double share = double(channels - below.connections) / double(above->connections - below.connections);
+      most = below.bytes_per_s + share * (above->bytes_per_s - below.bytes_per_s);
+    }
+    if (bytes_per_s > 0) most = std::min(most, bytes_per_s);
+  }
+  // A connection has no more than its window on the way, and waits for the peer's word a round trip long.
+  if (window_bytes > 0 && rtt_s > 0) {
+    const double windows = channels * window_bytes / rtt_s;
+    most = most > 0 ? std::min(most, windows) : windows;
+  }
+  return most;
+}
+
+Prediction predict(const ImageFacts& image, const HostCosts& host, const CodecCosts& codec, ZeroMode zero_pages,
+                   unsigned channels, const Setup& setup) {
+  const auto page_bytes = static_cast<std::size_t>(image.page_bytes);
+  const auto packet_pages = static_cast<double>(multifd::wire::page_count(page_bytes));
+  const auto header_bytes = static_cast<double>(multifd::wire::header_bytes(page_bytes));
+  const double pages = image.bytes / image.page_bytes;
+  const double full_bytes = image.bytes * (1 - image.zero_share);
+  const double zero_bytes = image.bytes - full_bytes;
+  const double zero_bytes_sent = zero_pages == ZeroMode::none ? zero_bytes : 0;
+
+  // Bytes.
+  const double payload = full_bytes / codec.ratio + zero_bytes_sent / codec.zero_ratio;
+  const double queued_pages = zero_pages == ZeroMode::legacy ? full_bytes / image.page_bytes : pages;
+  const double packets = std::ceil(queued_pages / packet_pages);
+  const double records = zero_pages == ZeroMode::legacy ? zero_bytes / image.page_bytes * legacy_record_bytes : 0;
+  const double greetings = channels * (header_bytes + double(multifd::wire::InitPacketBytes{}.size()));
+  Prediction result{.compressor = codec.compressor,
+                    .level = codec.level,
+                    .zero_pages = zero_pages,
+                    .channels = channels,
+                    .wire_bytes = payload + packets * header_bytes + records + greetings};
+
+  // CPU.
+  const double check_s = pages * host.check_ns * ns;
+  double producer_s = pages * host.queue_ns * ns;
+  if (zero_pages == ZeroMode::legacy) producer_s += check_s;
+  double source_s = full_bytes * codec.encode_ns * ns + zero_bytes_sent * codec.zero_encode_ns * ns +
+                    packets * host.send_packet_ns * ns +
+                    payload * (codec.sends_pages ? host.send_page_ns : host.send_payload_ns) * ns;
+  if (zero_pages == ZeroMode::multifd) source_s += check_s;
+  double destination_s = full_bytes * codec.decode_ns * ns + zero_bytes_sent * codec.zero_decode_ns * ns +
+                         packets * host.receive_packet_ns * ns +
+                         payload * (codec.sends_pages ? host.receive_page_ns : host.receive_payload_ns) * ns;
+  const bool all_touched = zero_pages == ZeroMode::none;
+  if (setup.destination == Destination::fresh)
+    destination_s += image.bytes * (all_touched ? 1 : image.touched_share) * host.fault_ns * ns;
+  if (setup.destination == Destination::fresh_small)
+    destination_s += (full_bytes + zero_bytes_sent) * host.fault_small_ns * ns;
+
+  const unsigned source_busy = setup.one_host ? 2 * channels : channels;
+  const unsigned destination_cores = setup.one_host ? setup.source_cores : setup.destination_cores;
+  source_s *= slowdown(host, source_busy, setup.source_cores);
+  destination_s *= slowdown(host, source_busy, destination_cores);
+  result.source_cpu_s = source_s + producer_s;
+  result.destination_cpu_s = destination_s;
+
+  // Time.
+  const double capacity = setup.link.capacity(channels);
+  const double source_workers = std::min(channels, setup.source_cores);
+  const double destination_workers = std::min(channels, destination_cores);
+  struct Stage {
+    double seconds;
+    Limit limit;
+  };
+  const Stage stages[] = {
+      {capacity > 0 ? result.wire_bytes / capacity : 0, Limit::link},
+      {std::max(source_s / source_workers, result.source_cpu_s / setup.source_cores), Limit::source},
+      {destination_s / destination_workers, Limit::destination},
+      {producer_s, Limit::producer},
+      {setup.one_host ? result.cpu_s() / setup.source_cores : 0, Limit::host}};
+  const Stage& slowest = *std::ranges::max_element(stages, {}, &Stage::seconds);
+  result.limit = slowest.limit;
+  double sum = 0;
+  for (const Stage& stage : stages) sum += std::pow(slowest.seconds > 0 ? stage.seconds / slowest.seconds : 0, norm);
+  // Connecting, and the last SYNC with its answer.
+  result.seconds = slowest.seconds * std::pow(sum, 1 / norm) + 3 * setup.link.rtt_s;
+  return result;
+}
+
+std::vector<Prediction> predict_all(const ImageFacts& image, const HostCosts& host,
+                                    const std::vector<CodecCosts>& codecs, const std::vector<unsigned>& channels,
+                                    const Setup& setup) {
+  std::vector<Prediction> all;
+  for (const CodecCosts& codec : codecs)
+    for (const ZeroMode mode : zero_modes)
+      for (const unsigned count : channels) all.push_back(predict(image, host, codec, mode, count, setup));
+  std::ranges::stable_sort(all, {}, &Prediction::seconds);
+  return all;
+}
+
+const Prediction& quickest(const std::vector<Prediction>& predictions) { return best(predictions, seconds_of, cpu_of); }
+
+const Prediction& cheapest(const std::vector<Prediction>& predictions) { return best(predictions, cpu_of, seconds_of); }
+
+Forecast forecast(const ImageFacts& image, const HostCosts& host, const CodecCosts& codec, const Prediction& prediction,
+                  const Setup& setup, const Writing& writing) {
+  // What was dirtied is not zero, and its place at the destination has been touched.
+  Setup again = setup;
+  again.destination = Destination::warm;
+  ImageFacts dirty = image;
+  dirty.zero_share = 0;
+  const auto seconds_for = [&](double bytes) {
+    dirty.bytes = bytes;
+    return predict(dirty, host, codec, prediction.zero_pages, prediction.channels, again).seconds;
+  };
+  constexpr unsigned most_rounds = 200;
+  Forecast result{.seconds = prediction.seconds};
+  double last_round = prediction.seconds;
+  for (; result.rounds < most_rounds; ++result.rounds) {
+    const double left = std::min({writing.bytes_per_s * last_round, writing.working_set_bytes, image.bytes});
+    const double round = seconds_for(left);
+    if (round <= writing.max_downtime_s) {
+      result.converges = true;
+      result.downtime_s = round;
+      result.seconds += round;
+      return result;
+    }
+    // Rounds that hardly shrink never end.
+    if (round > 0.98 * last_round) break;
+    result.seconds += round;
+    last_round = round;
+  }
+  result = {.seconds = prediction.seconds};
+  return result;
+}
+
+}  // namespace advise

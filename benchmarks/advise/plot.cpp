@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT
+#include "advise/plot.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <multifd/transport/detail/unique_fd.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <sstream>
+#include <tuple>
+
+#include "advise/rate.hpp"
+#include "common/program.hpp"
+
+extern "C" char** environ;
+
+namespace advise {
+namespace {
+
+using program::Failure;
+
+constexpr const char* install_hint = "install the package gnuplot-nox (or gnuplot); --plot-data needs none";
+
+std::vector<double> speeds() {
+  std::vector<double> all;
+  constexpr int steps_per_decade = 40;
+  for (double at = 1e8; at < 4e11; at *= std::pow(10, 1.0 / steps_per_decade)) all.push_back(at);
+  all.push_back(4e11);
+  return all;
+}
+
+/// In gnuplot's single quotes.
+std::string quoted(const std::string& text) {
+  std::string out = "'";
+  for (const char c : text) {
+    if (c == '\'') out += '\'';
+    out += c == '\n' ? ' ' : c;
+  }
+  return out + "'";
+}
+
+std::string data_table(const Curves& curves) {
+  std::string text = "# Mbit/s";
+  for (const Curve& curve : curves.curves) text += fmt::format("\t{}", curve.label);
+  text += '\n';
+  for (std::size_t i = 0; i < curves.bits_per_s.size(); ++i) {
+    text += fmt::format("{:.6g}", curves.bits_per_s[i] / 1e6);
+    for (const Curve& curve : curves.curves) text += fmt::format("\t{:.6g}", curve.seconds[i]);
+    text += '\n';
+  }
+  return text;
+}
+
+std::string script_for(const Findings& findings, const std::string& path) {
+  // Dark enough for white paper, and apart from each other for most colour-blind people.
+  static constexpr std::array<const char*, most_curves> colours = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
+                                                                   "#56b4e9", "#b8860b", "#444444", "#999999"};
+  const Curves curves = curves_of(findings);
+  std::string script;
+  const auto line = [&]<class... Args>(fmt::format_string<Args...> format, Args&&... args) {
+    script += fmt::format(format, std::forward<Args>(args)...) + "\n";
+  };
+  if (path.ends_with(".svg")) {
+    line("set terminal svg size 1120,640 dynamic enhanced background '#ffffff' font 'Helvetica,Arial,sans-serif,15'");
+  } else {
+    line("set terminal pngcairo size 1400,800 enhanced background '#ffffff' font 'Sans,13'");
+  }
+  line("set output {}", quoted(path));
+  line("$curves << END_OF_CURVES\n{}END_OF_CURVES", data_table(curves));
+  line("set logscale xy");
+  line("set xrange [100:400000]");
+  line(
+      "set xtics ('100 Mbit' 100, '1 Gbit' 1000, '10 Gbit' 10000, '25' 25000, '40' 40000, '100 Gbit' 100000, "
+      "'400' 400000)");
+  line("set xlabel 'speed of the link, bits per second' offset 0,-0.3");
+  line("set ylabel {}", quoted(fmt::format("seconds to move {}", program::format_bytes(findings.image.facts.bytes))));
+  line("set format y '%g'");
+  // A picture over one decade only needs more than its ends.
+  line("set ytics add ('' 1)\nset mytics 10");
+  line("set grid xtics ytics mytics lc rgb '#d8d8d8' lw 1, lc rgb '#eeeeee' lw 1");
+  line("set border 3 lc rgb '#555555'\nset tics nomirror");
+  line("set key outside right center vertical Left reverse samplen 2.5 spacing 1.5 title {} left noenhanced",
+       quoted("compressor, level, zero pages"));
+  line("set title {} noenhanced offset 0,0.3",
+       quoted(fmt::format("{}: {:.0f} % zero pages, {} cores at the source, {} at the destination", findings.image.name,
+                          100 * findings.image.facts.zero_share, findings.setup.source_cores,
+                          findings.setup.destination_cores)));
+  const double asked = findings.setup.link.nominal_bits_per_s / 1e6;
+  if (asked >= 100 && asked <= 400000) {
+    line("set arrow 1 from first {0:.6g}, graph 0 to first {0:.6g}, graph 1 nohead lc rgb '#aa0000' lw 1.5 dt 2",
+         asked);
+    line("set label 1 {} at first {:.6g}, graph 0.985 {} tc rgb '#aa0000' noenhanced", quoted(findings.setup.link.name),
+         asked, asked > 20000 ? "right offset -0.7,0" : "left offset 0.7,0");
+  }
+  script += "plot ";
+  for (std::size_t i = 0; i < curves.curves.size(); ++i)
+    script += fmt::format("{}$curves using 1:{} with lines lw 2.6 lc rgb '{}' dt {} title {} noenhanced",
+                          i > 0 ? ", \\\n  " : "", i + 2, colours[i % colours.size()],
+                          curves.curves[i].label.starts_with("none") ? 4 : 1, quoted(curves.curves[i].label));
+  return script + "\n";
+}
+
+/// A file that goes with its owner.
+class Scratch {
+ public:
+  Scratch() : path_(std::string(std::getenv("TMPDIR") != nullptr ? std::getenv("TMPDIR") : "/tmp") + "/adviseXXXXXX") {
+    fd_ = multifd::detail::UniqueFd(::mkostemp(path_.data(), O_CLOEXEC));
+    if (fd_.get() < 0) throw Failure(fmt::format("{}: {}", path_, std::strerror(errno)));
+  }
+  ~Scratch() { ::unlink(path_.c_str()); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  const std::string& path() const noexcept { return path_; }
+
+ private:
+  std::string path_;
+  multifd::detail::UniqueFd fd_;
+};
+
+/// Starts gnuplot and waits, at most 30 seconds; returns its exit status. What it says goes to `messages`.
+int run_gnuplot(const char* argument, const std::string& messages) {
+  posix_spawn_file_actions_t actions;
+  ::posix_spawn_file_actions_init(&actions);
+  ::posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  ::posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, messages.c_str(), O_WRONLY | O_TRUNC, 0600);
+  ::posix_spawn_file_actions_adddup2(&actions, STDOUT_FILENO, STDERR_FILENO);
+  std::string name = "gnuplot";
+  std::string text = argument;
+  char* const arguments[] = {name.data(), text.data(), nullptr};
+  pid_t child = -1;
+  const int error = ::posix_spawnp(&child, "gnuplot", &actions, nullptr, arguments, environ);
+  ::posix_spawn_file_actions_destroy(&actions);
+  if (error != 0) throw Failure(fmt::format("gnuplot: {}: {}", std::strerror(error), install_hint));
+  // The bare call: pidfd_open() of glibc 2.36 is declared without C linkage.
+  const multifd::detail::UniqueFd handle(static_cast<int>(::syscall(SYS_pidfd_open, child, 0)));
+  pollfd ended{.fd = handle.get(), .events = POLLIN, .revents = 0};
+  const bool in_time = ::poll(&ended, 1, 30'000) == 1;
+  if (!in_time) ::kill(child, SIGKILL);
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (!in_time) throw Failure("gnuplot: no picture after 30 seconds");
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+}
+
+void write_file(const std::string& path, const std::string& text) {
+  std::ofstream file(path);
+  file << text;
+  if (!file.flush()) throw Failure(fmt::format("{}: {}", path, std::strerror(errno)));
+}
+
+}  // namespace
+
+Curves curves_of(const Findings& findings) {
+  Curves result{.bits_per_s = speeds()};
+  struct Candidate {
+    const CodecCosts* codec;
+    ZeroMode mode;
+    std::vector<double> seconds{};
+    double wins = 0;  ///< points at which it is the quickest
+  };
+  std::vector<Candidate> candidates;
+  for (const CodecCosts& codec : findings.codecs)
+    for (const ZeroMode mode : zero_modes) {
+      Candidate candidate{.codec = &codec, .mode = mode};
+      for (const double bits : result.bits_per_s) {
+        Setup setup = findings.setup;
+        setup.one_host = false;
+        setup.link.measured.clear();
+        setup.link.bytes_per_s = bits / 8 * ethernet_share;
+        double best = std::numeric_limits<double>::infinity();
+        for (const unsigned channels : findings.channels)
+          best = std::min(best, predict(findings.image.facts, findings.host, codec, mode, channels, setup).seconds);
+        candidate.seconds.push_back(best);
+      }
+      candidates.push_back(std::move(candidate));
+    }
+  // Who comes first in the list wins a tie: else a line would be made of crumbs of several.
+  for (std::size_t i = 0; i < result.bits_per_s.size(); ++i) {
+    Candidate* winner = &candidates.front();
+    for (Candidate& each : candidates)
+      if (each.seconds[i] < winner->seconds[i] * (1 - tie)) winner = &each;
+    winner->wins += 1;
+  }
+  const auto is_baseline = [](const Candidate& each) {
+    return each.codec->sends_pages && each.mode != ZeroMode::legacy;
+  };
+  std::ranges::stable_sort(candidates, [&](const Candidate& a, const Candidate& b) {
+    return std::tuple(is_baseline(a), a.wins) > std::tuple(is_baseline(b), b.wins);
+  });
+  // Of one compressor and level, one zero mode is enough beside the baselines; what never wins, once per compressor.
+  std::map<std::string, unsigned> seen;
+  for (Candidate& each : candidates) {
+    if (result.curves.size() == most_curves) break;
+    const std::string codec = name_of(*each.codec);
+    if (!is_baseline(each) && (seen[codec] > 0 || (each.wins == 0 && seen[each.codec->compressor + "*"] > 0))) continue;
+    ++seen[codec];
+    ++seen[each.codec->compressor + "*"];
+    result.curves.push_back(
+        {.label = fmt::format("{}, {}", codec, to_string(each.mode)), .seconds = std::move(each.seconds)});
+  }
+  // The legend in the order in which the lines begin, slowest link first.
+  std::ranges::stable_sort(result.curves, [](const Curve& a, const Curve& b) { return a.seconds[0] > b.seconds[0]; });
+  return result;
+}
+
+void need_gnuplot() {
+  const Scratch messages;
+  if (run_gnuplot("--version", messages.path()) != 0)
+    throw Failure(fmt::format("gnuplot does not start: {}", install_hint));
+}
+
+void draw(const Findings& findings, const std::string& path) {
+  const Scratch script, messages;
+  write_file(script.path(), script_for(findings, path));
+  const int status = run_gnuplot(script.path().c_str(), messages.path());
+  std::stringstream said;
+  said << std::ifstream(messages.path()).rdbuf();
+  struct stat picture{};
+  if (status == 0 && ::stat(path.c_str(), &picture) == 0 && picture.st_size > 0) return;
+  std::string reason = said.str();
+  std::ranges::replace(reason, '\n', ' ');
+  throw Failure(fmt::format("{}: gnuplot could not draw it: {}", path, reason));
+}
+
+void write_plot_data(const Findings& findings, const std::string& path) {
+  write_file(path, data_table(curves_of(findings)));
+}
+
+}  // namespace advise
