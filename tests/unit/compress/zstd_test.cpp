@@ -104,14 +104,14 @@ TEST_CASE("Zstd payloads of a channel in a row are one frame for plain ZSTD_deco
 
 TEST_CASE("Zstd makes the same bytes as plain zstd, however the pages lie") {
   const Bytes content = text_pages(64);
-  ForeignZstd foreign({{ZSTD_c_compressionLevel, 1}});
+  ForeignZstd foreign({{ZSTD_c_compressionLevel, 3}});
   const Bytes expected = foreign.packet(content);
   for (const std::size_t run : {page_bytes, 5 * page_bytes, content.size()}) {
     CAPTURE(run);
     std::vector<iovec> runs;
     for (std::size_t at = 0; at < content.size(); at += run)
       runs.push_back(const_buffer(content.data() + at, std::min(run, content.size() - at)));
-    auto encoder = open<Zstd::Encoder>(Zstd{.level = 1});
+    auto encoder = open<Zstd::Encoder>(Zstd{.level = 3});
     const auto payload = encoder.encode(runs);
     REQUIRE(payload.has_value());
     const auto* bytes = static_cast<const std::byte*>((*payload)[0].iov_base);
@@ -151,6 +151,64 @@ TEST_CASE("Zstd goes round its window many times") {
     REQUIRE(decode(decoder, encode(encoder, content), content.size(), decoded).has_value());
     REQUIRE(decoded == content);
   }
+}
+
+TEST_CASE("Zstd's level 1 is as small as zstd's own, and smaller windows do for it and those below") {
+  const Bytes content = text_pages(128);
+  ForeignZstd foreign({{ZSTD_c_compressionLevel, 1}});
+  auto encoder = open<Zstd::Encoder>(Zstd{.level = 1});
+  const Bytes payload = encode(encoder, content);
+  CHECK(static_cast<double>(payload.size()) < 1.04 * static_cast<double>(foreign.packet(content).size()));
+  std::size_t smaller = payload.size();
+  for (const int level : {-1, -3, -10, -50}) {
+    CAPTURE(level);
+    auto faster = open<Zstd::Encoder>(Zstd{.level = level});
+    const Bytes larger = encode(faster, content);
+    CHECK(larger.size() > smaller);
+    CHECK(larger[5] == std::byte{(17 - 10) << 3});
+    smaller = larger.size();
+  }
+  CHECK(payload[5] == std::byte{(18 - 10) << 3});
+  auto chosen = open<Zstd::Encoder>(Zstd{.level = -1, .window_log = 20});
+  CHECK(encode(chosen, content)[5] == std::byte{(20 - 10) << 3});
+}
+
+TEST_CASE("Zstd gives many random pages blocks of their own, however they lie among others") {
+  const Bytes noise = random_pages(40);
+  const Bytes text = text_pages(8);
+  for (const std::size_t run : {std::size_t{4}, std::size_t{16}, std::size_t{88}}) {
+    CAPTURE(run);
+    const Bytes content = text + noise + text + noise;
+    std::vector<iovec> runs;
+    for (std::size_t at = 0; at < content.size(); at += run * page_bytes)
+      runs.push_back(const_buffer(content.data() + at, std::min(run * page_bytes, content.size() - at)));
+    auto encoder = open<Zstd::Encoder>(Zstd{});
+    auto decoder = open<Zstd::Decoder>(small_window);
+    const auto encoded = encoder.encode(runs);
+    REQUIRE(encoded.has_value());
+    const auto* bytes = static_cast<const std::byte*>((*encoded)[0].iov_base);
+    const Bytes payload(bytes, bytes + (*encoded)[0].iov_len);
+    Bytes decoded;
+    REQUIRE(decode(decoder, payload, content.size(), decoded).has_value());
+    CHECK(decoded == content);
+    // Stored whole, so that a part of it is found as it is.
+    const auto part = std::search(payload.begin(), payload.end(), noise.begin() + 5000, noise.begin() + 6000);
+    CHECK(part != payload.end());
+    ForeignZstd foreign({{ZSTD_c_compressionLevel, 1}});
+    CHECK(payload.size() < foreign.packet(content).size());
+  }
+}
+
+TEST_CASE("Zstd does not cut blocks for single random pages") {
+  Bytes content;
+  for (std::uint64_t i = 0; i < 32; ++i) content = content + text_pages(1, i) + random_pages(1, i);
+  auto encoder = open<Zstd::Encoder>(Zstd{.level = 3});
+  ForeignZstd foreign({{ZSTD_c_compressionLevel, 3}});
+  CHECK(encode(encoder, content) == foreign.packet(content));
+}
+
+TEST_CASE("Zstd refuses pages of no size") {
+  CHECK(Zstd::Encoder::open({}, {.page_bytes = 0}).error().code == Errc::bad_option);
 }
 
 TEST_CASE("zstd takes its own copy of what it is given") {
