@@ -22,10 +22,12 @@ void StackOptions::add_to(CLI::App& app, const std::string& option_prefix) {
   app.add_option(prefix_ + "channels", channels, "Connections beside the main one")
       ->check(CLI::Range(1u, wire::max_channels))
       ->capture_default_str();
-  app.add_option(prefix_ + "compression", compression, "How page data travels")
+  app.add_option(prefix_ + "compression", compression,
+                 "How page data travels (igzip is a faster zlib, the same to the peer)")
       ->check(CLI::IsMember(compressor_names()))
       ->capture_default_str();
-  app.add_option(prefix_ + "level", level, "Compression level (zlib 0..9; zstd up to 22, below 0 is faster)")
+  app.add_option(prefix_ + "level", level,
+                 "Compression level (zlib 0..9; igzip 1..3; zstd up to 22, below 0 is faster)")
       ->capture_default_str();
   app.add_option(prefix_ + "zero-pages", zero_pages, "Who looks for zero pages")
       ->check(CLI::IsMember(names_of<ZeroPolicies>()))

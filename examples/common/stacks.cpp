@@ -37,7 +37,12 @@ std::unique_ptr<AnySender> open_sender(const StackOptions& options, const RamMap
 
 Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compression, const RamMap& ram,
                                                    std::vector<FdTransport> links, ReceiveOptions options) {
-  return with_policy(compression, Compressors{}, [&]<class C>() -> Result<std::unique_ptr<AnyReceiver>> {
+#if defined(MULTIFD_HAS_IGZIP)
+  const std::string& decoder = compression;
+#else
+  const std::string decoder = compression == "igzip" ? "zlib" : compression;  // the same bytes
+#endif
+  return with_policy(decoder, Compressors{}, [&]<class C>() -> Result<std::unique_ptr<AnyReceiver>> {
     auto receiver = Receiver<FdTransport, C>::open(ram, std::move(links),
                                                    {.uuid = options.uuid,
                                                     .barrier = Barrier::manual,
