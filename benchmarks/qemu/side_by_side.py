@@ -4,8 +4,9 @@
 sockets without any protocol. Prints medians and ratios, and which figures of the project's table they reach.
 
   qemu  QEMU's own multifd: a paused guest on TCG whose memory is the image (memory-backend-file, share=on, prealloc=on, on
-        tmpfs), into a QEMU with anonymous memory (memory-backend-ram); zero pages found by its channels, no bandwidth
-        limit. Wall time is the source's total-time (ms; set-up of the connections included, loading of devices at the
+        tmpfs), into a QEMU with anonymous memory (memory-backend-ram, for which QEMU asks huge pages, too) and, where it is
+        fresh, also with shared memory (memory-backend-memfd: what a guest with vhost-user or virtiofs devices has, in
+        pages of 4 KiB); zero pages found by its channels, no bandwidth limit. Wall time is the source's total-time (ms; set-up of the connections included, loading of devices at the
         destination not, which is kept as wall_events). CPU time is each process's CPU clock from the migrate command until
         both sides are done.
   ours  ram_send --populate with the same file, into ram_receive's anonymous memory, for which it asks huge pages. Wall time
@@ -69,11 +70,11 @@ class Way:
     kind: str  # "qemu", "ours", "pump"
     compression: str = "none"
     level: int = 1
+    backend: str = "ram"  # of QEMU's destination
 
     def __str__(self):
-        if self.kind == "pump" or self.compression == "none":
-            return self.kind
-        return f"{self.kind} {self.compression} {self.level}"
+        name = self.kind if self.backend == "ram" else f"{self.kind} {self.backend}"
+        return name if self.compression == "none" else f"{name} {self.compression} {self.level}"
 
 
 @dataclass
@@ -108,7 +109,8 @@ ROWS = {
 def ways_of(case, compressors, only_pump):
     """The first one is what the others are compared with."""
     if case.compression == "none":
-        return [Way("pump"), Way("ours")] if only_pump else [Way("qemu"), Way("ours"), Way("pump")]
+        shared = [Way("qemu", backend="memfd")] if case.memory == "fresh" else []
+        return [Way("pump"), Way("ours")] if only_pump else [Way("qemu"), *shared, Way("ours"), Way("pump")]
     ours = [Way("ours", case.compression)]
     if case.compression == "zstd":
         ours = [Way("ours", "zstd", level) for level in ZSTD_LEVELS]
@@ -221,7 +223,7 @@ class Bench:
         limit = self.arguments.limit
         prealloc = "on" if case.memory == "warm" else "off"
         with (BenchQemu(self.folder, self.binary, self.arguments.machine, size,
-                        f"memory-backend-ram,prealloc={prealloc}", incoming=True) as destination,
+                        f"memory-backend-{way.backend},prealloc={prealloc}", incoming=True) as destination,
               BenchQemu(self.folder, self.binary, self.arguments.machine, size,
                         f"memory-backend-file,mem-path={image},share=on,prealloc=on") as source):
             for qemu in (source, destination):
@@ -265,6 +267,9 @@ class Bench:
             path.unlink()
         return received, sent, huge
 
+    def _buffers(self):
+        return [f"--socket-buffer={self.arguments.socket_buffer}"] if self.arguments.socket_buffer else []
+
     def _sample(self, received, sent, huge, more):
         return Sample(received["began"] + received["seconds"] - sent["began"], sent["cpu_seconds"],
                       received["cpu_seconds"], sent["user_seconds"], received["user_seconds"],
@@ -275,8 +280,8 @@ class Bench:
         if case.memory == "warm":
             receive.append("--populate")
         send = [self.programs["ram_send"], "--file", image, "--populate", "--compression", way.compression,
-                f"--level={way.level}", *self.arguments.send_option]
-        receive += self.arguments.receive_option
+                f"--level={way.level}", *self._buffers(), *self.arguments.send_option]
+        receive += [*self._buffers(), *self.arguments.receive_option]
         received, sent, huge = self._run_pair(receive, send, case)
         return self._sample(received, sent, huge,
                             {"seconds_source": sent["seconds"], "normal_pages": sent["normal_pages"],
@@ -287,6 +292,8 @@ class Bench:
         if case.memory == "warm":
             receive.append("--populate")
         send = [self.programs["socket_pump"], "--file", image, "--populate"]
+        receive += self._buffers()
+        send += self._buffers()
         received, sent, huge = self._run_pair(receive, send, case)
         sent["wire_bytes"] = size
         return self._sample(received, sent, huge, {"seconds_source": sent["seconds"]})
@@ -367,6 +374,8 @@ class Results:
         if row == 8:
             yield f"{case}: CPU / QEMU", self.ratio(self.cpu, case, ours, qemu), False, 0.65, 0.55
         if row == 11:
+            memfd = Way("qemu", backend="memfd")
+            yield f"{case}: GiB/s / QEMU with memfd", self.ratio(self.rate, case, ours, memfd), True, *goals
             yield f"{case}: faults per GiB", self.faults(case, ours), False, 1000, 1000
         if row == 14:
             for most, goal, stretch in ((1.0, 1.2, 1.4), (1.12, 1.5, 2.0), (1.25, 2.5, 3.5)):
@@ -464,6 +473,8 @@ def parse_arguments():
     parser.add_argument("--json", type=Path, help="every repetition, the medians, machine, versions and commit")
     parser.add_argument("--limit", type=float, default=120, help="seconds for one migration (default: 120)")
     parser.add_argument("--downtime-ms", type=int, default=2000, help="QEMU's downtime-limit (default: %(default)s)")
+    parser.add_argument("--socket-buffer", type=size_of, default=0, help="SO_SNDBUF and SO_RCVBUF of ours and the pump "
+                        "(default: the kernel's)")
     parser.add_argument("--send-option", action="append", default=[], help="one more word for ram_send, as "
                         "--send-option=--zero-pages=none")
     parser.add_argument("--receive-option", action="append", default=[], help="one more word for ram_receive")
@@ -477,6 +488,11 @@ def parse_arguments():
     if arguments.size % (1 << 20) or arguments.compressed_size % (1 << 20) or arguments.repeat < 1:
         parser.error("sizes are multiples of 1M, and --repeat at least 1")
     return arguments
+
+
+def progress(text):
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def measure(bench, arguments, results, raw):
@@ -498,13 +514,13 @@ def measure(bench, arguments, results, raw):
         size = arguments.size if case.compression == "none" else arguments.compressed_size
         for repeat in range(arguments.repeat):
             for way in ways:
-                print(f"\r\x1b[K{case}: {way} ({repeat + 1} of {arguments.repeat})", end="", file=sys.stderr, flush=True)
+                progress(f"{case}: {way} ({repeat + 1} of {arguments.repeat})")
                 sample = bench.run(case, way, size)
                 results.add(case, way, size, sample)
                 raw.append({"case": vars(case), "way": str(way), "kind": way.kind, "compression": way.compression,
                             "level": way.level, "repeat": repeat, "size": size,
                             "gib_per_s": size / GIB / sample.wall, **vars(sample)})
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        progress("")
         print("\n".join(results.table(case)), flush=True)
 
 
