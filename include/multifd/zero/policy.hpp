@@ -64,7 +64,8 @@ concept HasZeroMask = requires(const Z& policy, const PageGroup& group) {
 ///   later is dirty again and comes again.
 /// Threads: `is_zero` runs on the producer's thread when stage == producer, at once on every channel's thread, on one
 ///   shared object, when stage == channel.
-/// Models: ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd. Contract: multifd/testing/zero_policy_contract.hpp.
+/// Models: ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd; ResidencyAware around one of the last two (residency.hpp).
+///   Contract: multifd/testing/zero_policy_contract.hpp.
 template <class Z>
 concept ZeroPagePolicy = std::copyable<Z> && HasZeroPolicyName<Z> && HasZeroStage<Z> && HasIsZero<Z>;
 

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT
+//
+// What this process's page tables say of its own memory, many pages at a time: PAGEMAP_SCAN where the kernel has it
+// (Linux 6.7), the entries of /proc/self/pagemap elsewhere. Nothing is read, mapped or made resident by it. Which
+// memory the answers mean anything for is memory_areas.hpp's matter.
+#pragma once
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "multifd/result.hpp"
+
+namespace multifd {
+
+/// How page tables are looked at.
+enum class PagemapReading : std::uint8_t {
+  best,     ///< PAGEMAP_SCAN, or the entries where the kernel is too old
+  entries,  ///< the entries: what older kernels get
+};
+
+namespace detail {
+
+/// struct page_region and struct pm_scan_arg of linux/fs.h, which many systems have in an older version.
+struct PagemapRegion {
+  std::uint64_t begin, end, categories;
+};
+struct PagemapScan {
+  std::uint64_t size = sizeof(PagemapScan);
+  std::uint64_t flags = 0;
+  std::uint64_t begin = 0, end = 0, walk_end = 0;
+  std::uint64_t regions = 0, region_count = 0, max_pages = 0;
+  std::uint64_t category_inverted = 0, category_mask = 0, category_anyof_mask = 0, return_mask = 0;
+};
+static_assert(sizeof(PagemapScan) == 96);
+inline constexpr unsigned long pagemap_scan_request = _IOWR('f', 16, PagemapScan);
+inline constexpr std::uint64_t page_is_present = 1u << 3;
+inline constexpr std::uint64_t page_is_swapped = 1u << 4;
+inline constexpr std::uint64_t page_is_pfnzero = 1u << 5;
+
+/// Threads: one at a time.
+class Pagemap {
+ public:
+  /// Errors: errno where /proc is missing or closed to us.
+  static Result<Pagemap> open(PagemapReading reading) noexcept {
+    Pagemap map;
+    map.fd_ = ::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (map.fd_ < 0) return fail_errno(Stage::setup, "open /proc/self/pagemap");
+    map.can_scan_ = reading == PagemapReading::best;
+    map.buffer_.reset(new (std::nothrow) Buffer);
+    if (!map.buffer_) return fail_errno(Stage::setup, "allocate pagemap buffer", ENOMEM);
+    return map;
+  }
+  Pagemap(Pagemap&& other) noexcept
+      : fd_(std::exchange(other.fd_, -1)), can_scan_(other.can_scan_), buffer_(std::move(other.buffer_)) {}
+  Pagemap& operator=(Pagemap&&) = delete;
+  ~Pagemap() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+
+  /// Calls on_data(begin, end) for each run of pages that hold something, in order of addresses: present, swapped, or
+  /// on their way. The kernel's zero page, which reading maps, holds nothing; the entries cannot tell it.
+  ///
+  /// Params: `begin`, `end`: page aligned.
+  template <class OnData>
+  Result<void> for_each_data(std::uintptr_t begin, std::uintptr_t end, OnData&& on_data) {
+    if (can_scan_) {
+      const int error = scan(begin, end, on_data);
+      if (error == 0) return {};
+      // Anything that an older kernel, a sandbox or an emulator says to what it does not know.
+      if (error != ENOTTY && error != EINVAL && error != ENOSYS) return fail_errno(Stage::setup, "PAGEMAP_SCAN", error);
+      can_scan_ = false;
+    }
+    return read_entries(begin, end, on_data);
+  }
+
+ private:
+  union Buffer {
+    std::array<PagemapRegion, 4096> regions;
+    std::array<std::uint64_t, 16384> entries;
+  };
+
+  Pagemap() = default;
+
+  /// Returns an errno, or 0. What `on_data` was told before an error is true all the same.
+  template <class OnData>
+  int scan(std::uintptr_t begin, std::uintptr_t end, OnData& on_data) {
+    PagemapScan scan{.begin = begin,
+                     .end = end,
+                     .regions = reinterpret_cast<std::uintptr_t>(buffer_->regions.data()),
+                     .region_count = buffer_->regions.size(),
+                     .category_inverted = page_is_pfnzero,
+                     .category_mask = page_is_pfnzero,
+                     .category_anyof_mask = page_is_present | page_is_swapped,
+                     .return_mask = page_is_present};
+    for (; scan.begin < end; scan.begin = scan.walk_end) {
+      const int found = ::ioctl(fd_, pagemap_scan_request, &scan);
+      if (found < 0) {
+        if (errno == EINTR) continue;
+        return errno;
+      }
+      for (int i = 0; i < found; ++i) {
+        const PagemapRegion& region = buffer_->regions[static_cast<std::size_t>(i)];
+        on_data(static_cast<std::uintptr_t>(region.begin), static_cast<std::uintptr_t>(region.end));
+      }
+      if (scan.walk_end <= scan.begin) return EINVAL;  // never: it would not end
+    }
+    return 0;
+  }
+
+  template <class OnData>
+  Result<void> read_entries(std::uintptr_t begin, std::uintptr_t end, OnData& on_data) {
+    constexpr std::uint64_t holds_something = std::uint64_t{1} << 63 | std::uint64_t{1} << 62;  // present, swapped
+    const auto page_bytes = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    std::uintptr_t run = end;  // where a run began; `end`: in none
+    for (std::uintptr_t at = begin; at < end;) {
+      const std::size_t wanted = std::min(buffer_->entries.size(), (end - at) / page_bytes);
+      const ssize_t got = ::pread(fd_, buffer_->entries.data(), wanted * 8, static_cast<off_t>(at / page_bytes * 8));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 8) return fail_errno(Stage::setup, "read /proc/self/pagemap", got < 0 ? errno : EIO);
+      for (std::size_t i = 0; i < static_cast<std::size_t>(got) / 8; ++i, at += page_bytes) {
+        const bool data = (buffer_->entries[i] & holds_something) != 0;
+        if (data && run == end) run = at;
+        if (!data && run != end) on_data(std::exchange(run, end), at);
+      }
+    }
+    if (run != end) on_data(run, end);
+    return {};
+  }
+
+  int fd_ = -1;
+  bool can_scan_ = false;
+  std::unique_ptr<Buffer> buffer_;
+};
+
+}  // namespace detail
+
+}  // namespace multifd

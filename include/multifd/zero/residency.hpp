@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+//
+// The ZeroPagePolicy that wraps another: a page that was never touched is zero without being read, all others are the
+// inner policy's matter. How such pages are found, and the rule for when, is untouched_pages.hpp's.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "multifd/zero/policy.hpp"
+#include "multifd/zero/untouched_pages.hpp"
+
+namespace multifd {
+
+/// Asks the snapshot first, then `Next`. Without a snapshot it is `Next`.
+///
+///   using Zeros = ResidencyAware<ZeroPagesMultifd>;
+///   // dirty tracking is on
+///   auto untouched = UntouchedPages::snapshot(ram);
+///   auto tx = Sender<T, C, Zeros>::open(ram, links, {.zero_pages = {.untouched = *untouched}});
+///   // queue all memory, sync()
+///   untouched->forget();
+///   // read the dirty log, queue what it says, sync(), ...
+///
+/// Threads: as the inner policy's.
+template <ZeroPagePolicy Next>
+struct ResidencyAware {
+  static_assert(Next::stage != ZeroStage::none, "ResidencyAware: nobody asks a policy of ZeroStage::none");
+
+ private:
+  static constexpr std::string_view suffix = "+residency";
+  static constexpr auto text = [] {
+    constexpr std::string_view inner = Next::name;
+    std::array<char, inner.size() + suffix.size()> joined{};
+    std::ranges::copy(suffix, std::ranges::copy(inner, joined.begin()).out);
+    return joined;
+  }();
+
+ public:
+  static constexpr std::string_view name{text.data(), text.size()};
+  static constexpr ZeroStage stage = Next::stage;
+
+  UntouchedPages untouched{};
+  [[no_unique_address]] Next next{};
+
+  bool is_zero(PageRef page) const noexcept { return untouched.take(page) || next.is_zero(page); }
+
+  std::uint64_t zero_mask(const PageGroup& group) const noexcept {
+    std::uint64_t zero = untouched.take(group);
+    if (zero == 0) return multifd::zero_mask(next, group);
+    std::array<std::uint64_t, zero_mask_pages> offsets;
+    std::array<std::uint8_t, zero_mask_pages> bits;
+    std::size_t left = 0;
+    for (std::size_t i = 0; i < group.offsets.size(); ++i) {
+      offsets[left] = group.offsets[i];
+      bits[left] = static_cast<std::uint8_t>(i);
+      left += (zero >> i & 1) ^ 1;
+    }
+    if (left == 0) return zero;
+    const std::uint64_t found =
+        multifd::zero_mask(next, PageGroup{group.block, group.host, group.page_bytes, std::span(offsets).first(left)});
+    for (std::size_t i = 0; i < left; ++i) zero |= (found >> i & 1) << bits[i];
+    return zero;
+  }
+};
+
+}  // namespace multifd
