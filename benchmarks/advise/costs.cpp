@@ -34,23 +34,34 @@ struct NullTransport {
 };
 static_assert(check_transport<NullTransport>());
 
+/// The least that `pass()` returns, over at least three calls and about so many seconds: whatever else runs on the machine
+/// only adds to a cost, by the caches that it takes away.
+template <class Pass>
+double quickest_pass(double seconds, const Pass& pass) {
+  const program::Stopwatch watch;
+  double best = pass();
+  for (int passes = 1; passes < 3 || watch.seconds() < seconds; ++passes) best = std::min(best, pass());
+  return best;
+}
+
 /// Producer's CPU time per page when ranges are queued.
 double measure_queue(const Image& image, double seconds) {
   RamMap ram(page_bytes);
   const BlockId block = need(ram.add_read_only("ram", image.sample()));
   std::vector<NullTransport> links(1);
   auto sender = need(Sender<NullTransport, NoComp, ZeroPagesNone>::open(ram, std::move(links)));
-  const program::Stopwatch watch;
-  const std::uint64_t start = thread_cpu_ns();
-  double pages = 0;
-  do {
-    need(sender.queue_range(block, 0, image.sample().size()));
-    need(sender.sync());
-    pages += static_cast<double>(image.zero.size());
-  } while (watch.seconds() < seconds);
-  const auto spent = static_cast<double>(thread_cpu_ns() - start);
+  const double best = quickest_pass(seconds, [&] {
+    const std::uint64_t start = thread_cpu_ns();
+    double pages = 0;
+    while (pages < 1e6) {
+      need(sender.queue_range(block, 0, image.sample().size()));
+      pages += static_cast<double>(image.zero.size());
+    }
+    need(sender.sync_and_wait());
+    return static_cast<double>(thread_cpu_ns() - start) / pages;
+  });
   need(sender.close());
-  return spent / pages;
+  return best;
 }
 
 /// The library's own check, in order over the whole sample.
@@ -58,20 +69,19 @@ double measure_check(const Image& image, double seconds) {
   const ZeroPagesMultifd policy;
   const std::byte* const host = image.sample().data();
   std::array<std::uint64_t, zero_mask_pages> offsets;
-  std::uint64_t found = 0;
-  double pages = 0;
-  const std::uint64_t start = thread_cpu_ns();
-  do {
+  return quickest_pass(seconds, [&] {
+    std::uint64_t found = 0;
+    const std::uint64_t start = thread_cpu_ns();
     for (std::size_t first = 0; first < image.zero.size(); first += offsets.size()) {
       const std::size_t count = std::min(offsets.size(), image.zero.size() - first);
       for (std::size_t i = 0; i < count; ++i) offsets[i] = (first + i) * page_bytes;
       const PageGroup group{.block = {}, .host = host, .page_bytes = page_bytes, .offsets = {offsets.data(), count}};
       found += static_cast<std::uint64_t>(__builtin_popcountll(zero_mask(policy, group)));
     }
-    pages += static_cast<double>(image.zero.size());
-  } while (static_cast<double>(thread_cpu_ns() - start) < seconds * 1e9);
-  if (pages * image.facts.zero_share + 0.5 < static_cast<double>(found)) throw Failure("the zero check disagrees");
-  return static_cast<double>(thread_cpu_ns() - start) / pages;
+    const auto spent = static_cast<double>(thread_cpu_ns() - start);
+    if (found != image.zero_pages) throw Failure("the zero check disagrees with itself");
+    return spent / static_cast<double>(image.zero.size());
+  });
 }
 
 /// What packets over a socket cost each side.
@@ -84,7 +94,7 @@ struct Pumped {
 
 /// A connection over loopback TCP: packets of a header and `payload` bytes from `from` into `to`, both walked through
 /// from start to end again and again, read as the library's receiver reads them.
-Pumped pump(std::span<const std::byte> from, std::span<std::byte> to, std::size_t payload, double seconds) {
+Pumped pump_once(std::span<const std::byte> from, std::span<std::byte> to, std::size_t payload, double seconds) {
   auto listener = need(Listener::listen({.host = "127.0.0.1"}, 1), "loopback");
   FdTransport out = need(connect_to(listener.local_address()), "loopback");
   FdTransport in = need(listener.accept(std::chrono::seconds(5)), "loopback");
@@ -139,6 +149,17 @@ Pumped pump(std::span<const std::byte> from, std::span<std::byte> to, std::size_
   return pumped;
 }
 
+/// The cheapest of four.
+Pumped pump(std::span<const std::byte> from, std::span<std::byte> to, std::size_t payload, double seconds) {
+  Pumped best;
+  const auto cost = [](const Pumped& each) { return (each.send_ns + each.receive_ns) / each.packets; };
+  for (int round = 0; round < 4; ++round) {
+    const Pumped each = pump_once(from, to, payload, seconds / 4);
+    if (round == 0 || cost(each) < cost(best)) best = each;
+  }
+  return best;
+}
+
 void measure_sockets(const Image& image, double seconds, HostCosts& costs, Steps& steps) {
   const program::Mapping to = program::Mapping::anonymous(64 << 20);
   to.populate();
@@ -164,18 +185,23 @@ void measure_sockets(const Image& image, double seconds, HostCosts& costs, Steps
   costs.receive_payload_ns = per_byte(encoded.receive_ns, costs.receive_packet_ns, encoded);
 }
 
-/// CPU time per byte of touching fresh memory.
+/// CPU time per byte of touching fresh memory: the second time, after it was given back. The first time may be the host's
+/// cost of this virtual machine and not that of a fault.
 double measure_faults(int advice) {
-  constexpr std::size_t bytes = 64 << 20;
+  constexpr std::size_t bytes = 128 << 20;
   constexpr std::size_t align = 2 << 20;
   void* const memory = ::mmap(nullptr, bytes + align, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw Failure(fmt::format("64 MiB of memory: {}", std::strerror(errno)));
+  if (memory == MAP_FAILED) throw Failure(fmt::format("128 MiB of memory: {}", std::strerror(errno)));
   const auto unused = -reinterpret_cast<std::uintptr_t>(memory) % align;
-  auto* const first = static_cast<volatile std::byte*>(memory) + unused;
-  (void)::madvise(const_cast<std::byte*>(first), bytes, advice);
-  const std::uint64_t start = thread_cpu_ns();
-  for (std::size_t at = 0; at < bytes; at += page_bytes) first[at] = std::byte{1};
-  const auto spent = static_cast<double>(thread_cpu_ns() - start);
+  auto* const first = static_cast<std::byte*>(memory) + unused;
+  (void)::madvise(first, bytes, advice);
+  double spent = 0;
+  for (int round = 0; round < 2; ++round) {
+    const std::uint64_t start = thread_cpu_ns();
+    for (std::size_t at = 0; at < bytes; at += page_bytes) *static_cast<volatile std::byte*>(first + at) = std::byte{1};
+    spent = static_cast<double>(thread_cpu_ns() - start);
+    (void)::madvise(first, bytes, MADV_DONTNEED);
+  }
   ::munmap(memory, bytes + align);
   return spent / bytes;
 }
@@ -216,8 +242,8 @@ double measure_busy(const Image& image, double seconds, unsigned cores) {
     for (const double each : ns_per_byte) sum += each;
     return sum / threads;
   };
-  const double alone = run(1);
-  return std::max(1.0, run(cores) / alone);
+  const double alone = quickest_pass(0, [&] { return run(1); });
+  return std::max(1.0, quickest_pass(0, [&] { return run(cores); }) / alone);
 }
 
 }  // namespace
@@ -245,7 +271,7 @@ HostCosts measure_host(const Image& image, double seconds, unsigned cores, Steps
   costs.fault_small_ns = measure_faults(MADV_NOHUGEPAGE);
   steps.next("all cores at once");
   costs.busy_cores = cores;
-  if (cores > 1) costs.busy_factor = measure_busy(image, seconds / 2, cores);
+  if (cores > 1) costs.busy_factor = measure_busy(image, seconds / 5, cores);
   return costs;
 }
 

@@ -79,7 +79,7 @@ void look_at(Image& image) {
   const std::span<std::byte> sample = image.sample();
   constexpr std::size_t extent_pages = (std::size_t{2} << 20) / page_bytes;
   image.zero.assign(sample.size() / page_bytes, false);
-  std::size_t zeros = 0;
+  image.zero_pages = 0;
   std::size_t extents = 0;
   std::size_t touched = 0;
   for (std::size_t first = 0; first < image.zero.size(); first += extent_pages) {
@@ -89,13 +89,13 @@ void look_at(Image& image) {
       image.zero[page] = multifd::buffer_is_zero(sample.data() + page * page_bytes, page_bytes);
       here += image.zero[page];
     }
-    zeros += here;
+    image.zero_pages += here;
     ++extents;
     touched += here < end - first;
   }
   image.facts = {.bytes = static_cast<double>(image.bytes),
                  .page_bytes = page_bytes,
-                 .zero_share = static_cast<double>(zeros) / static_cast<double>(image.zero.size()),
+                 .zero_share = static_cast<double>(image.zero_pages) / static_cast<double>(image.zero.size()),
                  .touched_share = static_cast<double>(touched) / static_cast<double>(extents)};
 }
 

@@ -22,9 +22,10 @@ struct Image {
   std::string name;         ///< the file, or the patterns
   std::uint64_t bytes = 0;  ///< of the whole, in whole pages
   std::uint64_t windows = 1;
-  program::Mapping memory;   ///< the sample
-  ImageFacts facts{};        ///< of the whole; see look_at()
-  std::vector<bool> zero{};  ///< per page of the sample
+  program::Mapping memory;     ///< the sample
+  ImageFacts facts{};          ///< of the whole; see look_at()
+  std::size_t zero_pages = 0;  ///< of the sample
+  std::vector<bool> zero{};    ///< per page of the sample
 
   std::span<std::byte> sample() const noexcept { return memory.bytes(); }
 };

@@ -32,7 +32,7 @@ void need_gnuplot();
 /// Draws to a file whose name ends in .svg or .png. Throws program::Failure.
 void draw(const Findings& findings, const std::string& path);
 
-/// Writes the table behind the picture: Mbit/s and the seconds of each curve. Throws program::Failure.
+/// Writes the table behind the picture: Mbit/s, the seconds of each curve, and the least of them. Throws program::Failure.
 void write_plot_data(const Findings& findings, const std::string& path);
 
 }  // namespace advise

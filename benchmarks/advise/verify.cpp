@@ -7,6 +7,7 @@
 #include <multifd/multifd.hpp>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <thread>
 
@@ -34,16 +35,27 @@ double channel_cpu_s(const std::vector<ChannelStats>& channels) {
 
 program::Mapping memory_for(const Setup& setup, std::size_t bytes) {
   program::Mapping memory = program::Mapping::anonymous(bytes);
-  if (setup.destination == Destination::warm) memory.populate();
   if (setup.destination == Destination::fresh_small)
     (void)::madvise(memory.bytes().data(), memory.bytes().size(), MADV_NOHUGEPAGE);
+  memory.populate();
   return memory;
 }
 
+/// Back to what the destination's memory is before a migration. Fresh memory is memory given back: in a virtual machine,
+/// memory that nobody has used for long may have to come from its host first, which is slow and no two times the same.
+void reset(const program::Mapping& memory, const Setup& setup) {
+  if (setup.destination == Destination::warm) {
+    std::memset(memory.bytes().data(), 0, memory.bytes().size());
+  } else if (::madvise(memory.bytes().data(), memory.bytes().size(), MADV_DONTNEED) != 0) {
+    throw Failure(fmt::format("MADV_DONTNEED: {}", std::strerror(errno)));
+  }
+}
+
 /// One migration of the sample.
-Run move_once(const Image& image, const Prediction& stack, const Setup& setup, const Interrupt& interrupt) {
+Run move_once(const Image& image, const program::Mapping& memory, const Prediction& stack, const Setup& setup,
+              const Interrupt& interrupt) {
   const std::span<std::byte> from = image.sample();
-  const program::Mapping memory = memory_for(setup, from.size());
+  reset(memory, setup);
   RamMap source_ram(page_bytes), destination_ram(page_bytes);
   const BlockId block = need(source_ram.add_read_only("ram", from));
   need(destination_ram.add("ram", memory.bytes()));
@@ -103,20 +115,37 @@ Run move_once(const Image& image, const Prediction& stack, const Setup& setup, c
 }  // namespace
 
 std::vector<Prediction> worth_verifying(const std::vector<Prediction>& predictions, std::size_t most) {
-  // The best of each compressor and zero mode, the two marked ones first; `predictions` has the quickest first.
-  std::vector<Prediction> chosen = {quickest(predictions)};
-  const auto is_new = [&](const Prediction& each, bool with_level) {
-    return std::ranges::none_of(chosen, [&](const Prediction& other) {
-      return each.compressor == other.compressor && each.zero_pages == other.zero_pages &&
-             (!with_level || (each.level == other.level && each.channels == other.channels));
+  std::vector<Prediction> chosen;
+  const auto add = [&](const Prediction& each) {
+    const bool known = std::ranges::any_of(chosen, [&](const Prediction& other) {
+      return name_of(each) == name_of(other) && each.channels == other.channels;
     });
+    if (!known && chosen.size() < most) chosen.push_back(each);
   };
-  if (is_new(cheapest(predictions), true)) chosen.push_back(cheapest(predictions));
-  for (const ZeroMode mode : zero_modes)
-    for (const Prediction& each : predictions)
-      if (chosen.size() < most && each.zero_pages == mode && is_new(each, false)) chosen.push_back(each);
+  const auto add_first = [&](auto&& fits) {
+    const auto found = std::ranges::find_if(predictions, fits);
+    if (found != predictions.end()) add(*found);
+  };
+  const Prediction& best = quickest(predictions);
+  add(best);
+  add(cheapest(predictions));
+  // The quickest of each compressor, of each zero mode, and of each number of channels.
+  std::vector<std::string> compressors;
   for (const Prediction& each : predictions)
-    if (chosen.size() < most && is_new(each, true)) chosen.push_back(each);
+    if (std::ranges::find(compressors, each.compressor) == compressors.end()) compressors.push_back(each.compressor);
+  const auto is_like_best = [&](const Prediction& each) {
+    return each.compressor == best.compressor && each.level == best.level;
+  };
+  for (const std::string& compressor : compressors)
+    add_first([&](const Prediction& each) {
+      return each.compressor == compressor && each.channels == best.channels && each.zero_pages == ZeroMode::multifd;
+    });
+  for (const ZeroMode mode : zero_modes)
+    add_first([&](const Prediction& each) {
+      return is_like_best(each) && each.zero_pages == mode && each.channels == best.channels;
+    });
+  for (const Prediction& each : predictions)
+    if (is_like_best(each) && each.zero_pages == best.zero_pages) add(each);
   return chosen;
 }
 
@@ -124,11 +153,12 @@ std::vector<Verified> verify(const Image& image, const HostCosts& host, const st
                              const std::vector<Prediction>& stacks, const Setup& setup, unsigned rounds, Steps& steps) {
   ImageFacts sample = image.facts;
   sample.bytes = static_cast<double>(image.sample().size());
+  const program::Mapping memory = memory_for(setup, image.sample().size());
   std::vector<std::vector<Run>> runs(stacks.size());
   for (unsigned round = 0; round < rounds; ++round)
     for (std::size_t i = 0; i < stacks.size(); ++i) {
       steps.next(fmt::format("verifying {}, {} channels", name_of(stacks[i]), stacks[i].channels));
-      runs[i].push_back(move_once(image, stacks[i], setup, steps.interrupt()));
+      runs[i].push_back(move_once(image, memory, stacks[i], setup, steps.interrupt()));
     }
   std::vector<Verified> all;
   for (std::size_t i = 0; i < stacks.size(); ++i) {
