@@ -29,6 +29,7 @@ struct Settings {
   bool discard = false;
   bool populate = false;
   std::uint64_t size = 0;
+  std::uint64_t socket_buffer = 0;
   unsigned channels = 0;
   std::string compression;
   std::string json_path;
@@ -57,8 +58,10 @@ int migrate(const Settings& settings) {
     const std::uint64_t limit = settings.size != 0 ? settings.size : program::physical_memory();
     std::optional<Target> target;
     if (settings.populate) target.emplace(settings, settings.size);
-    auto listener = need(Listener::listen(program::address_of(settings.listen, "--listen"), wire::max_channels + 1u),
-                         "listen on " + settings.listen);
+    SocketOptions socket;
+    socket.send_buffer_bytes = socket.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
+    const Address address = program::address_of(settings.listen, "--listen");
+    auto listener = need(Listener::listen(address, wire::max_channels + 1u, socket), "listen on " + settings.listen);
     fmt::print(stderr, "listening on {}\n", to_string(listener.local_address()));
     Accepted source = program::accept_source(listener, settings.channels, interrupt);
     try {
@@ -125,6 +128,9 @@ int main(int argc, char** argv) {
   file->excludes(discard);
   app.add_flag("--populate", settings.populate, "Touch the memory before listening; --size says how much");
   program::add_size(app, "--size", settings.size, "The most that a sender may announce (0: the machine's memory)");
+  program::add_size(app, "--socket-buffer", settings.socket_buffer,
+                    "SO_RCVBUF of what connects (0: the kernel's choice)")
+      ->check(CLI::Range(0u, 1u << 30));
   app.add_option("--channels", settings.channels, "Insist on that many channels (0: whatever the sender announces)")
       ->check(CLI::Range(0u, wire::max_channels))
       ->capture_default_str();

@@ -30,6 +30,7 @@ struct Settings {
   unsigned rounds = 1;
   bool digest = false;
   bool populate = false;
+  std::uint64_t socket_buffer = 0;
   bool list_kernels = false;
   std::string json_path;
   program::StackOptions stack;
@@ -46,6 +47,7 @@ Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control
   const BlockId block = need(ram.add_read_only("ram", bytes));
   SocketOptions socket;
   socket.interrupt = &interrupt;
+  socket.send_buffer_bytes = socket.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
   const Address address = program::address_of(settings.connect, "--connect");
 
   const program::Meter meter;
@@ -160,6 +162,9 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1u, 1'000'000u))
       ->capture_default_str();
   app.add_flag("--digest", settings.digest, "Put an XXH3-64 into every packet, which the receiver checks");
+  program::add_size(app, "--socket-buffer", settings.socket_buffer,
+                    "SO_SNDBUF of the channels (0: the kernel's choice)")
+      ->check(CLI::Range(0u, 1u << 30));
   app.add_flag("--populate", settings.populate, "Map every page of the file before connecting, as a VMM's memory is");
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   app.add_flag("--list-kernels", settings.list_kernels, "List the zero-check kernels of this machine and end");
