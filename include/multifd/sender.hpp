@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "multifd/channel/batch_producer.hpp"
-#include "multifd/memory/dirty_runs.hpp"
+#include "multifd/memory/dirty_bitmap.hpp"
 #include "multifd/wire/peer_profile.hpp"
 
 namespace multifd {
@@ -120,8 +120,8 @@ class Sender {
     return queue_range(block, offset, bytes, [](std::uint64_t) {});
   }
 
-  /// Queues every page whose bit is set: bit i % 64 of word i / 64 stands for page first_page + i. Runs of set bits
-  /// are queued as runs, empty words cost next to nothing.
+  /// Queues every page whose bit is set: bit i % 64 of word i / 64 stands for page first_page + i. Empty words cost
+  /// next to nothing.
   ///
   /// Params: `bitmap`: as KVM_GET_DIRTY_LOG fills it; bits past the end of the block must be clear.
   /// Errors: Errc::bad_range, before anything is queued; the first error.
@@ -137,10 +137,12 @@ class Sender {
       return fail(Errc::bad_range, Stage::produce, "queue_dirty", first_page + end - 1);
 
     QueuedPages done;
-    const auto queued = for_each_dirty_run(bitmap, [&](std::uint64_t first, std::uint64_t run) {
-      return s.producer.queue(block, (first_page + first) * s.page_bytes, run, on_zero, done);
-    });
-    if (!queued) return std::unexpected(queued.error());
+    for (std::size_t word = 0; word < bitmap.size(); ++word) {
+      if (bitmap[word] == 0) continue;
+      const std::uint64_t offset = (first_page + 64 * word) * s.page_bytes;
+      if (auto queued = s.producer.queue_bits(block, offset, bitmap[word], on_zero, done); !queued)
+        return std::unexpected(queued.error());
+    }
     return done;
   }
 

@@ -4,6 +4,7 @@
 // broken stream. One thing cannot be cancelled through the object, because there is none yet: Receiver::open(), which
 // its hello_timeout bounds (tested in receiver_test.cpp).
 #include <doctest/doctest.h>
+#include <sys/socket.h>
 
 #include <atomic>
 #include <functional>
@@ -37,6 +38,13 @@ struct Source {
   RamMap map;
   BlockId block{};
 };
+
+/// So that a socket takes less than a batch, whichever channel gets most of them.
+void shrink_buffers(int fd) {
+  const int bytes = 4096;
+  for (const int option : {SO_SNDBUF, SO_RCVBUF})
+    REQUIRE(::setsockopt(fd, SOL_SOCKET, option, &bytes, sizeof bytes) == 0);
+}
 
 /// Runs `call` in a thread, cancels when `ready` holds and the call had time to block, and checks how it ends.
 /// Nothing tells that a thread has blocked, so a pause has to do; a cancel() that comes early must work as well.
@@ -107,6 +115,8 @@ TEST_CASE("A sender is cancelled in queue_range, wait and close: sockets") {
     Links<FdTransport> links = tcp_links(1);
     auto second = unix_links(1);
     links.sender.push_back(std::move(second.sender[0]));
+    for (const auto* const ends : {&links.sender, &links.receiver})
+      for (const FdTransport& end : *ends) shrink_buffers(end.native_handle());
     keep.receiver.clear();
     keep.receiver.push_back(std::move(links.receiver[0]));
     keep.receiver.push_back(std::move(second.receiver[0]));

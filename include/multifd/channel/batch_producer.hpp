@@ -4,6 +4,7 @@
 // them, full batches to the channels. The caller has checked every range.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <new>
@@ -13,6 +14,7 @@
 
 #include "multifd/channel/counters.hpp"
 #include "multifd/channel/send_channel.hpp"
+#include "multifd/memory/dirty_bitmap.hpp"
 #include "multifd/wire/device_state.hpp"
 
 namespace multifd {
@@ -32,31 +34,14 @@ class BatchProducer {
   /// After the hand-off was made.
   void start() noexcept { open_ = shared_.handoff->first_batch(); }
 
-  /// Splits a run by the policy: zero pages to the caller, the rest to the channels.
+  /// A run of pages, looked at where the policy wants it: zero pages to the caller, the rest to the channels.
   template <class OnZero>
   Result<void> queue(BlockId block, std::uint64_t offset, std::uint64_t pages, OnZero&& on_zero, QueuedPages& done) {
-    unsynced_ = true;
     if constexpr (Z::stage == ZeroStage::producer) {
-      std::uint64_t offsets[zero_mask_pages];
-      const std::byte* const host = shared_.map.block(block).host.data();
       for (std::uint64_t first = 0; first < pages; first += zero_mask_pages) {
-        const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(zero_mask_pages, pages - first));
-        for (std::size_t i = 0; i < count; ++i) offsets[i] = offset + (first + i) * page_bytes();
-        const std::uint64_t mask = zero_mask(zero_, PageGroup{block, host, page_bytes(), std::span(offsets, count)});
-        for (std::size_t i = 0; i < count;) {
-          std::size_t end = i + 1;
-          const bool zero = (mask >> i & 1) != 0;
-          while (end < count && ((mask >> end & 1) != 0) == zero) ++end;
-          if (zero) {
-            zero_on_main.add(end - i);
-            done.zero_on_main += end - i;
-            for (std::size_t z = i; z < end; ++z) on_zero(offsets[z]);
-          } else {
-            if (auto queued = queue_run(block, offsets[i], end - i); !queued) return queued;
-            done.queued += end - i;
-          }
-          i = end;
-        }
+        const std::uint64_t count = std::min<std::uint64_t>(zero_mask_pages, pages - first);
+        const std::uint64_t all = ~std::uint64_t{0} >> (zero_mask_pages - count);
+        if (auto queued = queue_bits(block, offset + first * page_bytes(), all, on_zero, done); !queued) return queued;
       }
       return {};
     } else {
@@ -65,25 +50,38 @@ class BatchProducer {
     }
   }
 
+  /// The same for up to 64 pages, one for each bit that is set: bit 0 stands for the page at `offset`.
+  template <class OnZero>
+  Result<void> queue_bits(BlockId block, std::uint64_t offset, std::uint64_t bits, OnZero&& on_zero,
+                          QueuedPages& done) {
+    std::array<std::uint64_t, zero_mask_pages> room;
+    std::span<std::uint64_t> offsets = dirty_offsets(bits, offset, page_bytes(), room);
+    if constexpr (Z::stage == ZeroStage::producer) {
+      unsynced_ = true;
+      const std::byte* const host = shared_.map.block(block).host.data();
+      const std::uint64_t zero = zero_mask(zero_, PageGroup{block, host, page_bytes(), offsets});
+      std::size_t kept = 0;
+      for (std::size_t i = 0; i < offsets.size(); ++i) {
+        if ((zero >> i & 1) != 0) {
+          on_zero(offsets[i]);
+        } else {
+          offsets[kept++] = offsets[i];
+        }
+      }
+      zero_on_main.add(offsets.size() - kept);
+      done.zero_on_main += offsets.size() - kept;
+      offsets = offsets.first(kept);
+    }
+    done.queued += offsets.size();
+    return queue_listed(block, offsets);
+  }
+
   /// The hot path: a run of pages into batches, whatever they hold.
   Result<void> queue_run(BlockId block, std::uint64_t offset, std::uint64_t pages) noexcept {
-    unsynced_ = true;
-    if (open_->block != block || open_->known_zeros != 0) {
-      if (auto put = put_open(); !put) return put;
-      open_->block = block;
-    }
-    queued_pages.add(pages);
-    for (;;) {
-      const std::size_t count = std::min<std::uint64_t>(pages, open_->room());
+    return fill(block, pages, [&](std::size_t count) {
       open_->push_run(offset, count, page_bytes());
-      if (open_->full()) {
-        if (auto put = put_open(); !put) return put;
-        open_->block = block;
-      }
-      pages -= count;
-      if (pages == 0) return {};
       offset += count * page_bytes();
-    }
+    });
   }
 
   /// A page that is zero, to be said without looking at it.
@@ -177,6 +175,36 @@ class BatchProducer {
   Counter zero_on_main, queued_pages, waits, wait_ns;
 
  private:
+  /// Pages in any order, whatever they hold.
+  Result<void> queue_listed(BlockId block, std::span<const std::uint64_t> offsets) noexcept {
+    return fill(block, offsets.size(), [&](std::size_t count) {
+      open_->push_all(offsets.first(count));
+      offsets = offsets.subspan(count);
+    });
+  }
+
+  /// Opens batches of `block` until `pages` pages are in; `push(count)` appends the next few, as many as fit.
+  template <class Push>
+  Result<void> fill(BlockId block, std::uint64_t pages, Push&& push) noexcept {
+    if (pages == 0) return {};
+    unsynced_ = true;
+    if (open_->block != block || open_->known_zeros != 0) {
+      if (auto put = put_open(); !put) return put;
+      open_->block = block;
+    }
+    queued_pages.add(pages);
+    for (;;) {
+      const std::size_t count = std::min<std::uint64_t>(pages, open_->room());
+      push(count);
+      if (open_->full()) {
+        if (auto put = put_open(); !put) return put;
+        open_->block = block;
+      }
+      pages -= count;
+      if (pages == 0) return {};
+    }
+  }
+
   template <class OnZero>
   bool is_on_main(std::uint64_t offset, OnZero&& on_zero, QueuedPages& done) {
     if (!on_zero(offset)) return false;

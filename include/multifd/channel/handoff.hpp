@@ -11,15 +11,16 @@
 // puts all batches of an epoch before it closes it, and the worker looks at the count before it looks at the ring. So
 // closing an epoch never waits, however slow a channel is.
 //
-// Waking a sleeping thread costs more than a batch (LIMITS.md), so threads are woken seldom: a worker when two batches
-// wait, or the producer flushes, and no other worker is looking for work already; one that finds work wakes the next
-// if there is more; the producer when half of all batches came back.
+// Waking a sleeping thread costs more than a batch (LIMITS.md), so threads are woken seldom: a first worker when two
+// batches wait, one more when those that are awake have enough, and none while one is looking for work already; the
+// producer when half of all batches came back.
 #pragma once
 
 #include <array>
 #include <atomic>
 #include <bit>
 #include <boost/lockfree/spsc_queue.hpp>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -89,11 +90,7 @@ class BatchHandoff {
     // Own variable: the producer is its only writer.
     push(full, closed_.load(std::memory_order_relaxed));
     if (free_count_ == 0 && !collect()) {
-      wake_searcher();  // everything is queued: not all may sleep while the producer does
-      for (unsigned i = 0; i < spins && free_count_ == 0; ++i) {
-        spin_pause();
-        if (has_returned()) collect();
-      }
+      spin(producer_spin, [&] { return has_returned() && collect(); });
       for (bool slept = false; free_count_ == 0; slept = true) {
         if (stopped_.load(std::memory_order_acquire)) return nullptr;
         if (!slept) waited();
@@ -114,7 +111,8 @@ class BatchHandoff {
 
   /// Lets workers see batches that they were not woken for.
   void flush() noexcept {
-    if (has_batches()) wake_searcher();
+    for (std::uint64_t waiting = backlog(); waiting > 0 && wake_one(); --waiting) {
+    }
   }
 
   /// No more batches and epochs: workers drain what is there, then get Kind::finished.
@@ -141,14 +139,7 @@ class BatchHandoff {
       // One worker at a time looks out for work; more would only take its core from somebody who has some.
       std::uint32_t nobody = 0;
       if (!mine.searching) mine.searching = searching_.compare_exchange_strong(nobody, 1, std::memory_order_seq_cst);
-      if (mine.searching) {
-        bool found = false;
-        for (unsigned i = 0; i < spins && !found; ++i) {
-          spin_pause();
-          found = has_work(mine);
-        }
-        if (found) continue;
-      }
+      if (mine.searching && spin(worker_spin, [&] { return has_work(mine); })) continue;
       sleep(mine, channel);
     }
   }
@@ -168,7 +159,10 @@ class BatchHandoff {
   unsigned channels() const noexcept { return channel_count_; }
 
  private:
-  static constexpr unsigned spins = 100;
+  /// A worker that gives up needs to be woken, which takes a while (5 to 50 us): it waits as long for the next batch.
+  /// The producer's core is wanted by the workers it waits for.
+  static constexpr std::chrono::nanoseconds worker_spin{10'000};
+  static constexpr std::chrono::nanoseconds producer_spin{3'000};
   static constexpr std::size_t max_batches = std::size_t{max_depth} * wire::max_channels + 1;
 
   struct alignas(cache_line) Channel {
@@ -189,6 +183,7 @@ class BatchHandoff {
   /// Workers that sleep, a bit each. Whoever takes a bit down wakes its worker, and has counted it as searching.
   static constexpr unsigned sleeper_bits = 64;
   static constexpr unsigned sleeper_words = wire::max_channels / sleeper_bits + 1;
+  using SleeperWord = std::atomic<std::uint64_t>;
 
   BatchHandoff(unsigned channels, unsigned depth) noexcept : channel_count_(channels), depth_(depth) {}
 
@@ -221,7 +216,7 @@ class BatchHandoff {
     slot.epoch.store(epoch, std::memory_order_relaxed);
     // seq_cst: the push before the look at searching_ (Dekker with sleep()). Also the release of the batch's content.
     tail_.store(tail + 1, std::memory_order_seq_cst);
-    if (tail + 1 - head_.load(std::memory_order_relaxed) >= 2) wake_searcher();
+    if (tail + 1 - head_.load(std::memory_order_relaxed) >= 2) wake_if_worth_it();
   }
 
   std::optional<Work> next_work(Channel& mine) noexcept {
@@ -245,25 +240,32 @@ class BatchHandoff {
     return std::nullopt;
   }
 
-  bool has_batches() const noexcept {
-    // seq_cst: each caller has first said that it sleeps, or no longer searches (Dekker with push()).
-    return tail_.load(std::memory_order_seq_cst) != head_.load(std::memory_order_seq_cst);
+  /// Batches in the ring.
+  std::uint64_t backlog() const noexcept {
+    // seq_cst: each caller has first said that it sleeps, or no longer searches (Dekker with push()). The head before
+    // the tail, which is never behind it.
+    const std::uint64_t head = head_.load(std::memory_order_seq_cst);
+    return tail_.load(std::memory_order_seq_cst) - head;
+  }
+
+  std::span<SleeperWord> sleepers() noexcept {
+    return std::span(sleepers_).first((channel_count_ + sleeper_bits - 1) / sleeper_bits);
   }
 
   bool has_work(const Channel& mine) const noexcept {
-    return has_batches() || closed_.load(std::memory_order_seq_cst) > mine.synced ||
+    return backlog() != 0 || closed_.load(std::memory_order_seq_cst) > mine.synced ||
            stopped_.load(std::memory_order_seq_cst) || finished_.load(std::memory_order_seq_cst);
   }
 
-  /// Found work: if there is more, somebody else should look for it.
+  /// Found work: if there is much more, somebody else should look for it.
   void stop_searching(Channel& mine) noexcept {
     mine.searching = false;
     searching_.fetch_sub(1, std::memory_order_seq_cst);
-    flush();
+    wake_if_worth_it();
   }
 
   void sleep(Channel& mine, unsigned channel) noexcept {
-    std::atomic<std::uint64_t>& sleepers = sleepers_[channel / sleeper_bits];
+    SleeperWord& sleepers = sleepers_[channel / sleeper_bits];
     const std::uint64_t bit = std::uint64_t{1} << channel % sleeper_bits;
     const std::uint32_t ticket = mine.signal.load(std::memory_order_acquire);
     // Dekker: from here on it can be woken and does not count as searching; against push() or closed_ and the look at
@@ -277,24 +279,35 @@ class BatchHandoff {
     mine.searching = true;
   }
 
-  /// Wakes one sleeper, unless a worker is looking for work.
-  void wake_searcher() noexcept {
+  /// Wakes one more worker, unless one is looking for work: when half a queue waits for each of those that are awake.
+  /// Without room the producer has everything in the ring, so then the last sleeper is worth it, too.
+  void wake_if_worth_it() noexcept {
     if (searching_.load(std::memory_order_seq_cst) != 0) return;
-    for (unsigned word = 0; word < sleeper_words; ++word) {
-      std::uint64_t asleep = sleepers_[word].load(std::memory_order_seq_cst);
+    unsigned asleep = 0;
+    for (const auto& word : sleepers())
+      asleep += static_cast<unsigned>(std::popcount(word.load(std::memory_order_seq_cst)));
+    if (asleep != 0 && 2 * backlog() >= std::uint64_t{channel_count_ - asleep} * depth_ + 2) wake_one();
+  }
+
+  /// False: nobody sleeps.
+  bool wake_one() noexcept {
+    unsigned first = 0;
+    for (auto& word : sleepers()) {
+      std::uint64_t asleep = word.load(std::memory_order_seq_cst);
       while (asleep != 0) {
         const std::uint64_t bit = asleep & (~asleep + 1);
-        asleep = sleepers_[word].fetch_and(~bit, std::memory_order_seq_cst);
-        if ((asleep & bit) != 0) return wake(word * sleeper_bits + static_cast<unsigned>(std::countr_zero(bit)));
+        asleep = word.fetch_and(~bit, std::memory_order_seq_cst);
+        if ((asleep & bit) == 0) continue;  // somebody else wakes that one
+        wake(first + static_cast<unsigned>(std::countr_zero(bit)));
+        return true;
       }
+      first += sleeper_bits;
     }
+    return false;
   }
 
   void wake_all() noexcept {
-    for (unsigned word = 0; word < sleeper_words; ++word) {
-      std::uint64_t asleep = sleepers_[word].exchange(0, std::memory_order_seq_cst);
-      for (; asleep != 0; asleep &= asleep - 1)
-        wake(word * sleeper_bits + static_cast<unsigned>(std::countr_zero(asleep)));
+    while (wake_one()) {
     }
   }
 
@@ -335,6 +348,19 @@ class BatchHandoff {
     producer_signal_.notify_one();
   }
 
+  /// Whether `done()` came true in that time.
+  template <class Done>
+  static bool spin(std::chrono::nanoseconds time, Done&& done) noexcept {
+    const auto end = std::chrono::steady_clock::now() + time;
+    do {
+      for (unsigned i = 0; i < 8; ++i) {  // the clock costs as much as a few looks
+        spin_pause();
+        if (done()) return true;
+      }
+    } while (std::chrono::steady_clock::now() < end);
+    return false;
+  }
+
   static void spin_pause() noexcept {
 #if MULTIFD_X86_64
     __builtin_ia32_pause();
@@ -362,7 +388,7 @@ class BatchHandoff {
   std::atomic<bool> finished_{false};
   std::atomic<bool> stopped_{false};
   std::atomic<std::uint32_t> searching_{0};  ///< workers awake without a batch
-  std::array<std::atomic<std::uint64_t>, sleeper_words> sleepers_{};
+  std::array<SleeperWord, sleeper_words> sleepers_{};
   alignas(cache_line) std::atomic<std::uint32_t> returned_{0};
   std::atomic<std::uint32_t> wake_at_{0};
   std::atomic<bool> producer_sleeping_{false};

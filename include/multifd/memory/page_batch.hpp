@@ -4,6 +4,7 @@
 // swapped, never copied.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -54,6 +55,12 @@ class PageBatch {
     std::uint64_t* slot = slots_.data() + size_;
     for (std::size_t i = 0; i < count; ++i) slot[i] = offset + i * page_bytes;
     size_ += count;
+  }
+
+  /// Appends pages that lie anywhere; no more than room().
+  void push_all(std::span<const std::uint64_t> offsets) noexcept {
+    std::copy(offsets.begin(), offsets.end(), slots_.data() + size_);
+    size_ += offsets.size();
   }
 
   /// Appends a page that is zero. Only zero pages may follow it.

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+//
+// What a page costs the producer, the thread that a VMM lends: queueing runs, a dirty bitmap, single pages. The links
+// take everything at once and send nothing, and nobody looks for zero pages, so nothing but the library is measured.
+//
+//   producer/<call>/workers:N   cpu_ns: CPU time of the producer's thread per page. wall_ns: with waiting for workers.
+//   producer/plain_loop         the offsets of the same runs written to an array of 128: what no hand-off at all costs
+#include <benchmark/benchmark.h>
+#include <sys/mman.h>
+
+#include <chrono>
+#include <ctime>
+#include <vector>
+
+#include "corpus.hpp"
+#include "multifd/compress/nocomp.hpp"
+#include "multifd/sender.hpp"
+
+namespace {
+
+using namespace multifd;
+
+/// Swallows everything.
+struct NullTransport {
+  Result<std::size_t> write_some(ConstBuffers buffers) noexcept { return total_bytes(buffers); }
+  Result<std::size_t> read_some(MutableBuffers) noexcept { return std::size_t{0}; }
+  Result<void> finish() noexcept { return {}; }
+  void shutdown() noexcept {}
+};
+static_assert(check_transport<NullTransport>());
+
+using NullSender = Sender<NullTransport, NoComp, ZeroPagesNone>;
+
+constexpr std::uint64_t page = 4096;
+constexpr std::uint64_t guest_bytes = std::uint64_t{16} << 30;  // address space: nobody reads or writes it
+constexpr std::uint64_t guest_pages = guest_bytes / page;
+
+std::span<std::byte> guest() {
+  static void* const memory =
+      ::mmap(nullptr, guest_bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return {static_cast<std::byte*>(memory), guest_bytes};
+}
+
+double thread_cpu_ns() { return static_cast<double>(multifd::thread_cpu_ns()); }
+
+void check(const auto& result) {
+  if (!result) throw std::runtime_error(describe(result.error()));
+}
+
+/// `queue(sender, block)` queues pages and returns how many.
+template <class Queue>
+void measure(benchmark::State& state, Queue&& queue) {
+  RamMap ram;
+  const BlockId block = ram.add_read_only("ram", guest()).value();
+  const auto workers = static_cast<std::size_t>(state.range(0));
+  double cpu = 0;
+  double wall = 0;
+  double pages = 0;
+  for (auto _ : state) {
+    auto sender = NullSender::open(ram, std::vector<NullTransport>(workers)).value();
+    const double cpu_before = thread_cpu_ns();
+    const auto began = std::chrono::steady_clock::now();
+    const auto queued = static_cast<double>(queue(sender, block));
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    cpu += thread_cpu_ns() - cpu_before;
+    wall += 1e9 * seconds;
+    pages += queued;
+    check(sender.close());
+    state.SetIterationTime(seconds / queued);
+  }
+  state.counters["cpu_ns"] = cpu / pages;
+  state.counters["wall_ns"] = wall / pages;
+}
+
+void runs(benchmark::State& state) {
+  measure(state, [](NullSender& sender, BlockId block) {
+    check(sender.queue_range(block, 0, guest_bytes));
+    return guest_pages;
+  });
+}
+
+/// Every page dirty with the given chance in a thousand, independent of its neighbours: the shortest runs.
+template <unsigned PerMille>
+void bitmap(benchmark::State& state) {
+  corpus::Random random(PerMille);
+  std::vector<std::uint64_t> dirty(guest_pages / 64);
+  std::uint64_t count = 0;
+  for (std::uint64_t i = 0; i < guest_pages; ++i) {
+    if (random.below(1000) >= PerMille) continue;
+    dirty[i / 64] |= std::uint64_t{1} << i % 64;
+    ++count;
+  }
+  measure(state, [&](NullSender& sender, BlockId block) {
+    check(sender.queue_dirty(block, dirty));
+    return count;
+  });
+}
+
+void single(benchmark::State& state) {
+  measure(state, [](NullSender& sender, BlockId block) {
+    for (std::uint64_t i = 0; i < guest_pages; ++i) {
+      if (!sender.queue_page(block, i * page)) throw std::runtime_error("queue_page");
+    }
+    return guest_pages;
+  });
+}
+
+void plain_loop(benchmark::State& state) {
+  std::vector<std::uint64_t> slots(128);
+  for (auto _ : state) {
+    const auto began = std::chrono::steady_clock::now();
+    for (std::uint64_t i = 0; i < guest_pages; ++i) {
+      slots[i % 128] = i * page;
+      benchmark::ClobberMemory();
+    }
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    benchmark::DoNotOptimize(slots.data());
+    state.SetIterationTime(seconds / static_cast<double>(guest_pages));
+    state.counters["wall_ns"] = 1e9 * seconds / static_cast<double>(guest_pages);
+  }
+}
+
+void settings(benchmark::internal::Benchmark* benchmark) {
+  benchmark->ArgName("workers")->Arg(1)->Arg(2)->UseManualTime()->Iterations(1)->Unit(benchmark::kNanosecond);
+}
+
+BENCHMARK(runs)->Name("producer/runs")->Apply(settings);
+BENCHMARK(bitmap<500>)->Name("producer/bitmap_half")->Apply(settings);
+BENCHMARK(bitmap<20>)->Name("producer/bitmap_2_percent")->Apply(settings);
+BENCHMARK(single)->Name("producer/single_pages")->Apply(settings);
+BENCHMARK(plain_loop)->Name("producer/plain_loop")->UseManualTime()->Iterations(1)->Unit(benchmark::kNanosecond);
+
+}  // namespace
