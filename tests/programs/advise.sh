@@ -1,0 +1,94 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# multifd_advise as people run it: what it recommends for memory whose answer is known, and what it says when something
+# is wrong.
+#   advise.sh <folder of the programs> <multifd_advise>
+. "$(dirname "$0")/common.sh"
+advise=$2
+make_image "$work/image" 8
+: >"$work/empty"
+mkfifo "$work/pipe"
+
+expect_status 0 "--pattern" "$advise" --help
+expect_status 2 "one of --image and --pattern" "$advise" --link 1Gbit
+expect_status 2 "one of --link and --connect" "$advise" --image "$work/image"
+expect_status 2 "one of --image and --pattern" "$advise" --image "$work/image" --pattern zero --link 1Gbit
+expect_status 2 "10Gbit, 100Mbit" "$advise" --image "$work/image" --link 10parsec
+expect_status 2 "10Gbit, 100Mbit" "$advise" --image "$work/image" --link -1Gbit
+expect_status 2 ".svg or .png" "$advise" --image "$work/image" --link 1Gbit --plot picture.bmp
+expect_status 2 "--pattern" "$advise" --pattern nonsense --link 1Gbit
+expect_status 2 "less than one page" "$advise" --pattern zero,random --size 4096 --link 1Gbit
+expect_status 2 "tcp:HOST:PORT" "$advise" --listen nowhere
+expect_status 2 "--listen is the other end" "$advise" --listen tcp:127.0.0.1:0 --link 1Gbit
+expect_status 1 "No such file" "$advise" --image "$work/missing" --link 1Gbit --json "$work/failed.json"
+grep -q '"ok": false' "$work/failed.json" || die "JSON does not say that it failed"
+expect_status 1 "empty" "$advise" --image "$work/empty" --link 1Gbit
+expect_status 1 "not a regular file" "$advise" --image "$work" --link 1Gbit
+expect_status 1 "not a regular file" "$advise" --image "$work/pipe" --link 1Gbit
+expect_status 1 "refused" "$advise" --image "$work/image" --connect tcp:127.0.0.1:1
+expect_status 1 "gnuplot-nox" env PATH=/nonexistent "$advise" --image "$work/image" --link 1Gbit --plot "$work/p.svg"
+
+# answer <what> <options...>: the recommended stack, as "zstd -5, zero pages multifd, 2 channels: ...".
+answer() {
+  what=$1
+  shift
+  timeout 100 "$advise" --time 0.6 --cores 2 --json "$work/advice.json" "$@" >"$work/advice.log" 2>&1 || die "status $?: $*"
+  sed -n "s/^[*+] $what: //p" "$work/advice.log" | grep . || die "no line about $what: $*"
+  grep -q '"ok": true' "$work/advice.json" || die "JSON does not say ok: $*"
+  for key in machine image link costs predictions best bounded_by wire_bytes source_cpu_s destination_cpu_s; do
+    grep -q "\"$key\":" "$work/advice.json" || die "JSON has no $key: $*"
+  done
+}
+
+# 256 MiB of zeros are a list of pages: under 1 MiB.
+found=$(answer "shortest time" --pattern zero --size 256M --sample 64M --link 1Gbit)
+case $found in
+  *"zero pages multifd"*KiB\ on\ the\ wire | *"zero pages legacy"*KiB\ on\ the\ wire) ;;
+  *) die "zero pages: $found" ;;
+esac
+# What cannot be compressed is best left alone where the link is not the limit.
+found=$(answer "shortest time" --pattern random --size 64M --link 100Gbit)
+case $found in none,*) ;; *) die "random pages on a quick link: $found" ;; esac
+found=$(answer "least CPU" --pattern random --size 64M --link 100Mbit)
+case $found in none,*) ;; *) die "random pages, least CPU: $found" ;; esac
+# On a slow link everything that compresses beats none; a link of 1 Gbit/s is too quick for plain zlib on two cores.
+found=$(answer "shortest time" --pattern guest,text --size 64M --link 1Gbit)
+case $found in zstd* | igzip*) ;; *) die "compressible pages on a slow link: $found" ;; esac
+found=$(answer "shortest time" --image "$work/image" --link 50MiB/s --rtt 1 --dirty-rate 1M --working-set 4M --verify \
+  --verify-rounds 1)
+case $found in none,*) die "compressible file on a slow link: $found" ;; esac
+grep -q "least CPU" "$work/advice.log" || die "no mark"
+grep -q "^verified" "$work/advice.log" || die "--verify prints nothing"
+grep -q '"verified":' "$work/advice.json" || die "--verify is not in the JSON"
+grep -q '"converges": true' "$work/advice.json" || die "a megabyte per second does not converge"
+
+# The two ends of a link; what a stranger sends harms nobody.
+timeout --foreground 100 "$advise" --listen tcp:127.0.0.1:0 >"$work/listen.out" 2>"$work/listen.log" &
+receiver=$!
+for _ in $(seq 500); do
+  address=$(sed -n 's/^listening on //p' "$work/listen.log")
+  if [ -n "$address" ]; then break; fi
+  sleep 0.02
+done
+answer "shortest time" --image "$work/image" --connect "$address" --channels 1,2 >/dev/null
+receiver_status
+[ "$status" = 0 ] || die "--listen: status $status"
+grep -q '"connections": 2' "$work/advice.json" || die "the link was not measured with two connections"
+
+# A signal ends it in the middle.
+timeout --foreground 60 "$advise" --image "$work/image" --link 1Gbit --time 300 >"$work/signal.log" 2>&1 &
+receiver=$!
+sleep 0.3
+kill -INT "$receiver"
+receiver_status
+[ "$status" = 1 ] || die "status $status after SIGINT"
+grep -q "cancelled" "$work/signal.log" || die "does not say cancelled after SIGINT"
+
+if command -v gnuplot >/dev/null; then
+  answer "shortest time" --image "$work/image" --link 10Gbit --plot "$work/p.svg" --plot-data "$work/p.txt" >/dev/null
+  grep -q "<svg" "$work/p.svg" || die "the plot is no SVG"
+  [ "$(grep -c '^[0-9]' "$work/p.txt")" -gt 100 ] || die "the plot's table is too short"
+  [ "$(head -1 "$work/p.txt" | awk -F '\t' '{ print NF }')" -le 10 ] || die "too many lines in the plot"
+fi
+echo "advice is sound"
