@@ -191,11 +191,11 @@ void print_tables(const Findings& findings, std::size_t most_rows) {
   line("least CPU", "+", cheap);
 }
 
-void print_verified(const std::vector<Verified>& verified) {
+void print_verified(const Verification& verified) {
   fmt::print("\nverified over loopback in this process, both ends on the same cores; predicted / measured\n");
   fmt::print("{:<11} {:<8} {:>3}  {:>17} {:>7}  {:>17} {:>17} {:>7}  {:>21}\n", "compressor", "zeros", "ch", "seconds",
              "error", "CPU source", "CPU destination", "error", "wire MiB");
-  for (const Verified& each : verified) {
+  for (const Verified& each : verified.stacks) {
     const Prediction& p = each.predicted;
     const std::string stack = p.level ? fmt::format("{} {}", p.compressor, *p.level) : p.compressor;
     const auto pair = [](double a, double b) { return fmt::format("{:.3f} / {:.3f}", a, b); };
@@ -205,6 +205,8 @@ void print_verified(const std::vector<Verified>& verified) {
                pair(p.source_cpu_s, each.source_cpu_s), pair(p.destination_cpu_s, each.destination_cpu_s),
                100 * each.cpu_error(), fmt::format("{:.1f} / {:.1f}", p.wire_bytes / mib, each.wire_bytes / mib));
   }
+  if (verified.other_cores > 0.2)
+    fmt::print("other programs used {:.1f} cores meanwhile: repeat that on a quiet machine\n", verified.other_cores);
 }
 
 json to_json(const Findings& findings) {
@@ -235,7 +237,7 @@ json to_json(const Findings& findings) {
                                   {"downtime_s", live.converges ? json(live.downtime_s) : json(nullptr)}};
   }
   json verified = json::array();
-  for (const Verified& each : findings.verified)
+  for (const Verified& each : findings.verified.stacks)
     verified.push_back({{"predicted", stack_json(each.predicted)},
                         {"measured",
                          {{"seconds", each.seconds},
@@ -287,7 +289,10 @@ json to_json(const Findings& findings) {
                  {"best",
                   {{"shortest_time", stack_json(quickest(findings.predictions))},
                    {"least_cpu", stack_json(cheapest(findings.predictions))}}}};
-  if (!findings.verified.empty()) object["verified"] = std::move(verified);
+  if (!verified.empty()) {
+    object["verified"] = std::move(verified);
+    object["other_cores"] = findings.verified.other_cores;
+  }
   if (!findings.forecasts.empty())
     object["writing"] = {{"bytes_per_s", findings.writing.bytes_per_s},
                          {"working_set_bytes", findings.writing.working_set_bytes},

@@ -24,12 +24,12 @@ struct Findings {
   std::vector<Prediction> predictions{};  ///< quickest first
   std::vector<Forecast> forecasts{};      ///< of each prediction; empty when nobody asked
   Writing writing{};
-  std::vector<Verified> verified{};
+  Verification verified{};
   double seconds = 0;  ///< that finding it took
 };
 
 void print_tables(const Findings& findings, std::size_t most_rows);
-void print_verified(const std::vector<Verified>& verified);
+void print_verified(const Verification& verified);
 nlohmann::json to_json(const Findings& findings);
 
 }  // namespace advise

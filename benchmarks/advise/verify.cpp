@@ -3,12 +3,15 @@
 
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <multifd/multifd.hpp>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <thread>
 
 #include "common/program.hpp"
@@ -112,6 +115,39 @@ Run move_once(const Image& image, const program::Mapping& memory, const Predicti
   return run;
 }
 
+/// How much of the machine others use, from construction on. Nothing where /proc/stat says nothing.
+class OtherLoad {
+ public:
+  double cores() const {
+    const Times now = read();
+    const double wall_s = watch_.seconds();
+    return wall_s > 0 ? std::max(0.0, (now.all_s - start_.all_s) - (now.own_s - start_.own_s)) / wall_s : 0;
+  }
+
+ private:
+  struct Times {
+    double all_s = 0;
+    double own_s = 0;
+  };
+  static Times read() {
+    std::ifstream file("/proc/stat");
+    std::string name;
+    // user, nice, system, idle, iowait, irq, softirq, steal; the last is what our host's other guests took.
+    double ticks[8] = {};
+    file >> name;
+    for (double& each : ticks) file >> each;
+    double busy = 0;
+    for (const int i : {0, 1, 2, 5, 6, 7}) busy += ticks[i];
+    rusage own{};
+    ::getrusage(RUSAGE_SELF, &own);
+    const auto seconds = [](const timeval& t) { return double(t.tv_sec) + double(t.tv_usec) * 1e-6; };
+    return {.all_s = busy / static_cast<double>(::sysconf(_SC_CLK_TCK)),
+            .own_s = seconds(own.ru_utime) + seconds(own.ru_stime)};
+  }
+  program::Stopwatch watch_;
+  Times start_ = read();
+};
+
 }  // namespace
 
 std::vector<Prediction> worth_verifying(const std::vector<Prediction>& predictions, std::size_t most) {
@@ -149,10 +185,11 @@ std::vector<Prediction> worth_verifying(const std::vector<Prediction>& predictio
   return chosen;
 }
 
-std::vector<Verified> verify(const Image& image, const HostCosts& host, const std::vector<CodecCosts>& codecs,
-                             const std::vector<Prediction>& stacks, const Setup& setup, unsigned rounds, Steps& steps) {
+Verification verify(const Image& image, const HostCosts& host, const std::vector<CodecCosts>& codecs,
+                    const std::vector<Prediction>& stacks, const Setup& setup, unsigned rounds, Steps& steps) {
   ImageFacts sample = image.facts;
   sample.bytes = static_cast<double>(image.sample().size());
+  const OtherLoad others;
   const program::Mapping memory = memory_for(setup, image.sample().size());
   std::vector<std::vector<Run>> runs(stacks.size());
   for (unsigned round = 0; round < rounds; ++round)
@@ -160,20 +197,21 @@ std::vector<Verified> verify(const Image& image, const HostCosts& host, const st
       steps.next(fmt::format("verifying {}, {} channels", name_of(stacks[i]), stacks[i].channels));
       runs[i].push_back(move_once(image, memory, stacks[i], setup, steps.interrupt()));
     }
-  std::vector<Verified> all;
+  Verification result{.other_cores = others.cores()};
   for (std::size_t i = 0; i < stacks.size(); ++i) {
     const auto codec = std::ranges::find_if(codecs, [&](const CodecCosts& each) {
       return each.compressor == stacks[i].compressor && each.level == stacks[i].level;
     });
     // The quickest: whatever else runs on the machine only adds.
     const Run& run = *std::ranges::min_element(runs[i], {}, &Run::seconds);
-    all.push_back({.predicted = predict(sample, host, *codec, stacks[i].zero_pages, stacks[i].channels, setup),
-                   .seconds = run.seconds,
-                   .source_cpu_s = run.source_cpu_s,
-                   .destination_cpu_s = run.destination_cpu_s,
-                   .wire_bytes = run.wire_bytes});
+    result.stacks.push_back(
+        {.predicted = predict(sample, host, *codec, stacks[i].zero_pages, stacks[i].channels, setup),
+         .seconds = run.seconds,
+         .source_cpu_s = run.source_cpu_s,
+         .destination_cpu_s = run.destination_cpu_s,
+         .wire_bytes = run.wire_bytes});
   }
-  return all;
+  return result;
 }
 
 }  // namespace advise

@@ -25,9 +25,14 @@ struct Verified {
 /// Picks what is worth trying: the best of each kind of stack, at most `most`.
 std::vector<Prediction> worth_verifying(const std::vector<Prediction>& predictions, std::size_t most);
 
-/// Moves the sample once for each stack, `rounds` times round robin, and reports the quickest run. `setup.link.bytes_per_s`, where
-/// loopback can carry it, is a cap on the sender.
-std::vector<Verified> verify(const Image& image, const HostCosts& host, const std::vector<CodecCosts>& codecs,
-                             const std::vector<Prediction>& stacks, const Setup& setup, unsigned rounds, Steps& steps);
+struct Verification {
+  std::vector<Verified> stacks{};
+  double other_cores = 0;  ///< how many cores other programs used meanwhile: with much of that, seconds say little
+};
+
+/// Moves the sample once for each stack, `rounds` times round robin, and reports the quickest run of each.
+/// `setup.link.bytes_per_s` is a cap on the sender.
+Verification verify(const Image& image, const HostCosts& host, const std::vector<CodecCosts>& codecs,
+                    const std::vector<Prediction>& stacks, const Setup& setup, unsigned rounds, Steps& steps);
 
 }  // namespace advise
