@@ -39,7 +39,7 @@ inline Result<FdTransport> connect_tcp(const addrinfo& target, Clock::time_point
                                        const SocketOptions& options) noexcept {
   Result<UniqueFd> fd = open_socket(target.ai_family, target.ai_protocol, Stage::connect);
   if (!fd) return std::unexpected(fd.error());
-  if (Result<void> set = apply_options(fd->get(), AddressKind::tcp, options, Stage::connect); !set) {
+  if (Result<void> set = apply_options(fd->get(), *target.ai_addr, options, Stage::connect); !set) {
     return std::unexpected(set.error());
   }
   if (::connect(fd->get(), target.ai_addr, target.ai_addrlen) != 0) {
@@ -61,7 +61,8 @@ inline Result<FdTransport> connect_unix(const Address& address, Clock::time_poin
   if (!target) return std::unexpected(target.error());
   Result<UniqueFd> fd = open_socket(AF_UNIX, 0, Stage::connect);
   if (!fd) return std::unexpected(fd.error());
-  if (Result<void> set = apply_options(fd->get(), AddressKind::unix_socket, options, Stage::connect); !set) {
+  if (Result<void> set = apply_options(fd->get(), reinterpret_cast<const sockaddr&>(*target), options, Stage::connect);
+      !set) {
     return std::unexpected(set.error());
   }
   for (std::chrono::milliseconds pause(1);; pause = std::min(pause * 2, std::chrono::milliseconds(20))) {

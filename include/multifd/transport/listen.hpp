@@ -192,7 +192,7 @@ class Listener {
     // Reuse: a port whose last connections still linger is no reason to refuse the next migration.
     detail::set_option(fd->get(), SOL_SOCKET, SO_REUSEADDR, 1);
     if (target.ai_family == AF_INET6) detail::set_option(fd->get(), IPPROTO_IPV6, IPV6_V6ONLY, 0);
-    if (Result<void> set = detail::apply_options(fd->get(), address.kind, options, Stage::accept); !set) {
+    if (Result<void> set = detail::apply_options(fd->get(), *target.ai_addr, options, Stage::accept); !set) {
       return std::unexpected(set.error());
     }
     if (::bind(fd->get(), target.ai_addr, target.ai_addrlen) != 0) return fail_errno(Stage::accept, "bind");
@@ -220,7 +220,9 @@ class Listener {
     if (!target) return std::unexpected(target.error());
     Result<detail::UniqueFd> fd = detail::open_socket(AF_UNIX, 0, Stage::accept);
     if (!fd) return std::unexpected(fd.error());
-    if (Result<void> set = detail::apply_options(fd->get(), address.kind, options, Stage::accept); !set) {
+    if (Result<void> set =
+            detail::apply_options(fd->get(), reinterpret_cast<const sockaddr&>(*target), options, Stage::accept);
+        !set) {
       return std::unexpected(set.error());
     }
     const auto bind = [&] {

@@ -3,6 +3,7 @@
 // What connect_to() and Listener set on a socket, and the one place where it is set.
 #pragma once
 
+#include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -29,8 +30,8 @@ struct SocketOptions {
   /// How long connecting may take in all. Looking up a name is not part of it, because it cannot be ended.
   std::chrono::milliseconds connect_timeout = std::chrono::seconds(10);
 
-  /// SO_SNDBUF and SO_RCVBUF; 0 leaves the kernel's choice. Its auto-tuning is right between machines;
-  /// 256-512 KiB gained 15-30 % where both ends shared a core (loopback TCP), and 1 MiB and more lost.
+  /// SO_SNDBUF and SO_RCVBUF; 0 leaves the kernel's choice, whose auto-tuning is right between machines. Where the
+  /// address of a TCP end is loopback, 0 means loopback_buffer_bytes.
   int send_buffer_bytes = 0;
   int receive_buffer_bytes = 0;
 
@@ -53,6 +54,10 @@ struct SocketOptions {
   /// instance.
   std::chrono::milliseconds user_timeout = std::chrono::minutes(2);
 };
+
+/// Small enough that what was sent is still in cache when it is received: a fifth to a third less CPU time at both ends
+/// than with buffers that grew by themselves, which hold megabytes.
+inline constexpr int loopback_buffer_bytes = 256 * 1024;
 
 namespace detail {
 
@@ -113,9 +118,17 @@ inline bool set_option(int fd, int level, int name, int value) noexcept {
   return ::setsockopt(fd, level, name, &value, sizeof value) == 0;
 }
 
-/// Sets what an unconnected or listening socket can take. Buffer sizes must come before the connection,
+inline bool is_loopback(const sockaddr& address) noexcept {
+  if (address.sa_family == AF_INET) {
+    return (ntohl(reinterpret_cast<const sockaddr_in&>(address).sin_addr.s_addr) >> 24) == IN_LOOPBACKNET;
+  }
+  return address.sa_family == AF_INET6 &&
+         IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr);
+}
+
+/// Sets what an unconnected or listening socket can take; `address` is what it will connect or be bound to. Buffer sizes must come before the connection,
 /// because the window scale is agreed on then; a listening socket hands all of it down to those it accepts.
-inline Result<void> apply_options(int fd, AddressKind kind, const SocketOptions& options, Stage stage) noexcept {
+inline Result<void> apply_options(int fd, const sockaddr& address, const SocketOptions& options, Stage stage) noexcept {
   if (options.send_buffer_bytes < 0 || options.receive_buffer_bytes < 0 || options.keepalive_probes < 0) {
     return fail(Errc::bad_option, stage, "socket options");
   }
@@ -125,9 +138,12 @@ inline Result<void> apply_options(int fd, AddressKind kind, const SocketOptions&
   const auto set_unless_zero = [fd](int level, int name, int value) {
     return value == 0 || set_option(fd, level, name, value);
   };
-  bool ok = set_unless_zero(SOL_SOCKET, SO_SNDBUF, options.send_buffer_bytes) &&
-            set_unless_zero(SOL_SOCKET, SO_RCVBUF, options.receive_buffer_bytes);
-  if (kind == AddressKind::tcp) {
+  const auto buffer_bytes = [by_itself = is_loopback(address) ? loopback_buffer_bytes : 0](int asked) {
+    return asked == 0 ? by_itself : asked;
+  };
+  bool ok = set_unless_zero(SOL_SOCKET, SO_SNDBUF, buffer_bytes(options.send_buffer_bytes)) &&
+            set_unless_zero(SOL_SOCKET, SO_RCVBUF, buffer_bytes(options.receive_buffer_bytes));
+  if (address.sa_family != AF_UNIX) {
     ok = ok && set_option(fd, IPPROTO_TCP, TCP_NODELAY, options.no_delay ? 1 : 0) &&
          set_option(fd, SOL_SOCKET, SO_KEEPALIVE, options.keepalive ? 1 : 0) &&
          set_unless_zero(IPPROTO_TCP, TCP_KEEPIDLE, as_int(options.keepalive_idle.count())) &&
