@@ -56,19 +56,22 @@ struct Zstd {
   /// ZSTD_minCLevel() to ZSTD_maxCLevel(), 0 meaning zstd's default (3). QEMU's own setting stops at 0 and
   /// 20, but the level is not on the wire: every decoder takes every level. Senders only.
   ///
-  /// Level 1 and those below it are not zstd's own, which have tables of a size that does not stay in a core's cache.
-  /// On one core, against zstd 1 with its defaults, pages in one by one (bench_codec, 128-page packets):
+  /// Level 1 and those below it are not zstd's own, whose window and tables are too large for a core's nearer caches.
+  /// One core, against zstd 1 with its defaults and pages put in one by one, 128-page packets, Linux x86-64:
   ///
-  ///   level                 1     -1     -2     -3     -5     -7    -10    -20    -50
-  ///   mixed: speed       1.19   1.60   1.78   1.97    2.3    2.5    2.6    3.9    5.3
-  ///          bytes       0.99   1.09   1.13   1.21   1.27   1.28   1.35   1.44   1.51
-  ///   libraries: speed   1.15    1.8    2.1    2.3    2.6    3.1    3.6    5.3    7.9
-  ///          bytes       1.03   1.36   1.41   1.45   1.52   1.57   1.63   1.74   1.84
+  ///   level                     1    -1    -2    -3    -5    -8   -10   -20   -50
+  ///   mixed      compress    1.12  1.46  1.60  1.69  2.04  2.52  2.77  3.87  4.83
+  ///              decompress  1.04  1.71  1.69  1.66  1.89  2.48  2.68  3.82  4.75
+  ///              bytes       0.99  1.06  1.08  1.11  1.20  1.24  1.29  1.36  1.42
+  ///   libraries  compress    1.07  1.16  1.20  1.21  1.20  1.74  1.95  1.54  3.50
+  ///              bytes       1.06  1.20  1.46  1.86  2.30  2.60  2.74  3.38  5.19
+  ///
+  /// Libraries is the hardest case: their start, which zstd 1 makes 6 times smaller.
   int level = 1;
   /// Window of 2^window_log bytes, 10 to 27; 0 leaves it to the level. Senders only.
   int window_log = 0;
   /// Largest window that a decoder accepts, 10 to 27, as power of two; it bounds the decoder's memory.
-  /// Senders' levels need 18 (level 1 and below; 19 as zstd and QEMU have them), up to 23 (level 19), 25, 26, 27
+  /// Senders' levels need 17 (level 1 and below; 19 as zstd and QEMU have them), up to 23 (level 19), 25, 26, 27
   /// (levels 20, 21, 22). Receivers only.
   int max_window_log = largest_window_log;
 
@@ -158,20 +161,15 @@ class Zstd::Encoder {
     return {end, random_bytes >= least_random_bytes};
   }
 
-  // What levels 1 and below mean here, in place of zstd's own parameters.
+  // What levels 1 and below mean here, in place of zstd's own windows and tables: less to keep in a core's caches. What
+  // tells the negative levels apart stays as it is in zstd: the step of the search.
   static bool tune(ZSTD_CCtx* stream, int level) noexcept {
     if (level > 1 || level == 0) return true;
-    const auto set = [stream](ZSTD_cParameter parameter, int value) {
-      return !ZSTD_isError(ZSTD_CCtx_setParameter(stream, parameter, value));
-    };
-    constexpr int huffman_literals = 1;  // its name is another in headers before 1.5
-    // Window and table in the second and first level cache; a longer step than zstd's takes less time than a shorter
-    // match takes bytes.
-    if (level == 1)
-      return set(ZSTD_c_windowLog, 18) && set(ZSTD_c_hashLog, 13) && set(ZSTD_c_minMatch, 6) &&
-             set(ZSTD_c_targetLength, 2) && set(ZSTD_c_literalCompressionMode, huffman_literals);
-    return set(ZSTD_c_windowLog, 17) && set(ZSTD_c_hashLog, 11) && set(ZSTD_c_minMatch, 7) &&
-           set(ZSTD_c_targetLength, 1 - std::max(level, 1 - ZSTD_TARGETLENGTH_MAX));
+    const int hash_log = level == 1 ? 12 : level > -5 ? 11 : 10;
+    const int min_match = level == 1 ? 6 : 7;
+    return !ZSTD_isError(ZSTD_CCtx_setParameter(stream, ZSTD_c_windowLog, 17)) &&
+           !ZSTD_isError(ZSTD_CCtx_setParameter(stream, ZSTD_c_hashLog, hash_log)) &&
+           !ZSTD_isError(ZSTD_CCtx_setParameter(stream, ZSTD_c_minMatch, min_match));
   }
 
   // Sets the parameters, then starts a frame and drops it: zstd allocates its workspace at the first byte of
