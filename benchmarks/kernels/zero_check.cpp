@@ -8,8 +8,8 @@
 //   untouched/<check>                memory that was never touched: each page faults once
 //
 // Checks: plain_loop, avx2_loop (the baseline of the issue), kernel_<name>, zero_page_mask; beside them, as limits,
-// read_in_order, read_<n>_streams, memcpy, and touch, which reads one word of each page. One thread is measured in processor time, so
-// that what else runs on the machine takes less part; two threads by the clock.
+// read_in_order, read_<n>_streams, memcpy, and touch, which reads one word of each page. One thread is measured in
+// processor time, so that what else runs on the machine takes less part; two threads by the clock.
 //
 // rows.py runs them in a fair order and prints the figures of the issue.
 #include <benchmark/benchmark.h>

@@ -286,7 +286,8 @@ TEST_CASE("neither the snapshot nor the policy makes a page resident or a page t
       }
       CHECK(zero == pages - 66);
       CHECK(memory.resident() == resident);
-      CHECK(status_kb("VmPTE") <= tables_kb + 16);  // the buffers of the test and the snapshot; reading takes 128 KiB
+      // Reading all pages takes 240 KiB; the snapshot, and a sanitizer about it, a few tables of their own.
+      CHECK(status_kb("VmPTE") <= tables_kb + 100);
     }
   }
 }
