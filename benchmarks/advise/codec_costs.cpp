@@ -66,11 +66,11 @@ struct Tally {
   double decode_ns = 0;
 };
 
-/// Encodes the packets of `gather(i, runs)`, decodes what came out, and adds up, until `seconds` of CPU time and the
-/// first `least_bytes` are done, or `most_packets`.
+/// Encodes the packets of `gather(i, runs)` and decodes what came out, in chunks of `chunk_bytes` that are alike, until
+/// `seconds` of CPU time and at least one chunk are done, or `most_packets`. The bytes are those of the first chunk, so that
+/// every level is judged by the same pages; the times those of the quickest chunk, because whatever else runs only adds.
 template <class C, class Gather>
-void code(const C& parameters, std::size_t most_packets, double seconds, double least_bytes, Tally& first_pass,
-          Tally& all, const Gather& gather) {
+Tally code(const C& parameters, std::size_t most_packets, double seconds, double chunk_bytes, const Gather& gather) {
   const CodecLimits limits{.page_bytes = page_bytes};
   auto encoder = need(C::Encoder::open(parameters, limits), fmt::format("{}", C::name));
   auto decoder = need(C::Decoder::open(parameters, limits), fmt::format("{}", C::name));
@@ -79,7 +79,20 @@ void code(const C& parameters, std::size_t most_packets, double seconds, double 
   constexpr std::size_t slots = 32;
   const program::Mapping to = program::Mapping::anonymous(slots * limits.packet_bytes);
   to.populate();
-  for (std::size_t i = 0; i < most_packets; ++i) {
+  Tally result, chunk;
+  double spent_ns = 0;
+  const auto end_chunk = [&] {
+    if (result.bytes == 0) {
+      result = chunk;
+    } else {
+      const double share = result.bytes / chunk.bytes;
+      result.encode_ns = std::min(result.encode_ns, chunk.encode_ns * share);
+      result.decode_ns = std::min(result.decode_ns, chunk.decode_ns * share);
+    }
+    spent_ns += chunk.encode_ns + chunk.decode_ns;
+    chunk = {};
+  };
+  for (std::size_t i = 0; i < most_packets && spent_ns <= seconds * 1e9; ++i) {
     const std::size_t bytes = gather(i, runs);
     if (bytes == 0) continue;
     const std::uint64_t start = thread_cpu_ns();
@@ -89,16 +102,14 @@ void code(const C& parameters, std::size_t most_packets, double seconds, double 
     const iovec pages{to.bytes().data() + i % slots * limits.packet_bytes, bytes};
     need(decoder.decode({static_cast<const std::byte*>(payload[0].iov_base), payload[0].iov_len}, {&pages, 1}));
     const std::uint64_t decoded = thread_cpu_ns();
-    const auto add = [&](Tally& tally) {
-      tally.bytes += static_cast<double>(bytes);
-      tally.payload += static_cast<double>(payload[0].iov_len);
-      tally.encode_ns += static_cast<double>(encoded - start);
-      tally.decode_ns += static_cast<double>(decoded - encoded);
-    };
-    if (first_pass.bytes < least_bytes) add(first_pass);
-    add(all);
-    if (all.bytes >= least_bytes && all.encode_ns + all.decode_ns > seconds * 1e9) break;
+    chunk.bytes += static_cast<double>(bytes);
+    chunk.payload += static_cast<double>(payload[0].iov_len);
+    chunk.encode_ns += static_cast<double>(encoded - start);
+    chunk.decode_ns += static_cast<double>(decoded - encoded);
+    if (chunk.bytes >= chunk_bytes) end_chunk();
   }
+  if (result.bytes == 0 && chunk.bytes > 0) end_chunk();  // less than one chunk in all
+  return result;
 }
 
 template <class C>
@@ -108,19 +119,16 @@ CodecCosts measure(const C& parameters, const Packets& packets, double seconds) 
     costs.sends_pages = true;
     return costs;
   } else {
-    // The ratio is that of the same pages for every level; quick levels go on, for a steadier speed.
-    const double least_bytes = seconds >= 0.1 ? double(32 << 20) : double(4 << 20);
-    Tally first_pass, all;
-    code(parameters, packets.size(), seconds, least_bytes, first_pass, all,
-         [&](std::size_t i, PageRuns& runs) { return packets.gather(i, runs); });
-    if (all.bytes > 0) {
-      costs.ratio = first_pass.bytes / first_pass.payload;
-      costs.encode_ns = all.encode_ns / all.bytes;
-      costs.decode_ns = all.decode_ns / all.bytes;
+    const double chunk_bytes = seconds >= 0.1 ? double(32 << 20) : double(4 << 20);
+    const Tally full = code(parameters, packets.size(), seconds, chunk_bytes,
+                            [&](std::size_t i, PageRuns& runs) { return packets.gather(i, runs); });
+    if (full.bytes > 0) {
+      costs.ratio = full.bytes / full.payload;
+      costs.encode_ns = full.encode_ns / full.bytes;
+      costs.decode_ns = full.decode_ns / full.bytes;
     }
     static std::vector<std::byte> zeros(wire::packet_page_bytes);
-    Tally zero;
-    code(parameters, 64, seconds / 10, 0, zero, zero, [&](std::size_t, PageRuns& runs) {
+    const Tally zero = code(parameters, 64, seconds / 10, double(4 << 20), [&](std::size_t, PageRuns& runs) {
       runs.clear();
       runs.add(zeros.data(), zeros.size());
       return zeros.size();

@@ -14,6 +14,7 @@
 #include <exception>
 #include <thread>
 
+#include "advise/transfer.hpp"
 #include "common/program.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
@@ -64,23 +65,24 @@ double measure_queue(const Image& image, double seconds) {
   return best;
 }
 
-/// The library's own check, in order over the whole sample.
-double measure_check(const Image& image, double seconds) {
+/// The library's own check, in order over the whole memory.
+double measure_check(std::span<const std::byte> memory, std::size_t zero_pages, double seconds) {
   const ZeroPagesMultifd policy;
-  const std::byte* const host = image.sample().data();
+  const std::byte* const host = memory.data();
+  const std::size_t pages = memory.size() / page_bytes;
   std::array<std::uint64_t, zero_mask_pages> offsets;
   return quickest_pass(seconds, [&] {
     std::uint64_t found = 0;
     const std::uint64_t start = thread_cpu_ns();
-    for (std::size_t first = 0; first < image.zero.size(); first += offsets.size()) {
-      const std::size_t count = std::min(offsets.size(), image.zero.size() - first);
+    for (std::size_t first = 0; first < pages; first += offsets.size()) {
+      const std::size_t count = std::min(offsets.size(), pages - first);
       for (std::size_t i = 0; i < count; ++i) offsets[i] = (first + i) * page_bytes;
       const PageGroup group{.block = {}, .host = host, .page_bytes = page_bytes, .offsets = {offsets.data(), count}};
       found += static_cast<std::uint64_t>(__builtin_popcountll(zero_mask(policy, group)));
     }
     const auto spent = static_cast<double>(thread_cpu_ns() - start);
-    if (found != image.zero_pages) throw Failure("the zero check disagrees with itself");
-    return spent / static_cast<double>(image.zero.size());
+    if (found != zero_pages) throw Failure("the zero check disagrees with itself");
+    return spent / static_cast<double>(pages);
   });
 }
 
@@ -93,7 +95,8 @@ struct Pumped {
 };
 
 /// A connection over loopback TCP: packets of a header and `payload` bytes from `from` into `to`, both walked through
-/// from start to end again and again, read as the library's receiver reads them.
+/// from start to end again and again, read as the library's receiver reads them. The sender waits until the packet before has been read, as if it were an
+/// encoder: so the receiver sleeps and wakes for each packet, and nothing piles up between them.
 Pumped pump_once(std::span<const std::byte> from, std::span<std::byte> to, std::size_t payload, double seconds) {
   auto listener = need(Listener::listen({.host = "127.0.0.1"}, 1), "loopback");
   FdTransport out = need(connect_to(listener.local_address()), "loopback");
@@ -101,6 +104,8 @@ Pumped pump_once(std::span<const std::byte> from, std::span<std::byte> to, std::
 
   Pumped pumped;
   Result<void> received;
+  std::atomic<std::uint64_t> taken = 0;  // packets
+  std::atomic<bool> ended = false;
   std::thread receiver([&] {
     std::array<std::byte, wire::header_bytes(page_bytes)> header;
     std::size_t at = 0;
@@ -117,28 +122,34 @@ Pumped pump_once(std::span<const std::byte> from, std::span<std::byte> to, std::
         if (read({&rest, 1}, wanted) < wanted) break;
       }
       ahead = 0;
+      taken.fetch_add(payload == 0 ? 1 : 0, std::memory_order_relaxed);
       if (payload == 0) continue;
       iovec parts[] = {{to.data() + at, payload}, mutable_buffer(header)};
       const std::size_t arrived = read(parts, payload);
       if (arrived < payload) break;
+      taken.fetch_add(1, std::memory_order_relaxed);
       ahead = arrived - payload;
       at = at + 2 * payload <= to.size() ? at + payload : 0;
     }
     pumped.receive_ns = static_cast<double>(thread_cpu_ns());
+    ended = true;
   });
   const auto send = [&]() -> Result<void> {
     std::array<std::byte, wire::header_bytes(page_bytes)> header{};
     const program::Stopwatch watch;
-    const std::uint64_t start = thread_cpu_ns();
+    std::uint64_t sent_packets = 0;
     std::size_t at = 0;
     while (watch.seconds() < seconds) {
+      while (taken.load(std::memory_order_relaxed) < sent_packets && !ended) std::this_thread::yield();
+      const std::uint64_t start = thread_cpu_ns();
       iovec parts[] = {const_buffer(header), const_buffer(from.data() + at, payload)};
       if (auto sent = write_all(out, std::span(parts).first(payload > 0 ? 2 : 1)); !sent) return sent;
+      pumped.send_ns += static_cast<double>(thread_cpu_ns() - start);
+      ++sent_packets;
       at = at + 2 * payload <= from.size() ? at + payload : 0;
-      pumped.packets += 1;
-      pumped.payload_bytes += static_cast<double>(payload);
     }
-    pumped.send_ns = static_cast<double>(thread_cpu_ns() - start);
+    pumped.packets = static_cast<double>(sent_packets);
+    pumped.payload_bytes = pumped.packets * static_cast<double>(payload);
     return out.finish();
   };
   const Result<void> sent = send();
@@ -160,29 +171,50 @@ Pumped pump(std::span<const std::byte> from, std::span<std::byte> to, std::size_
   return best;
 }
 
-void measure_sockets(const Image& image, double seconds, HostCosts& costs, Steps& steps) {
-  const program::Mapping to = program::Mapping::anonymous(64 << 20);
-  to.populate();
-  const auto per_byte = [](double ns, double packet_ns, const Pumped& of) {
-    return std::max(0.0, ns - of.packets * packet_ns) / of.payload_bytes;
-  };
+/// The cheapest of some transfers of the library's own, as both ends' CPU time goes.
+Transfer cheapest_transfer(std::span<std::byte> from, ZeroMode zero_pages, double seconds, unsigned cores,
+                           Steps& steps) {
+  const program::Mapping to = memory_for(Destination::warm, from.size());
+  const program::Stopwatch watch;
+  Transfer best;
+  const auto cost = [](const Transfer& each) { return each.senders_cpu_s + each.receivers_cpu_s; };
+  for (int round = 0; round < 3 || watch.seconds() < seconds; ++round) {
+    const Transfer each = transfer(from, to, Destination::warm,
+                                   {.zero_pages = zero_pages, .channels = std::min(2u, cores)}, steps.interrupt());
+    if (round == 0 || cost(each) < cost(best)) best = each;
+  }
+  return best;
+}
+
+void measure_sockets(const Image& image, double seconds, unsigned cores, HostCosts& costs, Steps& steps) {
+  constexpr double s = 1e9;
+  // Packets without pages: zero memory, less the check.
   steps.next("sockets, packets without pages");
-  const Pumped headers = pump({}, {}, 0, seconds);
-  costs.send_packet_ns = headers.send_ns / headers.packets;
-  costs.receive_packet_ns = headers.receive_ns / headers.packets;
+  const program::Mapping zeros = program::Mapping::anonymous(64 << 20);
+  zeros.populate();
+  const double zero_pages = static_cast<double>(zeros.bytes().size() / page_bytes);
+  const double check_ns = measure_check(zeros.bytes(), zeros.bytes().size() / page_bytes, seconds / 4);
+  const Transfer empty = cheapest_transfer(zeros.bytes(), ZeroMode::multifd, seconds, cores, steps);
+  costs.send_packet_ns = std::max(500.0, (empty.senders_cpu_s * s - zero_pages * check_ns) / empty.packets);
+  costs.receive_packet_ns = empty.receivers_cpu_s * s / empty.packets;
 
   steps.next("sockets, guest memory");
-  const std::size_t packet = std::min(wire::packet_page_bytes, image.sample().size());
-  const Pumped pages = pump(image.sample(), to.bytes(), packet, seconds);
-  costs.send_page_ns = per_byte(pages.send_ns, costs.send_packet_ns, pages);
-  costs.receive_page_ns = per_byte(pages.receive_ns, costs.receive_packet_ns, pages);
+  const Transfer pages = cheapest_transfer(image.sample(), ZeroMode::none, seconds, cores, steps);
+  const auto bytes = static_cast<double>(image.sample().size());
+  // A stream of full packets wakes nobody, so the packets' own cost is not taken off: they are few.
+  costs.send_page_ns = pages.senders_cpu_s * s / bytes;
+  costs.receive_page_ns = pages.receivers_cpu_s * s / bytes;
 
   steps.next("sockets, encoded packets");
+  const Pumped headers = pump({}, {}, 0, seconds);
   std::vector<std::byte> buffer(128 << 10);
   std::vector<std::byte> back(buffer.size());
   const Pumped encoded = pump(buffer, back, buffer.size(), seconds);
-  costs.send_payload_ns = per_byte(encoded.send_ns, costs.send_packet_ns, encoded);
-  costs.receive_payload_ns = per_byte(encoded.receive_ns, costs.receive_packet_ns, encoded);
+  const auto per_byte = [&](double ns, double header_ns) {
+    return std::max(0.0, ns - encoded.packets * header_ns / headers.packets) / encoded.payload_bytes;
+  };
+  costs.send_payload_ns = per_byte(encoded.send_ns, headers.send_ns);
+  costs.receive_payload_ns = per_byte(encoded.receive_ns, headers.receive_ns);
 }
 
 /// CPU time per byte of touching fresh memory: the second time, after it was given back. The first time may be the host's
@@ -218,7 +250,7 @@ double measure_busy(const Image& image, double seconds, unsigned cores) {
       workers.emplace_back([&, i] {
         waiting.fetch_sub(1);
         try {
-          auto encoder = need(Zstd::Encoder::open({.level = -5}, {.page_bytes = page_bytes}));
+          auto encoder = need(Zstd::Encoder::open({.level = 1}, {.page_bytes = page_bytes}));
           while (waiting.load() != 0) std::this_thread::yield();
           const program::Stopwatch watch;
           const std::uint64_t start = thread_cpu_ns();
@@ -264,14 +296,14 @@ HostCosts measure_host(const Image& image, double seconds, unsigned cores, Steps
   steps.next("queueing");
   costs.queue_ns = measure_queue(image, seconds / 2);
   steps.next("zero check");
-  costs.check_ns = measure_check(image, seconds / 2);
-  measure_sockets(image, seconds, costs, steps);
+  costs.check_ns = measure_check(image.sample(), image.zero_pages, seconds / 2);
+  measure_sockets(image, seconds, cores, costs, steps);
   steps.next("faults of fresh memory");
   costs.fault_ns = measure_faults(MADV_HUGEPAGE);
   costs.fault_small_ns = measure_faults(MADV_NOHUGEPAGE);
   steps.next("all cores at once");
   costs.busy_cores = cores;
-  if (cores > 1) costs.busy_factor = measure_busy(image, seconds / 5, cores);
+  if (cores > 1) costs.busy_factor = measure_busy(image, seconds / 3, cores);
   return costs;
 }
 

@@ -129,23 +129,31 @@ Prediction predict(const ImageFacts& image, const HostCosts& host, const CodecCo
   const double check_s = pages * host.check_ns * ns;
   double producer_s = pages * host.queue_ns * ns;
   if (zero_pages == ZeroMode::legacy) producer_s += check_s;
-  double source_s = full_bytes * codec.encode_ns * ns + zero_bytes_sent * codec.zero_encode_ns * ns +
-                    packets * host.send_packet_ns * ns +
-                    payload * (codec.sends_pages ? host.send_page_ns : host.send_payload_ns) * ns;
-  if (zero_pages == ZeroMode::multifd) source_s += check_s;
-  double destination_s = full_bytes * codec.decode_ns * ns + zero_bytes_sent * codec.zero_decode_ns * ns +
-                         packets * host.receive_packet_ns * ns +
-                         payload * (codec.sends_pages ? host.receive_page_ns : host.receive_payload_ns) * ns;
+  // Packets full of guest memory follow each other and wake nobody: their cost is that of their bytes.
+  const double waking = codec.sends_pages ? packets - payload / (packet_pages * image.page_bytes) : packets;
+  const double send_s =
+      waking * host.send_packet_ns * ns + payload * (codec.sends_pages ? host.send_page_ns : host.send_payload_ns) * ns;
+  const double receive_s = waking * host.receive_packet_ns * ns +
+                           payload * (codec.sends_pages ? host.receive_page_ns : host.receive_payload_ns) * ns;
+  double encode_s = full_bytes * codec.encode_ns * ns + zero_bytes_sent * codec.zero_encode_ns * ns;
+  if (zero_pages == ZeroMode::multifd) encode_s += check_s;
+  double decode_s = full_bytes * codec.decode_ns * ns + zero_bytes_sent * codec.zero_decode_ns * ns;
   const bool all_touched = zero_pages == ZeroMode::none;
   if (setup.destination == Destination::fresh)
-    destination_s += image.bytes * (all_touched ? 1 : image.touched_share) * host.fault_ns * ns;
+    decode_s += image.bytes * (all_touched ? 1 : image.touched_share) * host.fault_ns * ns;
   if (setup.destination == Destination::fresh_small)
-    destination_s += (full_bytes + zero_bytes_sent) * host.fault_small_ns * ns;
+    decode_s += (full_bytes + zero_bytes_sent) * host.fault_small_ns * ns;
 
-  const unsigned source_busy = setup.one_host ? 2 * channels : channels;
+  // Busy neighbours slow a core down. Sockets were measured with two channels and both
+  // their ends at work.
+  const unsigned busy = setup.one_host ? 2 * channels : channels;
   const unsigned destination_cores = setup.one_host ? setup.source_cores : setup.destination_cores;
-  source_s *= slowdown(host, source_busy, setup.source_cores);
-  destination_s *= slowdown(host, source_busy, destination_cores);
+  const auto with_neighbours = [&](double own_s, double socket_s, unsigned cores) {
+    const double slower = slowdown(host, busy, cores);
+    return own_s * slower + socket_s * std::max(1.0, slower / slowdown(host, 4, cores));
+  };
+  const double source_s = with_neighbours(encode_s, send_s, setup.source_cores);
+  const double destination_s = with_neighbours(decode_s, receive_s, destination_cores);
   result.source_cpu_s = source_s + producer_s;
   result.destination_cpu_s = destination_s;
 

@@ -58,7 +58,8 @@ std::string name_of(const CodecCosts& codec);
 struct HostCosts {
   double queue_ns = 0;  ///< per page, at the producer
   double check_ns = 0;  ///< per page of this image, looking whether it is zero
-  // Sockets: per byte from or to guest memory; per byte from or to the small buffer of an encoder; per packet.
+  // Sockets: per byte from or to guest memory; per byte from or to the small buffer of an encoder; per packet, of
+  // those that are not full of guest memory.
   double send_page_ns = 0, receive_page_ns = 0;
   double send_payload_ns = 0, receive_payload_ns = 0;
   double send_packet_ns = 0, receive_packet_ns = 0;

@@ -14,6 +14,7 @@
 #include <fstream>
 #include <thread>
 
+#include "advise/transfer.hpp"
 #include "common/program.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
@@ -24,96 +25,6 @@ namespace {
 using namespace multifd;
 using program::Failure;
 using program::need;
-
-struct Run {
-  double seconds = 0;
-  double source_cpu_s = 0;
-  double destination_cpu_s = 0;
-  double wire_bytes = 0;
-};
-
-double channel_cpu_s(const std::vector<ChannelStats>& channels) {
-  return static_cast<double>(total(channels).cpu_ns) * 1e-9;
-}
-
-program::Mapping memory_for(const Setup& setup, std::size_t bytes) {
-  program::Mapping memory = program::Mapping::anonymous(bytes);
-  if (setup.destination == Destination::fresh_small)
-    (void)::madvise(memory.bytes().data(), memory.bytes().size(), MADV_NOHUGEPAGE);
-  memory.populate();
-  return memory;
-}
-
-/// Back to what the destination's memory is before a migration. Fresh memory is memory given back: in a virtual machine,
-/// memory that nobody has used for long may have to come from its host first, which is slow and no two times the same.
-void reset(const program::Mapping& memory, const Setup& setup) {
-  if (setup.destination == Destination::warm) {
-    std::memset(memory.bytes().data(), 0, memory.bytes().size());
-  } else if (::madvise(memory.bytes().data(), memory.bytes().size(), MADV_DONTNEED) != 0) {
-    throw Failure(fmt::format("MADV_DONTNEED: {}", std::strerror(errno)));
-  }
-}
-
-/// One migration of the sample.
-Run move_once(const Image& image, const program::Mapping& memory, const Prediction& stack, const Setup& setup,
-              const Interrupt& interrupt) {
-  const std::span<std::byte> from = image.sample();
-  reset(memory, setup);
-  RamMap source_ram(page_bytes), destination_ram(page_bytes);
-  const BlockId block = need(source_ram.add_read_only("ram", from));
-  need(destination_ram.add("ram", memory.bytes()));
-  auto listener = need(Listener::listen({.host = "127.0.0.1"}, stack.channels), "loopback");
-  auto out = need(connect_channels(listener.local_address(), stack.channels), "loopback");
-  auto in = need(listener.accept_channels(stack.channels, std::chrono::seconds(5)), "loopback");
-
-  program::StackOptions options;
-  options.channels = stack.channels;
-  options.compression = stack.compressor;
-  options.level = stack.level.value_or(1);
-  options.zero_pages = to_string(stack.zero_pages);
-  options.bandwidth = static_cast<std::uint64_t>(setup.link.bytes_per_s);
-  const program::Stopwatch watch;
-  const auto sender = program::open_sender(options, source_ram, std::move(out));
-
-  Run run;
-  Result<void> received;
-  std::thread destination([&] {
-    const auto work = [&]() -> Result<void> {
-      auto receiver = program::open_receiver(stack.compressor, destination_ram, std::move(in), {});
-      if (!receiver) return std::unexpected(receiver.error());
-      const program::OnInterrupt cancel(interrupt, [&] { (*receiver)->cancel(); });
-      if (auto synced = (*receiver)->sync(); !synced) return std::unexpected(synced.error());
-      if (auto finished = (*receiver)->finish(); !finished) return finished;
-      run.destination_cpu_s = channel_cpu_s((*receiver)->stats().channels);
-      return {};
-    };
-    received = work();
-    if (!received) sender->cancel();
-    run.destination_cpu_s += static_cast<double>(thread_cpu_ns()) * 1e-9;
-  });
-  const auto work = [&]() -> Result<void> {
-    const program::OnInterrupt cancel(interrupt, [&] { sender->cancel(); });
-    const std::uint64_t start = thread_cpu_ns();
-    std::uint64_t zeros = 0;
-    if (auto queued = sender->queue_range(block, 0, from.size(), [&](std::uint64_t) { ++zeros; }); !queued)
-      return std::unexpected(queued.error());
-    if (auto synced = sender->sync(); !synced) return std::unexpected(synced.error());
-    if (auto closed = sender->close(); !closed) return closed;
-    run.source_cpu_s = static_cast<double>(thread_cpu_ns() - start) * 1e-9;
-    return {};
-  };
-  const Result<void> sent = work();
-  destination.join();
-  run.seconds = watch.seconds();
-  need(sent);
-  need(received);
-  const SenderStats stats = sender->stats();
-  run.source_cpu_s += channel_cpu_s(stats.channels);
-  run.wire_bytes = static_cast<double>(total(stats.channels).wire_bytes);
-  if (!std::ranges::equal(from, memory.bytes()))
-    throw Failure(fmt::format("{}: what arrived is not what was sent", name_of(stack)));
-  return run;
-}
 
 /// How much of the machine others use, from construction on. Nothing where /proc/stat says nothing.
 class OtherLoad {
@@ -190,12 +101,18 @@ Verification verify(const Image& image, const HostCosts& host, const std::vector
   ImageFacts sample = image.facts;
   sample.bytes = static_cast<double>(image.sample().size());
   const OtherLoad others;
-  const program::Mapping memory = memory_for(setup, image.sample().size());
-  std::vector<std::vector<Run>> runs(stacks.size());
+  const program::Mapping memory = memory_for(setup.destination, image.sample().size());
+  std::vector<std::vector<Transfer>> runs(stacks.size());
   for (unsigned round = 0; round < rounds; ++round)
     for (std::size_t i = 0; i < stacks.size(); ++i) {
       steps.next(fmt::format("verifying {}, {} channels", name_of(stacks[i]), stacks[i].channels));
-      runs[i].push_back(move_once(image, memory, stacks[i], setup, steps.interrupt()));
+      runs[i].push_back(transfer(image.sample(), memory, setup.destination,
+                                 {.compressor = stacks[i].compressor,
+                                  .level = stacks[i].level.value_or(1),
+                                  .zero_pages = stacks[i].zero_pages,
+                                  .channels = stacks[i].channels,
+                                  .bandwidth = static_cast<std::uint64_t>(setup.link.bytes_per_s)},
+                                 steps.interrupt()));
     }
   Verification result{.other_cores = others.cores()};
   for (std::size_t i = 0; i < stacks.size(); ++i) {
@@ -203,12 +120,12 @@ Verification verify(const Image& image, const HostCosts& host, const std::vector
       return each.compressor == stacks[i].compressor && each.level == stacks[i].level;
     });
     // The quickest: whatever else runs on the machine only adds.
-    const Run& run = *std::ranges::min_element(runs[i], {}, &Run::seconds);
+    const Transfer& run = *std::ranges::min_element(runs[i], {}, &Transfer::seconds);
     result.stacks.push_back(
         {.predicted = predict(sample, host, *codec, stacks[i].zero_pages, stacks[i].channels, setup),
          .seconds = run.seconds,
-         .source_cpu_s = run.source_cpu_s,
-         .destination_cpu_s = run.destination_cpu_s,
+         .source_cpu_s = run.source_cpu_s(),
+         .destination_cpu_s = run.receivers_cpu_s,
          .wire_bytes = run.wire_bytes});
   }
   return result;
