@@ -34,15 +34,15 @@ namespace multifd {
 
 /// Compresses pages with ISA-L's igzip into zlib's format; either end may be Zlib instead.
 ///
-/// Levels, against zlib 1 on one core (bench_codec):
-///   1  4 to 5 times as fast, 7 with random pages among the others, at 1 % less to 2 % more bytes
-///   2  as fast as 1, mostly 1 to 5 % smaller, with 48 KiB more for its tables
-///   3  2 to 3 times as fast, about 4 % smaller
+/// Levels, against zlib 1 called page by page, one core, 128-page packets (bench_codec):
+///   1  4 to 5 times as fast, 8 times where random pages are among the others; 1 % fewer to 2 % more bytes
+///   2  as fast as 1 and up to 6 % smaller, with 48 KiB more of tables
+///   3  2 to 3 times as fast, up to 8 % fewer bytes
 /// igzip's level 0 is not offered: it makes random pages larger.
 ///
 /// The level is fixed for the life of a stream: igzip keeps tables of another shape for each, so there is no set_level().
 ///
-/// Cost: a channel's encoder holds 85 KiB of igzip's state, up to 224 KiB of tables, one packet and one payload buffer;
+/// Cost: a channel's encoder holds 82 KiB of igzip's state, 148 to 212 KiB of tables, a packet and a payload buffer;
 ///   its decoder about 85 KiB. All of it is allocated in open().
 struct Igzip {
   static constexpr std::string_view name = "igzip";

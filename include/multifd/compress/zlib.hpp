@@ -139,11 +139,11 @@ class Zlib::Encoder {
   static bool level_valid(int level) noexcept { return level >= 0 && level <= 9; }
 
   // Ends the current deflate block and begins one of another level; 0 stores. The peer's inflate sees only blocks.
-  bool use_level(int level) noexcept {
-    if (deflate_level_ == level) return true;
+  bool use_level(int wanted) noexcept {
+    if (deflate_level_ == wanted) return true;
     stream_->avail_in = 0;
-    if (deflateParams(stream_.get(), level, Z_DEFAULT_STRATEGY) != Z_OK) return false;
-    deflate_level_ = level;
+    if (deflateParams(stream_.get(), wanted, Z_DEFAULT_STRATEGY) != Z_OK) return false;
+    deflate_level_ = wanted;
     return true;
   }
 
