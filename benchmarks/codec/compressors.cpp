@@ -173,7 +173,7 @@ void add(const std::string& name, C parameters = {}) {
   for (const int level : {1, 2}) add<multifd::Igzip, plain::Zlib>("igzip/" + std::to_string(level), {.level = level});
 #endif
   add<plain::Zstd, plain::Zstd>("zstd_plain/1");
-  for (const int level : {3, 1, -1, -2, -3, -5, -7, -10, -20, -50})
+  for (const int level : {3, 1, -1, -2, -3, -5, -8, -10, -20, -50})
     add<multifd::Zstd, plain::Zstd>("zstd/" + std::to_string(level), {.level = level});
   return true;
 }();
