@@ -306,7 +306,7 @@ class Bench:
             receive.append("--populate")
         send = [self.programs["ram_send"], "--file", image, "--populate", "--compression", way.compression,
                 f"--level={way.level}", *self._buffers(), *self.arguments.send_option]
-        receive += [*self._buffers(), *self.arguments.receive_option]
+        receive += self.arguments.receive_option
         received, sent, huge = self._run_pair(receive, send, case)
         return self._sample(received, sent, huge,
                             {"seconds_source": sent["seconds"], "normal_pages": sent["normal_pages"],
@@ -317,7 +317,6 @@ class Bench:
         if case.memory == "warm":
             receive.append("--populate")
         send = [self.programs["socket_pump"], "--file", image, "--populate"]
-        receive += self._buffers()
         send += self._buffers()
         received, sent, huge = self._run_pair(receive, send, case)
         sent["wire_bytes"] = size
@@ -498,8 +497,8 @@ def parse_arguments():
     parser.add_argument("--json", type=Path, help="every repetition, the medians, machine, versions and commit")
     parser.add_argument("--limit", type=float, default=120, help="seconds for one migration (default: 120)")
     parser.add_argument("--downtime-ms", type=int, default=2000, help="QEMU's downtime-limit (default: %(default)s)")
-    parser.add_argument("--socket-buffer", type=size_of, default=0, help="SO_SNDBUF and SO_RCVBUF of ours and the pump "
-                        "(default: the kernel's)")
+    parser.add_argument("--socket-buffer", type=size_of, default=0, help="SO_SNDBUF of the sources of ours and the pump "
+                        "(default: the kernel's; a small one keeps the bytes in cache on one machine)")
     parser.add_argument("--send-option", action="append", default=[], help="one more word for ram_send, as "
                         "--send-option=--zero-pages=none")
     parser.add_argument("--receive-option", action="append", default=[], help="one more word for ram_receive")
