@@ -5,7 +5,8 @@
     benchmarks/kernels/rows.py build/release/benchmarks/bench_kernels --json rows.json
     benchmarks/kernels/rows.py .../bench_kernels --quick        # a smoke test: seconds, and the figures mean nothing
 
-What is compared runs interleaved, in random order, in one process; a ratio is of medians over the repetitions.
+What is compared runs interleaved, in random order, in one process; a ratio is of medians over the repetitions. It takes
+some two minutes on a quiet machine and 2 GiB; the last row needs 10 GiB of free memory (--residency-mib for less).
 """
 
 import argparse
