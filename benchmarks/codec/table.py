@@ -20,6 +20,13 @@ def medians(path):
     return {name: [statistics.median(column) for column in zip(*rows)] for name, rows in found.items()}
 
 
+def place(item):
+    """Baselines before what is measured against them, slow levels before fast ones."""
+    work, pattern, compressor, level = item[0].split("/")
+    order = ["none", "zlib_plain", "zlib", "igzip", "zstd_plain", "zstd"]
+    return work, pattern, order.index(compressor), -int(level) if compressor == "zstd" else int(level)
+
+
 def main():
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         print(__doc__)
@@ -27,7 +34,7 @@ def main():
     for path in sys.argv[1:]:
         found = medians(path)
         print(f"{'case':36} {'MB/s':>8} {'speed':>7} {'ratio':>7} {'bytes':>7}")
-        for name, (speed, ratio, size) in found.items():
+        for name, (speed, ratio, size) in sorted(found.items(), key=place):
             work, pattern, compressor, _ = name.split("/")
             family = "zlib" if compressor in ("zlib_plain", "zlib", "igzip") else "zstd"
             baseline = found.get(f"{work}/{pattern}/{family}_plain/1")
