@@ -9,12 +9,13 @@
 namespace program {
 
 Received receive_ram(const std::string& compression, Accepted& source, const multifd::RamMap& ram,
-                     multifd::BlockId block, const multifd::Interrupt& interrupt) {
+                     multifd::BlockId block, const multifd::Interrupt& interrupt, multifd::Populate populate) {
   const Stopwatch watch;
   // What wakes the main connection's reader: the first error of a channel, a signal's included.
   multifd::Interrupt wake = need(multifd::Interrupt::create());
-  const auto receiver = need(open_receiver(compression, ram, std::move(source.channels),
-                                           {.on_error = [&](const multifd::Error&) { wake.trigger(); }}));
+  const auto receiver =
+      need(open_receiver(compression, ram, std::move(source.channels),
+                         {.populate = populate, .on_error = [&](const multifd::Error&) { wake.trigger(); }}));
   const OnInterrupt cancel(interrupt, [&] { receiver->cancel(); });
   source.control.set_interrupt(wake);
   Received received;

@@ -47,6 +47,7 @@ Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compressio
                                                    {.uuid = options.uuid,
                                                     .barrier = Barrier::manual,
                                                     .destination = DestinationMemory::zeroed,
+                                                    .populate = options.populate,
                                                     .first_packet = options.first_packet,
                                                     .hello_timeout = options.hello_timeout,
                                                     .on_packet = std::move(options.on_packet),

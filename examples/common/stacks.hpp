@@ -142,6 +142,7 @@ std::unique_ptr<AnySender> open_sender(const StackOptions& options, const multif
 /// What the programs set of multifd::ReceiverOptions; the barrier is manual, the memory fresh.
 struct ReceiveOptions {
   multifd::UuidCheck uuid{};
+  multifd::Populate populate = multifd::Populate::off;
   multifd::FirstPacket first_packet = multifd::FirstPacket::any;
   std::chrono::milliseconds hello_timeout{10'000};
   multifd::PacketHook on_packet{};

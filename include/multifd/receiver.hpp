@@ -23,6 +23,7 @@ struct ReceiverOptions {
   UuidCheck uuid{};
   Barrier barrier = Barrier::automatic;
   DestinationMemory destination = DestinationMemory::unknown;
+  Populate populate = Populate::off;  ///< `ahead` for fresh memory that most of the guest's pages will fill
   FirstPacket first_packet = FirstPacket::any;
   std::chrono::milliseconds hello_timeout{10'000};  ///< for all initial packets together
   /// How long channels wait at a barrier for others while no header and no payload arrives anywhere.
@@ -182,6 +183,14 @@ class Receiver {
         if (!received) return std::unexpected(received.error());
         shared.received = std::move(*received);
       }
+      if (options.populate == Populate::ahead && !options.on_packet) {
+        auto populate = PopulateAhead::create(shared.map);
+        if (!populate) return std::unexpected(populate.error());
+        shared.populate = std::move(*populate);
+        auto thread = Thread::start(*shared.populate, options.thread_hook, {.role = "populate", .channel = 0});
+        if (!thread) return std::unexpected(thread.error());
+        populating = std::move(*thread);
+      }
       auto barrier = SyncPoint::create(count, options.barrier, options.barrier_timeout);
       if (!barrier) return std::unexpected(barrier.error());
       shared.barrier = std::move(*barrier);
@@ -218,6 +227,8 @@ class Receiver {
 
     void join() noexcept {
       for (Thread& thread : threads) thread.join();
+      if (shared.populate) shared.populate->stop();
+      populating.join();
     }
 
     static constexpr const char* destroyed = "Receiver destroyed";
@@ -234,6 +245,7 @@ class Receiver {
     RecvShared shared;
     std::vector<std::unique_ptr<Channel>> channels;
     std::vector<Thread> threads;
+    Thread populating;
     bool finished = false;
   };
 

@@ -21,7 +21,7 @@ namespace multifd {
 
 /// What a thread hook learns about the thread it runs in.
 struct ThreadInfo {
-  const char* role;       ///< "send" or "recv"
+  const char* role;       ///< "send", "recv", or "populate": the helper of Populate::ahead
   std::uint32_t channel;  ///< for a receiver the order of the links, since the hello is not read yet
 };
 

@@ -21,6 +21,7 @@
 #include "multifd/channel/sync_point.hpp"
 #include "multifd/compress/policy.hpp"
 #include "multifd/memory/page_digest.hpp"
+#include "multifd/memory/populate_ahead.hpp"
 #include "multifd/memory/ram_map.hpp"
 #include "multifd/memory/received_pages.hpp"
 #include "multifd/thread.hpp"
@@ -61,6 +62,7 @@ struct RecvShared {
   const DeviceStateHook on_device_state;
   HelloDesk hellos;
   ReceivedPages received;
+  std::unique_ptr<PopulateAhead> populate;  ///< null: nobody does
   std::unique_ptr<SyncPoint> barrier;
   FirstError error;
   std::function<std::uint64_t()> progress;  ///< a number that changes while bytes move on any channel
@@ -257,6 +259,8 @@ class RecvChannel {
       for (std::size_t i = 0; i < header.zero_pages; ++i) apply_zero(*block, offset(header.normal_pages + i));
       clock_.lap(counters_.check_ns);
       for (std::size_t i = 0; i < header.normal_pages; ++i) shared_.received.test_and_set(*block, offset(i));
+      if (shared_.populate && header.normal_pages > 0)
+        shared_.populate->note(*block, offset(header.normal_pages - 1), header.normal_pages);
     }
     // From here header_ may be overwritten by the next packet's: `header` keeps the numbers, idstr is not used again.
     if (header.normal_pages > 0) {
