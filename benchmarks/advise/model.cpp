@@ -187,7 +187,8 @@ std::vector<Prediction> predict_all(const ImageFacts& image, const HostCosts& ho
   for (const CodecCosts& codec : codecs)
     for (const ZeroMode mode : zero_modes)
       for (const unsigned count : channels) all.push_back(predict(image, host, codec, mode, count, setup));
-  std::ranges::stable_sort(all, {}, &Prediction::seconds);
+  std::ranges::sort(all, {},
+                    [](const Prediction& p) { return std::tuple(p.seconds, p.channels, p.compressor, p.level); });
   return all;
 }
 

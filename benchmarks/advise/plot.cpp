@@ -95,7 +95,7 @@ std::string script_for(const Findings& findings, const std::string& path) {
   line("set xlabel 'speed of the link, bits per second' offset 0,-0.3");
   line("set ylabel {}", quoted(fmt::format("seconds to move {}", program::format_bytes(findings.image.facts.bytes))));
   line("set format y '%g'");
-  line("set grid xtics ytics mytics lc rgb '#c8c8c8' lw 1 dt 1, lc rgb '#e6e6e6' lw 1 dt 1");
+  line("set grid xtics ytics mytics lc rgb '#b4b4b4' lw 1 dt 1, lc rgb '#dcdcdc' lw 1 dt 1");
   line("set border 3 lc rgb '#555555'\nset tics nomirror");
   line("set key outside right center vertical Left reverse samplen 2.5 spacing 1.5 title {} left noenhanced",
        quoted("compressor, level, zero pages"));
@@ -177,12 +177,13 @@ Curves curves_of(const Findings& findings) {
     const CodecCosts* codec;
     ZeroMode mode;
     std::vector<double> seconds{};
-    double wins = 0;  ///< points at which it is the quickest
+    std::size_t place = 0;  ///< in the list
+    double wins = 0;        ///< points at which it is the quickest
   };
   std::vector<Candidate> candidates;
   for (const CodecCosts& codec : findings.codecs)
     for (const ZeroMode mode : zero_modes) {
-      Candidate candidate{.codec = &codec, .mode = mode};
+      Candidate candidate{.codec = &codec, .mode = mode, .place = candidates.size()};
       for (const double bits : result.bits_per_s) {
         Setup setup = findings.setup;
         setup.one_host = false;
@@ -205,8 +206,8 @@ Curves curves_of(const Findings& findings) {
   const auto is_baseline = [](const Candidate& each) {
     return each.codec->sends_pages && each.mode != ZeroMode::legacy;
   };
-  std::ranges::stable_sort(candidates, [&](const Candidate& a, const Candidate& b) {
-    return std::tuple(is_baseline(a), a.wins) > std::tuple(is_baseline(b), b.wins);
+  std::ranges::sort(candidates, [&](const Candidate& a, const Candidate& b) {
+    return std::tuple(is_baseline(a), a.wins, b.place) > std::tuple(is_baseline(b), b.wins, a.place);
   });
   // Of one compressor and level, one zero mode is enough beside the baselines; what never wins, once per compressor.
   std::map<std::string, unsigned> seen;
@@ -220,7 +221,7 @@ Curves curves_of(const Findings& findings) {
         {.label = fmt::format("{}, {}", codec, to_string(each.mode)), .seconds = std::move(each.seconds)});
   }
   // The legend in the order in which the lines begin, slowest link first.
-  std::ranges::stable_sort(result.curves, [](const Curve& a, const Curve& b) { return a.seconds[0] > b.seconds[0]; });
+  std::ranges::sort(result.curves, [](const Curve& a, const Curve& b) { return a.seconds[0] > b.seconds[0]; });
   return result;
 }
 
