@@ -128,6 +128,9 @@ class BatchHandoff {
     wake_producer();
   }
 
+  /// take() where it need not wait; nothing otherwise.
+  std::optional<Work> try_take(unsigned channel) noexcept { return next_work(channels_[channel]); }
+
   /// Waits for work. Batches of one epoch come before the SYNC that ends it, in the order they were put.
   Work take(unsigned channel) noexcept {
     Channel& mine = channels_[channel];

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -82,11 +83,11 @@ class SendChannel {
     std::unique_ptr<SendChannel> channel(new (std::nothrow) SendChannel(
         shared, id, std::move(link), std::move(*encoder), zero, std::move(*runs), std::move(*digest)));
     if (!channel) return fail_errno(Stage::setup, "allocate channel", ENOMEM);
-    channel->header_.reset(new (std::nothrow) std::byte[wire::header_bytes(page_bytes)]{});
+    channel->headers_.reset(new (std::nothrow) std::byte[most_headers * wire::header_bytes(page_bytes)]{});
     channel->out_.reset(new (std::nothrow) iovec[pages + 1]);
     channel->zeros_.reset(new (std::nothrow) std::uint64_t[pages]);
     if (shared.digest == Digest::on) channel->staging_.reset(new (std::nothrow) std::byte[wire::packet_page_bytes]);
-    if (!channel->header_ || !channel->out_ || !channel->zeros_ || (shared.digest == Digest::on && !channel->staging_))
+    if (!channel->headers_ || !channel->out_ || !channel->zeros_ || (shared.digest == Digest::on && !channel->staging_))
       return fail_errno(Stage::setup, "allocate channel", ENOMEM);
     return channel;
   }
@@ -120,7 +121,12 @@ class SendChannel {
     if (auto sent = send_hello(); !sent) return sent;
     clock_ = {};
     for (;;) {
-      const Work work = shared_.handoff->take(id_);
+      std::optional<Work> next = shared_.handoff->try_take(id_);
+      if (!next) {
+        if (auto sent = write_headers(0); !sent) return sent;
+        next = shared_.handoff->take(id_);
+      }
+      const Work work = *next;
       clock_.lap(counters_.idle_ns);
       switch (work.kind) {
         case Work::Kind::batch: {
@@ -147,11 +153,9 @@ class SendChannel {
   }
 
   Result<void> send_sync() noexcept {
-    std::memset(header_.get(), 0, header_bytes());
-    wire::encode_header(header_.get(), {.flags = wire::flag_sync, .packet_num = next_packet_num()});
-    auto sent = write_all(link_, std::span<const std::byte>(header_.get(), header_bytes()));
-    clock_.lap(counters_.io_ns);
-    if (!sent) return sent;
+    std::memset(header(), 0, header_bytes());
+    wire::encode_header(header(), {.flags = wire::flag_sync, .packet_num = next_packet_num()});
+    if (auto sent = write_headers(1); !sent) return sent;
     counters_.wire_bytes.add(header_bytes());
     counters_.syncs.add(1);
     counters_.cpu_ns.set(thread_cpu_ns());
@@ -159,9 +163,19 @@ class SendChannel {
     return {};
   }
 
+  /// Writes the headers that are held, and `more` behind them.
+  Result<void> write_headers(std::size_t more) noexcept {
+    const std::size_t count = std::exchange(held_, 0) + more;
+    if (count == 0) return {};
+    auto sent = write_all(link_, std::span<const std::byte>(headers_.get(), count * header_bytes()));
+    clock_.lap(counters_.io_ns);
+    return sent;
+  }
+
   /// Written as it is: never compressed, not ordered by SYNC (PROTOCOL.md section 13).
   Result<void> send_device_state(const EncodedPacket& packet) noexcept {
     if (!shared_.limiter.acquire(packet.size)) return {};  // stopped: take() will say so
+    if (auto sent = write_headers(0); !sent) return sent;
     auto sent = write_all(link_, std::span<const std::byte>(packet.bytes.get(), packet.size));
     clock_.lap(counters_.io_ns);
     if (!sent) return sent;
@@ -215,14 +229,19 @@ class SendChannel {
     clock_.lap(counters_.codec_ns);
 
     encode(header, offsets);
-    out_[0] = const_buffer(header_.get(), header_bytes());
     if (shared_.limiter.rate() != 0) {
       if (!shared_.limiter.acquire(header_bytes() + payload_bytes)) return {};  // stopped: take() will say so
       clock_.lap(counters_.capped_ns);
     }
-    auto sent = write_all(link_, std::span(out_.get(), out_count));
-    clock_.lap(counters_.io_ns);
-    if (!sent) return sent;
+    if (payload_bytes == 0 && held_ + 1 < most_headers) {
+      ++held_;
+    } else {
+      out_[0] = const_buffer(headers_.get(), (held_ + 1) * header_bytes());
+      held_ = 0;
+      auto sent = write_all(link_, std::span(out_.get(), out_count));
+      clock_.lap(counters_.io_ns);
+      if (!sent) return sent;
+    }
 
     counters_.packets.add(1);
     counters_.normal_pages.add(normal);
@@ -295,13 +314,15 @@ class SendChannel {
   }
 
   void encode(const wire::PacketHeader& header, std::span<const std::uint64_t> offsets) noexcept {
-    wire::encode_header(header_.get(), header);
-    for (std::size_t i = 0; i < offsets.size(); ++i) wire::store_offset(header_.get(), i, offsets[i]);
+    wire::encode_header(this->header(), header);
+    for (std::size_t i = 0; i < offsets.size(); ++i) wire::store_offset(this->header(), i, offsets[i]);
     // Slots of earlier packets do not travel again.
-    std::byte* const rest = header_.get() + wire::header_fixed_bytes + 8 * offsets.size();
-    std::memset(rest, 0, static_cast<std::size_t>(header_.get() + header_bytes() - rest));
+    std::byte* const rest = this->header() + wire::header_fixed_bytes + 8 * offsets.size();
+    std::memset(rest, 0, static_cast<std::size_t>(this->header() + header_bytes() - rest));
   }
 
+  /// Where the next header goes: behind those that are held.
+  std::byte* header() noexcept { return headers_.get() + held_ * header_bytes(); }
   std::size_t header_bytes() const noexcept { return wire::header_bytes(shared_.map.page_bytes()); }
   std::uint64_t next_packet_num() noexcept {
     return shared_.packet_num.fetch_add(1, std::memory_order_relaxed);  // a statistic; orders nothing
@@ -314,7 +335,11 @@ class SendChannel {
   const Z& zero_;
   PageRuns runs_;
   PageDigest digest_;
-  std::unique_ptr<std::byte[]> header_;
+  /// Packets of zero pages are nothing but a header. They wait here for the next packet's write, as long as there is
+  /// work: a write each would cost more than looking at their pages, here and at the peer.
+  static constexpr std::size_t most_headers = 16;
+  std::unique_ptr<std::byte[]> headers_;
+  std::size_t held_ = 0;
   std::unique_ptr<iovec[]> out_;
   std::unique_ptr<std::uint64_t[]> zeros_;
   std::unique_ptr<std::byte[]> staging_;
