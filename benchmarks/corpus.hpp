@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -73,11 +74,11 @@ inline void fill_text(Page page, Random& random) {
   }();
   for (std::size_t at = 0; at < page.size();) {
     const std::uint64_t kind = random.below(32);
-    std::string number;
-    if (kind == 0) number = std::to_string(random.below(100000)) + "\n";
-    if (kind == 1) number = ".\n";
+    char number[24] = "";
+    if (kind == 0) std::snprintf(number, sizeof number, "%u\n", static_cast<unsigned>(random.below(100000)));
+    if (kind == 1) std::strcpy(number, ".\n");
     const std::uint64_t rank = std::min({random.below(2000), random.below(2000), random.below(2000)});
-    const std::string& piece = number.empty() ? words[rank] : number;
+    const std::string_view piece = *number != 0 ? std::string_view(number) : words[rank];
     const std::size_t size = std::min(piece.size(), page.size() - at);
     std::memcpy(page.data() + at, piece.data(), size);
     at += size;
