@@ -35,6 +35,7 @@ set(table [[
 # A row: beginning of the included name, the headers that may include it ("-" = none).
 set(private_table [[
 zlib.h                       compress/zlib.hpp
+isa-l                        compress/igzip.hpp
 zstd.h                       compress/zstd.hpp
 zstd_errors.h                compress/zstd.hpp
 xxhash.h                     memory/page_digest.hpp
@@ -42,6 +43,7 @@ boost/                       channel/handoff.hpp
 doctest                      -
 multifd/multifd.hpp          -
 multifd/compress/zlib.hpp    -
+multifd/compress/igzip.hpp   -
 multifd/compress/zstd.hpp    -
 multifd/testing/             testing/
 ]])

@@ -13,6 +13,7 @@
 //     --benchmark_report_aggregates_only=true --benchmark_out=codec.json --benchmark_out_format=json
 // takes two minutes; benchmarks/codec/table.py makes a table of the file.
 #include <benchmark/benchmark.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <cstring>
@@ -163,7 +164,7 @@ void decompress(benchmark::State& state, std::string_view pattern, C parameters)
 template <class C, class Plain>
 void add(const std::string& name, C parameters = {}) {
   for (const std::string_view pattern : patterns) {
-    const std::string ending = "/" + std::string(pattern) + "/" + name;
+    const std::string ending = fmt::format("/{}/{}", pattern, name);
     benchmark::RegisterBenchmark(("compress" + ending).c_str(), compress<C, Plain>, pattern, parameters)->Iterations(1);
     benchmark::RegisterBenchmark(("decompress" + ending).c_str(), decompress<C, Plain>, pattern, parameters)
         ->Iterations(2);
@@ -175,11 +176,11 @@ void add(const std::string& name, C parameters = {}) {
   add<plain::Zlib, plain::Zlib>("zlib_plain/1");
   add<multifd::Zlib, plain::Zlib>("zlib/1");
 #if defined(MULTIFD_HAS_IGZIP)
-  for (const int level : {1, 2}) add<multifd::Igzip, plain::Zlib>("igzip/" + std::to_string(level), {.level = level});
+  for (const int level : {1, 2}) add<multifd::Igzip, plain::Zlib>(fmt::format("igzip/{}", level), {.level = level});
 #endif
   add<plain::Zstd, plain::Zstd>("zstd_plain/1");
   for (const int level : {3, 1, -1, -2, -3, -5, -8, -10, -20, -50})
-    add<multifd::Zstd, plain::Zstd>("zstd/" + std::to_string(level), {.level = level});
+    add<multifd::Zstd, plain::Zstd>(fmt::format("zstd/{}", level), {.level = level});
   return true;
 }();
 

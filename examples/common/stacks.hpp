@@ -48,6 +48,7 @@ struct StackOptions {
   multifd::Digest digest = multifd::Digest::off;
   // For relays.
   multifd::PageSource pages = multifd::PageSource::guest;
+  unsigned depth = 16;
   multifd::Uuid uuid{};
   multifd::ErrorHook on_error{};
 
@@ -101,6 +102,7 @@ class SenderOf final : public AnySender {
                                   .uuid = options.uuid,
                                   .peer = options.peer,
                                   .bandwidth = options.bandwidth,
+                                  .depth = options.depth,
                                   .pages = options.pages,
                                   .digest = options.digest,
                                   .on_error = options.on_error}))) {}

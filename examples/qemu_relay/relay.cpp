@@ -203,6 +203,7 @@ program::StackOptions Relay::out_options() const {
   if (settings_.choose_zero_pages)
     out.zero_pages = out.peer.zero_lists ? ZeroPagesMultifd::name : ZeroPagesLegacy::name;
   out.pages = PageSource::copies;
+  out.depth = 4;  // each place is a packet of memory
   return out;
 }
 

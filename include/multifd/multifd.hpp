@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Everything but the compressors that need a library (compress/zlib.hpp, compress/zstd.hpp) and the testing headers.
+// Everything but the compressors that need a library (compress/zlib.hpp, igzip.hpp, zstd.hpp) and the testing headers.
 #pragma once
 
 #include "multifd/compress/nocomp.hpp"
@@ -11,3 +11,4 @@
 #include "multifd/transport/socket.hpp"
 #include "multifd/version.hpp"
 #include "multifd/zero/policy.hpp"
+#include "multifd/zero/residency.hpp"

@@ -36,7 +36,9 @@ struct SenderOptions {
   Uuid uuid{};                      ///< the VM's, as the peer expects it
   PeerProfile peer = peer_multifd;  ///< who receives; wrong values corrupt guests, see PeerProfile
   std::uint64_t bandwidth = 0;      ///< bytes per second over all channels; 0: no cap
-  unsigned depth = 4;               ///< batches in flight per channel, 2 to 16
+  /// Batches per channel between the producer and the channels, 2 to 16. Many, because waking the producer costs as much
+  /// as sending a batch; one is 1 KiB, but 512 KiB more with PageSource::copies: choose fewer there.
+  unsigned depth = 16;
   PageSource pages = PageSource::guest;
   Digest digest = Digest::off;  ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
   ThreadHook thread_hook{};     ///< runs in each worker before its first packet

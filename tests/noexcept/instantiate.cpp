@@ -2,6 +2,9 @@
 //
 // Compiled with -fno-exceptions -fno-rtti, never run: every stack, whole, as a VMM without exceptions would have it.
 #include "multifd/compress/nocomp.hpp"
+#if defined(MULTIFD_HAS_IGZIP)
+#include "multifd/compress/igzip.hpp"
+#endif
 #include "multifd/compress/zlib.hpp"
 #include "multifd/compress/zstd.hpp"
 #include "multifd/multifd.hpp"
@@ -36,6 +39,11 @@ namespace multifd {
   MULTIFD_INSTANTIATE(transport, Zstd)
 
 MULTIFD_INSTANTIATE_ALL(FdTransport)
+#if defined(MULTIFD_HAS_IGZIP)
+MULTIFD_INSTANTIATE(FdTransport, Igzip)
+#endif
+template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesLegacy>>;
+template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesMultifd>>;
 MULTIFD_INSTANTIATE_ALL(testing::MemoryTransport)
 MULTIFD_INSTANTIATE_ALL(testing::FaultTransport<FdTransport>)
 

@@ -39,6 +39,11 @@ for compression in none zlib zstd; do
     round_trip "unix:$work/socket" -- --channels 3 --compression "$compression" --zero-pages "$zero" --digest
   done
 done
+if "$programs/ram_send" --help | grep -q igzip; then # built with ISA-L
+  for level in 1 2 3; do
+    round_trip tcp:127.0.0.1:0 -- --channels 2 --compression igzip --level "$level"
+  done
+fi
 round_trip tcp:127.0.0.1:0 -- --rounds 5 --page-size 65536
 round_trip tcp:127.0.0.1:0 --compression zstd --channels 1 -- --compression zstd --level -5 --channels 1 --page-size 16384
 round_trip tcp:127.0.0.1:0 -- --peer qemu-7.2 --zero-pages legacy

@@ -37,6 +37,27 @@ inline std::span<const iovec> one_call(std::span<iovec> buffers) noexcept {
   return buffers.first(std::min(buffers.size(), max_iovecs));
 }
 
+/// The buffers at the front that `bytes` bytes fill to the last byte.
+inline std::span<iovec> filled_by(std::span<iovec> buffers, std::size_t bytes) noexcept {
+  std::size_t count = 0;
+  while (count < buffers.size() && buffers[count].iov_len <= bytes) bytes -= buffers[count++].iov_len;
+  return buffers.first(count);
+}
+
+/// One call that reads towards `wanted` bytes.
+template <Transport T>
+Result<std::size_t> read_towards(T& transport, std::span<iovec> buffers, std::size_t wanted) noexcept {
+  // What may come with it is not waited for: nothing says that there will be more.
+  if constexpr (HasReadFull<T>) {
+    constexpr std::size_t worth_waiting = 16 * 1024;
+    if (wanted >= worth_waiting) {
+      if (const std::span<iovec> all = filled_by(buffers, wanted); !all.empty())
+        return transport.read_full(one_call(all));
+    }
+  }
+  return transport.read_some(one_call(buffers));
+}
+
 }  // namespace detail
 
 /// Writes every byte of every buffer, in order.
@@ -67,7 +88,7 @@ Result<std::size_t> read_at_least(T& transport, std::span<iovec> buffers, std::s
   buffers = drop_front(buffers, 0);
   while (arrived < min_bytes) {
     MULTIFD_ASSERT(!buffers.empty());  // the caller promised room for min_bytes
-    const Result<std::size_t> count = transport.read_some(detail::one_call(buffers));
+    const Result<std::size_t> count = detail::read_towards(transport, buffers, min_bytes - arrived);
     if (!count) return std::unexpected(count.error());
     if (*count == 0) break;
     arrived += *count;

@@ -137,13 +137,10 @@ class FdTransport {
   }
 
   /// Threads: one reading thread.
-  Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
-    return transfer(Stage::read, "read", POLLIN, [&]() noexcept -> ssize_t {
-      if (kind_ == Kind::file) return ::readv(fd_.get(), buffers.data(), static_cast<int>(buffers.size()));
-      msghdr message = as_message(buffers);
-      return ::recvmsg(fd_.get(), &message, 0);
-    });
-  }
+  Result<std::size_t> read_some(MutableBuffers buffers) noexcept { return read(buffers, 0); }
+
+  /// As read_some(), but a socket waits until all buffers are full. Threads: one reading thread.
+  Result<std::size_t> read_full(MutableBuffers buffers) noexcept { return read(buffers, MSG_WAITALL); }
 
   /// Ends the writing direction in order. What is not a socket is closed, for reading too.
   /// Errors: `cancelled` after shutdown(); `already_closed` the second time on what is not a socket; errno.
@@ -191,6 +188,14 @@ class FdTransport {
     message.msg_iov = const_cast<iovec*>(buffers.data());  // the calls do not write to the array
     message.msg_iovlen = buffers.size();
     return message;
+  }
+
+  Result<std::size_t> read(MutableBuffers buffers, int flags) noexcept {
+    return transfer(Stage::read, "read", POLLIN, [&]() noexcept -> ssize_t {
+      if (kind_ == Kind::file) return ::readv(fd_.get(), buffers.data(), static_cast<int>(buffers.size()));
+      msghdr message = as_message(buffers);
+      return ::recvmsg(fd_.get(), &message, flags);
+    });
   }
 
   template <class Call>

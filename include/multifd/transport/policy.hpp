@@ -32,6 +32,14 @@ concept HasShutdown = requires(T& transport) {
   { transport.shutdown() } noexcept -> std::same_as<void>;
 };
 
+/// A transport that can wait for many bytes at once, which spares the reader being woken for each part of them:
+/// `read_full(buffers)` is read_some() that returns fewer bytes than `buffers` hold only at an end, an error, or a
+/// signal. Optional.
+template <class T>
+concept HasReadFull = requires(T& transport, MutableBuffers buffers) {
+  { transport.read_full(buffers) } noexcept -> std::same_as<Result<std::size_t>>;
+};
+
 /// One connected, reliable, ordered byte stream.
 ///
 /// Semantics:
