@@ -28,6 +28,7 @@
 #include <optional>
 #include <span>
 
+#include "multifd/channel/shared_ring.hpp"
 #include "multifd/config.hpp"
 #include "multifd/memory/page_batch.hpp"
 #include "multifd/result.hpp"
@@ -88,7 +89,9 @@ class BatchHandoff {
   PageBatch* put(PageBatch* full, Waited&& waited) noexcept {
     if (stopped_.load(std::memory_order_acquire)) return nullptr;
     // Own variable: the producer is its only writer.
-    push(full, closed_.load(std::memory_order_relaxed));
+    full->epoch = closed_.load(std::memory_order_relaxed);
+    ring_.push(full, full->epoch);
+    if (ring_.backlog() >= 2) wake_if_worth_it();
     if (free_count_ == 0 && !collect()) {
       spin(producer_spin, [&] { return has_returned() && collect(); });
       for (bool slept = false; free_count_ == 0; slept = true) {
@@ -111,7 +114,7 @@ class BatchHandoff {
 
   /// Lets workers see batches that they were not woken for.
   void flush() noexcept {
-    for (std::uint64_t waiting = backlog(); waiting > 0 && wake_one(); --waiting) {
+    for (std::uint64_t waiting = ring_.backlog(); waiting > 0 && wake_one(); --waiting) {
     }
   }
 
@@ -177,12 +180,6 @@ class BatchHandoff {
     bool searching = false;    ///< it is counted in searching_
   };
 
-  /// A place of the shared ring. Read before it is known to be still valid, hence atomic.
-  struct Slot {
-    std::atomic<PageBatch*> batch{nullptr};
-    std::atomic<std::uint64_t> epoch{0};
-  };
-
   /// Workers that sleep, a bit each. Whoever takes a bit down wakes its worker, and has counted it as searching.
   static constexpr unsigned sleeper_bits = 64;
   static constexpr unsigned sleeper_words = wire::max_channels / sleeper_bits + 1;
@@ -192,14 +189,11 @@ class BatchHandoff {
 
   bool allocate(std::size_t packet_pages) noexcept {
     const std::size_t count = batch_count();
-    const std::size_t places = std::bit_ceil(count);
     channels_.reset(new (std::nothrow) Channel[channel_count_]);
     batches_.reset(new (std::nothrow) PageBatch[count]);
     free_.reset(new (std::nothrow) PageBatch*[count]);
-    ring_.reset(new (std::nothrow) Slot[places]);
     slots_.reset(new (std::nothrow) std::uint64_t[count * packet_pages]);
-    if (!channels_ || !batches_ || !free_ || !ring_ || !slots_) return false;
-    ring_mask_ = places - 1;
+    if (!channels_ || !batches_ || !free_ || !slots_ || !ring_.allocate(count)) return false;
     for (std::size_t i = 0; i < count; ++i)
       batches_[i] = PageBatch(std::span(slots_.get() + i * packet_pages, packet_pages));
     for (std::size_t i = count; i > 1; --i) free_[free_count_++] = &batches_[i - 1];
@@ -208,47 +202,19 @@ class BatchHandoff {
 
   std::size_t batch_count() const noexcept { return std::size_t{channel_count_} * depth_ + 1; }
 
-  // The shared ring: one producer, many workers. It has a place for every batch, so it is never full, and a place is
-  // not written again before its batch was taken.
-
-  void push(PageBatch* full, std::uint64_t epoch) noexcept {
-    full->epoch = epoch;
-    const std::uint64_t tail = tail_.load(std::memory_order_relaxed);
-    Slot& slot = ring_[tail & ring_mask_];
-    slot.batch.store(full, std::memory_order_relaxed);
-    slot.epoch.store(epoch, std::memory_order_relaxed);
-    // seq_cst: the push before the look at searching_ (Dekker with sleep()). Also the release of the batch's content.
-    tail_.store(tail + 1, std::memory_order_seq_cst);
-    if (tail + 1 - head_.load(std::memory_order_relaxed) >= 2) wake_if_worth_it();
-  }
-
   std::optional<Work> next_work(Channel& mine) noexcept {
     if (stopped_.load(std::memory_order_acquire)) return Work{.kind = Work::Kind::stopped};
     // In this order: finished, then closed, then the ring. What was put before is seen when the later one is.
     const bool finished = finished_.load(std::memory_order_acquire);
     const std::uint64_t closed = closed_.load(std::memory_order_acquire);  // meets close_epoch()
-    std::uint64_t head = head_.load(std::memory_order_acquire);
-    while (head != tail_.load(std::memory_order_acquire)) {  // meets push()
-      const Slot& slot = ring_[head & ring_mask_];
-      PageBatch* const batch = slot.batch.load(std::memory_order_relaxed);
-      const bool mine_to_send = slot.epoch.load(std::memory_order_relaxed) <= mine.synced;
-      // What was read counts only if the batch was still there: if `head` has not moved.
-      if (!head_.compare_exchange_weak(head, head + mine_to_send, std::memory_order_acq_rel, std::memory_order_acquire))
-        continue;
-      if (!mine_to_send) return Work{.kind = Work::Kind::sync, .epoch = mine.synced++};
-      return Work{.kind = Work::Kind::batch, .batch = batch, .epoch = mine.synced};
+    switch (const auto [first, batch] = ring_.take(mine.synced); first) {
+      case SharedRing::First::taken: return Work{.kind = Work::Kind::batch, .batch = batch, .epoch = mine.synced};
+      case SharedRing::First::later: return Work{.kind = Work::Kind::sync, .epoch = mine.synced++};
+      case SharedRing::First::none: break;
     }
     if (closed > mine.synced) return Work{.kind = Work::Kind::sync, .epoch = mine.synced++};
     if (finished) return Work{.kind = Work::Kind::finished};
     return std::nullopt;
-  }
-
-  /// Batches in the ring.
-  std::uint64_t backlog() const noexcept {
-    // seq_cst: each caller has first said that it sleeps, or no longer searches (Dekker with push()). The head before
-    // the tail, which is never behind it.
-    const std::uint64_t head = head_.load(std::memory_order_seq_cst);
-    return tail_.load(std::memory_order_seq_cst) - head;
   }
 
   std::span<SleeperWord> sleepers() noexcept {
@@ -256,7 +222,7 @@ class BatchHandoff {
   }
 
   bool has_work(const Channel& mine) const noexcept {
-    return backlog() != 0 || closed_.load(std::memory_order_seq_cst) > mine.synced ||
+    return ring_.backlog() != 0 || closed_.load(std::memory_order_seq_cst) > mine.synced ||
            stopped_.load(std::memory_order_seq_cst) || finished_.load(std::memory_order_seq_cst);
   }
 
@@ -289,7 +255,7 @@ class BatchHandoff {
     unsigned asleep = 0;
     for (const auto& word : sleepers())
       asleep += static_cast<unsigned>(std::popcount(word.load(std::memory_order_seq_cst)));
-    if (asleep != 0 && 2 * backlog() >= std::uint64_t{channel_count_ - asleep} * depth_ + 2) wake_one();
+    if (asleep != 0 && 2 * ring_.backlog() >= std::uint64_t{channel_count_ - asleep} * depth_ + 2) wake_one();
   }
 
   /// False: nobody sleeps.
@@ -377,16 +343,13 @@ class BatchHandoff {
   std::unique_ptr<Channel[]> channels_;
   std::unique_ptr<PageBatch[]> batches_;
   std::unique_ptr<std::uint64_t[]> slots_;
-  std::unique_ptr<Slot[]> ring_;
-  std::uint64_t ring_mask_ = 0;
 
   // The producer's own.
   std::unique_ptr<PageBatch*[]> free_;  ///< the last one in comes out first: it is still in cache
   std::size_t free_count_ = 0;
   std::uint32_t collected_ = 0;
 
-  alignas(cache_line) std::atomic<std::uint64_t> tail_{0};    ///< batches put
-  alignas(cache_line) std::atomic<std::uint64_t> head_{0};    ///< batches taken
+  SharedRing ring_;
   alignas(cache_line) std::atomic<std::uint64_t> closed_{0};  ///< epochs closed; also the number of the open one
   std::atomic<bool> finished_{false};
   std::atomic<bool> stopped_{false};
