@@ -9,12 +9,13 @@
 # what: rows kernels codec qemu advise
 set -eu
 cd "$(dirname "$0")/.."
-build=${1:-build/bench}
+build=$(cd "${1:-build/bench}" && pwd)
 [ $# -eq 0 ] || shift
 what=${*:-rows kernels codec qemu advise}
 
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1 | tr -c 'A-Za-z0-9\n' '-')
 compiler=$(g++ -dumpfullversion)
+mkdir -p benchmarks/results
 prefix=benchmarks/results/$(git describe --always --dirty).$cpu.gcc-$compiler.$(date +%F)
 
 # keep <what> <command...>: prints what the command prints, and keeps it.

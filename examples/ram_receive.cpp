@@ -129,8 +129,8 @@ int main(int argc, char** argv) {
   auto* discard = app.add_flag("--discard", settings.discard, "Receive into memory and keep nothing");
   file->excludes(discard);
   app.add_flag("--populate", settings.populate, "Touch the memory before listening; --size says how much");
-  app.add_flag("--populate-ahead,!--no-populate-ahead", settings.populate_ahead,
-               "Touch memory in front of the data (default with --discard, unless all of it is populated before)");
+  app.add_flag("--populate-ahead", settings.populate_ahead,
+               "A helper thread touches memory in front of the data: where cores are idle");
   program::add_size(app, "--size", settings.size, "The most that a sender may announce (0: the machine's memory)");
   program::add_size(app, "--socket-buffer", settings.socket_buffer,
                     "SO_RCVBUF of what connects (0: the kernel's choice)")
@@ -142,7 +142,6 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember(program::compressor_names()));
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   return program::run(app, argc, argv, [&] {
-    if (settings.discard && !settings.populate && app.count("--populate-ahead") == 0) settings.populate_ahead = true;
     if (settings.file.empty() && !settings.discard) throw program::Usage("--file or --discard is needed");
     if (settings.populate && (settings.size == 0 || settings.size % wire::min_page_bytes != 0))
       throw program::Usage("--populate needs --size, the exact size that will be sent");

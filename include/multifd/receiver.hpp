@@ -23,7 +23,7 @@ struct ReceiverOptions {
   UuidCheck uuid{};
   Barrier barrier = Barrier::automatic;
   DestinationMemory destination = DestinationMemory::unknown;
-  Populate populate = Populate::off;  ///< `ahead` for fresh memory that most of the guest's pages will fill
+  Populate populate = Populate::off;  ///< `ahead` for fresh memory, where a core is idle
   FirstPacket first_packet = FirstPacket::any;
   std::chrono::milliseconds hello_timeout{10'000};  ///< for all initial packets together
   /// How long channels wait at a barrier for others while no header and no payload arrives anywhere.

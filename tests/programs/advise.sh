@@ -33,7 +33,7 @@ expect_status 1 "gnuplot-nox" env PATH=/nonexistent "$advise" --image "$work/ima
 answer() {
   what=$1
   shift
-  timeout 100 "$advise" --time 0.6 --cores 2 --json "$work/advice.json" "$@" >"$work/advice.log" 2>&1 || die "status $?: $*"
+  timeout 100 "$advise" --time 0.2 --cores 2 --json "$work/advice.json" "$@" >"$work/advice.log" 2>&1 || die "status $?: $*"
   sed -n "s/^[*+] $what: //p" "$work/advice.log" | grep . || die "no line about $what: $*"
   grep -q '"ok": true' "$work/advice.json" || die "JSON does not say ok: $*"
   for key in machine image link costs predictions best bounded_by wire_bytes source_cpu_s destination_cpu_s; do
@@ -42,18 +42,16 @@ answer() {
 }
 
 # 256 MiB of zeros are a list of pages: under 1 MiB.
-found=$(answer "shortest time" --pattern zero --size 256M --sample 64M --link 1Gbit)
+found=$(answer "shortest time" --pattern zero --size 256M --sample 16M --link 1Gbit)
 case $found in
   *"zero pages multifd"*KiB\ on\ the\ wire | *"zero pages legacy"*KiB\ on\ the\ wire) ;;
   *) die "zero pages: $found" ;;
 esac
 # What cannot be compressed is best left alone where the link is not the limit.
-found=$(answer "shortest time" --pattern random --size 64M --link 100Gbit)
+found=$(answer "shortest time" --pattern random --size 16M --link 100Gbit)
 case $found in none,*) ;; *) die "random pages on a quick link: $found" ;; esac
-found=$(answer "least CPU" --pattern random --size 64M --link 100Mbit)
-case $found in none,*) ;; *) die "random pages, least CPU: $found" ;; esac
 # On a slow link everything that compresses beats none; a link of 1 Gbit/s is too quick for plain zlib on two cores.
-found=$(answer "shortest time" --pattern guest,text --size 64M --link 1Gbit)
+found=$(answer "shortest time" --pattern guest,text --size 16M --link 1Gbit)
 case $found in zstd* | igzip*) ;; *) die "compressible pages on a slow link: $found" ;; esac
 found=$(answer "shortest time" --image "$work/image" --link 50MiB/s --rtt 1 --dirty-rate 1M --working-set 4M --verify \
   --verify-rounds 1)
