@@ -67,10 +67,10 @@ void measure(benchmark::State& state, std::uint64_t pages_for_one, Queue&& queue
     double seconds = 0;
     std::uint64_t queued = 0;
     const std::uint64_t step = burst * pages_for_one / 64 * 64;
-    for (std::uint64_t page = 0; page + step <= guest_pages; page += step) {
+    for (std::uint64_t first = 0; first + step <= guest_pages; first += step) {
       const double cpu_before = thread_cpu_ns();
       const auto began = std::chrono::steady_clock::now();
-      queued += queue(sender, block, page, step);
+      queued += queue(sender, block, first, step);
       seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
       cpu += thread_cpu_ns() - cpu_before;
       check(sender.sync_and_wait());
