@@ -59,7 +59,7 @@ def producer(found, table):
     for what, name, target in (("runs", "runs", 5), ("dirty bitmap, every other page", "bitmap_half", 10),
                                ("dirty bitmap, 2 % of pages", "bitmap_2_percent", None),
                                ("single pages", "single_pages", 25)):
-        for workers in (1, 2):
+        for workers in (2, 4):
             cost = median(found, f"producer/{name}/workers:{workers}", "cpu_ns")
             table.add(1, f"producer, {what}, {workers} worker(s)", cost, "ns a page",
                       f"{target} ns" if target else "", cost <= target if target else None)
@@ -152,6 +152,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=pathlib.Path, help="a build tree of preset bench")
     parser.add_argument("--repetitions", type=int, default=5, help="of each benchmark (default: %(default)s)")
+    parser.add_argument("--parts", default="producer,handoff,pipeline,compile", help="(default: %(default)s)")
     parser.add_argument("--compiler", default="g++", help="for row 16 (default: %(default)s)")
     parser.add_argument("--json", help="write the raw results and the table there")
     arguments = parser.parse_args()
@@ -160,13 +161,17 @@ def main():
     table = Table()
     raw = {}
     commands = []
+    parts = arguments.parts.split(",")
     for name, pattern, evaluate in (("bench_pipeline", "producer", producer), ("bench_handoff", ".*", handoff),
                                     ("bench_pipeline", "pipeline|pattern", pipeline)):
+        if evaluate.__name__ not in parts:
+            continue
         command, found = run(arguments.build / "benchmarks" / name, pattern, arguments.repetitions)
         commands.append(" ".join(command))
         raw.update(found)
         evaluate(found, table)
-    compile_costs(arguments.compiler, table)
+    if "compile" in parts:
+        compile_costs(arguments.compiler, table)
 
     if arguments.json:
         commit = subprocess.run(["git", "-C", str(SOURCE), "describe", "--always", "--dirty"], capture_output=True,

@@ -130,7 +130,7 @@ void plain_loop(benchmark::State& state) {
 }
 
 void settings(benchmark::internal::Benchmark* benchmark) {
-  benchmark->ArgName("workers")->Arg(1)->Arg(2)->UseManualTime()->Iterations(1)->Unit(benchmark::kNanosecond);
+  benchmark->ArgName("workers")->Arg(2)->Arg(4)->UseManualTime()->Iterations(1)->Unit(benchmark::kNanosecond);
 }
 
 BENCHMARK(runs)->Name("producer/runs")->Apply(settings);
