@@ -165,6 +165,39 @@ TEST_CASE("read_at_least takes what comes along, and no more calls than needed")
   CHECK(std::equal(bytes.begin(), bytes.begin() + 60, count_up(60).begin()));
 }
 
+TEST_CASE("a transport that can wait for many bytes is asked to wait for what must come, and for no more") {
+  struct Waiting : Script {
+    std::vector<std::size_t> waited_for;
+    Result<std::size_t> read_full(MutableBuffers buffers) noexcept {
+      waited_for.push_back(total_bytes(buffers));
+      step = total_bytes(buffers);
+      return read_some(buffers);
+    }
+  };
+  static_assert(HasReadFull<Waiting>);
+  static_assert(!HasReadFull<Script>);
+  constexpr std::size_t page = 32 * 1024;
+  std::vector<std::byte> pages(2 * page);
+  std::vector<std::byte> header(100);
+  const auto read = [&](Waiting& stream, std::size_t least) {
+    iovec buffers[] = {mutable_buffer(std::span(pages).first(page)), mutable_buffer(std::span(pages).subspan(page)),
+                       mutable_buffer(header)};
+    return read_at_least(stream, std::span(buffers), least);
+  };
+  Waiting whole;
+  whole.bytes.assign(2 * page + 40, std::byte{7});
+  CHECK(read(whole, 2 * page) == 2 * page);  // the header's bytes are nobody's to wait for
+  CHECK(whole.waited_for == std::vector<std::size_t>{2 * page});
+  CHECK(pages.back() == std::byte{7});
+  Waiting cut;
+  cut.bytes.assign(page + 5, std::byte{7});
+  CHECK(read(cut, 2 * page) == page + 5);
+  Waiting small;
+  small.bytes.assign(200, std::byte{7});
+  CHECK(read(small, 100).value_or(0) == 100);
+  CHECK(small.waited_for.empty());
+}
+
 TEST_CASE("an end between two units and a truncated unit are told apart") {
   for (std::size_t available = 0; available <= 8; ++available) {
     CAPTURE(available);
