@@ -275,8 +275,13 @@ class BatchHandoff {
     return false;
   }
 
+  /// Each sleeper once: one that is done and sleeps again must not keep the others waiting.
   void wake_all() noexcept {
-    while (wake_one()) {
+    unsigned first = 0;
+    for (auto& word : sleepers()) {
+      for (std::uint64_t asleep = word.exchange(0, std::memory_order_seq_cst); asleep != 0; asleep &= asleep - 1)
+        wake(first + static_cast<unsigned>(std::countr_zero(asleep)));
+      first += sleeper_bits;
     }
   }
 
