@@ -163,7 +163,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--digest", settings.digest, "Put an XXH3-64 into every packet, which the receiver checks");
   program::add_size(app, "--socket-buffer", settings.socket_buffer,
-                    "SO_SNDBUF of the channels (0: the kernel's choice)")
+                    "SO_SNDBUF of the channels (0: small on loopback, else the kernel's choice)")
       ->check(CLI::Range(0u, 1u << 30));
   app.add_flag("--populate", settings.populate, "Map every page of the file before connecting, as a VMM's memory is");
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");

@@ -18,6 +18,7 @@
 #include "common/program.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
+#include "null_transport.hpp"
 
 namespace advise {
 namespace {
@@ -25,15 +26,6 @@ namespace {
 using namespace multifd;
 using program::Failure;
 using program::need;
-
-/// Swallows everything, so that nothing but the producer is slow.
-struct NullTransport {
-  Result<std::size_t> write_some(ConstBuffers buffers) noexcept { return total_bytes(buffers); }
-  Result<std::size_t> read_some(MutableBuffers) noexcept { return std::size_t{0}; }
-  Result<void> finish() noexcept { return {}; }
-  void shutdown() noexcept {}
-};
-static_assert(check_transport<NullTransport>());
 
 /// The least that `pass()` returns, over at least three calls and about so many seconds: whatever else runs on the machine
 /// only adds to a cost, by the caches that it takes away.

@@ -18,19 +18,11 @@
 #include "corpus.hpp"
 #include "multifd/compress/nocomp.hpp"
 #include "multifd/sender.hpp"
+#include "null_transport.hpp"
 
 namespace {
 
 using namespace multifd;
-
-/// Swallows everything.
-struct NullTransport {
-  Result<std::size_t> write_some(ConstBuffers buffers) noexcept { return total_bytes(buffers); }
-  Result<std::size_t> read_some(MutableBuffers) noexcept { return std::size_t{0}; }
-  Result<void> finish() noexcept { return {}; }
-  void shutdown() noexcept {}
-};
-static_assert(check_transport<NullTransport>());
 
 using NullSender = Sender<NullTransport, NoComp, ZeroPagesNone>;
 

@@ -22,6 +22,7 @@ struct Received {
 ///
 /// Params: `compression`: a name of compressor_names().
 Received receive_ram(const std::string& compression, Accepted& source, const multifd::RamMap& ram,
-                     multifd::BlockId block, const multifd::Interrupt& interrupt, multifd::Populate populate);
+                     multifd::BlockId block, const multifd::Interrupt& interrupt,
+                     multifd::Populate populate = multifd::Populate::off);
 
 }  // namespace program

@@ -63,7 +63,7 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
 
     RamMap ram(guest_page_size);
     const BlockId block = need(ram.add("pc.ram", guest->memory()));
-    const Received received = program::receive_ram(compression, source, ram, block, interrupt, Populate::off);
+    const Received received = program::receive_ram(compression, source, ram, block, interrupt);
     guest->load_state(received.state);
     source.control.send_json(MessageType::ready, json::object());
 
