@@ -25,7 +25,7 @@ using Clock = std::chrono::steady_clock;
 using multifd::PageBatch;
 using multifd::Work;
 
-constexpr unsigned depth = 4;
+constexpr unsigned depth = 16;  // as SenderOptions has it
 constexpr std::size_t packet_pages = 128;
 
 /// CPU work of a known length, which takes longer when the core is shared: as encoding and copying do.

@@ -49,8 +49,8 @@ template <class Queue>
 void measure(benchmark::State& state, std::uint64_t pages_for_one, Queue&& queue) {
   RamMap ram;
   const BlockId block = ram.add_read_only("ram", guest()).value();
-  const auto workers = static_cast<std::size_t>(state.range(0));
-  const std::uint64_t burst = workers * SenderOptions<NoComp, ZeroPagesNone>{}.depth * ram.packet_pages() / 2;
+  const auto workers = static_cast<unsigned>(state.range(0));
+  const std::uint64_t burst = workers * BatchHandoff::default_depth(workers) * ram.packet_pages() / 2;
   double cpu = 0;
   double wall = 0;
   double pages = 0;

@@ -48,7 +48,7 @@ struct StackOptions {
   multifd::Digest digest = multifd::Digest::off;
   // For relays.
   multifd::PageSource pages = multifd::PageSource::guest;
-  unsigned depth = 16;
+  unsigned depth = 0;
   multifd::Uuid uuid{};
   multifd::ErrorHook on_error{};
 

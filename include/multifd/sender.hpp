@@ -36,9 +36,10 @@ struct SenderOptions {
   Uuid uuid{};                      ///< the VM's, as the peer expects it
   PeerProfile peer = peer_multifd;  ///< who receives; wrong values corrupt guests, see PeerProfile
   std::uint64_t bandwidth = 0;      ///< bytes per second over all channels; 0: no cap
-  /// Batches per channel between the producer and the channels, 2 to 16. Many, because waking the producer costs as much
-  /// as sending a batch; one is 1 KiB, but 512 KiB more with PageSource::copies: choose fewer there.
-  unsigned depth = 16;
+  /// Batches per channel between the producer and the channels, 2 to 16; 0: as many as make 64 in all. Many, because
+  /// waking the producer costs as much as sending a batch; one is 1 KiB, but 512 KiB more with PageSource::copies:
+  /// choose fewer there.
+  unsigned depth = 0;
   PageSource pages = PageSource::guest;
   Digest digest = Digest::off;  ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
   ThreadHook thread_hook{};     ///< runs in each worker before its first packet
@@ -330,8 +331,9 @@ class Sender {
     }
 
     Result<void> start(std::vector<T> links) {
-      auto handoff =
-          BatchHandoff::create(static_cast<unsigned>(links.size()), options.depth, shared.map.packet_pages());
+      const auto count = static_cast<unsigned>(links.size());
+      const unsigned depth = options.depth != 0 ? options.depth : BatchHandoff::default_depth(count);
+      auto handoff = BatchHandoff::create(count, depth, shared.map.packet_pages());
       if (!handoff) return std::unexpected(handoff.error());
       shared.handoff = std::move(*handoff);
       if (options.pages == PageSource::copies) {

@@ -272,6 +272,47 @@ TEST_CASE("A throttled channel stalls neither the others nor close_epoch()") {
   }
 }
 
+TEST_CASE("More busy workers than cores: everything gets through, also when those that are awake are held") {
+  const TimeLimit limit("putting past workers that rest", 120s);
+  const unsigned channels = 2 * std::thread::hardware_concurrency() + 3;
+  const auto handoff = make(channels, 2);
+  Hold hold;
+  std::atomic<unsigned> held{0};
+  std::atomic<bool> holding{false};
+  std::atomic<std::uint64_t> taken{0};
+  std::vector<std::jthread> threads;
+  for (unsigned c = 0; c < channels; ++c) {
+    threads.emplace_back([&, c] {
+      for (;;) {
+        const Work work = handoff->take(c);
+        if (work.kind == Work::Kind::finished) return;
+        if (work.kind != Work::Kind::batch) continue;
+        // All but one, whoever comes first: those are the ones that do not rest.
+        if (holding && held.fetch_add(1) < channels - 1) hold.wait();
+        for (const auto end = std::chrono::steady_clock::now() + 50us; std::chrono::steady_clock::now() < end;) {
+        }
+        ++taken;
+        handoff->give_back(c, work.batch);
+      }
+    });
+  }
+  PageBatch* batch = handoff->first_batch();
+  std::uint64_t batches = 0;
+  const auto put = [&] {
+    batch->push(batches++);
+    batch = handoff->put(batch, ignore_waits);
+  };
+  for (const auto end = std::chrono::steady_clock::now() + 300ms; std::chrono::steady_clock::now() < end;) put();
+  holding = true;
+  for (unsigned i = 0; i < 500; ++i) put();
+  handoff->close_epoch();
+  CHECK(taken + 2 * channels >= batches);
+  hold.release();
+  handoff->finish();
+  threads.clear();
+  CHECK(taken == batches);
+}
+
 TEST_CASE("A single channel that moves is enough, however many do not") {
   for (const unsigned channels : {2u, 5u, 8u, 16u}) {
     for (const unsigned depth : {2u, 4u, 16u}) {

@@ -13,12 +13,12 @@
 //
 // Waking a sleeping thread costs more than a batch (LIMITS.md), so threads are woken seldom: a first worker when two
 // batches wait, one more when those that are awake have enough, and none while one is looking for work already; the
-// producer when half of all batches came back.
+// producer when half of all batches came back. And where the workers want more cores than there are, those above that
+// number rest in turns (core_demand.hpp).
 #pragma once
 
-#include <array>
+#include <algorithm>
 #include <atomic>
-#include <bit>
 #include <boost/lockfree/spsc_queue.hpp>
 #include <chrono>
 #include <cstddef>
@@ -28,7 +28,9 @@
 #include <optional>
 #include <span>
 
+#include "multifd/channel/core_demand.hpp"
 #include "multifd/channel/shared_ring.hpp"
+#include "multifd/channel/sleepers.hpp"
 #include "multifd/config.hpp"
 #include "multifd/memory/page_batch.hpp"
 #include "multifd/result.hpp"
@@ -56,6 +58,11 @@ struct Work {
 class BatchHandoff {
  public:
   static constexpr unsigned max_depth = 16;
+
+  /// Batches per channel where nobody asks for a number: 64 in all, which is enough to sleep on, in bounds.
+  static constexpr unsigned default_depth(unsigned channels) noexcept {
+    return std::clamp(64 / channels, 2u, max_depth);
+  }
 
   /// Allocates everything: `depth` batches per channel (2 to max_depth), plus the one that the producer fills.
   ///
@@ -128,16 +135,23 @@ class BatchHandoff {
   void stop() noexcept {
     stopped_.store(true, std::memory_order_seq_cst);
     wake_all();
-    wake_producer();
+    producer_signal_.send();
   }
 
   /// take() where it need not wait; nothing otherwise.
-  std::optional<Work> try_take(unsigned channel) noexcept { return next_work(channels_[channel]); }
+  std::optional<Work> try_take(unsigned channel) noexcept {
+    Channel& mine = channels_[channel];
+    demand_.sample(mine.probe);
+    if (is_one_too_many(mine)) return std::nullopt;
+    return next_work(mine);
+  }
 
   /// Waits for work. Batches of one epoch come before the SYNC that ends it, in the order they were put.
   Work take(unsigned channel) noexcept {
     Channel& mine = channels_[channel];
+    demand_.sample(mine.probe);
     for (;;) {
+      if (is_one_too_many(mine)) rest(mine, channel);
       if (std::optional<Work> work = next_work(mine)) {
         if (mine.searching) stop_searching(mine);
         return *work;
@@ -159,7 +173,7 @@ class BatchHandoff {
     const std::uint32_t returned = returned_.fetch_add(1, std::memory_order_seq_cst) + 1;
     if (producer_sleeping_.load(std::memory_order_seq_cst) &&
         static_cast<std::int32_t>(returned - wake_at_.load(std::memory_order_relaxed)) >= 0)
-      wake_producer();
+      producer_signal_.send();
   }
 
   unsigned channels() const noexcept { return channel_count_; }
@@ -169,23 +183,20 @@ class BatchHandoff {
   /// The producer's core is wanted by the workers it waits for.
   static constexpr std::chrono::nanoseconds worker_spin{10'000};
   static constexpr std::chrono::nanoseconds producer_spin{3'000};
+  static constexpr std::chrono::nanoseconds longest_rest{250'000'000};
   static constexpr std::size_t max_batches = std::size_t{max_depth} * wire::max_channels + 1;
 
   struct alignas(cache_line) Channel {
     /// Worker -> producer. Its room is address space that is touched as it is used.
     boost::lockfree::spsc_queue<PageBatch*, boost::lockfree::capacity<max_batches>> empty;
-    alignas(cache_line) std::atomic<std::uint32_t> signal{0};  ///< what the worker sleeps on
     // The worker's own.
-    std::uint64_t synced = 0;  ///< epochs whose SYNC this worker was told to write
-    bool searching = false;    ///< it is counted in searching_
+    alignas(cache_line) std::uint64_t synced = 0;  ///< epochs whose SYNC this worker was told to write
+    bool searching = false;                        ///< it is counted in searching_
+    CoreDemand::Probe probe;
   };
 
-  /// Workers that sleep, a bit each. Whoever takes a bit down wakes its worker, and has counted it as searching.
-  static constexpr unsigned sleeper_bits = 64;
-  static constexpr unsigned sleeper_words = wire::max_channels / sleeper_bits + 1;
-  using SleeperWord = std::atomic<std::uint64_t>;
-
-  BatchHandoff(unsigned channels, unsigned depth) noexcept : channel_count_(channels), depth_(depth) {}
+  BatchHandoff(unsigned channels, unsigned depth) noexcept
+      : channel_count_(channels), depth_(depth), demand_(channels) {}
 
   bool allocate(std::size_t packet_pages) noexcept {
     const std::size_t count = batch_count();
@@ -193,7 +204,8 @@ class BatchHandoff {
     batches_.reset(new (std::nothrow) PageBatch[count]);
     free_.reset(new (std::nothrow) PageBatch*[count]);
     slots_.reset(new (std::nothrow) std::uint64_t[count * packet_pages]);
-    if (!channels_ || !batches_ || !free_ || !slots_ || !ring_.allocate(count)) return false;
+    if (!channels_ || !batches_ || !free_ || !slots_) return false;
+    if (!ring_.allocate(count) || !sleepers_.allocate(channel_count_)) return false;
     for (std::size_t i = 0; i < count; ++i)
       batches_[i] = PageBatch(std::span(slots_.get() + i * packet_pages, packet_pages));
     for (std::size_t i = count; i > 1; --i) free_[free_count_++] = &batches_[i - 1];
@@ -217,13 +229,11 @@ class BatchHandoff {
     return std::nullopt;
   }
 
-  std::span<SleeperWord> sleepers() noexcept {
-    return std::span(sleepers_).first((channel_count_ + sleeper_bits - 1) / sleeper_bits);
-  }
+  bool has_work(const Channel& mine) const noexcept { return ring_.backlog() != 0 || has_more_than_batches(mine); }
 
-  bool has_work(const Channel& mine) const noexcept {
-    return ring_.backlog() != 0 || closed_.load(std::memory_order_seq_cst) > mine.synced ||
-           stopped_.load(std::memory_order_seq_cst) || finished_.load(std::memory_order_seq_cst);
+  bool has_more_than_batches(const Channel& mine) const noexcept {
+    return closed_.load(std::memory_order_seq_cst) > mine.synced || stopped_.load(std::memory_order_seq_cst) ||
+           finished_.load(std::memory_order_seq_cst);
   }
 
   /// Found work: if there is much more, somebody else should look for it.
@@ -234,62 +244,54 @@ class BatchHandoff {
   }
 
   void sleep(Channel& mine, unsigned channel) noexcept {
-    SleeperWord& sleepers = sleepers_[channel / sleeper_bits];
-    const std::uint64_t bit = std::uint64_t{1} << channel % sleeper_bits;
-    const std::uint32_t ticket = mine.signal.load(std::memory_order_acquire);
-    // Dekker: from here on it can be woken and does not count as searching; against push() or closed_ and the look at
-    // searching_ and sleepers_.
-    sleepers.fetch_or(bit, std::memory_order_seq_cst);
-    if (mine.searching) searching_.fetch_sub(1, std::memory_order_seq_cst);
-    mine.searching = false;
-    if (has_work(mine) && (sleepers.fetch_and(~bit, std::memory_order_seq_cst) & bit) != 0) return;
-    // Also when somebody has just taken the bit down: he is about to signal.
-    mine.signal.wait(ticket, std::memory_order_acquire);
-    mine.searching = true;
+    const auto stay_up = [&] {
+      if (std::exchange(mine.searching, false)) searching_.fetch_sub(1, std::memory_order_seq_cst);
+      return has_work(mine);
+    };
+    mine.searching = sleepers_.sleep(channel, Signal::forever, stay_up);  // who wakes it has counted it
+  }
+
+  /// More workers want a core than there are, and this one has nothing to do but batches, which the others can do.
+  bool is_one_too_many(const Channel& mine) const noexcept {
+    const unsigned limit = demand_.limit();
+    return limit < channel_count_ && sleepers_.awake() > limit && !has_more_than_batches(mine);
+  }
+
+  /// Leaves the batches to the others for a while; then it is another one's turn, for this one takes work before it
+  /// looks again. So a channel that hangs keeps nobody waiting for longer.
+  void rest(Channel& mine, unsigned channel) noexcept {
+    const auto stay_up = [&] {
+      if (std::exchange(mine.searching, false)) searching_.fetch_sub(1, std::memory_order_seq_cst);
+      return sleepers_.awake() < demand_.limit() || has_more_than_batches(mine);
+    };
+    mine.searching = sleepers_.sleep(channel, longest_rest, stay_up);
+    demand_.look(mine.probe);
   }
 
   /// Wakes one more worker, unless one is looking for work: when half a queue waits for each of those that are awake.
   /// Without room the producer has everything in the ring, so then the last sleeper is worth it, too.
   void wake_if_worth_it() noexcept {
     if (searching_.load(std::memory_order_seq_cst) != 0) return;
-    unsigned asleep = 0;
-    for (const auto& word : sleepers())
-      asleep += static_cast<unsigned>(std::popcount(word.load(std::memory_order_seq_cst)));
-    if (asleep != 0 && 2 * ring_.backlog() >= std::uint64_t{channel_count_ - asleep} * depth_ + 2) wake_one();
+    const unsigned awake = sleepers_.awake();
+    if (awake >= demand_.limit()) return;
+    if (2 * ring_.backlog() >= std::uint64_t{awake} * depth_ + 2) wake_one();
   }
 
   /// False: nobody sleeps.
   bool wake_one() noexcept {
-    unsigned first = 0;
-    for (auto& word : sleepers()) {
-      std::uint64_t asleep = word.load(std::memory_order_seq_cst);
-      while (asleep != 0) {
-        const std::uint64_t bit = asleep & (~asleep + 1);
-        asleep = word.fetch_and(~bit, std::memory_order_seq_cst);
-        if ((asleep & bit) == 0) continue;  // somebody else wakes that one
-        wake(first + static_cast<unsigned>(std::countr_zero(bit)));
-        return true;
-      }
-      first += sleeper_bits;
-    }
-    return false;
+    const unsigned sleeper = sleepers_.take_one();
+    if (sleeper == Sleepers::no_worker) return false;
+    wake(sleeper);
+    return true;
   }
 
-  /// Each sleeper once: one that is done and sleeps again must not keep the others waiting.
   void wake_all() noexcept {
-    unsigned first = 0;
-    for (auto& word : sleepers()) {
-      for (std::uint64_t asleep = word.exchange(0, std::memory_order_seq_cst); asleep != 0; asleep &= asleep - 1)
-        wake(first + static_cast<unsigned>(std::countr_zero(asleep)));
-      first += sleeper_bits;
-    }
+    sleepers_.take_all([this](unsigned sleeper) { wake(sleeper); });
   }
 
-  /// For whoever has taken the sleeper's bit down.
-  void wake(unsigned channel) noexcept {
+  void wake(unsigned sleeper) noexcept {
     searching_.fetch_add(1, std::memory_order_seq_cst);
-    channels_[channel].signal.fetch_add(1, std::memory_order_release);  // meets the acquire in sleep()
-    channels_[channel].signal.notify_one();
+    sleepers_.wake(sleeper);
   }
 
   /// Takes all batches that came back; whether there are any.
@@ -308,18 +310,15 @@ class BatchHandoff {
   }
 
   void sleep_until_room() noexcept {
-    const std::uint32_t ticket = producer_signal_.load(std::memory_order_acquire);
+    const std::uint32_t ticket = producer_signal_.ticket();
     // Every batch is out. A stuck channel holds one of them, so one channel that moves returns more than half.
     wake_at_.store(collected_ + channel_count_ * depth_ / 2, std::memory_order_relaxed);
     producer_sleeping_.store(true, std::memory_order_seq_cst);
-    if (!has_returned() && !stopped_.load(std::memory_order_seq_cst))
-      producer_signal_.wait(ticket, std::memory_order_acquire);
+    // Nobody was woken beyond the limit. Should those that are awake hang, it is here that the others are missed.
+    const auto patience = demand_.watching() ? longest_rest : Signal::forever;
+    if (!has_returned() && !stopped_.load(std::memory_order_seq_cst) && !producer_signal_.wait(ticket, patience))
+      wake_one();
     producer_sleeping_.store(false, std::memory_order_relaxed);
-  }
-
-  void wake_producer() noexcept {
-    producer_signal_.fetch_add(1, std::memory_order_release);  // meets the acquire in sleep_until_room()
-    producer_signal_.notify_one();
   }
 
   /// Whether `done()` came true in that time.
@@ -359,11 +358,12 @@ class BatchHandoff {
   std::atomic<bool> finished_{false};
   std::atomic<bool> stopped_{false};
   std::atomic<std::uint32_t> searching_{0};  ///< workers awake without a batch
-  std::array<SleeperWord, sleeper_words> sleepers_{};
+  Sleepers sleepers_;
+  CoreDemand demand_;
   alignas(cache_line) std::atomic<std::uint32_t> returned_{0};
   std::atomic<std::uint32_t> wake_at_{0};
   std::atomic<bool> producer_sleeping_{false};
-  alignas(cache_line) std::atomic<std::uint32_t> producer_signal_{0};
+  Signal producer_signal_;
 };
 
 }  // namespace multifd
