@@ -16,8 +16,8 @@ sockets without any protocol. Prints medians and ratios, and which figures of th
 
 Both sources have every page mapped and no holes. Destination memory is warm (touched before: prealloc=on, --populate) or
 fresh (never touched). Where this machine is itself a guest, its host may have to find fresh memory first, which can cost
-several times what the kernel here does, in huge pages as in small ones; so before each fresh case three times its memory
-is touched and freed, and the cost of touching 1 GiB is measured and printed with it. A case is a pattern, a compression, a number of channels and warm or fresh; rows of the table name
+several times what the kernel here does, in huge pages as in small ones; so right before each fresh transfer twice its
+memory is touched and freed (--cold-host: it is not), and the cost of touching 1 GiB is measured and printed with it. A case is a pattern, a compression, a number of channels and warm or fresh; rows of the table name
 cases, and --pattern, --compression, --channels, --memory ask for others.
 
     side_by_side.py --build build --rows 8,9,10,11,12,14,15 --json results.json
@@ -145,7 +145,7 @@ def first_touch():
     costs = {}
     size = GIB // 4
     for name, advice in (("huge", mmap.MADV_HUGEPAGE), ("small", mmap.MADV_NOHUGEPAGE)):
-        with mmap.mmap(-1, size) as memory:
+        with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
             memory.madvise(advice)
             began, cpu = time.monotonic(), time.process_time()
             with contextlib.suppress(OSError):  # before Linux 5.14
@@ -156,9 +156,10 @@ def first_touch():
 
 
 def warm_host(size):
-    """Touches and frees memory, so that the pages that a case finds next are known to this machine's host: else the order
-    of the cases decides who pays for that."""
-    with mmap.mmap(-1, size) as memory:
+    """Touches and frees memory, so that the pages that are found next are known to this machine's host: else the order of
+    the cases decides who pays for that. It has to be now or never: a guest that reports its free pages to the host
+    (virtio-balloon) gives them away two seconds later."""
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(mmap.MADV_HUGEPAGE)
         with contextlib.suppress(OSError):  # before Linux 5.14
             memory.madvise(23)  # MADV_POPULATE_WRITE
@@ -265,6 +266,7 @@ class Bench:
             destination.listen("tcp:127.0.0.1:0")
             address = destination.listening_on()
             huge_before = huge_bytes(destination.pid)
+            self._warm_host(case, size)
             before = [Counters.of(each.pid) for each in (source, destination)]
             source.migrate(address)
             source.wait_migration("completed", limit)
@@ -283,12 +285,13 @@ class Bench:
                            "normal_pages": info["ram"]["normal"], "zero_pages": info["ram"]["duplicate"],
                            "multifd_bytes": info["ram"].get("multifd-bytes")})
 
-    def _run_pair(self, receive, send, case):
+    def _run_pair(self, receive, send, case, size):
         """A listening program and one that connects to it: their reports."""
         limit = self.arguments.limit
         reports = [self.folder.new("receive.json"), self.folder.new("send.json")]
         with Program(self.folder, [*receive, "--listen", "tcp:127.0.0.1:0", "--json", reports[0]], limit=120) as receiver:
             huge = huge_bytes(receiver.pid)
+            self._warm_host(case, size)
             with Process(self.folder, Path(send[0]).name,
                          [*send, "--connect", receiver.address, "--channels", str(case.channels),
                           "--json", reports[1]]) as sender:
@@ -300,6 +303,11 @@ class Bench:
         for path in reports:
             path.unlink()
         return received, sent, huge
+
+    def _warm_host(self, case, size):
+        """When everything is up and the transfer is next."""
+        if case.memory == "fresh" and not self.arguments.cold_host:
+            warm_host(2 * size)
 
     def _buffers(self):
         return [f"--socket-buffer={self.arguments.socket_buffer}"] if self.arguments.socket_buffer else []
@@ -316,7 +324,7 @@ class Bench:
         send = [self.programs["ram_send"], "--file", image, "--populate", "--compression", way.compression,
                 f"--level={way.level}", *self._buffers(), *self.arguments.send_option]
         receive += self.arguments.receive_option
-        received, sent, huge = self._run_pair(receive, send, case)
+        received, sent, huge = self._run_pair(receive, send, case, size)
         return self._sample(received, sent, huge,
                             {"seconds_source": sent["seconds"], "normal_pages": sent["normal_pages"],
                              "zero_pages": sent["zero_pages"], "bounded_by": sent.get("bounded_by")})
@@ -327,7 +335,7 @@ class Bench:
             receive.append("--populate")
         send = [self.programs["socket_pump"], "--file", image, "--populate"]
         send += self._buffers()
-        received, sent, huge = self._run_pair(receive, send, case)
+        received, sent, huge = self._run_pair(receive, send, case, size)
         sent["wire_bytes"] = size
         return self._sample(received, sent, huge, {"seconds_source": sent["seconds"]})
 
@@ -488,6 +496,7 @@ def parse_arguments():
                         "make_image were built, or its parent (default: build)")
     parser.add_argument("--qemu", default="10.0", help="10.0 or 7.2 (as tests/interop finds them), or a command")
     parser.add_argument("--machine", default="pc-i440fx-7.2", help="a versioned machine type (default: %(default)s)")
+    parser.add_argument("--cold-host", action="store_true", help="do not touch and free memory before a fresh transfer")
     parser.add_argument("--no-qemu", dest="with_qemu", action="store_false", help="only ours and the pump")
     parser.add_argument("--rows", type=list_of(int, ROWS), help=f"rows of the table: {','.join(map(str, ROWS))} "
                         "(default, unless cases are asked for: all)")
@@ -554,8 +563,6 @@ def measure(bench, arguments, results, raw, touched):
         for repeat in range(arguments.repeat):
             for way in ways:
                 progress(f"{case}: {way} ({repeat + 1} of {arguments.repeat})")
-                if case.memory == "fresh":
-                    warm_host(3 * size)
                 sample = bench.run(case, way, size)
                 results.add(case, way, size, sample)
                 raw.append({"case": vars(case), "way": str(way), "kind": way.kind, "compression": way.compression,
