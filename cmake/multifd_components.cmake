@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# The library: INTERFACE targets multifd::core, multifd::zlib, multifd::igzip, multifd::zstd, and multifd::multifd = all
-# of them.
+# The library: INTERFACE targets multifd::core, multifd::zlib, multifd::igzip, multifd::zstd, multifd::tls, and
+# multifd::multifd = all of them.
 # Each owns its headers as a file set. Headers are found by glob, so that a new header needs no edit here.
 
 # GLOBAL: an imported target is otherwise unknown to the directory that did add_subdirectory(multifd).
@@ -10,9 +10,11 @@ find_package(Boost 1.74 REQUIRED GLOBAL) # headers only: Boost.Lockfree
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(libxxhash REQUIRED IMPORTED_TARGET GLOBAL libxxhash)
 pkg_check_modules(libisal QUIET IMPORTED_TARGET GLOBAL libisal)
+pkg_check_modules(libgnutls QUIET IMPORTED_TARGET GLOBAL gnutls>=3.7)
 
-# Not beside the other options, because whether it is on depends on what was found here.
+# Not beside the other options, because whether they are on depends on what was found here.
 option(MULTIFD_WITH_IGZIP "Offer the component multifd::igzip (ISA-L; on where it is found)" "${libisal_FOUND}")
+option(MULTIFD_WITH_TLS "Offer the component multifd::tls (GnuTLS; on where it is found)" "${libgnutls_FOUND}")
 
 file(
   GLOB_RECURSE multifd_core_headers
@@ -22,7 +24,20 @@ file(
 set(multifd_zlib_headers "${PROJECT_SOURCE_DIR}/include/multifd/compress/zlib.hpp")
 set(multifd_igzip_headers "${PROJECT_SOURCE_DIR}/include/multifd/compress/igzip.hpp")
 set(multifd_zstd_headers "${PROJECT_SOURCE_DIR}/include/multifd/compress/zstd.hpp")
-list(REMOVE_ITEM multifd_core_headers ${multifd_zlib_headers} ${multifd_igzip_headers} ${multifd_zstd_headers})
+file(
+  GLOB multifd_tls_headers
+  CONFIGURE_DEPENDS
+  "${PROJECT_SOURCE_DIR}/include/multifd/transport/tls*.hpp"
+  "${PROJECT_SOURCE_DIR}/include/multifd/transport/detail/tls*.hpp"
+)
+list(
+  REMOVE_ITEM
+  multifd_core_headers
+  ${multifd_zlib_headers}
+  ${multifd_igzip_headers}
+  ${multifd_zstd_headers}
+  ${multifd_tls_headers}
+)
 
 # multifd_component(<name> HEADERS ... LINKS ...)
 function(multifd_component name)
@@ -78,6 +93,13 @@ if(MULTIFD_WITH_ZSTD)
   pkg_check_modules(libzstd REQUIRED IMPORTED_TARGET GLOBAL libzstd)
   multifd_component(zstd HEADERS ${multifd_zstd_headers} LINKS multifd_core PkgConfig::libzstd)
   list(APPEND multifd_components zstd)
+endif()
+
+if(MULTIFD_WITH_TLS)
+  pkg_check_modules(libgnutls REQUIRED IMPORTED_TARGET GLOBAL gnutls>=3.7)
+  multifd_component(tls HEADERS ${multifd_tls_headers} LINKS multifd_core PkgConfig::libgnutls)
+  list(APPEND multifd_components tls)
+  add_compile_definitions(MULTIFD_HAS_TLS) # as MULTIFD_HAS_IGZIP
 endif()
 
 set(multifd_component_targets ${multifd_components})

@@ -39,12 +39,14 @@ isa-l                        compress/igzip.hpp
 zstd.h                       compress/zstd.hpp
 zstd_errors.h                compress/zstd.hpp
 xxhash.h                     memory/page_digest.hpp
+gnutls/                      transport/tls_credentials.hpp transport/detail/tls_error.hpp transport/detail/tls_session.hpp
 boost/                       channel/handoff.hpp
 doctest                      -
 multifd/multifd.hpp          -
 multifd/compress/zlib.hpp    -
 multifd/compress/igzip.hpp   -
 multifd/compress/zstd.hpp    -
+multifd/transport/tls.hpp    -
 multifd/testing/             testing/
 ]])
 # Beside the tables: X/detail/ is included from below X/ only, names of ours are written "multifd/...", and there is

@@ -71,8 +71,20 @@ enum class Errc {
   bad_zero_fill,
   unknown_return_message,
   bad_return_length,
+  // A peer failed to prove itself, or broke TLS (section 14).
+  tls_not_spoken,
+  tls_no_common_ground,
+  tls_no_certificate,
+  tls_untrusted_certificate,
+  tls_expired_certificate,
+  tls_revoked_certificate,
+  tls_wrong_purpose,
+  tls_wrong_hostname,
+  tls_wrong_key,
+  tls_refused,
   // A peer went away.
   peer_closed,
+  tls_truncated,
   // Time and will.
   timed_out,
   cancelled,
@@ -110,6 +122,7 @@ enum class Stage : std::uint8_t {
   setup,       ///< open(): options, memory, threads
   connect,     ///< resolving and connecting
   accept,      ///< listening and accepting
+  handshake,   ///< TLS, before the first byte
   hello,       ///< a channel's initial packet
   produce,     ///< the producer's queue_*() calls
   zero_check,  ///< looking for zero pages
@@ -123,8 +136,9 @@ enum class Stage : std::uint8_t {
 };
 
 constexpr const char* to_string(Stage stage) noexcept {
-  constexpr const char* names[] = {"none",   "setup", "connect", "accept", "hello",  "produce", "zero check",
-                                   "encode", "write", "read",    "parse",  "decode", "sync",    "close"};
+  constexpr const char* names[] = {"none",  "setup",   "connect",    "accept", "handshake",
+                                   "hello", "produce", "zero check", "encode", "write",
+                                   "read",  "parse",   "decode",     "sync",   "close"};
   return names[static_cast<std::size_t>(stage)];
 }
 
@@ -222,7 +236,38 @@ constexpr ErrcInfo errc_info(int value) noexcept {
     case Errc::unknown_return_message:
       return {"message on the return path that is unknown, or comes after the last", C::peer_protocol};
     case Errc::bad_return_length: return {"message on the return path has a wrong length", C::peer_protocol};
+    case Errc::tls_not_spoken:
+      return {"the peer does not speak TLS: switch TLS on there, too, or off here", C::peer_protocol};
+    case Errc::tls_no_common_ground:
+      return {"the two sides share no way to do TLS: use certificates on both, or pre-shared keys on both",
+              C::peer_protocol};
+    case Errc::tls_no_certificate:
+      return {"the peer has no certificate: give it client-cert.pem and client-key.pem", C::peer_protocol};
+    case Errc::tls_untrusted_certificate:
+      return {
+          "the peer's certificate is not from this side's authority: give both sides the same ca-cert.pem, and "
+          "certificates signed by it",
+          C::peer_protocol};
+    case Errc::tls_expired_certificate:
+      return {"the peer's certificate has expired, or is not valid yet: renew it, and check both clocks",
+              C::peer_protocol};
+    case Errc::tls_revoked_certificate:
+      return {"the peer's certificate is on this side's ca-crl.pem: give it a new one", C::peer_protocol};
+    case Errc::tls_wrong_purpose:
+      return {"the peer's certificate is for another purpose: a server needs one for servers, a client one for clients",
+              C::peer_protocol};
+    case Errc::tls_wrong_hostname:
+      return {"the server's certificate is for another name: connect to a name that it has, or say which to expect",
+              C::peer_protocol};
+    case Errc::tls_wrong_key:
+      return {"the two sides' pre-shared keys differ: give both the same user and the same key", C::peer_protocol};
+    case Errc::tls_refused:
+      return {"the peer refused this side over TLS: its own message says why (certificate, authority, key)",
+              C::peer_protocol};
     case Errc::peer_closed: return {"the peer closed the connection", C::peer_gone};
+    case Errc::tls_truncated:
+      return {"the TLS stream was cut without a close_notify: the peer failed, or somebody on the way cut it",
+              C::peer_gone};
     case Errc::timed_out: return {"time limit passed", C::timed_out};
     case Errc::cancelled: return {"cancelled", C::cancelled};
     case Errc::bad_page_size: return {"page size is not a power of two from 1024 to 65536", C::misuse};
@@ -275,10 +320,16 @@ inline const std::error_category& category() noexcept {
   return instance;
 }
 
+inline const std::error_category& condition_category() noexcept;
+
 /// The coarse condition of a failure's code, ours or the operating system's; `code` is not zero.
 inline Condition condition_of(const std::error_code& code) noexcept {
   if (code.category() == category()) return detail::errc_info(code.value()).condition;
-  return detail::errno_condition(code.value());
+  if (code.category() == std::system_category() || code.category() == std::generic_category())
+    return detail::errno_condition(code.value());
+  // Other libraries' categories (GnuTLS') know their conditions themselves.
+  const std::error_condition own = code.default_error_condition();
+  return own.category() == condition_category() ? static_cast<Condition>(own.value()) : Condition::local_io;
 }
 
 namespace detail {

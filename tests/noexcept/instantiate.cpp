@@ -20,6 +20,9 @@
 #include "multifd/transport/accept_source.hpp"
 #include "multifd/transport/fd.hpp"
 #include "multifd/transport/socket.hpp"
+#if defined(MULTIFD_HAS_TLS)
+#include "multifd/transport/tls.hpp"
+#endif
 
 #if defined(__cpp_exceptions) || defined(__cpp_rtti)
 #error "compile this file with -fno-exceptions -fno-rtti"
@@ -41,6 +44,18 @@ namespace multifd {
 MULTIFD_INSTANTIATE_ALL(FdTransport)
 #if defined(MULTIFD_HAS_IGZIP)
 MULTIFD_INSTANTIATE(FdTransport, Igzip)
+#endif
+#if defined(MULTIFD_HAS_TLS)
+template class Sender<TlsTransport, NoComp, ZeroPagesMultifd>;
+template class Receiver<TlsTransport, NoComp>;
+
+Result<std::vector<TlsTransport>> secure_everything(std::vector<FdTransport> links, const std::string& directory) {
+  const auto credentials = TlsCredentials::x509(directory, TlsRole::client);
+  if (!credentials) return std::unexpected(credentials.error());
+  auto secured = tls_handshakes(std::move(links), *credentials, {.hostname = "localhost"});
+  if (secured && !secured->empty()) (void)peek_magic(secured->front(), std::chrono::seconds(1));
+  return secured;
+}
 #endif
 template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesLegacy>>;
 template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesMultifd>>;

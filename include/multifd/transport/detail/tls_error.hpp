@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+//
+// What GnuTLS says, as errors: codes of our own where somebody can do something about it, GnuTLS' numbers and texts
+// otherwise.
+#pragma once
+
+#include <gnutls/gnutls.h>
+
+#include <string>
+#include <system_error>
+
+#include "multifd/result.hpp"
+
+namespace multifd::detail {
+
+/// Error codes of GnuTLS: negative numbers.
+class TlsCategory final : public std::error_category {
+ public:
+  const char* name() const noexcept override { return "GnuTLS"; }
+  std::string message(int value) const override { return ::gnutls_strerror(value); }
+  std::error_condition default_error_condition(int value) const noexcept override {
+    switch (value) {
+      // What concerns this side's own files, or its memory.
+      case GNUTLS_E_MEMORY_ERROR:
+      case GNUTLS_E_INTERNAL_ERROR:
+      case GNUTLS_E_RANDOM_FAILED:
+      case GNUTLS_E_FILE_ERROR:
+      case GNUTLS_E_KEYFILE_ERROR:
+      case GNUTLS_E_PARSING_ERROR:
+      case GNUTLS_E_BASE64_DECODING_ERROR:
+      case GNUTLS_E_BASE64_UNEXPECTED_HEADER_ERROR:
+      case GNUTLS_E_CERTIFICATE_KEY_MISMATCH:
+      case GNUTLS_E_NO_CERTIFICATE_FOUND:
+      case GNUTLS_E_UNIMPLEMENTED_FEATURE: return make_error_condition(Condition::local_io);
+      default: return make_error_condition(Condition::peer_protocol);
+    }
+  }
+};
+
+inline const std::error_category& tls_category() noexcept {
+  static const TlsCategory instance;
+  return instance;
+}
+
+inline std::unexpected<Error> fail_tls(int code, Stage stage, const char* op) noexcept {
+  return std::unexpected(Error{.code = std::error_code(code, tls_category()), .stage = stage, .op = op});
+}
+
+/// What is wrong with the peer's certificate: gnutls_session_get_verify_cert_status().
+inline Errc certificate_fault(unsigned status) noexcept {
+  // The first that is true: a certificate of another authority may be expired besides, which nobody can vouch for.
+  if ((status & (GNUTLS_CERT_SIGNER_NOT_FOUND | GNUTLS_CERT_SIGNATURE_FAILURE | GNUTLS_CERT_SIGNER_NOT_CA)) != 0)
+    return Errc::tls_untrusted_certificate;
+  if ((status & GNUTLS_CERT_REVOKED) != 0) return Errc::tls_revoked_certificate;
+  if ((status & (GNUTLS_CERT_EXPIRED | GNUTLS_CERT_NOT_ACTIVATED)) != 0) return Errc::tls_expired_certificate;
+  if ((status & GNUTLS_CERT_PURPOSE_MISMATCH) != 0) return Errc::tls_wrong_purpose;
+  if ((status & GNUTLS_CERT_UNEXPECTED_OWNER) != 0) return Errc::tls_wrong_hostname;
+  return Errc::tls_untrusted_certificate;
+}
+
+/// What to tell the peer about a failed handshake.
+inline gnutls_alert_description_t alert_for(const Error& error, int code) noexcept {
+  if (error.code.category() == category()) {
+    switch (static_cast<Errc>(error.code.value())) {
+      case Errc::tls_untrusted_certificate: return GNUTLS_A_UNKNOWN_CA;
+      case Errc::tls_expired_certificate: return GNUTLS_A_CERTIFICATE_EXPIRED;
+      case Errc::tls_revoked_certificate: return GNUTLS_A_CERTIFICATE_REVOKED;
+      case Errc::tls_wrong_purpose: return GNUTLS_A_UNSUPPORTED_CERTIFICATE;
+      case Errc::tls_wrong_hostname: return GNUTLS_A_BAD_CERTIFICATE;
+      case Errc::tls_no_certificate: return GNUTLS_A_CERTIFICATE_REQUIRED;
+      default: break;
+    }
+  }
+  int level = 0;
+  const int alert = ::gnutls_error_to_alert(code, &level);
+  return alert > 0 ? static_cast<gnutls_alert_description_t>(alert) : GNUTLS_A_HANDSHAKE_FAILURE;
+}
+
+/// An alert of the peer that ends the stream.
+inline Error error_of_alert(gnutls_alert_description_t alert, bool with_keys, Stage stage) noexcept {
+  const char* const name = ::gnutls_alert_get_name(alert);
+  Error error{.code = Errc::tls_refused,
+              .stage = stage,
+              .op = name != nullptr ? name : "unknown TLS alert",
+              .detail = static_cast<std::uint64_t>(alert)};
+  // Servers differ in what they call a key that is not theirs.
+  const bool key = with_keys && (alert == GNUTLS_A_ILLEGAL_PARAMETER || alert == GNUTLS_A_DECRYPT_ERROR ||
+                                 alert == GNUTLS_A_UNKNOWN_PSK_IDENTITY || alert == GNUTLS_A_BAD_RECORD_MAC);
+  if (key) error.code = Errc::tls_wrong_key;
+  if (alert == GNUTLS_A_HANDSHAKE_FAILURE || alert == GNUTLS_A_INSUFFICIENT_SECURITY ||
+      alert == GNUTLS_A_PROTOCOL_VERSION || alert == GNUTLS_A_MISSING_EXTENSION)
+    error.code = Errc::tls_no_common_ground;
+  return error;
+}
+
+}  // namespace multifd::detail

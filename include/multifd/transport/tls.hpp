@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: MIT
+//
+// TlsTransport: the Transport over TLS on a connected socket, by GnuTLS, as QEMU does it: each connection is a session
+// of its own from its first byte on (PROTOCOL.md section 14). The handshake comes first, and for all connections of a
+// migration at once: a server may see channels before it has read the end of the main connection's handshake.
+//
+//   auto credentials = TlsCredentials::x509("/etc/pki/qemu", TlsRole::client);
+//   auto links = connect_channels(address, 4);
+//   auto secured = tls_handshakes(std::move(*links), *credentials, {.hostname = "192.0.2.7"});
+//   auto tx = Sender<TlsTransport, Zstd, ZeroPagesMultifd>::open(ram, std::move(*secured));
+#pragma once
+
+#include <poll.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "multifd/buffers.hpp"
+#include "multifd/config.hpp"
+#include "multifd/result.hpp"
+#include "multifd/transport/detail/tls_session.hpp"
+#include "multifd/transport/detail/wait.hpp"
+#include "multifd/transport/fd.hpp"
+#include "multifd/transport/interrupt.hpp"
+#include "multifd/transport/policy.hpp"
+#include "multifd/transport/tls_credentials.hpp"
+
+namespace multifd {
+
+/// Settings of a handshake, and of the stream after it.
+struct TlsOptions {
+  /// Of a client with certificates: the name or number that the server's certificate must be for. Needed.
+  std::string hostname = {};
+  /// How long the handshakes may take, all together.
+  std::chrono::milliseconds handshake_timeout{10'000};
+  const Interrupt* interrupt = nullptr;  ///< ends the handshakes from outside; not owned, may be null
+  TlsEnd end = TlsEnd::close_notify;
+};
+
+/// A Transport over a TLS session.
+///
+/// Semantics: finish() sends close_notify, then FIN. A stream that the peer cut without close_notify is an error
+///   (`tls_truncated`, or a reset), never an end, unless TlsOptions::end says otherwise.
+/// Errors: those of FdTransport; `tls_truncated`; `tls_refused` and its kin when the peer's alert says that it does not
+///   take this side's certificate, which under TLS 1.3 shows only here; GnuTLS' own codes for records that do not
+///   decrypt.
+/// Cost: records of 16 KiB; a system call for each, in either direction. A write copies what does not fill a record by
+///   itself; a read copies from GnuTLS' buffer into the caller's. Nothing is allocated here after the handshake; GnuTLS
+///   allocates for each record.
+class TlsTransport {
+ public:
+  /// Threads: one writing thread.
+  Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
+    if (!session_) return fail(Errc::already_closed, Stage::write, "write");
+    return session_->write(buffers, nullptr);
+  }
+
+  /// Threads: one reading thread.
+  Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
+    if (!session_) return fail(Errc::already_closed, Stage::read, "read");
+    return session_->read(buffers, nullptr);
+  }
+
+  /// As above with a time limit for waits, and an Interrupt (may be null) that ends them. A read that was ended can be
+  /// tried again, a write cannot: nobody knows how much of it went out.
+  /// Errors: `timed_out`, `cancelled`, beside those above.
+  Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
+                                 const Interrupt* interrupt) noexcept {
+    if (!session_) return fail(Errc::already_closed, Stage::write, "write");
+    const detail::TlsWait wait{detail::deadline_after(timeout), interrupt};
+    return session_->write(buffers, &wait);
+  }
+  Result<std::size_t> read_some(MutableBuffers buffers, std::chrono::milliseconds timeout,
+                                const Interrupt* interrupt) noexcept {
+    if (!session_) return fail(Errc::already_closed, Stage::read, "read");
+    const detail::TlsWait wait{detail::deadline_after(timeout), interrupt};
+    return session_->read(buffers, &wait);
+  }
+
+  /// Errors: `cancelled` after shutdown(); what a write that failed before said. Threads: the writing thread.
+  Result<void> finish() noexcept {
+    if (!session_) return fail(Errc::already_closed, Stage::close, "finish");
+    return session_->finish();
+  }
+
+  /// Cuts the stream, as FdTransport does. Threads: any, any number of times; not beside the destructor.
+  void shutdown() noexcept {
+    if (session_) session_->shutdown();
+  }
+
+  /// The socket, still owned by this object. That it is readable says little: records come from it, not bytes.
+  int native_handle() const noexcept { return session_ ? session_->native_handle() : -1; }
+
+  /// What was agreed on, for people: "(TLS1.3)-(ECDHE-SECP256R1)-(ECDSA-SECP256R1-SHA256)-(AES-256-GCM)".
+  std::string description() const { return session_ ? session_->version() : ""; }
+
+ private:
+  friend class TlsHandshake;
+  friend Result<std::uint32_t> peek_magic(TlsTransport& transport, std::chrono::milliseconds timeout,
+                                          const Interrupt* interrupt) noexcept;
+
+  explicit TlsTransport(std::unique_ptr<detail::TlsSession> session) noexcept : session_(std::move(session)) {}
+
+  std::unique_ptr<detail::TlsSession> session_;
+};
+
+static_assert(check_transport<TlsTransport>());
+
+/// A connection on its way to be a TlsTransport, for programs that wait for many things at once: step() never waits.
+class TlsHandshake {
+ public:
+  using Progress = detail::TlsSession::Progress;
+
+  /// Takes over a connected socket. Of the options, the time limit and the Interrupt are the caller's to keep.
+  /// Errors (stage `setup`): bad_option for a client that lacks the hostname; GnuTLS' own.
+  static Result<TlsHandshake> start(FdTransport link, const TlsCredentials& credentials, const TlsOptions& options) {
+    auto session = detail::TlsSession::create(std::move(link), credentials, options.hostname, options.end);
+    if (!session) return std::unexpected(session.error());
+    return TlsHandshake(std::move(*session));
+  }
+
+  /// Goes on as far as it gets. When it wants to read or write: again, once native_handle() is ready for that.
+  /// Errors (stage `handshake`): `tls_untrusted_certificate`, `tls_expired_certificate`, `tls_revoked_certificate`,
+  ///   `tls_wrong_purpose`, `tls_wrong_hostname`, `tls_no_certificate`, `tls_wrong_key`: what is wrong with the peer;
+  ///   `tls_refused`, `tls_wrong_key` (detail: the alert): what the peer says is wrong with this side;
+  ///   `tls_no_common_ground`; `tls_not_spoken`; `peer_closed`, errno.
+  Result<Progress> step() noexcept { return session_->step(); }
+
+  int native_handle() const noexcept { return session_->native_handle(); }
+
+  /// The transport, once step() has said done.
+  TlsTransport take() noexcept { return TlsTransport(std::move(session_)); }
+
+ private:
+  explicit TlsHandshake(std::unique_ptr<detail::TlsSession> session) noexcept : session_(std::move(session)) {}
+
+  std::unique_ptr<detail::TlsSession> session_;
+};
+
+/// Makes the handshakes of all `links` at once, in the calling thread.
+/// Returns the transports in the same order.
+/// Errors: those of TlsHandshake; `timed_out` when a peer is silent, `cancelled` (stage `handshake`); channel: the index
+///   of the link. One that fails closes all.
+/// Threads: any.
+[[nodiscard]] inline Result<std::vector<TlsTransport>> tls_handshakes(std::vector<FdTransport> links,
+                                                                      const TlsCredentials& credentials,
+                                                                      const TlsOptions& options = {}) {
+  const detail::Clock::time_point deadline = detail::deadline_after(options.handshake_timeout);
+  std::vector<TlsHandshake> running;
+  running.reserve(links.size());
+  for (FdTransport& link : links) {
+    auto started = TlsHandshake::start(std::move(link), credentials, options);
+    if (!started) return std::unexpected(started.error());
+    running.push_back(std::move(*started));
+  }
+  const auto blame = [](Error error, std::size_t index) {
+    error.channel = static_cast<std::uint32_t>(index);
+    return std::unexpected(error);
+  };
+  // One entry for each, -1 once it is done; the last one is the Interrupt.
+  std::vector<pollfd> events(running.size() + 1, pollfd{.fd = -1, .events = POLLIN, .revents = POLLIN});
+  events.back() = {.fd = options.interrupt ? options.interrupt->native_handle() : -1, .events = POLLIN, .revents = 0};
+  for (std::size_t left = running.size(); left > 0;) {
+    std::size_t waiting = 0;
+    for (std::size_t i = 0; i < running.size(); ++i) {
+      if (events[i].revents == 0) {
+        if (events[i].fd >= 0) waiting = i;
+        continue;
+      }
+      const auto progress = running[i].step();
+      if (!progress) return blame(progress.error(), i);
+      if (*progress == TlsHandshake::Progress::done) {
+        events[i] = {.fd = -1, .events = 0, .revents = 0};
+        --left;
+        continue;
+      }
+      const short wanted = *progress == TlsHandshake::Progress::wants_write ? POLLOUT : POLLIN;
+      events[i] = {.fd = running[i].native_handle(), .events = wanted, .revents = 0};
+      waiting = i;
+    }
+    if (left == 0) break;
+    const int ready = ::poll(events.data(), events.size(), detail::poll_timeout(deadline));
+    if (ready < 0 && errno != EINTR) return blame(fail_errno(Stage::handshake, "poll").error(), waiting);
+    if (events.back().revents != 0) return fail(Errc::cancelled, Stage::handshake, "TLS handshake");
+    if (ready == 0 && detail::Clock::now() >= deadline)
+      return blame(fail(Errc::timed_out, Stage::handshake,
+                        "TLS handshake: the peer is silent; is it alive, and is TLS on there, too?")
+                       .error(),
+                   waiting);
+  }
+  std::vector<TlsTransport> secured;
+  secured.reserve(running.size());
+  for (TlsHandshake& one : running) secured.push_back(one.take());
+  return secured;
+}
+
+/// The same for one connection.
+[[nodiscard]] inline Result<TlsTransport> tls_handshake(FdTransport link, const TlsCredentials& credentials,
+                                                        const TlsOptions& options = {}) {
+  std::vector<FdTransport> links;
+  links.push_back(std::move(link));
+  auto secured = tls_handshakes(std::move(links), credentials, options);
+  if (secured) return std::move(secured->front());
+  secured.error().channel = no_channel;
+  return std::unexpected(secured.error());
+}
+
+/// peek_magic() of listen.hpp for a TlsTransport: the first four decrypted bytes, which stay there to be read.
+[[nodiscard]] inline Result<std::uint32_t> peek_magic(TlsTransport& transport, std::chrono::milliseconds timeout,
+                                                      const Interrupt* interrupt = nullptr) noexcept {
+  const detail::TlsWait wait{detail::deadline_after(timeout), interrupt};
+  const auto ahead = transport.session_->look(&wait);
+  if (!ahead) {
+    Error error = ahead.error();
+    error.stage = Stage::accept;
+    return std::unexpected(error);
+  }
+  if (ahead->count == ahead->bytes.size()) {
+    std::uint32_t magic = 0;
+    for (const std::byte byte : ahead->bytes) magic = magic << 8 | std::to_integer<std::uint32_t>(byte);
+    return magic;
+  }
+  if (ahead->count == 0) return fail(Errc::peer_closed, Stage::accept, "peek");
+  return fail(Errc::truncated_hello, Stage::accept, "peek", ahead->count);
+}
+
+}  // namespace multifd

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+#if defined(MULTIFD_HAS_TLS)
+#include <doctest/doctest.h>
+
+#include "multifd/testing/transport_contract.hpp"
+#include "support/tls_links.hpp"
+
+using namespace multifd;
+using namespace test;
+
+namespace {
+
+void check(const std::string& name, Wire wire) {
+  // Over a UNIX socket, too, a cut shows: there is no close_notify.
+  const ContractReport report = check_transport_contract<TlsTransport>(
+      [&] {
+        auto links = tls_links(wire == Wire::tcp ? tcp_links(1) : unix_links(1), name);
+        return std::pair(std::move(links.sender.front()), std::move(links.receiver.front()));
+      },
+      {.after_shutdown = AfterShutdown::error, .patience = 20s});
+  CHECK_MESSAGE(report.ok(), report.text());
+  CHECK(report.notes.empty());
+}
+
+}  // namespace
+
+TEST_CASE("TlsTransport with certificates over TCP keeps the Transport contract") { check("good", Wire::tcp); }
+TEST_CASE("TlsTransport with certificates over UNIX keeps the Transport contract") { check("good", Wire::unix_socket); }
+TEST_CASE("TlsTransport with pre-shared keys keeps the Transport contract") { check("keys.psk", Wire::tcp); }
+#else
+#include <doctest/doctest.h>
+
+TEST_CASE("TlsTransport is not in this build") { MESSAGE("GnuTLS was not found, or MULTIFD_WITH_TLS is off"); }
+#endif

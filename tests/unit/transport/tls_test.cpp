@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: MIT
+#if defined(MULTIFD_HAS_TLS)
+#include "multifd/transport/tls.hpp"
+
+#include <doctest/doctest.h>
+#include <sys/ioctl.h>
+
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <thread>
+
+#include "multifd/transport/algorithms.hpp"
+#include "support/tls_links.hpp"
+
+using namespace multifd;
+using namespace test;
+
+namespace {
+
+/// What each side says when handshakes with these credentials are tried; under TLS 1.3 a client learns of the server's
+/// refusal only from the first bytes that it reads, or fails to write.
+struct Outcome {
+  std::error_code client, server;
+  std::string client_text, server_text;
+};
+
+Outcome attempt(const TlsCredentials& client, const TlsCredentials& server, const TlsOptions& options = {}) {
+  auto [connected, served] = handshake_both(tcp_links(1), client, server, options);
+  Outcome outcome{code_of(connected), code_of(served), text(connected), text(served)};
+  if (connected && !served) {
+    std::byte byte{};
+    const iovec buffer = mutable_buffer(std::span(&byte, 1));
+    const auto read = connected->front().read_some(std::span(&buffer, 1));
+    outcome.client = code_of(read);
+    outcome.client_text = text(read);
+  }
+  return outcome;
+}
+
+Outcome attempt(const char* client, const char* server, const TlsOptions& options = {}) {
+  return attempt(credentials(client, TlsRole::client), credentials(server, TlsRole::server), options);
+}
+
+Result<std::size_t> read_one(TlsTransport& link) {
+  std::byte byte{};
+  const iovec buffer = mutable_buffer(std::span(&byte, 1));
+  return link.read_some(std::span(&buffer, 1));
+}
+
+std::vector<std::byte> random_bytes(std::size_t size) {
+  std::vector<std::byte> bytes(size);
+  Rng rng(seed());
+  for (std::byte& byte : bytes) byte = static_cast<std::byte>(rng());
+  return bytes;
+}
+
+int unread_bytes(int fd) {
+  int count = 0;
+  REQUIRE(::ioctl(fd, FIONREAD, &count) == 0);
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("A certificate of another authority is refused, and both sides say so") {
+  const Watchdog watchdog("handshakes");
+  const Outcome bad_server = attempt("good", "other");
+  CHECK_MESSAGE(bad_server.client == Errc::tls_untrusted_certificate, bad_server.client_text);
+  CHECK_MESSAGE(bad_server.server == Errc::tls_refused, bad_server.server_text);
+
+  // The client takes the server's certificate, and has one of an authority that the server does not know.
+  const std::string mixed = tls_files() + "/mixed";
+  std::filesystem::create_directories(mixed);
+  for (const char* name : {"client-cert.pem", "client-key.pem"})
+    std::filesystem::copy_file(tls_files() + "/other/" + name, mixed + "/" + name);
+  std::filesystem::copy_file(tls_files() + "/good/ca-cert.pem", mixed + "/ca-cert.pem");
+  const Outcome bad_client = attempt("mixed", "good");
+  CHECK_MESSAGE(bad_client.server == Errc::tls_untrusted_certificate, bad_client.server_text);
+  CHECK_MESSAGE(bad_client.client == Errc::tls_refused, bad_client.client_text);
+}
+
+TEST_CASE("An expired certificate is refused on either side") {
+  const Watchdog watchdog("handshakes");
+  const Outcome server = attempt("good", "expired");
+  CHECK_MESSAGE(server.client == Errc::tls_expired_certificate, server.client_text);
+  CHECK_MESSAGE(server.server == Errc::tls_refused, server.server_text);
+  const Outcome client = attempt("expired", "good");
+  CHECK_MESSAGE(client.server == Errc::tls_expired_certificate, client.server_text);
+  CHECK_MESSAGE(client.client == Errc::tls_refused, client.client_text);
+}
+
+TEST_CASE("A server's certificate must be for the name that the client expects") {
+  const Watchdog watchdog("handshakes");
+  CHECK(attempt("good", "name").client == Errc::tls_wrong_hostname);
+  CHECK(attempt("good", "name", {.hostname = "elsewhere.example"}).client == std::error_code{});
+  CHECK(attempt("good", "good", {.hostname = "127.0.0.1"}).client == std::error_code{});
+  CHECK(attempt("good", "good", {.hostname = "127.0.0.2"}).client == Errc::tls_wrong_hostname);
+  const auto nameless =
+      TlsHandshake::start(std::move(tcp_links(1).sender.front()), credentials("good", TlsRole::client), TlsOptions{});
+  CHECK(code_of(nameless) == Errc::bad_option);
+}
+
+TEST_CASE("A certificate for clients does not make a server, nor the other way round") {
+  const Watchdog watchdog("handshakes");
+  CHECK(attempt("good", "swapped").client == Errc::tls_wrong_purpose);
+  CHECK(attempt("swapped", "good").server == Errc::tls_wrong_purpose);
+}
+
+TEST_CASE("A client without a certificate is refused") {
+  const Watchdog watchdog("handshakes");
+  const Outcome outcome = attempt("bare", "good");
+  CHECK_MESSAGE(outcome.server == Errc::tls_no_certificate, outcome.server_text);
+  CHECK_MESSAGE(outcome.client == Errc::tls_refused, outcome.client_text);
+}
+
+TEST_CASE("A wrong pre-shared key, and a wrong user, are named on both sides") {
+  const Watchdog watchdog("handshakes");
+  const Outcome key = attempt("other.psk", "keys.psk");
+  CHECK_MESSAGE(key.client == Errc::tls_wrong_key, key.client_text);
+  CHECK_MESSAGE(key.server == Errc::tls_wrong_key, key.server_text);
+  TlsAuthority::write(tls_files() + "/stranger.psk", "stranger:00112233445566778899aabbccddeeff\n");
+  const Outcome user =
+      attempt(credentials("stranger.psk", TlsRole::client, "stranger"), credentials("keys.psk", TlsRole::server));
+  CHECK_MESSAGE(user.client == Errc::tls_wrong_key, user.client_text);
+  CHECK_MESSAGE(user.server == Errc::tls_wrong_key, user.server_text);
+  const Outcome other_user =
+      attempt(credentials("keys.psk", TlsRole::client, "somebody"), credentials("keys.psk", TlsRole::server));
+  CHECK_MESSAGE(other_user.server == std::error_code{}, other_user.server_text);
+}
+
+TEST_CASE("Certificates on one side and keys on the other have nothing in common") {
+  const Watchdog watchdog("handshakes");
+  for (const auto& [client, server] : {std::pair("good", "keys.psk"), std::pair("keys.psk", "good")}) {
+    const Outcome outcome = attempt(client, server);
+    CHECK_MESSAGE(outcome.client == Errc::tls_no_common_ground, outcome.client_text);
+    CHECK_MESSAGE(outcome.server == Errc::tls_no_common_ground, outcome.server_text);
+  }
+}
+
+TEST_CASE("A peer that speaks no TLS is named as that") {
+  const Watchdog watchdog("handshakes");
+  for (const TlsRole role : {TlsRole::server, TlsRole::client}) {
+    CAPTURE(static_cast<int>(role));
+    auto links = tcp_links(1);
+    const auto hello = random_bytes(64);
+    std::vector<std::byte> bytes(hello);
+    bytes[0] = std::byte{0x11};  // a multifd channel's
+    REQUIRE(write_all(links.sender.front(), std::span<const std::byte>(bytes)).has_value());
+    const auto outcome =
+        tls_handshake(std::move(links.receiver.front()), credentials("good", role), {.hostname = "localhost"});
+    CHECK_MESSAGE(code_of(outcome) == Errc::tls_not_spoken, text(outcome));
+  }
+}
+
+TEST_CASE("A peer that closes during the handshake is not one that ends in order") {
+  const Watchdog watchdog("handshakes");
+  auto links = unix_links(1);
+  links.sender.clear();
+  const auto outcome = tls_handshake(std::move(links.receiver.front()), credentials("good", TlsRole::server));
+  CHECK_MESSAGE(code_of(outcome) == Errc::peer_closed, text(outcome));
+  CHECK(text(outcome).find("is TLS on at the peer") != std::string::npos);
+}
+
+TEST_CASE("A silent peer ends a handshake at its time limit, an Interrupt ends it at once") {
+  const Watchdog watchdog("handshakes");
+  for (const TlsRole role : {TlsRole::server, TlsRole::client}) {
+    auto links = tcp_links(3);
+    const Stopwatch watch;
+    const auto late = tls_handshakes(std::move(links.receiver), credentials("good", role),
+                                     {.hostname = "localhost", .handshake_timeout = 100ms});
+    CHECK_MESSAGE(code_of(late) == Errc::timed_out, text(late));
+    CHECK(late.error().stage == Stage::handshake);
+    CHECK(watch.elapsed() >= 100ms);
+    CHECK(watch.elapsed() < 10s);
+  }
+  auto interrupt = Interrupt::create();
+  REQUIRE(interrupt.has_value());
+  auto links = tcp_links(1);
+  Result<TlsTransport> ended = std::unexpected(Error{});
+  std::thread waiting([&] {
+    ended = tls_handshake(std::move(links.receiver.front()), credentials("good", TlsRole::server),
+                          {.handshake_timeout = no_timeout, .interrupt = &*interrupt});
+  });
+  interrupt->trigger();
+  waiting.join();
+  CHECK_MESSAGE(code_of(ended) == Errc::cancelled, text(ended));
+}
+
+TEST_CASE("Many handshakes at once need no particular order, and are made in one thread") {
+  const Watchdog watchdog("handshakes");
+  constexpr unsigned channels = 40;
+  auto plain = tcp_links(channels);
+  std::ranges::reverse(plain.receiver);
+  auto links = tls_links(std::move(plain));
+  REQUIRE(links.sender.size() == channels);
+  for (unsigned i = 0; i < channels; ++i) {
+    const std::byte id{static_cast<unsigned char>(i)};
+    REQUIRE(write_all(links.sender[i], std::span(&id, 1)).has_value());
+    std::byte got{};
+    REQUIRE(read_exact(links.receiver[channels - 1 - i], std::span(&got, 1)).has_value());
+    CHECK(got == id);
+  }
+}
+
+TEST_CASE("A server sends no session tickets: a source that never reads leaves nothing unread") {
+  for (const char* name : {"good", "keys.psk"}) {
+    auto links = tls_links(tcp_links(1), name);
+    const std::byte byte{1};
+    REQUIRE(write_all(links.sender.front(), std::span(&byte, 1)).has_value());
+    REQUIRE(read_one(links.receiver.front()).has_value());  // the server is past its handshake
+    CHECK(unread_bytes(links.sender.front().native_handle()) == 0);
+  }
+}
+
+TEST_CASE("TLS 1.3 is what two of ours agree on") {
+  auto links = tls_links(tcp_links(1));
+  CHECK(links.sender.front().description().find("TLS1.3") != std::string::npos);
+}
+
+TEST_CASE("A cut without close_notify is an error of its own, however it happens") {
+  const Watchdog watchdog("cuts");
+  const std::byte byte{1};
+  // FIN without close_notify, as somebody on the way could send it.
+  auto fin = tls_links(tcp_links(1));
+  REQUIRE(write_all(fin.sender.front(), std::span(&byte, 1)).has_value());
+  REQUIRE(::shutdown(fin.sender.front().native_handle(), SHUT_WR) == 0);
+  CHECK(read_one(fin.receiver.front()).has_value());
+  for (int i = 0; i < 2; ++i) CHECK(code_of(read_one(fin.receiver.front())) == Errc::tls_truncated);
+  // The process dies: an end over UNIX, a reset over TCP.
+  auto dead = tls_links(unix_links(1));
+  dead.sender.clear();
+  CHECK(code_of(read_one(dead.receiver.front())) == Errc::tls_truncated);
+  CHECK(read_one(dead.receiver.front()).error().code == Condition::peer_gone);
+  auto reset = tls_links(tcp_links(1));
+  reset.sender.clear();
+  CHECK(read_one(reset.receiver.front()).error().code == Condition::peer_gone);
+  // In the middle of a record.
+  auto half = tls_links(unix_links(1));
+  const auto bytes = random_bytes(10000);
+  REQUIRE(::send(half.sender.front().native_handle(), "\x17\x03\x03\x20\x00half", 9, MSG_NOSIGNAL) == 9);
+  half.sender.clear();
+  CHECK(code_of(read_one(half.receiver.front())) == Errc::tls_truncated);
+}
+
+TEST_CASE("A bare end is an orderly one when that was agreed on, but not in the middle of a record") {
+  const Watchdog watchdog("ends");
+  auto links = tls_links(tcp_links(1), "good", {.end = TlsEnd::fin});
+  const std::byte byte{1};
+  REQUIRE(write_all(links.sender.front(), std::span(&byte, 1)).has_value());
+  REQUIRE(::shutdown(links.sender.front().native_handle(), SHUT_WR) == 0);
+  CHECK(read_one(links.receiver.front()).value_or(9) == 1);
+  CHECK(read_one(links.receiver.front()).value_or(9) == 0);
+
+  for (const char* half : {"\x17", "\x17\x03\x03\x20\x00half"}) {
+    auto cut = tls_links(unix_links(1), "good", {.end = TlsEnd::fin});
+    REQUIRE(::send(cut.sender.front().native_handle(), half, half[1] == 0 ? 1 : 9, MSG_NOSIGNAL) > 0);
+    cut.sender.clear();
+    const auto read = read_one(cut.receiver.front());
+    CHECK_MESSAGE(code_of(read) == Errc::tls_truncated, text(read));
+  }
+}
+
+TEST_CASE("Bytes that are changed on the way are noticed") {
+  const Watchdog watchdog("changed bytes");
+  auto links = tls_links(unix_links(1));
+  const char record[] = "\x17\x03\x03\x00\x20 this is no record of theirs ....";
+  REQUIRE(::send(links.sender.front().native_handle(), record, 5 + 32, MSG_NOSIGNAL) == 37);
+  const auto read = read_one(links.receiver.front());
+  REQUIRE_FALSE(read.has_value());
+  CHECK_MESSAGE(read.error().code == Condition::peer_protocol, text(read));
+}
+
+TEST_CASE("A header and its pages go out in full records, not in one for each") {
+  const Watchdog watchdog("records");
+  auto links = tls_links(unix_links(1));
+  auto header = random_bytes(1344);
+  auto pages = random_bytes(128 * 4096);
+  std::vector<iovec> buffers{mutable_buffer(header)};
+  for (std::size_t at = 0; at < pages.size(); at += 4096)
+    buffers.push_back(mutable_buffer(std::span(pages).subspan(at, 4096)));
+  std::thread writing([&] { CHECK(write_all(links.sender.front(), std::span(buffers)).has_value()); });
+  // The records as they pass: read from the socket itself.
+  FdTransport raw = adopt(::dup(links.receiver.front().native_handle()));
+  std::size_t records = 0;
+  for (std::size_t plain = 0; plain < header.size() + pages.size(); ++records) {
+    std::byte head[5];
+    REQUIRE(read_exact(raw, std::span<std::byte>(head)).has_value());
+    const std::size_t size = std::to_integer<std::size_t>(head[3]) << 8 | std::to_integer<std::size_t>(head[4]);
+    std::vector<std::byte> body(size);
+    REQUIRE(read_exact(raw, std::span<std::byte>(body)).has_value());
+    plain += size - 17;  // type and tag
+  }
+  writing.join();
+  CHECK(records == (header.size() + pages.size() + 16383) / 16384);
+}
+
+TEST_CASE("One thread writes while another reads the same session") {
+  const Watchdog watchdog("both directions");
+  auto links = tls_links(tcp_links(1));
+  const auto there = random_bytes(20 << 20);
+  const auto back = random_bytes(17 << 20);
+  const auto write = [](TlsTransport& link, const std::vector<std::byte>& bytes) {
+    CHECK(write_all(link, std::span<const std::byte>(bytes)).has_value());
+    CHECK(link.finish().has_value());
+  };
+  const auto read = [](TlsTransport& link, const std::vector<std::byte>& expected) {
+    std::vector<std::byte> bytes(expected.size());
+    CHECK(read_exact(link, std::span<std::byte>(bytes)).has_value());
+    CHECK((bytes == expected));
+    CHECK(read_one(link).value_or(9) == 0);
+  };
+  std::thread threads[] = {
+      std::thread([&] { write(links.sender[0], there); }), std::thread([&] { read(links.sender[0], back); }),
+      std::thread([&] { write(links.receiver[0], back); }), std::thread([&] { read(links.receiver[0], there); })};
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST_CASE("A source that only writes learns why the server refused its certificate") {
+  const Watchdog watchdog("refused");
+  auto [client, server] =
+      handshake_both(tcp_links(1), credentials("expired", TlsRole::client), credentials("good", TlsRole::server));
+  REQUIRE(client.has_value());
+  REQUIRE_FALSE(server.has_value());
+  const auto bytes = random_bytes(1 << 20);
+  Result<void> written;
+  while (written) written = write_all(client->front(), std::span<const std::byte>(bytes));
+  CHECK_MESSAGE(code_of(written) == Errc::tls_refused, text(written));
+  CHECK(text(written).find("expired") != std::string::npos);
+}
+
+TEST_CASE("shutdown() ends calls that block within 100 ms") {
+  const Watchdog watchdog("shutdown");
+  for (const bool writer : {true, false}) {
+    auto links = tls_links(tcp_links(1));
+    std::error_code code;
+    std::atomic<bool> began = false;
+    std::thread blocked([&] {
+      const auto bytes = random_bytes(1 << 20);
+      began = true;
+      if (!writer) code = code_of(read_one(links.receiver[0]));
+      for (Result<void> written; writer && written; code = code_of(written))
+        written = write_all(links.sender[0], std::span<const std::byte>(bytes));
+    });
+    while (!began) std::this_thread::yield();
+    std::this_thread::sleep_for(50ms);  // nothing tells that a call blocks
+    const Stopwatch watch;
+    (writer ? links.sender : links.receiver)[0].shutdown();
+    blocked.join();
+    CHECK(watch.elapsed() < (under_tsan ? 1000ms : 100ms));
+    CHECK(code == Errc::cancelled);
+    Result<std::size_t> other = 1;
+    while (other && *other > 0) other = read_one(writer ? links.receiver[0] : links.sender[0]);
+    CHECK_MESSAGE(code_of(other) == Condition::peer_gone, text(other));
+  }
+}
+
+TEST_CASE("peek_magic() looks at decrypted bytes and leaves them") {
+  const Watchdog watchdog("peek");
+  auto links = tls_links(tcp_links(1));
+  CHECK(code_of(peek_magic(links.receiver[0], 20ms)) == Errc::timed_out);
+  const auto bytes = random_bytes(100);
+  REQUIRE(write_all(links.sender[0], std::span(bytes).first(3)).has_value());
+  CHECK(code_of(peek_magic(links.receiver[0], 20ms)) == Errc::timed_out);
+  REQUIRE(write_all(links.sender[0], std::span<const std::byte>(bytes).subspan(3)).has_value());
+  const auto magic = peek_magic(links.receiver[0], 5s);
+  REQUIRE_MESSAGE(magic.has_value(), text(magic));
+  CHECK((*magic >> 24) == std::to_integer<std::uint32_t>(bytes[0]));
+  CHECK((*magic & 0xff) == std::to_integer<std::uint32_t>(bytes[3]));
+  std::vector<std::byte> got(bytes.size());
+  REQUIRE(read_exact(links.receiver[0], std::span<std::byte>(got)).has_value());
+  CHECK((got == bytes));
+  REQUIRE(links.sender[0].finish().has_value());
+  CHECK(code_of(peek_magic(links.receiver[0], 5s)) == Errc::peer_closed);
+}
+
+TEST_CASE("A limited read can be tried again") {
+  const Watchdog watchdog("limited read");
+  auto links = tls_links(tcp_links(1));
+  std::byte byte{};
+  const iovec buffer = mutable_buffer(std::span(&byte, 1));
+  CHECK(code_of(links.receiver[0].read_some(std::span(&buffer, 1), 20ms, nullptr)) == Errc::timed_out);
+  const std::byte sent{7};
+  REQUIRE(write_all(links.sender[0], std::span(&sent, 1)).has_value());
+  CHECK(links.receiver[0].read_some(std::span(&buffer, 1), 5s, nullptr).value_or(9) == 1);
+  CHECK(byte == sent);
+}
+
+TEST_CASE("Credentials that cannot be used say which file is at fault") {
+  const std::string root = tls_files();
+  const auto missing = TlsCredentials::x509(root + "/nowhere", TlsRole::server);
+  CHECK(text(missing).find("ca-cert.pem") != std::string::npos);
+  CHECK(code_of(missing) == std::errc::no_such_file_or_directory);
+  const auto no_server = TlsCredentials::x509(root + "/bare", TlsRole::server);
+  CHECK(text(no_server).find("server-cert.pem") != std::string::npos);
+  CHECK(TlsCredentials::x509(root + "/bare", TlsRole::client).has_value());
+
+  const std::string broken = root + "/broken";
+  std::filesystem::copy(root + "/good", broken);
+  TlsAuthority::write(broken + "/client-cert.pem", "no certificate\n");
+  const auto no_pem = TlsCredentials::x509(broken, TlsRole::client);
+  CHECK_MESSAGE(text(no_pem).find("client-cert.pem") != std::string::npos, text(no_pem));
+  TlsAuthority::write(broken + "/ca-cert.pem", "no certificate\n");
+  const auto no_ca = TlsCredentials::x509(broken, TlsRole::server);
+  CHECK_MESSAGE(text(no_ca).find("ca-cert.pem") != std::string::npos, text(no_ca));
+
+  CHECK(code_of(TlsCredentials::psk(root + "/none.psk", TlsRole::server)) == std::errc::no_such_file_or_directory);
+  CHECK(code_of(TlsCredentials::psk(root + "/keys.psk", TlsRole::client, "nobody")) == Errc::bad_option);
+  CHECK(code_of(TlsCredentials::psk(root + "/good/ca-cert.pem", TlsRole::server)) == Errc::bad_option);
+}
+
+#else
+#include <doctest/doctest.h>
+
+TEST_CASE("TlsTransport is not in this build") { MESSAGE("GnuTLS was not found, or MULTIFD_WITH_TLS is off"); }
+#endif
