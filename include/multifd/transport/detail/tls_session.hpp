@@ -28,6 +28,7 @@
 #include <utility>
 
 #include "multifd/buffers.hpp"
+#include "multifd/config.hpp"
 #include "multifd/result.hpp"
 #include "multifd/transport/detail/tls_error.hpp"
 #include "multifd/transport/detail/wait.hpp"
