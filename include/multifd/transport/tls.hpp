@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -134,6 +135,13 @@ class TlsHandshake {
 
   int native_handle() const noexcept { return session_->native_handle(); }
 
+  /// Why the peer broke this connection, if it said so and nobody has heard it yet.
+  std::optional<Error> unheard_reason() noexcept {
+    const Result<void> looked = session_->probe();
+    if (looked || looked.error().code != Condition::peer_protocol) return std::nullopt;
+    return looked.error();
+  }
+
   /// The transport, once step() has said done.
   TlsTransport take() noexcept { return TlsTransport(std::move(session_)); }
 
@@ -159,7 +167,12 @@ class TlsHandshake {
     if (!started) return std::unexpected(started.error());
     running.push_back(std::move(*started));
   }
-  const auto blame = [](Error error, std::size_t index) {
+  const auto blame = [&](Error error, std::size_t index) {
+    // A peer that refuses one connection drops the others: the reason is in one of them, whichever comes first.
+    for (std::size_t i = 0; i < running.size() && error.code == Condition::peer_gone; ++i) {
+      if (i == index) continue;
+      if (const auto reason = running[i].unheard_reason()) error = *reason, index = i;
+    }
     error.channel = static_cast<std::uint32_t>(index);
     return std::unexpected(error);
   };

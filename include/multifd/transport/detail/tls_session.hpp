@@ -150,6 +150,17 @@ class TlsSession {
     return look_under_lock(wait);
   }
 
+  /// Looks, without waiting, whether the peer's alert has come. Errors: that, or how else the stream is broken.
+  Result<void> probe() noexcept {
+    if (!established_) {
+      auto progress = step();
+      return progress ? Result<void>{} : std::unexpected(progress.error());
+    }
+    const TlsWait no_wait{.deadline = Clock::time_point::min()};
+    auto ahead = look(&no_wait);
+    return ahead ? Result<void>{} : std::unexpected(ahead.error());
+  }
+
   /// close_notify, then FIN.
   Result<void> finish() noexcept {
     if (finished_) return {};

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+//
+// Senders and receivers over TLS: how they end when they are cancelled, and when the stream is cut.
+#if defined(MULTIFD_HAS_TLS)
+#include <doctest/doctest.h>
+#include <sys/socket.h>
+
+#include <thread>
+#include <vector>
+
+#include "multifd/compress/nocomp.hpp"
+#include "multifd/receiver.hpp"
+#include "multifd/sender.hpp"
+#include "support/memory.hpp"
+#include "support/tls_links.hpp"
+
+using namespace multifd;
+using namespace test;
+
+namespace {
+
+using Tx = Sender<TlsTransport, NoComp, ZeroPagesNone>;
+using Rx = Receiver<TlsTransport, NoComp>;
+constexpr auto soon = under_tsan ? 5000ms : 1000ms;
+
+struct Guest {
+  explicit Guest(std::size_t pages) : memory(pages * 4096) {
+    memory.fill(std::byte{7});
+    block = *map.add("pc.ram", memory.bytes());
+  }
+  Block memory;
+  RamMap map;
+  BlockId block{};
+};
+
+}  // namespace
+
+TEST_CASE("A sender over TLS is cancelled while it writes to a peer that does not read") {
+  const Watchdog watchdog("cancel a sender");
+  Guest source(16 * 1024);
+  for (auto plain : {tcp_links, unix_links}) {
+    auto links = tls_links(plain(2));
+    auto tx = Tx::open(source.map, std::move(links.sender));
+    REQUIRE_MESSAGE(tx.has_value(), text(tx));
+    std::error_code code;
+    std::thread caller([&] { code = code_of(tx->queue_range(source.block, 0, source.memory.size())); });
+    CHECK(eventually([&] { return tx->stats().producer_waits > 0; }));
+    const Stopwatch watch;
+    tx->cancel();
+    caller.join();
+    CHECK(watch.elapsed() < soon);
+    CHECK(code == Errc::cancelled);
+    CHECK(code_of(tx->close()) == Errc::cancelled);
+  }
+}
+
+TEST_CASE("A receiver over TLS is cancelled while it waits for packets, and its peer sees a broken stream") {
+  const Watchdog watchdog("cancel a receiver");
+  Guest source(64), target(64);
+  auto links = tls_links(tcp_links(2));
+  auto tx = Tx::open(source.map, std::move(links.sender));
+  auto rx = Rx::open(target.map, std::move(links.receiver));
+  REQUIRE_MESSAGE(tx.has_value(), text(tx));
+  REQUIRE_MESSAGE(rx.has_value(), text(rx));
+  std::error_code code;
+  std::thread caller([&] { code = code_of(rx->finish()); });
+  REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
+  REQUIRE(tx->sync_and_wait().has_value());
+  CHECK(eventually([&] { return rx->stats().epochs == 1; }));
+  const Stopwatch watch;
+  rx->cancel();
+  caller.join();
+  CHECK(watch.elapsed() < soon);
+  CHECK(code == Errc::cancelled);
+  Result<QueuedPages> queued;
+  while (queued) queued = tx->queue_range(source.block, 0, source.memory.size());
+  CHECK_MESSAGE(queued.error().code == Condition::peer_gone, text(queued));
+}
+
+TEST_CASE("A receiver whose channels are cut between two packets names the missing close_notify") {
+  const Watchdog watchdog("cut channels");
+  Guest source(64), target(64);
+  auto links = tls_links(unix_links(2));
+  auto tx = Tx::open(source.map, std::move(links.sender));
+  auto rx = Rx::open(target.map, std::move(links.receiver));
+  REQUIRE((tx.has_value() && rx.has_value()));
+  REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
+  REQUIRE(tx->sync_and_wait().has_value());
+  CHECK(eventually([&] { return rx->stats().epochs == 1; }));
+  tx->cancel();  // over UNIX: an end, and to a receiver without TLS an orderly one
+  const auto finished = rx->finish();
+  CHECK_MESSAGE(code_of(finished) == Errc::tls_truncated, text(finished));
+}
+
+TEST_CASE("A sender whose certificate the receiver refuses says so, with the channel") {
+  const Watchdog watchdog("refused sender");
+  Guest source(16 * 1024);
+  auto [client, server] =
+      handshake_both(tcp_links(2), credentials("expired", TlsRole::client), credentials("good", TlsRole::server));
+  REQUIRE_FALSE(server.has_value());
+  CHECK_MESSAGE(code_of(server) == Errc::tls_expired_certificate, text(server));
+  // The refusal comes before or after the client's last handshake.
+  if (!client) {
+    CHECK_MESSAGE(code_of(client) == Errc::tls_refused, text(client));
+    return;
+  }
+  auto tx = Tx::open(source.map, std::move(*client));
+  REQUIRE(tx.has_value());
+  Result<QueuedPages> queued;
+  while (queued) queued = tx->queue_range(source.block, 0, source.memory.size());
+  // One channel was told, the other may only have been cut.
+  const Error& error = queued.error();
+  CHECK_MESSAGE((error.code == Errc::tls_refused || error.code == Condition::peer_gone), text(queued));
+  CHECK(error.channel != no_channel);
+}
+
+#else
+#include <doctest/doctest.h>
+
+TEST_CASE("TlsTransport is not in this build") { MESSAGE("GnuTLS was not found, or MULTIFD_WITH_TLS is off"); }
+#endif
