@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 //
-// Result<T> is std::expected<T, Error>; the two functions below write the failure arm on one line.
+// Result<T> is std::expected<T, Error>; the functions below write the failure arm on one line.
 // GCC 12 has no monadic members: test and dereference, do not chain.
 #pragma once
 
 #include <cerrno>
 #include <cstdint>
 #include <expected>
+#include <new>
 
 #include "multifd/error.hpp"
 
@@ -24,6 +25,22 @@ using Result = std::expected<T, Error>;
 /// Makes the failure arm of a Result from an errno (by default the current one).
 [[nodiscard]] inline std::unexpected<Error> fail_errno(Stage stage, const char* op, int value = errno) noexcept {
   return std::unexpected(Error{.code = std::error_code(value, std::system_category()), .stage = stage, .op = op});
+}
+
+/// Calls `make`, which returns a Result. The standard library's containers throw where there is no memory for them: that
+/// becomes ENOMEM. Without exceptions it ends the program.
+template <class Make>
+auto catch_bad_alloc(Stage stage, const char* op, Make&& make) -> decltype(make()) {
+#if defined(__cpp_exceptions)
+  try {
+    return make();
+  } catch (const std::bad_alloc&) {
+    return fail_errno(stage, op, ENOMEM);
+  }
+#else
+  static_cast<void>(stage), static_cast<void>(op);
+  return make();
+#endif
 }
 
 }  // namespace multifd

@@ -45,6 +45,12 @@ inline bool quick() {
   return wanted != nullptr ? *wanted == '1' : under_tsan;
 }
 
+/// Whether to take every case: the long run, for a night or a release.
+inline bool full() {
+  const char* wanted = std::getenv("MULTIFD_TEST_FULL");
+  return wanted != nullptr && *wanted == '1';
+}
+
 /// The seed of this run: always the same, or what MULTIFD_TEST_SEED says. Tests show it when they fail.
 inline std::uint64_t seed() {
   const char* wanted = std::getenv("MULTIFD_TEST_SEED");

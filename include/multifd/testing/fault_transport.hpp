@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
-#include <optional>
 #include <span>
 #include <thread>
 #include <utility>
@@ -22,14 +21,27 @@
 
 namespace multifd::testing {
 
+/// How an operation goes wrong.
+enum class FaultKind : unsigned char {
+  fail,  ///< it fails, and so does every later one; the stream below stays whole: what the peer sees is up to the
+         ///< code under test
+  cut,   ///< the same, but the stream below is shut down
+  end,   ///< the stream ends in order where it should not: a read and every later one find the end; a write gets half
+         ///< its bytes out, then the stream below is finished, and it and every later one fail
+  shorten,  ///< it moves one byte
+  delay,    ///< it waits for `fault_delay` first
+};
+
 /// What goes wrong. By default nothing does.
 struct FaultOptions {
   static constexpr std::uint64_t never = std::numeric_limits<std::uint64_t>::max();
 
-  /// This read, write or finish, counted from 0, fails with `error`, and so does every later one of this
-  /// transport. The stream below stays whole: what the peer sees is up to the code under test.
+  /// This read, write or finish, counted from 0, goes wrong, as `kind` says. A failure is `error`, with the operation's
+  /// stage if it names none.
   std::uint64_t fail_at = never;
+  FaultKind kind = FaultKind::fail;
   Error error = {.code = std::error_code(EIO, std::system_category()), .stage = Stage::none, .op = "injected fault"};
+  std::chrono::microseconds fault_delay = std::chrono::milliseconds(2);
 
   /// Counts the operations of several transports together; not owned. Null: each counts its own.
   std::atomic<std::uint64_t>* operations = nullptr;
@@ -60,7 +72,8 @@ class FaultTransport {
     return transfer(Stage::read, buffers, [this](MutableBuffers some) noexcept { return next_.read_some(some); });
   }
   Result<void> finish() noexcept {
-    if (std::optional<Error> fault = next_fault()) return std::unexpected(*fault);
+    if (is_hit()) break_off(Stage::close, {}, [](ConstBuffers) noexcept {});
+    if (is_broken()) return std::unexpected(error(Stage::close));
     return next_.finish();
   }
   void shutdown() noexcept { next_.shutdown(); }
@@ -73,35 +86,74 @@ class FaultTransport {
   struct State {
     std::atomic<std::uint64_t> operations = 0;
     std::atomic<std::uint64_t> bytes = 0;
-    std::atomic<bool> failed = false;
+    std::atomic<bool> broken = false;
   };
 
   // Relaxed throughout: each counter stands for itself.
-  std::optional<Error> next_fault() noexcept {
+
+  /// Counts an operation; whether it is the one.
+  bool is_hit() noexcept {
     std::uint64_t number = state_->operations.fetch_add(1, std::memory_order_relaxed);
     if (options_.operations) number = options_.operations->fetch_add(1, std::memory_order_relaxed);
     if (options_.delay.count() > 0) std::this_thread::sleep_for(options_.delay);
-    if (number == options_.fail_at) state_->failed.store(true, std::memory_order_relaxed);
-    if (state_->failed.load(std::memory_order_relaxed)) return options_.error;
-    return std::nullopt;
+    return number == options_.fail_at;
+  }
+
+  /// Does to the stream what the fault does; `write(part)` moves some bytes towards the peer.
+  template <class Write>
+  void break_off(Stage stage, std::span<const iovec> buffers, Write&& write) noexcept {
+    switch (options_.kind) {
+      case FaultKind::shorten: return;
+      case FaultKind::delay: std::this_thread::sleep_for(options_.fault_delay); return;
+      case FaultKind::fail: break;
+      case FaultKind::cut: next_.shutdown(); break;
+      case FaultKind::end:
+        if (stage == Stage::read) break;
+        if (const std::size_t half = total_bytes(buffers) / 2; half > 0) {
+          const iovec some = front(buffers, half);
+          write(std::span(&some, 1));
+        }
+        (void)next_.finish();
+        break;
+    }
+    state_->broken.store(true, std::memory_order_relaxed);
+  }
+
+  bool is_broken() const noexcept { return state_->broken.load(std::memory_order_relaxed); }
+
+  Error error(Stage stage) const noexcept {
+    Error error = options_.error;
+    if (error.stage == Stage::none) error.stage = stage;
+    return error;
+  }
+
+  /// At most so many bytes: moving less than asked is every transport's right.
+  static iovec front(std::span<const iovec> buffers, std::uint64_t limit) noexcept {
+    while (buffers.front().iov_len == 0) buffers = buffers.subspan(1);
+    iovec some = buffers.front();
+    some.iov_len = static_cast<std::size_t>(std::min<std::uint64_t>(some.iov_len, limit));
+    return some;
   }
 
   template <class Call>
   Result<std::size_t> transfer(Stage stage, std::span<const iovec> buffers, Call call) noexcept {
-    if (std::optional<Error> fault = next_fault()) return std::unexpected(*fault);
+    const bool hit = is_hit();
+    if (hit) break_off(stage, buffers, [&](ConstBuffers some) noexcept { (void)call(some); });
+    if (is_broken()) {
+      if (options_.kind == FaultKind::end && stage == Stage::read) return std::size_t{0};
+      return std::unexpected(error(stage));
+    }
     const std::uint64_t moved = state_->bytes.load(std::memory_order_relaxed);
     const std::uint64_t room = options_.cut_after_bytes - std::min(options_.cut_after_bytes, moved);
     if (room == 0) {
       next_.shutdown();
       return fail(Errc::peer_closed, stage, "injected cut");
     }
-    const std::uint64_t limit = std::min<std::uint64_t>(options_.max_io_bytes, room);
+    std::uint64_t limit = std::min<std::uint64_t>(options_.max_io_bytes, room);
+    if (hit && options_.kind == FaultKind::shorten) limit = 1;
     iovec shortened;
     if (total_bytes(buffers) > limit) {
-      // The first bytes are enough: moving less than asked is every transport's right.
-      while (buffers.front().iov_len == 0) buffers = buffers.subspan(1);
-      shortened = buffers.front();
-      shortened.iov_len = static_cast<std::size_t>(std::min<std::uint64_t>(shortened.iov_len, limit));
+      shortened = front(buffers, limit);
       buffers = std::span(&shortened, 1);
     }
     Result<std::size_t> count = call(buffers);
