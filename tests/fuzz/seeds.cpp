@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: MIT
+//
+//   fuzz_seeds FOLDER   writes FOLDER/<target>/<seed> anew from the captures in tests/golden and from hand-made streams
+//
+// Seeds are small: of a capture's channel a few packets, with pages near the front of a block that targets have; of a
+// main stream a few records of each section. What a compressed packet holds cannot be cut.
+#define DOCTEST_CONFIG_IMPLEMENT  // raw_stream.hpp wants it
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "fuzz/fuzz.hpp"
+#include "fuzz/receiver_input.hpp"
+#include "golden/captured.hpp"
+#include "multifd/qemu/main_stream.hpp"
+#include "multifd/qemu/return_path.hpp"
+#include "support/raw_stream.hpp"
+
+namespace {
+
+using namespace fuzz;
+namespace fs = std::filesystem;
+namespace qemu = multifd::qemu;
+
+fs::path root;
+constexpr std::size_t small_bytes = 4096;
+
+void write(const std::string& target, const std::string& name, Span bytes) {
+  fs::create_directories(root / target);
+  std::ofstream file(root / target / name, std::ios::binary);
+  file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  require(file.good(), "write a seed");
+}
+
+std::uint32_t method_of(const golden::Capture& capture) {
+  const std::string& name = capture.how.at("compression");
+  return name == "zlib" ? 2 : name == "zstd" ? 4 : 0;
+}
+
+bool is_sync(const Piece& piece) { return (get(piece.head, field::flags, 4) & 1) != 0; }
+bool has_pages(const Piece& piece) { return get(piece.head, field::normal, 4) + get(piece.head, field::zero, 4) > 0; }
+
+/// Few enough pages for a small file, all of them at the front of the first block.
+void shrink(Piece& piece, const Format& format) {
+  const auto normal = static_cast<std::size_t>(get(piece.head, field::normal, 4));
+  const auto zero = static_cast<std::size_t>(get(piece.head, field::zero, 4));
+  const std::size_t kept_normal = format.method == 0 ? std::min<std::size_t>(normal, 1) : normal;
+  const std::size_t kept_zero = std::min<std::size_t>(zero, 6);
+  piece.payload.resize(format.method == 0 ? kept_normal * format.page_bytes : piece.payload.size());
+  put(piece.head, field::normal, kept_normal, 4);
+  put(piece.head, field::zero, kept_zero, 4);
+  if (normal > 0) put(piece.head, field::size, piece.payload.size(), 4);
+  if (normal + zero > 0) set_name(piece.head, block_names[0]);
+  for (std::size_t slot = 0; slot < format.slots(); ++slot)
+    put(piece.head, field::offsets + 8 * slot, slot < kept_normal + kept_zero ? slot * format.page_bytes : 0, 8);
+}
+
+/// A channel's hello, its first SYNC, at least one packet with pages, more if they are small, and a SYNC.
+Bytes channel_seed(const golden::Capture& capture, std::size_t channel) {
+  const Format format{.page_bytes = 4096, .method = method_of(capture)};
+  std::vector<Piece> pieces = take_apart(capture.channels[channel], format);
+  std::vector<Piece> kept = {pieces[0], pieces[1]};
+  require(is_sync(pieces[1]), "captures begin with a SYNC");
+  std::size_t payload_bytes = 0;
+  for (std::size_t i = 2; i < pieces.size() && kept.size() < 5 && payload_bytes < small_bytes; ++i) {
+    if (!has_pages(pieces[i])) continue;
+    shrink(pieces[i], format);
+    payload_bytes += pieces[i].payload.size();
+    kept.push_back(pieces[i]);
+  }
+  if (!is_sync(kept.back())) kept.push_back(make_packet(format, 1));
+  return put_together(kept);
+}
+
+void receiver_seeds() {
+  for (const golden::Capture& capture : golden::captures()) {
+    const std::string target = "receiver_" + capture.how.at("compression");
+    ReceiverInput one{.mode = ReceiverInput::sync_first, .more = 0, .streams = {}};
+    one.streams[0] = channel_seed(capture, 0);
+    write(target, capture.name, one.write());
+    if (!capture.machine_is("8.1")) continue;
+    ReceiverInput two{.mode = ReceiverInput::two_channels, .more = 0, .streams = {}};
+    for (std::size_t i = 0; i < 2; ++i) two.streams[i] = channel_seed(capture, i);
+    write(target, capture.name + "-two", two.write());
+  }
+  // By hand: what no capture has. A page of 64 KiB is too large for a seed, a zero page is not.
+  const auto hand = [](const char* name, std::uint8_t mode, std::uint8_t more, const test::RawStream& stream) {
+    ReceiverInput input{.mode = mode, .more = more, .streams = {}};
+    append(input.streams[0], stream.bytes());
+    write("receiver_none", name, input.write());
+  };
+  using test::Packet;
+  using test::RawStream;
+  const auto state = make_device_state("vfio", 1, RawStream().hello(0).bytes());
+  Bytes state_bytes = state.head;
+  append(state_bytes, state.payload);
+  hand("page-64k", ReceiverInput::zeroed, 2 | 4,
+       RawStream(65536).hello(0).packet({.idstr = "ram0", .zero = {0, 65536}}).sync());
+  hand("page-1k", 0, 3,
+       RawStream(1024).hello(0).packet({.idstr = "vga", .normal = {0}, .payload = test::Bytes(1024)}).sync());
+  hand("device-state", ReceiverInput::device_state, 0, RawStream().hello(0).raw(state_bytes).sync().raw(state_bytes));
+  hand("old-sync", ReceiverInput::manual, 0x20,
+       RawStream()
+           .hello(0)
+           .packet({.flags = 1, .idstr = "vga", .zero = {0}, .stale = true})
+           .packet({.next_packet_size = 4096, .stale = true})
+           .sync());
+  hand("relay-cut", 0x80 | ReceiverInput::packet_hook, 0x50,
+       RawStream()
+           .hello(0)
+           .packet({.idstr = "pc.bios", .normal = {4096}, .zero = {0}, .payload = test::Bytes(4096)})
+           .sync());
+  hand("stranger", 0xc0, 0, RawStream().raw("GET / HTTP/1.1\r\n"));
+}
+
+void packet_seeds() {
+  const std::uint32_t methods[] = {0, 2, 4, 32};
+  for (const golden::Capture& capture : golden::captures()) {
+    const Format format{.page_bytes = 4096, .method = method_of(capture)};
+    const auto choice = static_cast<unsigned>(std::ranges::find(methods, format.method) - methods);
+    write("init_packet", capture.name, [&] {
+      Bytes bytes{std::byte(capture.channels.size())};
+      append(bytes, Span(capture.channels[1]).first(64));
+      return bytes;
+    }());
+    if (capture.name.contains("machine")) continue;
+    std::vector<std::string> written;  // one of each kind
+    for (Piece& piece : take_apart(capture.channels[0], format)) {
+      if (piece.head.size() != format.header_bytes()) continue;
+      std::string kind;
+      if (get(piece.head, field::normal, 4) > 0) kind += "-data";
+      if (get(piece.head, field::zero, 4) > 0) kind += "-zero";
+      if (is_sync(piece)) kind += "-sync";
+      if (std::ranges::find(written, kind) != written.end()) continue;
+      written.push_back(kind);
+      shrink(piece, format);
+      Bytes bytes{std::byte(choice << 2)};
+      append(bytes, piece.head);
+      write("packet_header", capture.name + kind, bytes);
+    }
+  }
+  for (unsigned choice = 1; choice < 4; ++choice) {
+    const Format format{.page_bytes = page_bytes_of(choice), .method = 0};
+    Bytes bytes{std::byte(choice)};
+    Piece piece = make_pages(format, block_names[1], 0, 0, 1);
+    append(bytes, piece.head);
+    write("packet_header", "page-" + std::to_string(format.page_bytes), bytes);
+  }
+}
+
+void decoder_seeds() {
+  for (const golden::Capture& capture : golden::captures()) {
+    const Format format{.page_bytes = 4096, .method = method_of(capture)};
+    if (format.method == 0) continue;
+    Bytes bytes;
+    for (const Piece& piece : take_apart(capture.channels[0], format)) {
+      if (piece.payload.empty() || bytes.size() > small_bytes) continue;
+      append(bytes, get(piece.head, field::normal, 4), 1);
+      append(bytes, bytes.size() % 2, 1);
+      append(bytes, piece.payload.size(), 2);
+      append(bytes, piece.payload);
+    }
+    write("decode_" + capture.how.at("compression"), capture.name, bytes);
+  }
+}
+
+/// All elements but most records, and of the devices' state its front and a description.
+Bytes main_seed(const golden::Capture& capture) {
+  Bytes seed{std::byte{0}, std::byte{16}};
+  auto parser = qemu::MainStreamParser::create({});
+  Span left = capture.main;
+  std::size_t records = 0, sections = 0;
+  bool kept_all = true;  // records of this section: CONTINUE means the one before
+  for (;;) {
+    auto element = parser->next();
+    require(element.has_value(), "captures are good");
+    if (*element) {
+      using enum qemu::ElementKind;
+      const auto kind = (*element)->kind;
+      if (kind == device_state) break;
+      if (kind == section_start || kind == section_part || kind == section_end) {
+        records = 0;
+        ++sections;
+      }
+      const bool record = kind == zero_page || kind == page;
+      if (record && (++records > 2 || ((*element)->continues && !kept_all))) {
+        kept_all = false;
+        continue;
+      }
+      kept_all = kept_all || record;
+      append(seed, (*element)->bytes);
+    } else {
+      const auto now = left.first(std::min(left.size(), parser->room().size()));
+      std::ranges::copy(now, parser->room().begin());
+      parser->commit(now.size());
+      left = left.subspan(now.size());
+    }
+  }
+  append(seed, std::as_bytes(std::span("\4\0\0\0\7\5timer")).first(11));
+  append(seed, std::as_bytes(std::span("\0\6\0\0\0\2{}")).first(8));
+  return seed;
+}
+
+void stream_seeds() {
+  for (const golden::Capture& capture : golden::captures()) write("main_stream", capture.name, main_seed(capture));
+  Bytes answers{std::byte{2}};
+  for (const std::uint32_t value : {1u, 3u}) append(answers, qemu::encode_pong(value));
+  append(answers, qemu::encode_switchover_ack());
+  append(answers, qemu::encode_shut(0));
+  write("return_path", "all", answers);
+  Bytes failed{std::byte{0}};
+  append(failed, qemu::encode_shut(1));
+  write("return_path", "failed", failed);
+  for (const std::size_t size : {std::size_t{1}, std::size_t{60'000}}) {
+    Bytes bytes;
+    append(bytes, 65536, 4);
+    append(bytes, make_device_state("0000:00:03.0/vfio", 2, Bytes(size)).head);
+    write("device_state", std::to_string(size), bytes);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::fprintf(stderr, "usage: fuzz_seeds FOLDER\n");
+    return 2;
+  }
+  root = argv[1];
+  receiver_seeds();
+  packet_seeds();
+  decoder_seeds();
+  stream_seeds();
+}
