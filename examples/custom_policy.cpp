@@ -158,6 +158,7 @@ void check_contracts() {
 }
 
 int migrate(unsigned channels, std::uint64_t memory_bytes, const std::string& json_path) {
+  program::JsonFile json_file(json_path);
   constexpr std::size_t page = 4096;
   const std::size_t pages = memory_bytes / page;
   // A guest: a quarter in the balloon (with stale bytes that nobody may see), a quarter zero, a quarter page tables,
@@ -209,7 +210,7 @@ int migrate(unsigned channels, std::uint64_t memory_bytes, const std::string& js
         "without bytes; verified\n",
         program::format_bytes(static_cast<double>(guest.size())),
         program::format_bytes(static_cast<double>(*on_the_wire)), total(stats.channels).zero_pages, pages);
-  program::write_json(json_path, program::report(seconds, guest.size(), 0, stats.channels));
+  json_file.write(program::report(seconds, guest.size(), 0, stats.channels));
   return program::exit_done;
 }
 

@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 #include <deque>
 #include <filesystem>
+#include <list>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -60,6 +61,7 @@ class Dump {
   Dump(const Settings& settings, program::QemuSource& source, const Interrupt& interrupt)
       : settings_(settings),
         source_(source),
+        interrupt_(interrupt),
         main_(source.main(), settings.source,
               {.on_silence =
                    [this] {
@@ -148,10 +150,11 @@ class Dump {
       blocks_.push_back(std::move(block));
     }
     auto receiver =
-        program::open_receiver(settings_.source.compression, ram_, source_.take_channels(),
+        program::open_receiver(settings_.source.compression, ram_, program::plain_links(source_.take_channels()),
                                {.uuid = settings_.source.uuid_check(),
                                 .first_packet = FirstPacket::sync,
                                 .hello_timeout = 2000ms,  // their first bytes are there
+                                .interrupt = &interrupt_,
                                 // A device's state is no RAM: read past it.
                                 .on_device_state = {.take = [](const DeviceState&) { return Result<void>{}; }},
                                 .on_error = [this](const Error&) { source_.main().shutdown(); }});
@@ -210,6 +213,10 @@ class Dump {
                                   {"zero_pages", summary.zero_pages}});
     }
     const std::string path = settings_.output + "/" + manifest_name;
+    // Until the manifest has its name, a second signal takes all of them.
+    std::list<program::RemovedBySignal> unfinished;
+    unfinished.emplace_back(path + ".part");
+    for (const Block& block : blocks_) unfinished.emplace_back(settings_.output + "/" + block.file_name);
     try {
       program::write_json(path + ".part", manifest());
       for (Block& block : blocks_) block.file->keep();
@@ -264,6 +271,7 @@ class Dump {
 
   const Settings& settings_;
   program::QemuSource& source_;
+  const Interrupt& interrupt_;
   program::MainStream main_;
   RamMap ram_{settings_.source.page_size};
   std::deque<Block> blocks_;
@@ -288,6 +296,7 @@ void prepare_output(const std::string& path) {
 int dump(const Settings& settings) {
   const Interrupt& interrupt = program::catch_signals();
   const program::Stopwatch watch;
+  program::JsonFile json_file(settings.json_path);
   try {
     prepare_output(settings.output);
     program::QemuSource source(settings.source, interrupt);
@@ -297,10 +306,10 @@ int dump(const Settings& settings) {
                  report["machine"].get<std::string>(), settings.output,
                  program::format_bytes(report["ram_bytes"].get<double>()), report["seconds"].get<double>(),
                  report["gib_per_s"].get<double>(), report["epochs"].get<std::uint64_t>());
-    program::write_json(settings.json_path, report);
+    json_file.write(report);
     return program::exit_done;
   } catch (const Failure& failure) {
-    program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));
+    json_file.write(program::failure_report(failure.what(), watch.seconds()));
     throw;
   }
 }

@@ -34,6 +34,7 @@ struct Settings {
   unsigned channels = 0;
   std::string compression;
   std::string json_path;
+  program::TimeLimits limits;
 };
 
 /// The memory to receive into.
@@ -55,16 +56,17 @@ struct Target {
 int migrate(const Settings& settings) {
   const Interrupt& interrupt = program::catch_signals();
   const program::Stopwatch watch;
+  program::JsonFile json_file(settings.json_path);
   try {
     const std::uint64_t limit = settings.size != 0 ? settings.size : program::physical_memory();
     std::optional<Target> target;
     if (settings.populate) target.emplace(settings, settings.size);
-    SocketOptions socket;
+    SocketOptions socket = settings.limits.socket();
     socket.send_buffer_bytes = socket.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
     const Address address = program::address_of(settings.listen, "--listen");
     auto listener = need(Listener::listen(address, wire::max_channels + 1u, socket), "listen on " + settings.listen);
     fmt::print(stderr, "listening on {}\n", to_string(listener.local_address()));
-    Accepted source = program::accept_source(listener, settings.channels, interrupt);
+    Accepted source = program::accept_source(listener, settings.channels, interrupt, settings.limits);
     try {
       const auto bytes = program::field<std::uint64_t>(source.hello, "size");
       const auto page_size = program::field<std::size_t>(source.hello, "page_size");
@@ -84,15 +86,19 @@ int migrate(const Settings& settings) {
       RamMap ram(page_size);
       const BlockId block = need(ram.add("ram", memory));
       const program::Meter meter;
-      const Received received = program::receive_ram(compression, source, ram, block, interrupt,
+      const Received received = program::receive_ram(compression, source, ram, block, interrupt, settings.limits,
                                                      settings.populate_ahead ? Populate::ahead : Populate::off);
       const program::Spent spent = meter.spent();
 
       const std::string digest = program::digest_text(memory);
       if (const auto theirs = program::field<std::string>(received.done, "digest"); digest != theirs)
         throw Failure(fmt::format("what arrived is not what was sent: digest {}, the source says {}", digest, theirs));
+      if (interrupt.triggered()) throw Failure(Error{.code = Errc::cancelled});
       if (target->file) target->file->keep();
-      source.control.send_json(MessageType::result, {{"ok", true}, {"digest", digest}});
+      // What has been verified stays, also when the source is no longer there to hear it.
+      const std::string verdict = json{{"ok", true}, {"digest", digest}}.dump();
+      if (!source.control.send_last(MessageType::result, std::as_bytes(std::span(verdict))))
+        fmt::print(stderr, "the source has gone before it heard that all is verified\n");
 
       const ChannelStats sum = total(received.stats.channels);
       const std::uint64_t pages = sum.normal_pages + sum.zero_pages + received.main_zero_pages;
@@ -106,7 +112,7 @@ int migrate(const Settings& settings) {
         fmt::print("received {} in {:.2f} s: {:.2f} GiB/s, {} epochs; digest {} verified\n",
                    program::format_bytes(static_cast<double>(pages * page_size)), received.memory_seconds,
                    report["gib_per_s"].get<double>(), received.stats.epochs, digest);
-      program::write_json(settings.json_path, report);
+      json_file.write(report);
       return program::exit_done;
     } catch (const Failure& failure) {
       source.control.give_up(failure);
@@ -114,7 +120,7 @@ int migrate(const Settings& settings) {
       source.control.give_up(Failure(error.what()));
     }
   } catch (const Failure& failure) {
-    program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));
+    json_file.write(program::failure_report(failure.what(), watch.seconds()));
     throw;
   }
 }
@@ -140,6 +146,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--compression", settings.compression, "Insist on a method (default: whatever the sender announces)")
       ->check(CLI::IsMember(program::compressor_names()));
+  settings.limits.add_to_receiver(app);
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   return program::run(app, argc, argv, [&] {
     if (settings.file.empty() && !settings.discard) throw program::Usage("--file or --discard is needed");

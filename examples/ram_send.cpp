@@ -34,6 +34,7 @@ struct Settings {
   bool list_kernels = false;
   std::string json_path;
   program::StackOptions stack;
+  program::TimeLimits limits;
 };
 
 struct Outcome {
@@ -45,8 +46,7 @@ struct Outcome {
 Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control& control, const Interrupt& interrupt) {
   RamMap ram(settings.page_size);
   const BlockId block = need(ram.add_read_only("ram", bytes));
-  SocketOptions socket;
-  socket.interrupt = &interrupt;
+  SocketOptions socket = settings.limits.socket(&interrupt);
   socket.send_buffer_bytes = socket.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
   const Address address = program::address_of(settings.connect, "--connect");
 
@@ -82,13 +82,14 @@ Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control
 int migrate(const Settings& settings) {
   const Interrupt& interrupt = program::catch_signals();
   const program::Stopwatch watch;
+  program::JsonFile json_file(settings.json_path);
   try {
     if (!wire::valid_page_bytes(settings.page_size))
       throw program::Usage("--page-size: a power of two from 1024 to 65536");
     const auto file = program::Mapping::read_file(settings.file, settings.size, settings.page_size);
     if (settings.populate) file.populate_for_reading();
     const std::span<const std::byte> bytes = file.bytes();
-    Control control = Control::connect(program::address_of(settings.connect, "--connect"), interrupt);
+    Control control = Control::connect(program::address_of(settings.connect, "--connect"), interrupt, settings.limits);
     try {
       control.send_json(MessageType::hello, {{"size", bytes.size()},
                                              {"page_size", settings.page_size},
@@ -96,7 +97,7 @@ int migrate(const Settings& settings) {
                                              {"compression", settings.stack.compression}});
       const Outcome outcome = send(settings, bytes, control, interrupt);
       control.send_json(MessageType::done, {{"digest", program::digest_text(bytes)}});
-      const json result = control.expect(MessageType::result, program::small_message, std::chrono::minutes(10)).json();
+      const json result = control.expect(MessageType::result, program::small_message, settings.limits.result).json();
 
       json report =
           program::report(outcome.spent.seconds, outcome.ram_bytes, outcome.stats.zero_on_main, outcome.stats.channels);
@@ -114,7 +115,7 @@ int migrate(const Settings& settings) {
             sum.zero_pages + outcome.stats.zero_on_main, program::format_bytes(static_cast<double>(sum.wire_bytes)),
             report["bounded_by"].get<std::string>(), report["digest"].get<std::string>());
       }
-      program::write_json(settings.json_path, report);
+      json_file.write(report);
       return program::exit_done;
     } catch (const Failure& failure) {
       control.give_up(failure);
@@ -122,7 +123,7 @@ int migrate(const Settings& settings) {
       control.give_up(Failure(error.what()));
     }
   } catch (const Failure& failure) {
-    program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));
+    json_file.write(program::failure_report(failure.what(), watch.seconds()));
     throw;
   }
 }
@@ -166,6 +167,7 @@ int main(int argc, char** argv) {
                     "SO_SNDBUF of the channels (0: small on loopback, else the kernel's choice)")
       ->check(CLI::Range(0u, 1u << 30));
   app.add_flag("--populate", settings.populate, "Map every page of the file before connecting, as a VMM's memory is");
+  settings.limits.add_to_sender(app);
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   app.add_flag("--list-kernels", settings.list_kernels, "List the zero-check kernels of this machine and end");
   bool peers_asked = false;
@@ -175,6 +177,7 @@ int main(int argc, char** argv) {
     if (peers_asked) return list_peers();
     if (settings.connect.empty() || settings.file.empty()) throw program::Usage("--connect and --file are needed");
     settings.stack.peer = need(find_peer_profile(settings.peer));
+    settings.stack.progress_timeout = settings.limits.progress;
     settings.stack.digest = settings.digest ? Digest::on : Digest::off;
     settings.stack.check();
     return migrate(settings);

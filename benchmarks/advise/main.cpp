@@ -142,6 +142,7 @@ Setup find_setup(const Settings& settings, Steps& steps) {
 int advise_on(const Settings& settings) {
   const multifd::Interrupt& interrupt = program::catch_signals();
   const program::Stopwatch watch;
+  program::JsonFile json_file(settings.json_path);
   Steps steps(interrupt);
   try {
     if (!settings.plot.empty()) need_gnuplot();
@@ -187,12 +188,12 @@ int advise_on(const Settings& settings) {
       print_tables(findings, settings.rows);
       if (settings.verify) print_verified(findings.verified);
     }
-    program::write_json(settings.json_path, to_json(findings));
+    json_file.write(to_json(findings));
     if (!settings.plot_data.empty()) write_plot_data(findings, settings.plot_data);
     if (!settings.plot.empty()) draw(findings, settings.plot);
     return program::exit_done;
   } catch (const Failure& failure) {
-    program::write_json(settings.json_path, {{"ok", false}, {"error", failure.what()}, {"seconds", watch.seconds()}});
+    json_file.write({{"ok", false}, {"error", failure.what()}, {"seconds", watch.seconds()}});
     throw;
   }
 }

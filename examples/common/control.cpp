@@ -45,10 +45,10 @@ nlohmann::json Message::json() const {
   return object;
 }
 
-Control Control::connect(const multifd::Address& address, const multifd::Interrupt& interrupt) {
-  multifd::SocketOptions options;
-  options.interrupt = &interrupt;
-  Control control(need(multifd::connect_to(address, options), "connect to " + to_string(address)), interrupt);
+Control Control::connect(const multifd::Address& address, const multifd::Interrupt& interrupt,
+                         const TimeLimits& limits) {
+  Control control(need(multifd::connect_to(address, limits.socket(&interrupt)), "connect to " + to_string(address)),
+                  interrupt);
   std::array<std::byte, 4> magic;
   wire::store_be(magic.data(), control_magic);
   control.write(magic);
@@ -75,18 +75,23 @@ void Control::send_json(MessageType type, const nlohmann::json& object) {
   send(type, std::as_bytes(std::span(text)));
 }
 
-void Control::send_failed(const std::string& reason) noexcept {
+bool Control::send_last(MessageType type, std::span<const std::byte> payload) noexcept {
   try {
     // The interrupt may be what ended us; this one line still has to go out, if the socket takes it at once.
     const multifd::Interrupt quiet = need(multifd::Interrupt::create());
     interrupt_ = &quiet;
     write_timeout_ = 1s;
-    const std::string text = reason.substr(0, longest_reason);
-    send(MessageType::failed, std::as_bytes(std::span(text)));
+    send(type, payload);
     need(link_.finish());
+    return true;
   } catch (const std::exception&) {
-    // The peer is gone: then there is nobody to tell.
+    return false;  // the peer is gone: then there is nobody to tell
   }
+}
+
+void Control::send_failed(const std::string& reason) noexcept {
+  const std::string_view text = std::string_view(reason).substr(0, longest_reason);
+  (void)send_last(MessageType::failed, std::as_bytes(std::span(text)));
 }
 
 Message Control::receive(std::size_t limit_bytes, std::chrono::milliseconds timeout) {
@@ -118,13 +123,14 @@ void Control::give_up(const Failure& failure) {
       for (;;) (void)receive(small_message, 500ms);
     } catch (const Failure& theirs) {
       if (theirs.from_peer()) throw;
+      if (theirs.may_be_echo()) throw Failure(std::string("the other side has gone: ") + failure.what());
     }
   }
   if (!failure.from_peer()) send_failed(failure.what());
   throw failure;
 }
 
-void Control::wait(short events, std::chrono::milliseconds timeout) {
+bool Control::ready(short events, std::chrono::milliseconds timeout) {
   std::array<pollfd, 2> fds{{{link_.native_handle(), events, 0}, {interrupt_->native_handle(), POLLIN, 0}}};
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   for (;;) {
@@ -136,10 +142,13 @@ void Control::wait(short events, std::chrono::milliseconds timeout) {
     const int ready = ::poll(fds.data(), fds.size(), wait_ms);
     if (ready < 0 && errno == EINTR) continue;
     if (fds[1].revents != 0) throw Failure(multifd::Error{.code = multifd::Errc::cancelled});
-    if (ready == 0)
-      throw Failure(multifd::Error{.code = multifd::Errc::timed_out}, "main connection: the other side is silent");
-    return;
+    return ready > 0;
   }
+}
+
+void Control::wait(short events, std::chrono::milliseconds timeout) {
+  if (!ready(events, timeout))
+    throw Failure(multifd::Error{.code = multifd::Errc::timed_out}, "main connection: the other side is silent");
 }
 
 void Control::wait_beside(const multifd::Listener& listener, std::chrono::milliseconds timeout) {
@@ -152,7 +161,9 @@ void Control::wait_beside(const multifd::Listener& listener, std::chrono::millis
          fds[1].revents == 0) {
     std::byte first{};
     const ssize_t got = ::recv(link_.native_handle(), &first, 1, MSG_PEEK | MSG_DONTWAIT);
-    if (got <= 0 || static_cast<MessageType>(first) == MessageType::failed) (void)receive(small_message, 1s);
+    if (got < 0 && errno != EAGAIN && errno != EINTR)
+      throw Failure(multifd::fail_errno(multifd::Stage::read, "").error(), "main connection");
+    if (got == 0 || static_cast<MessageType>(first) == MessageType::failed) (void)receive(small_message, 1s);
     --watched;
   }
 }
@@ -179,25 +190,30 @@ void Control::read(std::span<std::byte> bytes, std::chrono::milliseconds timeout
   }
 }
 
-Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt) {
+Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt,
+                       const TimeLimits& limits) {
   std::optional<Control> control;
   nlohmann::json hello;
   std::vector<multifd::FdTransport> links;
   std::size_t wanted = channels == 0 ? multifd::wire::max_channels : channels;
-  std::chrono::milliseconds timeout = multifd::no_timeout;
+  std::optional<std::chrono::steady_clock::time_point> deadline;  // none before the first connection
+  const auto left = [&]() -> std::chrono::milliseconds {
+    if (!deadline) return multifd::no_timeout;
+    return std::max(0ms, std::chrono::ceil<std::chrono::milliseconds>(*deadline - std::chrono::steady_clock::now()));
+  };
   try {
     while (!control || links.size() < wanted) {
-      if (control) control->wait_beside(listener, timeout);
-      auto link = need(listener.accept(timeout, &interrupt),
+      if (control) control->wait_beside(listener, left());
+      auto link = need(listener.accept(left(), &interrupt),
                        control ? fmt::format("waiting for {} channels, {} came", wanted, links.size())
                                : std::string("waiting for a source"));
-      const auto magic = multifd::peek_magic(link, 5s, &interrupt);
+      const auto magic = multifd::peek_magic(link, std::min<std::chrono::milliseconds>(5s, limits.hello), &interrupt);
       if (magic && *magic == wire::magic) {
         links.push_back(std::move(link));
-        timeout = 30s;
+        if (!deadline) deadline = std::chrono::steady_clock::now() + limits.accept;
       } else if (magic && *magic == control_magic && !control) {
         control = Control::adopt(std::move(link), interrupt);
-        timeout = 30s;
+        if (!deadline) deadline = std::chrono::steady_clock::now() + limits.accept;
         hello = control->expect(MessageType::hello, small_message, 10s).json();
         const auto announced = field<unsigned>(hello, "channels");
         if (announced < 1 || announced > wire::max_channels)

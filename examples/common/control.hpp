@@ -14,6 +14,7 @@
 //   failed      text     either way: why this side gives up
 #pragma once
 
+#include <poll.h>
 #include <multifd/multifd.hpp>
 
 #include <cstdint>
@@ -22,6 +23,7 @@
 #include <vector>
 
 #include "common/program.hpp"
+#include "common/time_limits.hpp"
 
 namespace program {
 
@@ -54,7 +56,8 @@ T field(const nlohmann::json& object, const char* key) {
 /// Threads: one; waits end when `interrupt` triggers.
 class Control {
  public:
-  static Control connect(const multifd::Address& address, const multifd::Interrupt& interrupt);
+  static Control connect(const multifd::Address& address, const multifd::Interrupt& interrupt,
+                         const TimeLimits& limits = {});
   /// Takes over an accepted connection whose magic has been peeked at.
   static Control adopt(multifd::FdTransport link, const multifd::Interrupt& interrupt);
 
@@ -63,6 +66,8 @@ class Control {
 
   void send(MessageType type, std::span<const std::byte> payload = {});
   void send_json(MessageType type, const nlohmann::json& object);
+  /// Sends what only the end may follow, whatever the interrupt says. Returns whether it went out; does not wait long.
+  bool send_last(MessageType type, std::span<const std::byte> payload) noexcept;
   /// Tells the peer why this side gives up; never throws, does not wait long. Nothing but the end may follow.
   void send_failed(const std::string& reason) noexcept;
   /// Ends a migration that failed: throws what the peer says about it when this side's failure may be an echo of
@@ -72,6 +77,8 @@ class Control {
   /// Waits until `listener` has a connection; throws what the peer says if it gives up meanwhile, or has gone.
   void wait_beside(const multifd::Listener& listener, std::chrono::milliseconds timeout);
 
+  /// Waits for the next message to begin; false when it has not by then.
+  bool wait_for_message(std::chrono::milliseconds timeout) { return ready(POLLIN, timeout); }
   /// Reads the next message. `limit_bytes` bounds its payload, `timeout` the wait for its first byte (0: no limit).
   Message receive(std::size_t limit_bytes, std::chrono::milliseconds timeout = {});
   /// The same, and it must be of that type.
@@ -82,6 +89,8 @@ class Control {
       : link_(std::move(link)), interrupt_(&interrupt) {}
   void write(std::span<const std::byte> bytes);
   void read(std::span<std::byte> bytes, std::chrono::milliseconds timeout);
+  /// False: not within `timeout` (0: no limit).
+  bool ready(short events, std::chrono::milliseconds timeout);
   void wait(short events, std::chrono::milliseconds timeout);
 
   multifd::FdTransport link_;
@@ -101,10 +110,11 @@ struct Accepted {
   std::vector<multifd::FdTransport> channels;
 };
 
-/// Waits for a source. The first connection may take for ever, the others 30 seconds.
+/// Waits for a source. The first connection may take for ever, all others together TimeLimits::accept.
 ///
 /// Params: `channels`: what this side insists on, 0 for whatever the source announces.
-Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt);
+Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt,
+                       const TimeLimits& limits = {});
 
 /// Collects pages that are zero as runs, for one zero_runs message at a time.
 class ZeroRuns {

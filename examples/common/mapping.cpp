@@ -16,8 +16,6 @@
 #include <cstring>
 #include <utility>
 
-#include "common/program.hpp"
-
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
@@ -99,7 +97,7 @@ void Mapping::populate_for_reading() const {
 }
 
 NewFile::NewFile(std::string path, std::uint64_t bytes)
-    : path_(std::move(path)), part_(path_ + ".part"), mapping_(std::span<std::byte>{}) {
+    : path_(std::move(path)), part_(path_ + ".part"), unfinished_(part_), mapping_(std::span<std::byte>{}) {
   const Descriptor file(::open(part_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (file.get() < 0) fail(part_);
   try {
@@ -158,6 +156,9 @@ NewFile::Summary NewFile::make_sparse(std::size_t page_bytes) const {
 }
 
 void NewFile::keep() {
+  // It has had its size from the start: after a crash of the machine nothing else would tell whether it is whole.
+  const Descriptor file(::open(part_.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0 || ::fsync(file.get()) != 0) fail(part_);
   if (std::rename(part_.c_str(), path_.c_str()) != 0) fail(path_);
   kept_ = true;
 }

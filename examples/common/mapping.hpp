@@ -9,6 +9,8 @@
 #include <span>
 #include <string>
 
+#include "common/program.hpp"
+
 namespace program {
 
 /// A range of mapped memory.
@@ -40,7 +42,8 @@ class Mapping {
 };
 
 /// A file that is being received: it lies beside its final name as NAME.part and is renamed by keep(). Without keep()
-/// it is removed, so that a failure never leaves a file that looks whole.
+/// it is removed, by a second signal as well, so that a failure never leaves a file that looks whole; only SIGKILL leaves
+/// the part.
 class NewFile {
  public:
   /// Throws Failure: the folder is missing, no room, no permission.
@@ -59,11 +62,13 @@ class NewFile {
   /// written to is not looked at: reading it would fill it.
   Summary make_sparse(std::size_t page_bytes) const;
 
+  /// Gives it its final name, with its bytes on the disk before.
   void keep();
 
  private:
   std::string path_;
   std::string part_;
+  RemovedBySignal unfinished_;
   Mapping mapping_;
   bool kept_ = false;
 };

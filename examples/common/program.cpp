@@ -7,17 +7,23 @@
 #include <CLI/CLI.hpp>
 
 #include <array>
+#include <cmath>
 #include <csignal>
 #include <cstdlib>
 #include <iterator>
-#include <optional>
+#include <map>
+#include <mutex>
+#include <set>
 #include <vector>
 
 namespace program {
 namespace {
 
 std::string with_context(const multifd::Error& error, const std::string& context) {
-  const std::string text = multifd::describe(error);
+  std::string text = multifd::describe(error);
+  // What the system says when nobody acknowledges what was sent; a time limit of our own has a code of ours.
+  if (error.code == std::error_code(ETIMEDOUT, std::system_category()) && error.stage != multifd::Stage::connect)
+    text += ": the other side's host does not answer any more (--peer-timeout)";
   return context.empty() ? text : context + ": " + text;
 }
 
@@ -28,14 +34,16 @@ bool is_broken_stream(const std::error_code& code) {
          code == Errc::unsynced_end;
 }
 
-// A signal handler reaches nothing but globals.
-std::optional<multifd::Interrupt> signal_interrupt;
-volatile std::sig_atomic_t signals_seen = 0;
+// What a second signal removes.
+struct Unfinished {
+  std::mutex mutex;
+  std::set<const std::string*> paths;
+};
 
-void on_signal(int) {
-  signals_seen = signals_seen + 1;
-  if (signals_seen > 1) _exit(exit_failed);
-  signal_interrupt->trigger();
+// Never destroyed, because a signal may come while the process ends.
+Unfinished& unfinished() {
+  static auto* const all = new Unfinished;
+  return *all;
 }
 
 }  // namespace
@@ -67,14 +75,37 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
   }
 }
 
-multifd::Interrupt& catch_signals() {
-  signal_interrupt = need(multifd::Interrupt::create());
-  struct sigaction action{};
-  action.sa_handler = on_signal;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
+const multifd::Interrupt& catch_signals() {
+  static auto* const interrupt = new multifd::Interrupt(need(multifd::Interrupt::create()));
   std::signal(SIGPIPE, SIG_IGN);
-  return *signal_interrupt;
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGINT, SIGTERM}) {
+    sigaddset(&signals, signal);
+    std::signal(signal, SIG_DFL);  // a shell starts what is to run in the background with SIGINT ignored
+  }
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::thread([signals] {
+    pthread_setname_np(pthread_self(), "signals");
+    int signal = 0;
+    sigwait(&signals, &signal);
+    interrupt->trigger();
+    sigwait(&signals, &signal);
+    const std::lock_guard lock(unfinished().mutex);
+    for (const std::string* path : unfinished().paths) ::unlink(path->c_str());
+    _exit(exit_failed);
+  }).detach();
+  return *interrupt;
+}
+
+RemovedBySignal::RemovedBySignal(std::string path) : path_(std::move(path)) {
+  const std::lock_guard lock(unfinished().mutex);
+  unfinished().paths.insert(&path_);
+}
+
+RemovedBySignal::~RemovedBySignal() {
+  const std::lock_guard lock(unfinished().mutex);
+  unfinished().paths.erase(&path_);
 }
 
 OnInterrupt::OnInterrupt(const multifd::Interrupt& interrupt, std::function<void()> action)
@@ -94,6 +125,17 @@ OnInterrupt::~OnInterrupt() {
 
 CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& bytes, const std::string& help) {
   return app.add_option(name, bytes, help)->transform(CLI::AsSizeValue(false))->type_name("SIZE");
+}
+
+CLI::Option* add_duration(CLI::App& app, const std::string& name, std::chrono::milliseconds& time,
+                          const std::string& help) {
+  const std::map<std::string, double> units{{"ms", 0.001}, {"s", 1}, {"min", 60}, {"h", 3600}};
+  const auto take = [&time](double seconds) { time = std::chrono::milliseconds(std::llround(seconds * 1000)); };
+  return app.add_option_function<double>(name, take, help)
+      ->transform(CLI::AsNumberWithUnit(units))
+      ->check(CLI::Range(0.001, 86'400.0))
+      ->default_str(fmt::format("{:g}s", static_cast<double>(time.count()) / 1000))
+      ->type_name("SECONDS");
 }
 
 std::string format_bytes(double bytes) {

@@ -8,6 +8,7 @@
 #include <multifd/transport/address.hpp>
 #include <multifd/transport/interrupt.hpp>
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <stdexcept>
@@ -57,9 +58,22 @@ T need(multifd::Result<T> result, const std::string& context = {}) {
 /// Runs a program: parses, calls `body`, turns exceptions into one line on stderr and an exit status.
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body);
 
-/// Installs handlers for SIGINT and SIGTERM: the first triggers the returned Interrupt, the second ends the process at
-/// once. Also ignores SIGPIPE. Call once.
-multifd::Interrupt& catch_signals();
+/// From now on SIGINT and SIGTERM go to a thread of their own, so that nothing else need be interruptible: the first
+/// triggers the returned Interrupt, the second removes every RemovedBySignal and ends the process at once. Also ignores
+/// SIGPIPE. Call once, before any other thread starts.
+const multifd::Interrupt& catch_signals();
+
+/// A path that a second signal removes while this lives: no destructor runs then.
+class RemovedBySignal {
+ public:
+  explicit RemovedBySignal(std::string path);
+  ~RemovedBySignal();
+  RemovedBySignal(const RemovedBySignal&) = delete;
+  RemovedBySignal& operator=(const RemovedBySignal&) = delete;
+
+ private:
+  const std::string path_;
+};
 
 /// While it lives: when `interrupt` triggers, `action` runs once on a thread of its own.
 class OnInterrupt {
@@ -76,6 +90,10 @@ class OnInterrupt {
 
 /// A number of bytes as people type it: "512M", "4G", "4096".
 CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& bytes, const std::string& help);
+
+/// A time as people type it: "3", "1.5s", "500ms", "2min"; from 1 ms to a day. --help shows the value it has now.
+CLI::Option* add_duration(CLI::App& app, const std::string& name, std::chrono::milliseconds& time,
+                          const std::string& help);
 
 /// "1.5 GiB".
 std::string format_bytes(double bytes);

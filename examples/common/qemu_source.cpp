@@ -52,6 +52,7 @@ void SourceOptions::add_to(CLI::App& app, const std::string& prefix) {
                  "Seconds for all of the source's connections, and for a destination that takes nothing")
       ->check(CLI::Range(1u, 3600u))
       ->capture_default_str();
+  limits.add_peer(app);
   app.add_option("--page-size", page_size, "The guest's page size (x86: 4096)")->capture_default_str();
   add_size(app, "--max-ram", max_ram, "The most RAM that a source may announce")->capture_default_str();
 }
@@ -72,8 +73,9 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
     : options_(options),
       accept_options_{
           .timeout = std::chrono::seconds(options.timeout_s), .interrupt = &interrupt, .on_stranger = tell_stranger},
-      listener_(need(Listener::listen(address_of(options.listen, "--listen"), wire::max_channels + 1u),
-                     "listen on " + options.listen)),
+      listener_(need(
+          Listener::listen(address_of(options.listen, "--listen"), wire::max_channels + 1u, options.limits.socket()),
+          "listen on " + options.listen)),
       links_([&] {
         fmt::print(stderr, "listening on {}\n", to_string(listener_.local_address()));
         auto links = accept_source(listener_, magic, options.channels, accept_options_);

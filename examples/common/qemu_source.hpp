@@ -24,6 +24,7 @@ struct SourceOptions {
   unsigned timeout_s = 30;
   std::size_t page_size = 4096;
   std::uint64_t max_ram = std::uint64_t{1} << 40;
+  TimeLimits limits;  ///< --peer-timeout of it
 
   /// `prefix`: "" or "in-", for the options that a program has twice.
   void add_to(CLI::App& app, const std::string& prefix);

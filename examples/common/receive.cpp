@@ -9,13 +9,17 @@
 namespace program {
 
 Received receive_ram(const std::string& compression, Accepted& source, const multifd::RamMap& ram,
-                     multifd::BlockId block, const multifd::Interrupt& interrupt, multifd::Populate populate) {
+                     multifd::BlockId block, const multifd::Interrupt& interrupt, const TimeLimits& limits,
+                     multifd::Populate populate) {
   const Stopwatch watch;
   // What wakes the main connection's reader: the first error of a channel, a signal's included.
   multifd::Interrupt wake = need(multifd::Interrupt::create());
-  const auto receiver =
-      need(open_receiver(compression, ram, std::move(source.channels),
-                         {.populate = populate, .on_error = [&](const multifd::Error&) { wake.trigger(); }}));
+  const auto receiver = need(open_receiver(compression, ram, std::move(source.channels),
+                                           {.populate = populate,
+                                            .hello_timeout = limits.hello,
+                                            .progress_timeout = limits.progress,
+                                            .interrupt = &interrupt,
+                                            .on_error = [&](const multifd::Error&) { wake.trigger(); }}));
   const OnInterrupt cancel(interrupt, [&] { receiver->cancel(); });
   source.control.set_interrupt(wake);
   Received received;
@@ -27,7 +31,13 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
       return fmt::format("received {}  {:.2f} GiB/s  epoch {}", format_bytes(moved), rate(moved, watch.seconds()),
                          stats.epochs);
     });
+    const auto moved = [&] { return multifd::total(receiver->stats().channels).wire_bytes; };
     for (bool more = true; more;) {
+      multifd::ProgressWatch standing_still(limits.progress, moved());
+      while (!source.control.wait_for_message(std::chrono::ceil<std::chrono::milliseconds>(standing_still.slice())))
+        if (standing_still.stalled(moved()))
+          throw Failure(multifd::Error{.code = multifd::Errc::timed_out},
+                        "nothing arrives any more (--progress-timeout)");
       Message message = source.control.receive(large_message);
       switch (message.type) {
         case MessageType::zero_runs: received.main_zero_pages += apply_zero_runs(message, ram, block); break;

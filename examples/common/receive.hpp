@@ -22,7 +22,7 @@ struct Received {
 ///
 /// Params: `compression`: a name of compressor_names().
 Received receive_ram(const std::string& compression, Accepted& source, const multifd::RamMap& ram,
-                     multifd::BlockId block, const multifd::Interrupt& interrupt,
+                     multifd::BlockId block, const multifd::Interrupt& interrupt, const TimeLimits& limits,
                      multifd::Populate populate = multifd::Populate::off);
 
 }  // namespace program

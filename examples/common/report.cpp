@@ -8,7 +8,6 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 
 #include "common/program.hpp"
 
@@ -95,17 +94,24 @@ nlohmann::json failure_report(const std::string& error, double seconds) {
   return object;
 }
 
-void write_json(const std::string& path, const nlohmann::json& object) {
-  if (path.empty()) return;
+JsonFile::JsonFile(std::string path) : path_(std::move(path)) {
+  if (path_.empty() || path_ == "-") return;
+  file_.open(path_);
+  if (!file_) throw Failure(fmt::format("--json {}: {}", path_, std::strerror(errno)));
+}
+
+void JsonFile::write(const nlohmann::json& object) {
+  if (path_.empty()) return;
   const std::string text = object.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-  if (path == "-") {
+  if (path_ == "-") {
     fmt::print("{}", text);
     std::fflush(stdout);
     return;
   }
-  std::ofstream file(path);
-  file << text;
-  if (!file.flush()) throw Failure(fmt::format("{}: {}", path, std::strerror(errno)));
+  file_ << text;
+  if (!file_.flush()) throw Failure(fmt::format("{}: {}", path_, std::strerror(errno)));
 }
+
+void write_json(const std::string& path, const nlohmann::json& object) { JsonFile(path).write(object); }
 
 }  // namespace program

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <fstream>
 #include <functional>
 #include <mutex>
 #include <nlohmann/json_fwd.hpp>
@@ -72,7 +73,21 @@ void add_spent(nlohmann::json& object, const Spent& spent);
 /// The same keys for a run that failed.
 nlohmann::json failure_report(const std::string& error, double seconds);
 
-/// Writes the object to a file, or to stdout for "-"; nothing for an empty path.
+/// Where --json goes: a file, stdout for "-", nowhere for an empty path. Opened before the work, so that a path that
+/// cannot be written is no surprise after it, and nobody takes an earlier run's report for this one's.
+class JsonFile {
+ public:
+  /// Throws Failure.
+  explicit JsonFile(std::string path);
+  /// Once. Throws Failure.
+  void write(const nlohmann::json& object);
+
+ private:
+  std::string path_;
+  std::ofstream file_;
+};
+
+/// Opens and writes.
 void write_json(const std::string& path, const nlohmann::json& object);
 
 /// GiB per second.

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include "common/stacks.hpp"
 
+#include <fcntl.h>
+#include <sys/socket.h>
+
+#include <optional>
+
 namespace program {
 namespace {
 
@@ -26,6 +31,26 @@ class ReceiverOf final : public AnyReceiver {
   Receiver<FdTransport, C> receiver_;
 };
 
+/// Receiver::open() knows no Interrupt: while this lives, one cuts the channels, and that ends the wait for the hellos.
+class CutOnInterrupt {
+ public:
+  CutOnInterrupt(const Interrupt& interrupt, const std::vector<FdTransport>& links)
+      : copies_(copies_of(links)), on_interrupt_(interrupt, [this] {
+          for (const multifd::detail::UniqueFd& each : copies_) ::shutdown(each.get(), SHUT_RDWR);
+        }) {}
+
+ private:
+  // The links' own descriptors may be closed, and be others, by then.
+  static std::vector<multifd::detail::UniqueFd> copies_of(const std::vector<FdTransport>& links) {
+    std::vector<multifd::detail::UniqueFd> copies;
+    for (const FdTransport& link : links) copies.emplace_back(::fcntl(link.native_handle(), F_DUPFD_CLOEXEC, 0));
+    return copies;
+  }
+
+  const std::vector<multifd::detail::UniqueFd> copies_;
+  const OnInterrupt on_interrupt_;  // last: its thread uses the others
+};
+
 }  // namespace
 
 std::unique_ptr<AnySender> open_sender(const StackOptions& options, const RamMap& ram, std::vector<FdTransport> links) {
@@ -42,6 +67,8 @@ Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compressio
 #else
   const std::string decoder = compression == "igzip" ? "zlib" : compression;  // the same bytes
 #endif
+  std::optional<CutOnInterrupt> cut;
+  if (options.interrupt != nullptr) cut.emplace(*options.interrupt, links);
   return with_policy(decoder, Compressors{}, [&]<class C>() -> Result<std::unique_ptr<AnyReceiver>> {
     auto receiver = Receiver<FdTransport, C>::open(ram, std::move(links),
                                                    {.uuid = options.uuid,
@@ -50,9 +77,12 @@ Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compressio
                                                     .populate = options.populate,
                                                     .first_packet = options.first_packet,
                                                     .hello_timeout = options.hello_timeout,
+                                                    .progress_timeout = options.progress_timeout,
                                                     .on_packet = std::move(options.on_packet),
                                                     .on_device_state = std::move(options.on_device_state),
                                                     .on_error = std::move(options.on_error)});
+    if (!receiver && options.interrupt != nullptr && options.interrupt->triggered())
+      return fail(Errc::cancelled, Stage::hello);
     if (!receiver) return std::unexpected(receiver.error());
     return std::make_unique<ReceiverOf<C>>(std::move(*receiver));
   });

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "common/program.hpp"
+#include "common/time_limits.hpp"
 
 namespace program {
 
@@ -51,6 +52,7 @@ struct StackOptions {
   unsigned depth = 0;
   multifd::Uuid uuid{};
   multifd::ErrorHook on_error{};
+  std::chrono::milliseconds progress_timeout = TimeLimits{}.progress;
 
   /// `option_prefix`: "" or "out-", for the options that a program has twice.
   void add_to(CLI::App& app, const std::string& option_prefix = {});
@@ -103,6 +105,7 @@ class SenderOf final : public AnySender {
                                   .peer = options.peer,
                                   .bandwidth = options.bandwidth,
                                   .depth = options.depth,
+                                  .progress_timeout = options.progress_timeout,
                                   .pages = options.pages,
                                   .digest = options.digest,
                                   .on_error = options.on_error}))) {}
@@ -146,7 +149,9 @@ struct ReceiveOptions {
   multifd::UuidCheck uuid{};
   multifd::Populate populate = multifd::Populate::off;
   multifd::FirstPacket first_packet = multifd::FirstPacket::any;
-  std::chrono::milliseconds hello_timeout{10'000};
+  std::chrono::milliseconds hello_timeout = TimeLimits{}.hello;
+  std::chrono::milliseconds progress_timeout = multifd::ReceiverOptions<multifd::NoComp>{}.progress_timeout;
+  const multifd::Interrupt* interrupt = nullptr;  ///< ends the wait for the hellos; who has the receiver can cancel it
   multifd::PacketHook on_packet{};
   multifd::DeviceStateHook on_device_state{};
   multifd::ErrorHook on_error{};

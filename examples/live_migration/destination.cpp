@@ -37,14 +37,15 @@ std::uint64_t compare_pages(const std::vector<std::byte>& theirs, std::span<cons
 
 }  // namespace
 
-void destination(Listener& listener, const Settings& settings, std::uint64_t memory_limit, const Interrupt& interrupt) {
-  Accepted source = program::accept_source(listener, 0, interrupt);
+void destination(Listener& listener, const Settings& settings, std::uint64_t memory_limit, const Interrupt& interrupt,
+                 program::JsonFile& json_file) {
+  Accepted source = program::accept_source(listener, 0, interrupt, settings.limits);
   const program::Stopwatch watch;
   const auto give_up = [&](const Failure& failure) {
     try {
       source.control.give_up(failure);
     } catch (const Failure& reason) {  // may be the source's own words
-      program::write_json(settings.json_path, program::failure_report(reason.what(), watch.seconds()));
+      json_file.write(program::failure_report(reason.what(), watch.seconds()));
       throw;
     }
   };
@@ -63,7 +64,7 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
 
     RamMap ram(guest_page_size);
     const BlockId block = need(ram.add("pc.ram", guest->memory()));
-    const Received received = program::receive_ram(compression, source, ram, block, interrupt);
+    const Received received = program::receive_ram(compression, source, ram, block, interrupt, settings.limits);
     guest->load_state(received.state);
     source.control.send_json(MessageType::ready, json::object());
 
@@ -96,7 +97,7 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
                                   received.main_zero_pages, received.stats.channels);
     report["backend"] = guest->backend();
     report["pages_verified"] = pages;
-    program::write_json(settings.json_path, report);
+    json_file.write(report);
   } catch (const Failure& failure) {
     give_up(failure);
   } catch (const std::exception& failure) {

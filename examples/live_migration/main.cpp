@@ -101,6 +101,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"auto", "kvm", "thread"}))
       ->capture_default_str();
   app.add_option("--seed", settings.guest.seed, "Seed of the guest's memory")->capture_default_str();
+  settings.limits.add_to_both(app);
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   auto* listening = app.add_option(
       "--listen", listen,
@@ -115,24 +116,26 @@ int main(int argc, char** argv) {
     settings.max_downtime_s = max_downtime_ms / 1000;
     settings.backend = *live::parse_backend(backend);
     settings.stack.check();
+    settings.stack.progress_timeout = settings.limits.progress;
     const multifd::Interrupt& interrupt = program::catch_signals();
+    program::JsonFile json_file(settings.json_path);
 
     if (!listen.empty()) {
-      auto listener =
-          need(multifd::Listener::listen(program::address_of(listen, "--listen"), multifd::wire::max_channels + 1u),
-               "listen on " + listen);
+      auto listener = need(multifd::Listener::listen(program::address_of(listen, "--listen"),
+                                                     multifd::wire::max_channels + 1u, settings.limits.socket()),
+                           "listen on " + listen);
       fmt::print("{}\n", to_string(listener.local_address()));
       std::fflush(stdout);
-      live::destination(listener, settings, memory, interrupt);
+      live::destination(listener, settings, memory, interrupt, json_file);
       return program::exit_done;
     }
     if (!connect.empty()) {
-      live::source(settings, program::address_of(connect, "--connect"), interrupt);
+      live::source(settings, program::address_of(connect, "--connect"), interrupt, json_file);
       return program::exit_done;
     }
     Child child(
         {app.get_name(), "--listen", "tcp:127.0.0.1:0", "--memory", std::to_string(memory), "--backend", backend});
-    live::source(settings, program::address_of(child.address(), "--connect"), interrupt);
+    live::source(settings, program::address_of(child.address(), "--connect"), interrupt, json_file);
     if (const int status = child.join(); status != program::exit_done)
       throw Failure(fmt::format("the destination process ended with status {}", status));
     return program::exit_done;

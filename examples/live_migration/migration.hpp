@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 
+#include "common/report.hpp"
 #include "common/stacks.hpp"
 #include "live_migration/guest.hpp"
 
@@ -16,6 +17,7 @@ struct Settings {
   GuestConfig guest;
   Backend backend = Backend::automatic;
   program::StackOptions stack;
+  program::TimeLimits limits;
   double max_downtime_s = 0.3;
   unsigned max_rounds = 30;
   double run_before_s = 0.5;  ///< the guest runs that long before its migration starts
@@ -24,12 +26,13 @@ struct Settings {
 };
 
 /// Boots a guest, migrates it to `address` and prints what happened. Throws program::Failure.
-void source(const Settings& settings, const multifd::Address& address, const multifd::Interrupt& interrupt);
+void source(const Settings& settings, const multifd::Address& address, const multifd::Interrupt& interrupt,
+            program::JsonFile& json_file);
 
 /// Takes one guest from `listener` and runs it. `memory_limit` bounds what a source may announce. Throws
 /// program::Failure.
 void destination(multifd::Listener& listener, const Settings& settings, std::uint64_t memory_limit,
-                 const multifd::Interrupt& interrupt);
+                 const multifd::Interrupt& interrupt, program::JsonFile& json_file);
 
 /// XXH3-64 of every page, big-endian, as it goes over the control connection.
 std::vector<std::byte> page_digests(std::span<const std::byte> memory);

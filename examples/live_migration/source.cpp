@@ -84,10 +84,9 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
                 const Interrupt& interrupt) {
   RamMap ram(guest_page_size);
   const BlockId block = need(ram.add("pc.ram", guest.memory()));
-  SocketOptions socket;
-  socket.interrupt = &interrupt;
-  auto links = need(connect_channels(address, settings.stack.channels, socket), "connect the channels");
-  const auto sender = program::open_sender(settings.stack, ram, std::move(links));
+  auto links = need(connect_channels(address, settings.stack.channels, settings.limits.socket(&interrupt)),
+                    "connect the channels");
+  const auto sender = program::open_sender(settings.stack, ram, program::plain_links(std::move(links)));
   const program::OnInterrupt cancel(interrupt, [&] { sender->cancel(); });
 
   program::ZeroRuns zeros(control, guest_page_size);
@@ -173,13 +172,14 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
 
 }  // namespace
 
-void source(const Settings& settings, const Address& address, const Interrupt& interrupt) {
+void source(const Settings& settings, const Address& address, const Interrupt& interrupt,
+            program::JsonFile& json_file) {
   std::string note;
   const auto guest = make_guest(settings.backend, settings.guest, &note);
   const bool quiet = settings.json_path == "-";
   if (!quiet) fmt::print("backend: {}\n", note);
   guest->boot();
-  Control control = Control::connect(address, interrupt);
+  Control control = Control::connect(address, interrupt, settings.limits);
   const program::Stopwatch watch;
   try {
     guest->run();
@@ -196,7 +196,7 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
     const GuestReport here = guest->report();
     const program::Stopwatch verifying;
     control.send(MessageType::digests, page_digests(guest->memory()));
-    const json verdict = control.expect(MessageType::result, program::small_message, std::chrono::minutes(5)).json();
+    const json verdict = control.expect(MessageType::result, program::small_message, settings.limits.result).json();
     const double verify_s = verifying.seconds() - settings.run_after_s;
 
     const std::uint64_t ram_bytes = [&] {
@@ -242,13 +242,13 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
                  here.sweeps, sweeps - here.sweeps, written, program::field<std::uint64_t>(verdict, "errors"));
       fmt::print("{} pages compared: verified\n", program::field<std::uint64_t>(verdict, "pages_verified"));
     }
-    program::write_json(settings.json_path, report);
+    json_file.write(report);
   } catch (const std::exception& error) {
     const auto* known = dynamic_cast<const Failure*>(&error);
     try {
       control.give_up(known != nullptr ? *known : Failure(error.what()));
     } catch (const Failure& reason) {
-      program::write_json(settings.json_path, program::failure_report(reason.what(), watch.seconds()));
+      json_file.write(program::failure_report(reason.what(), watch.seconds()));
       throw;
     }
   }

@@ -18,6 +18,7 @@ using program::Failure;
 int migrate(const relay::Settings& settings) {
   const Interrupt& interrupt = program::catch_signals();
   const program::Stopwatch watch;
+  program::JsonFile json_file(settings.json_path);
   try {
     program::QemuSource source(settings.source, interrupt);
     relay::Relay relay(settings, source, interrupt);
@@ -29,10 +30,10 @@ int migrate(const relay::Settings& settings) {
                  report["epochs"].get<std::uint64_t>(),
                  report["confirmed"].get<bool>() ? "the destination confirmed"
                                                  : "no return path, so nobody confirmed: ask the destination");
-    program::write_json(settings.json_path, report);
+    json_file.write(report);
     return program::exit_done;
   } catch (const Failure& failure) {
-    program::write_json(settings.json_path, program::failure_report(failure.what(), watch.seconds()));
+    json_file.write(program::failure_report(failure.what(), watch.seconds()));
     throw;
   }
 }

@@ -81,7 +81,8 @@ json Relay::run() {
 void Relay::connect() {
   const Address address = program::address_of(settings_.connect, "--connect");
   const std::chrono::seconds limit(settings_.source.timeout_s);
-  const SocketOptions options{.connect_timeout = limit, .interrupt = &interrupt_};
+  SocketOptions options = settings_.source.limits.socket(&interrupt_);
+  options.connect_timeout = limit;
   // Whoever takes no byte for so long will not take any.
   const auto limit_writes = [&](const FdTransport& link) {
     const timeval limit_value{.tv_sec = limit.count(), .tv_usec = 0};
@@ -171,10 +172,11 @@ void Relay::open_channels() {
     return at_destination(pages->take(state));
   };
   auto receiver =
-      program::open_receiver(settings_.source.compression, ram_, source_.take_channels(),
+      program::open_receiver(settings_.source.compression, ram_, program::plain_links(source_.take_channels()),
                              {.uuid = settings_.source.uuid_check(),
                               .first_packet = FirstPacket::sync,  // so nothing is taken before the sender is there
                               .hello_timeout = 2000ms,            // their first bytes are there
+                              .interrupt = &interrupt_,
                               .on_packet = take_packet,
                               // Several wait in the sender at once; VFIO's have 1 MiB.
                               .on_device_state = {.take = take_device, .limit_bytes = 4 * 1024 * 1024},

@@ -21,6 +21,10 @@ expect_status 1 "not a regular file" "$send" --connect tcp:127.0.0.1:1 --file "$
 expect_status 1 "fewer than" "$send" --connect tcp:127.0.0.1:1 --file "$work/image" --size 1G
 expect_status 1 "refused" "$send" --connect tcp:127.0.0.1:1 --file "$work/image" --json "$work/failed.json"
 grep -q '"ok": false' "$work/failed.json" || die "JSON does not say that it failed"
+# Known before anything is connected, not after the work.
+expect_status 1 "--json $work/no/report: No such file" "$send" --connect tcp:127.0.0.1:1 --file "$work/image" --json "$work/no/report"
+expect_status 1 "--json $work/no/report: No such file" "$receive" --listen tcp:127.0.0.1:0 --file "$work/copy" --json "$work/no/report"
+[ ! -e "$work/copy" ] && [ ! -e "$work/copy.part" ] || die "a file is left after a --json that cannot be written"
 expect_status 2 "--file or --discard" "$receive" --listen tcp:127.0.0.1:0
 expect_status 1 "No such file" "$receive" --listen tcp:127.0.0.1:0 --file "$work/no/such/folder" --populate --size 1M
 expect_status 2 "--populate needs --size" "$receive" --listen tcp:127.0.0.1:0 --discard --populate

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+#include "common/time_limits.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+
+namespace program {
+
+using namespace std::chrono_literals;
+
+void TimeLimits::add_connecting(CLI::App& app) {
+  add_duration(app, "--connect-timeout", connect, "Give up connecting after that long");
+  add_duration(app, "--result-timeout", result, "Give up when the receiver has not said that all is well by then");
+}
+
+void TimeLimits::add_accepting(CLI::App& app) {
+  add_duration(
+      app, "--accept-timeout", accept,
+      "Give up when a source has connected, and not all its channels by then; a first connection is waited for "
+      "without end");
+  add_duration(app, "--hello-timeout", hello, "Give up when a channel has not said which one it is by then");
+}
+
+void TimeLimits::add_peer(CLI::App& app) {
+  add_duration(app, "--peer-timeout", peer,
+               "TCP: give up when the other side's host has acknowledged nothing for that long. Longer than the other "
+               "side may stand still, because a full one counts as well");
+}
+
+void TimeLimits::add_to_sender(CLI::App& app) {
+  add_connecting(app);
+  add_duration(app, "--progress-timeout", progress, "Give up when the receiver has taken no byte for that long");
+  add_peer(app);
+}
+
+void TimeLimits::add_to_receiver(CLI::App& app) {
+  add_accepting(app);
+  progress = multifd::ReceiverOptions<multifd::NoComp>{}.progress_timeout;
+  add_duration(app, "--progress-timeout", progress, "Give up when nothing has arrived for that long");
+  add_peer(app);
+}
+
+void TimeLimits::add_to_both(CLI::App& app) {
+  add_connecting(app);
+  add_accepting(app);
+  add_duration(app, "--progress-timeout", progress, "Give up when no byte has moved for that long");
+  add_peer(app);
+}
+
+multifd::SocketOptions TimeLimits::socket(const multifd::Interrupt* interrupt) const {
+  multifd::SocketOptions options;
+  options.connect_timeout = connect;
+  options.interrupt = interrupt;
+  // An idle connection is asked early enough for the answer to be missed in time.
+  const auto seconds = std::chrono::ceil<std::chrono::seconds>(peer);
+  options.user_timeout = peer;
+  options.keepalive_idle = std::clamp(seconds / 2, std::chrono::seconds(1), options.keepalive_idle);
+  options.keepalive_interval = std::clamp(seconds / 6, std::chrono::seconds(1), options.keepalive_interval);
+  return options;
+}
+
+}  // namespace program

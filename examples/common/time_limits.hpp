@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+//
+// How long the programs wait for the other side, as options with the library's defaults. Which deadline notices what:
+// README.md, Trust and Limits.
+#pragma once
+
+#include <multifd/multifd.hpp>
+#include <multifd/transport/accept_source.hpp>
+
+#include <chrono>
+
+#include "common/program.hpp"
+
+namespace program {
+
+struct TimeLimits {
+  std::chrono::milliseconds connect = multifd::SocketOptions{}.connect_timeout;
+  std::chrono::milliseconds accept = multifd::AcceptSourceOptions{}.timeout;
+  std::chrono::milliseconds hello = multifd::ReceiverOptions<multifd::NoComp>{}.hello_timeout;
+  /// A sender's; add_to_receiver() makes it a receiver's.
+  std::chrono::milliseconds progress =
+      multifd::SenderOptions<multifd::NoComp, multifd::ZeroPagesNone>{}.progress_timeout;
+  std::chrono::milliseconds result = std::chrono::minutes(10);
+  std::chrono::milliseconds peer = multifd::SocketOptions{}.user_timeout;
+
+  /// --connect-timeout, --progress-timeout, --result-timeout, --peer-timeout.
+  void add_to_sender(CLI::App& app);
+  /// --accept-timeout, --hello-timeout, --progress-timeout, --peer-timeout.
+  void add_to_receiver(CLI::App& app);
+  /// Both, for a program that can be either.
+  void add_to_both(CLI::App& app);
+  void add_peer(CLI::App& app);
+
+  /// What of it is a socket's matter.
+  multifd::SocketOptions socket(const multifd::Interrupt* interrupt = nullptr) const;
+
+ private:
+  void add_connecting(CLI::App& app);
+  void add_accepting(CLI::App& app);
+};
+
+}  // namespace program

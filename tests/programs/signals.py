@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""SIGINT and SIGTERM in every state: the first cancels with a word and leaves nothing behind, the second ends the
+program at once, and leaves nothing behind either.
+
+    python3 tests/programs/signals.py build/dev/examples
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import survivors
+from silence import fake
+from survivors import Folder, LabError, wait_for
+
+FIRST = 1.0  # seconds to the end
+SECOND = 0.1
+
+
+class Scene:
+    """Brings one program into a state; `subject` gets the signals."""
+
+    def __init__(self, folder, programs, image, stack):
+        self.folder, self.programs, self.image, self.stack = folder, programs, image, stack
+        self.copy = folder.memory / folder.new("received").name / "copy"
+        self.copy.parent.mkdir()
+
+    def receiver(self, *options):
+        return self.stack.enter_context(
+            survivors.receiver(self.folder, self.programs, "tcp:127.0.0.1:0", self.copy, *options))
+
+    def sender(self, address, *options, image=None):
+        return self.stack.enter_context(
+            survivors.sender(self.folder, self.programs, address, image or self.image, *options))
+
+    def fake(self, *options):
+        process, text = fake(self.folder, *options)
+        self.stack.enter_context(process)
+        return text
+
+    def part(self):
+        wait_for("the file that is being received", 5, self.copy.with_name("copy.part").exists)
+
+    # ---- the states
+
+    def waiting_for_a_source(self):
+        return self.receiver()
+
+    def waiting_for_channels(self):
+        receiver = self.receiver()
+        self.fake("--connect", receiver.address, "--until", "main")
+        return receiver
+
+    def waiting_for_hellos(self):
+        receiver = self.receiver()
+        self.fake("--connect", receiver.address, "--until", "channels")
+        self.part()
+        return receiver
+
+    def receiving_nothing(self):
+        receiver = self.receiver()
+        self.fake("--connect", receiver.address, "--until", "hellos")
+        self.part()
+        return receiver
+
+    def receiving(self):
+        receiver = self.receiver()
+        self.sender(receiver.address, "--bandwidth", "4M")
+        self.part()
+        return receiver
+
+    def connecting(self):
+        sender = self.sender(self.fake("--listen", "tcp:127.0.0.1:0", "--full"))
+        return self.blocked_in(sender, "poll")
+
+    def connecting_unix(self):
+        sender = self.sender(self.fake("--listen", f"unix:{self.folder.new('socket')}", "--full"))
+        return self.blocked_in(sender, "poll")
+
+    def sending_to_a_full_peer(self):
+        sender = self.sender(self.fake("--listen", "tcp:127.0.0.1:0"))
+        return self.blocked_in(sender, "futex")
+
+    def waiting_for_the_verdict(self):
+        sender = self.sender(self.fake("--listen", "tcp:127.0.0.1:0", "--read"), "--size", "1M")
+        return self.blocked_in(sender, "poll")
+
+    def large_file(self, mib):
+        path = self.folder.new("large")
+        with open(path, "wb") as file:
+            file.truncate(mib * survivors.MIB)  # a hole
+        self.stack.callback(path.unlink)
+        return path
+
+    def computing_the_digest(self):
+        sender = self.sender(self.fake("--listen", "tcp:127.0.0.1:0", "--read"), image=self.large_file(768))
+
+        def threads():
+            return len(os.listdir(f"/proc/{sender.pid}/task"))
+
+        # Its channels have come and gone: the digest is next.
+        wait_for("the channels", 5, lambda: threads() > 4, every=0.001)
+        wait_for("the end of the channels", 20, lambda: threads() <= 2, every=0.001)
+        return sender
+
+    def mapping_a_large_file(self):
+        """Nothing hears the first signal there."""
+        sender = self.sender("tcp:127.0.0.1:1", "--populate", image=self.large_file(8 << 10))
+        time.sleep(0.2)
+        if not sender.alive():
+            raise LabError(f"the large file was too small: {sender.stderr()}")
+        return sender
+
+    @staticmethod
+    def blocked_in(process, call):
+        """Waits until the program's main thread sleeps in a system call of that name."""
+
+        def sleeps():
+            try:
+                return call in Path(f"/proc/{process.pid}/wchan").read_text()
+            except OSError:
+                return False
+
+        try:
+            wait_for(f"{process.name}: to be in {call}", 3, sleeps)
+        except LabError:
+            if not process.alive():
+                raise  # else: a kernel that does not say
+        return process
+
+    STATES = ("waiting_for_a_source", "waiting_for_channels", "waiting_for_hellos", "receiving_nothing", "receiving",
+              "connecting", "connecting_unix", "sending_to_a_full_peer", "computing_the_digest",
+              "waiting_for_the_verdict")
+    ONLY_THE_SECOND = ("mapping_a_large_file",)
+
+
+def send(process, *signals):
+    for each in signals:
+        os.kill(process.pid, each)
+    return time.monotonic()
+
+
+def first(scene, state):
+    process = getattr(scene, state)()
+    seconds = survivors.seconds_to_end(process, FIRST, send(process, signal.SIGINT))
+    survivors.check_failure(process, "cancelled")
+    return seconds
+
+
+def second(scene, state):
+    """Two different ones, since the same twice may become one on the way."""
+    process = getattr(scene, state)()
+    seconds = survivors.seconds_to_end(process, FIRST, send(process, signal.SIGINT, signal.SIGTERM))
+    if process.popen.returncode != 1:
+        raise LabError(f"status {process.popen.returncode} after the second signal")
+    return seconds
+
+
+def main():
+    parser = argparse.ArgumentParser(description="signals in every state")
+    parser.add_argument("programs", type=Path, help="folder of ram_send and ram_receive")
+    parser.add_argument("--tries", type=int, default=1, help="how often in each state")
+    options = parser.parse_args()
+    programs = options.programs.resolve()
+    failures = count = 0
+    with Folder() as folder:
+        image = survivors.make_image(folder.memory / "image", 16)
+        for state in Scene.STATES + Scene.ONLY_THE_SECOND:
+            for what, limit, act in (("first", FIRST, first), ("second", SECOND, second)):
+                if state in Scene.ONLY_THE_SECOND:
+                    if act is first:
+                        continue
+                    limit = FIRST  # the system has to unmap what is mapped by then
+                times = []
+                try:
+                    # One slow answer may be the machine's.
+                    while len(times) < options.tries or (times[-1] > limit and len(times) < options.tries + 2):
+                        with contextlib.ExitStack() as stack:
+                            scene = Scene(folder, programs, image, stack)
+                            times.append(act(scene, state))
+                            if survivors.leftovers(scene.copy):
+                                raise LabError(f"left behind: {survivors.leftovers(scene.copy)}")
+                    count += len(times)
+                    if sorted(times)[(len(times) - 1) // 2] > limit and times[-1] > limit:
+                        raise LabError(f"took {survivors.spread(times)}; limit {limit} s")
+                    print(f"{state}: {what} signal: {survivors.spread(times)}")
+                except LabError as error:
+                    failures += 1
+                    print(f"FAILED: {state}: {what} signal: {error}")
+    print(f"{count} times signalled, {failures} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""A peer that falls silent, at each point at which it can: the program's deadline for that point ends it, and says so.
+
+    python3 tests/programs/silence.py build/dev/examples
+"""
+
+import argparse
+import concurrent.futures
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import survivors
+from survivors import Folder, LabError, Process, wait_for
+
+FAKE = Path(__file__).resolve().parent / "fake_peer.py"
+DEADLINE = 1.5
+MARGIN = 2.0  # what a loaded machine and the last words to the peer may add
+# What the peer does, the program's option that is to notice it, and what is then said.
+SENDER_CASES = (
+    ("--full", "--connect-timeout", "connect: .*time limit passed"),
+    ("", "--progress-timeout", "no byte moved|time limit passed"),
+    ("--read", "--result-timeout", "other side is silent.*time limit passed"),
+)
+RECEIVER_CASES = (
+    ("main", "--accept-timeout", "waiting for 2 channels, 0 came: .*time limit passed"),
+    ("channels", "--hello-timeout", "hello: .*time limit passed"),
+    ("hellos", "--progress-timeout", "nothing arrives any more.*time limit passed"),
+)
+
+
+def fake(folder, *options):
+    """A fake peer that has come as far as it is to come, and what it printed then."""
+    out = folder.new("fake")
+    with open(out, "wb") as file:
+        process = Process(folder, "fake_peer", [sys.executable, FAKE, *options], stdout=file)
+    try:
+        wait_for("the fake peer", 10, lambda: out.read_text().endswith("\n") or not process.alive())
+        if not process.alive():
+            raise LabError(f"fake peer: {process.stderr()[-300:]}")
+    except BaseException:
+        process.kill()
+        raise
+    return process, out.read_text().strip()
+
+
+def check_sender(folder, programs, image, tcp, peer, option, cause):
+    listen = "tcp:127.0.0.1:0" if tcp else f"unix:{folder.new('socket')}"
+    other, address = fake(folder, "--listen", listen, *peer.split())
+    with other:
+        began = time.monotonic()
+        with survivors.sender(folder, programs, address, image, option, DEADLINE) as sender:
+            seconds = survivors.seconds_to_end(sender, DEADLINE + MARGIN, began)
+            return seconds, survivors.check_failure(sender, cause)
+
+
+def check_receiver(folder, programs, _image, tcp, peer, option, cause):
+    copy = folder.memory / folder.new("received").name / "copy"
+    copy.parent.mkdir()
+    listen = "tcp:127.0.0.1:0" if tcp else f"unix:{folder.new('socket')}"
+    with survivors.receiver(folder, programs, listen, copy, option, DEADLINE) as receiver:
+        other, _ = fake(folder, "--connect", receiver.address, "--until", peer)
+        with other:
+            seconds = survivors.seconds_to_end(receiver, DEADLINE + MARGIN, time.monotonic())
+            line = survivors.check_failure(receiver, cause)
+    if survivors.leftovers(copy):
+        raise LabError(f"the receiver has left {survivors.leftovers(copy)}")
+    return seconds, line
+
+
+def check_stranger(folder, programs, image, tcp, *_):
+    """Who connects and says nothing at all is no source: the next one is taken."""
+    copy = folder.memory / folder.new("received").name / "copy"
+    copy.parent.mkdir()
+    listen = "tcp:127.0.0.1:0" if tcp else f"unix:{folder.new('socket')}"
+    with survivors.receiver(folder, programs, listen, copy, "--hello-timeout", DEADLINE) as receiver:
+        other, _ = fake(folder, "--connect", receiver.address, "--until", "nothing")
+        began = time.monotonic()
+        with other, survivors.sender(folder, programs, receiver.address, image, "--size", "1M") as sender:
+            for each in (sender, receiver):
+                survivors.seconds_to_end(each, DEADLINE + MARGIN, began)
+                if each.popen.returncode != 0:
+                    raise LabError(f"{each.name} ended with {each.popen.returncode}: {each.stderr()}")
+        return time.monotonic() - began, "the next source was taken"
+
+
+def main():
+    parser = argparse.ArgumentParser(description="a peer falls silent")
+    parser.add_argument("programs", type=Path, help="folder of ram_send and ram_receive")
+    programs = parser.parse_args().programs.resolve()
+    cases = [(check_sender, *case) for case in SENDER_CASES] + [(check_receiver, *case) for case in RECEIVER_CASES]
+    cases.append((check_stranger, "nothing", "--hello-timeout", ""))
+    failed = 0
+    with Folder() as folder:
+        image = survivors.make_image(folder.memory / "image", 32)
+
+        def one(case):
+            check, peer, option, cause = case[:4]
+            try:
+                seconds, line = check(folder, programs, image, case[4], peer, option, cause)
+                return f"{seconds:.2f} s: {line}", True
+            except (LabError, subprocess.SubprocessError) as error:
+                return f"FAILED: {error}", False
+
+        everything = [(*case, tcp) for case in cases for tcp in (True, False)]
+        with concurrent.futures.ThreadPoolExecutor(len(everything)) as pool:
+            for case, (text, ok) in zip(everything, pool.map(one, everything)):
+                side = "ram_send" if case[0] is check_sender else "ram_receive"
+                print(f"{side} {case[2]} {DEADLINE} s, {'tcp' if case[4] else 'unix'}, the other side: "
+                      f"{shlex.quote(case[1] or 'reads nothing')}: {text}")
+                failed += not ok
+    print(f"{len(everything)} silent peers, {failed} failures")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
