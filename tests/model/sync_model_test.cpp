@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: MIT
+//
+// The receiver's barrier, the sender's gate, and how the first error stops everything, under every order of a few steps.
+#include "model/instrument.hpp"
+
+#include <doctest/doctest.h>
+
+#include "multifd/channel/epoch_gate.hpp"
+#include "multifd/channel/first_error.hpp"
+#include "multifd/channel/sync_point.hpp"
+
+using namespace multifd;
+using model::expect;
+using model::Explored;
+using model::Run;
+using namespace std::chrono_literals;
+
+namespace {
+
+void report(const char* what, const Explored& explored) {
+  const std::string failure = explored.failure ? explored.failure->what + ", order " + explored.failure->order : "";
+  MESSAGE(std::string(what), ": ", explored.orders, " orders, ", explored.steps, " steps, the longest ",
+          explored.longest);
+  CHECK_MESSAGE(!explored.failure, failure);
+}
+
+constexpr auto no_progress = [] { return std::uint64_t{0}; };
+
+struct Barriers {
+  Barriers(unsigned channels, Barrier mode)
+      : point(std::move(*SyncPoint::create(channels, mode, 1h))), arrived(channels), passed(channels) {}
+  std::unique_ptr<SyncPoint> point;
+  std::vector<unsigned> arrived, passed;
+  unsigned released = 0;
+  unsigned ended = 0;
+
+  bool pass(unsigned c) {
+    ++arrived[c];
+    if (!point->arrive(c, no_progress)) return false;
+    ++passed[c];
+    for (const unsigned each : arrived) expect(each >= passed[c], "nobody passes before all have arrived");
+    return true;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("Nobody passes the barrier before all have arrived, and everybody does then") {
+  report("automatic", model::explore(1 + model::preemptions(), [](Run& run) {
+           auto shared = std::make_shared<Barriers>(2, Barrier::automatic);
+           for (unsigned c = 0; c < 2; ++c) {
+             run.spawn([=] {
+               expect(shared->pass(c) && shared->pass(c), "both epochs are passed");
+               expect(shared->point->leave(c).has_value(), "an end in order");
+             });
+           }
+           run.spawn([=] { expect(shared->point->wait_for_ends(1h, no_progress).has_value(), "all ends are seen"); });
+           run.at_end([=] { expect(shared->point->epochs() == 2, "two epochs"); });
+         }));
+  report("manual", model::explore(1 + model::preemptions(), [](Run& run) {
+           auto shared = std::make_shared<Barriers>(2, Barrier::manual);
+           for (unsigned c = 0; c < 2; ++c) {
+             run.spawn([=] {
+               for (unsigned epoch = 0; epoch < 2; ++epoch) {
+                 expect(shared->pass(c), "the epoch is passed");
+                 expect(shared->released > epoch, "nobody passes before the caller says so");
+               }
+             });
+           }
+           run.spawn([=] {
+             for (unsigned epoch = 0; epoch < 2; ++epoch) {
+               const auto ended = shared->point->release_when_all(no_progress, [&]() -> Result<void> {
+                 for (const unsigned each : shared->passed) expect(each == epoch, "all are held");
+                 ++shared->released;
+                 return {};
+               });
+               expect(ended && *ended == epoch, "epochs are counted");
+             }
+           });
+         }));
+}
+
+TEST_CASE("stop() ends every wait at the barrier and at the gate") {
+  report("barrier", model::explore(1 + model::preemptions(), [](Run& run) {
+           auto shared = std::make_shared<Barriers>(3, Barrier::manual);
+           for (unsigned c = 0; c < 2; ++c) run.spawn([=] { shared->pass(c), ++shared->ended; });
+           run.spawn([=] {
+             expect(!shared->point->release_when_all(no_progress), "a channel is missing");
+             ++shared->ended;
+           });
+           run.spawn([=] { shared->point->stop(); });
+           run.at_end([=] { expect(shared->ended == 3, "all have ended"); });
+         }));
+  report("gate", model::explore(1 + model::preemptions(), [](Run& run) {
+           auto gate = std::make_shared<EpochGate>(2);
+           run.spawn([=] { gate->written(0), gate->written(1), gate->left(); });
+           run.spawn([=] { gate->wait(0, 1h, [] {}); });
+           run.spawn([=] { expect(!gate->wait_for_ends(1h, [] {}), "one channel has not left"); });
+           run.spawn([=] { gate->stop(); });
+         }));
+}
+
+TEST_CASE("An epoch is out when all have written it, the end when all have left") {
+  report("gate", model::explore(1 + model::preemptions(), [](Run& run) {
+           auto gate = std::make_shared<EpochGate>(2);
+           auto written = std::make_shared<unsigned>(0);
+           for (unsigned c = 0; c < 2; ++c) run.spawn([=] { ++*written, gate->written(c), gate->left(); });
+           run.spawn([=] { expect(gate->wait(0, 1h, [] {}) && *written == 2, "both have written"); });
+           run.spawn([=] { expect(gate->wait_for_ends(1h, [] {}), "both have left"); });
+         }));
+}
+
+TEST_CASE("Of several errors one is the first, it stops everything once, and everybody gets the same") {
+  report("first error", model::explore(1 + model::preemptions(), [](Run& run) {
+           struct Shared {
+             Shared() : error([this] { ++stops; }) {}
+             unsigned stops = 0;
+             FirstError error;
+             std::vector<int> seen;
+           };
+           auto shared = std::make_shared<Shared>();
+           for (const Errc code : {Errc::cancelled, Errc::timed_out}) {
+             run.spawn([=] {
+               shared->error.raise({.code = code});
+               shared->seen.push_back(shared->error.get().code.value());
+             });
+           }
+           run.spawn([=] {
+             if (!shared->error.failed()) return;
+             shared->seen.push_back(shared->error.get().code.value());
+             shared->error.wait_stopped();
+             expect(shared->stops == 1, "stop() has returned");
+           });
+           run.at_end([=] {
+             expect(shared->stops == 1, "stopped once");
+             for (const int each : shared->seen) expect(each == shared->seen[0], "one error for all");
+           });
+         }));
+}
