@@ -225,6 +225,8 @@ class RecvChannel {
     if (!header) return std::unexpected(header.error());
     // Grows to the largest packet seen: devices are few, and most migrations have no such packet at all.
     if (header->payload_bytes > device_state_room_) {
+      device_state_.reset();  // before the new one: together they could be twice the limit
+      device_state_room_ = 0;
       device_state_.reset(new (std::nothrow) std::byte[header->payload_bytes]);
       if (!device_state_) return fail_errno(Stage::read, "allocate device state", ENOMEM);
       device_state_room_ = header->payload_bytes;
@@ -237,7 +239,8 @@ class RecvChannel {
       const auto arrived = read_at_least(link_, std::span(in_.get(), 1), bytes.size() - here);
       if (!arrived) return std::unexpected(arrived.error());
       counters_.wire_bytes.add(*arrived);
-      if (*arrived < bytes.size() - here) return fail(Errc::truncated_payload, Stage::read, "device state", *arrived);
+      if (const std::size_t got = here + *arrived; got < bytes.size())
+        return fail(Errc::truncated_payload, Stage::read, "device state", got);
     }
     if (auto taken = shared_.on_device_state.take({header->idstr, header->instance_id, bytes}); !taken) return taken;
     // What came behind it opens the next packet.
