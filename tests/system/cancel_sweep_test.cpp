@@ -212,7 +212,7 @@ Longest cancel_receiver(Guests& guests, const Case& c, ReceiverState state) {
     if (state == ReceiverState::barrier_automatic || manual) send(id, RawStream().sync());
     if (state == ReceiverState::in_payload) {
       RawStream part;
-      part.packet({.flags = C::method, .next_packet_size = page, .normal = {0}});
+      part.packet({.flags = C::method, .next_packet_size = page, .normal = {id * page}});
       send(id, part.raw(Bytes(100)));
     }
     if (state == ReceiverState::finishing) REQUIRE(links.sender[id].finish().has_value());
