@@ -10,13 +10,15 @@
 #include <filesystem>
 #include <fstream>
 
+#include "support/allocation_count.hpp"
+
 namespace soak {
 
 struct Usage {
   std::uint64_t descriptors = 0;
   std::uint64_t threads = 0;
   std::uint64_t resident_bytes = 0;
-  std::uint64_t heap_bytes = 0;  ///< allocated and not freed; 0 where a sanitizer has its own allocator
+  std::uint64_t heap_bytes = 0;  ///< allocated and not freed; 0 under a sanitizer
 };
 
 inline std::uint64_t entries_of(const char* folder) {
@@ -33,7 +35,8 @@ inline Usage usage_now() {
   return {.descriptors = entries_of("/proc/self/fd") - 1,  // the folder's own
           .threads = entries_of("/proc/self/task"),
           .resident_bytes = resident * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)),
-          .heap_bytes = ::mallinfo2().uordblks};
+          // Not mallinfo2(), which counts what the allocator itself keeps as used.
+          .heap_bytes = static_cast<std::uint64_t>(test::live_bytes())};
 }
 
 }  // namespace soak
