@@ -35,6 +35,7 @@ struct Settings {
   std::string compression;
   std::string json_path;
   program::TimeLimits limits;
+  program::Tls tls;
 };
 
 /// The memory to receive into.
@@ -66,7 +67,7 @@ int migrate(const Settings& settings) {
     const Address address = program::address_of(settings.listen, "--listen");
     auto listener = need(Listener::listen(address, wire::max_channels + 1u, socket), "listen on " + settings.listen);
     fmt::print(stderr, "listening on {}\n", to_string(listener.local_address()));
-    Accepted source = program::accept_source(listener, settings.channels, interrupt, settings.limits);
+    Accepted source = program::accept_source(listener, settings.channels, interrupt, settings.limits, settings.tls);
     try {
       const auto bytes = program::field<std::uint64_t>(source.hello, "size");
       const auto page_size = program::field<std::size_t>(source.hello, "page_size");
@@ -147,11 +148,13 @@ int main(int argc, char** argv) {
   app.add_option("--compression", settings.compression, "Insist on a method (default: whatever the sender announces)")
       ->check(CLI::IsMember(program::compressor_names()));
   settings.limits.add_to_receiver(app);
+  settings.tls.add_to(app, program::TlsSide::server);
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   return program::run(app, argc, argv, [&] {
     if (settings.file.empty() && !settings.discard) throw program::Usage("--file or --discard is needed");
     if (settings.populate && (settings.size == 0 || settings.size % wire::min_page_bytes != 0))
       throw program::Usage("--populate needs --size, the exact size that will be sent");
+    settings.tls.prepare(program::address_of(settings.listen, "--listen"));
     return migrate(settings);
   });
 }

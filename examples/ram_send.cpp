@@ -35,6 +35,7 @@ struct Settings {
   std::string json_path;
   program::StackOptions stack;
   program::TimeLimits limits;
+  program::Tls tls;
 };
 
 struct Outcome {
@@ -52,7 +53,8 @@ Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control
 
   const program::Meter meter;
   const program::Stopwatch watch;
-  auto links = need(connect_channels(address, settings.stack.channels, socket), "connect the channels");
+  auto plain = need(connect_channels(address, settings.stack.channels, socket), "connect the channels");
+  auto links = need(settings.tls.secure(std::move(plain), interrupt, settings.limits.connect));
   const auto sender = program::open_sender(settings.stack, ram, std::move(links));
   const program::OnInterrupt cancel(interrupt, [&] { sender->cancel(); });
   program::ZeroRuns zeros(control, settings.page_size);
@@ -89,7 +91,8 @@ int migrate(const Settings& settings) {
     const auto file = program::Mapping::read_file(settings.file, settings.size, settings.page_size);
     if (settings.populate) file.populate_for_reading();
     const std::span<const std::byte> bytes = file.bytes();
-    Control control = Control::connect(program::address_of(settings.connect, "--connect"), interrupt, settings.limits);
+    Control control =
+        Control::connect(program::address_of(settings.connect, "--connect"), interrupt, settings.limits, settings.tls);
     try {
       control.send_json(MessageType::hello, {{"size", bytes.size()},
                                              {"page_size", settings.page_size},
@@ -168,6 +171,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0u, 1u << 30));
   app.add_flag("--populate", settings.populate, "Map every page of the file before connecting, as a VMM's memory is");
   settings.limits.add_to_sender(app);
+  settings.tls.add_to(app, program::TlsSide::client);
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   app.add_flag("--list-kernels", settings.list_kernels, "List the zero-check kernels of this machine and end");
   bool peers_asked = false;
@@ -180,6 +184,7 @@ int main(int argc, char** argv) {
     settings.stack.progress_timeout = settings.limits.progress;
     settings.stack.digest = settings.digest ? Digest::on : Digest::off;
     settings.stack.check();
+    settings.tls.prepare(program::address_of(settings.connect, "--connect"));
     return migrate(settings);
   });
 }

@@ -28,6 +28,11 @@ std::string printable(std::string text) {
   return text;
 }
 
+/// Control's 0 is no limit.
+std::chrono::milliseconds limit_of(std::chrono::milliseconds timeout) {
+  return timeout.count() > 0 ? timeout : multifd::no_timeout;
+}
+
 const char* name_of(MessageType type) {
   constexpr const char* names[] = {"?",       "hello", "zero runs", "round end", "state",
                                    "digests", "done",  "ready",     "result",    "failed"};
@@ -45,17 +50,17 @@ nlohmann::json Message::json() const {
   return object;
 }
 
-Control Control::connect(const multifd::Address& address, const multifd::Interrupt& interrupt,
-                         const TimeLimits& limits) {
-  Control control(need(multifd::connect_to(address, limits.socket(&interrupt)), "connect to " + to_string(address)),
-                  interrupt);
+Control Control::connect(const multifd::Address& address, const multifd::Interrupt& interrupt, const TimeLimits& limits,
+                         const Tls& tls) {
+  auto plain = need(multifd::connect_to(address, limits.socket(&interrupt)), "connect to " + to_string(address));
+  Control control(need(tls.secure(std::move(plain), interrupt, limits.connect), "main connection"), interrupt);
   std::array<std::byte, 4> magic;
   wire::store_be(magic.data(), control_magic);
   control.write(magic);
   return control;
 }
 
-Control Control::adopt(multifd::FdTransport link, const multifd::Interrupt& interrupt) {
+Control Control::adopt(Link link, const multifd::Interrupt& interrupt) {
   Control control(std::move(link), interrupt);
   std::array<std::byte, 4> magic;
   control.read(magic, 10s);
@@ -131,6 +136,11 @@ void Control::give_up(const Failure& failure) {
 }
 
 bool Control::ready(short events, std::chrono::milliseconds timeout) {
+  if (link_.secured() && events == POLLIN) {  // no message is shorter than the four bytes that are looked at
+    const auto first = link_.peek_magic(limit_of(timeout), interrupt_);
+    if (!first && first.error().code == multifd::Errc::cancelled) throw Failure(first.error());
+    return first || first.error().code != multifd::Errc::timed_out;  // the read says what else it is
+  }
   std::array<pollfd, 2> fds{{{link_.native_handle(), events, 0}, {interrupt_->native_handle(), POLLIN, 0}}};
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   for (;;) {
@@ -157,8 +167,21 @@ void Control::wait_beside(const multifd::Listener& listener, std::chrono::millis
                              {link_.native_handle(), POLLIN, 0}}};
   // A source may send messages before all its channels are accepted: only an end or a failure ends the wait.
   std::size_t watched = fds.size();
+  // What TLS has decrypted already, the socket does not tell of.
+  const auto look_through_tls = [&] {
+    const auto first = link_.peek_magic(0ms, interrupt_);
+    if (first ? static_cast<MessageType>(*first >> 24) == MessageType::failed
+              : first.error().code != multifd::Errc::timed_out && first.error().code != multifd::Errc::cancelled)
+      (void)receive(small_message, 1s);
+  };
+  if (link_.secured()) look_through_tls();
   while (::poll(fds.data(), watched, static_cast<int>(timeout.count())) > 0 && fds[0].revents == 0 &&
          fds[1].revents == 0) {
+    if (link_.secured()) {
+      look_through_tls();
+      --watched;
+      continue;
+    }
     std::byte first{};
     const ssize_t got = ::recv(link_.native_handle(), &first, 1, MSG_PEEK | MSG_DONTWAIT);
     if (got < 0 && errno != EAGAIN && errno != EINTR)
@@ -170,6 +193,11 @@ void Control::wait_beside(const multifd::Listener& listener, std::chrono::millis
 
 // Polling before each call keeps the link's blocking calls short, so that the interrupt is always heard.
 void Control::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty() && link_.secured()) {
+    const iovec buffer = multifd::const_buffer(bytes);
+    bytes =
+        bytes.subspan(need(link_.write_some(std::span(&buffer, 1), write_timeout_, *interrupt_), "main connection"));
+  }
   while (!bytes.empty()) {
     wait(POLLOUT, write_timeout_);
     const auto chunk = bytes.first(std::min<std::size_t>(bytes.size(), 64 * 1024));
@@ -182,19 +210,20 @@ void Control::write(std::span<const std::byte> bytes) {
 
 void Control::read(std::span<std::byte> bytes, std::chrono::milliseconds timeout) {
   while (!bytes.empty()) {
-    wait(POLLIN, timeout);
+    if (!link_.secured()) wait(POLLIN, timeout);
     const iovec buffer = multifd::mutable_buffer(bytes);
-    const std::size_t got = need(link_.read_some(std::span(&buffer, 1)), "main connection");
+    const std::size_t got =
+        need(link_.read_some(std::span(&buffer, 1), limit_of(timeout), *interrupt_), "main connection");
     if (got == 0) throw Failure(multifd::Error{.code = multifd::Errc::peer_closed}, "main connection");
     bytes = bytes.subspan(got);
   }
 }
 
 Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt,
-                       const TimeLimits& limits) {
+                       const TimeLimits& limits, const Tls& tls) {
   std::optional<Control> control;
   nlohmann::json hello;
-  std::vector<multifd::FdTransport> links;
+  std::vector<Link> links;
   std::size_t wanted = channels == 0 ? multifd::wire::max_channels : channels;
   std::optional<std::chrono::steady_clock::time_point> deadline;  // none before the first connection
   const auto left = [&]() -> std::chrono::milliseconds {
@@ -204,10 +233,19 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
   try {
     while (!control || links.size() < wanted) {
       if (control) control->wait_beside(listener, left());
-      auto link = need(listener.accept(left(), &interrupt),
-                       control ? fmt::format("waiting for {} channels, {} came", wanted, links.size())
-                               : std::string("waiting for a source"));
-      const auto magic = multifd::peek_magic(link, std::min<std::chrono::milliseconds>(5s, limits.hello), &interrupt);
+      auto plain = need(listener.accept(left(), &interrupt),
+                        control ? fmt::format("waiting for {} channels, {} came", wanted, links.size())
+                                : std::string("waiting for a source"));
+      const auto first_bytes = std::min<std::chrono::milliseconds>(5s, limits.hello);
+      auto secured = tls.secure(std::move(plain), interrupt, first_bytes);
+      if (!secured) {
+        if (secured.error().code == multifd::Errc::cancelled) throw Failure(secured.error(), "waiting for a source");
+        // Whoever it was: the source that is waited for may be another.
+        fmt::print(stderr, "closed a connection: {}\n", describe(secured.error()));
+        continue;
+      }
+      Link link = std::move(*secured);
+      const auto magic = link.peek_magic(first_bytes, &interrupt);
       if (magic && *magic == wire::magic) {
         links.push_back(std::move(link));
         if (!deadline) deadline = std::chrono::steady_clock::now() + limits.accept;
@@ -224,7 +262,9 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
       } else if (!magic && magic.error().code == multifd::Condition::cancelled) {
         throw Failure(magic.error(), "waiting for a source");
       } else {
-        fmt::print(stderr, "closed a connection that is neither a main connection nor a channel\n");
+        const bool is_tls = magic && *magic >> 16 == 0x1603 && !link.secured();
+        fmt::print(stderr, "closed a connection that is neither a main connection nor a channel{}\n",
+                   is_tls ? ": it speaks TLS, which is off here (--tls-dir, --tls-psk)" : "");
       }
     }
   } catch (const std::exception& error) {

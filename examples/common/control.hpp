@@ -22,8 +22,10 @@
 #include <string>
 #include <vector>
 
+#include "common/link.hpp"
 #include "common/program.hpp"
 #include "common/time_limits.hpp"
+#include "common/tls.hpp"
 
 namespace program {
 
@@ -57,9 +59,9 @@ T field(const nlohmann::json& object, const char* key) {
 class Control {
  public:
   static Control connect(const multifd::Address& address, const multifd::Interrupt& interrupt,
-                         const TimeLimits& limits = {});
+                         const TimeLimits& limits = {}, const Tls& tls = {});
   /// Takes over an accepted connection whose magic has been peeked at.
-  static Control adopt(multifd::FdTransport link, const multifd::Interrupt& interrupt);
+  static Control adopt(Link link, const multifd::Interrupt& interrupt);
 
   /// What ends this side's waits from now on, beside the time limits.
   void set_interrupt(const multifd::Interrupt& interrupt) noexcept { interrupt_ = &interrupt; }
@@ -85,15 +87,14 @@ class Control {
   Message expect(MessageType type, std::size_t limit_bytes, std::chrono::milliseconds timeout = {});
 
  private:
-  Control(multifd::FdTransport link, const multifd::Interrupt& interrupt)
-      : link_(std::move(link)), interrupt_(&interrupt) {}
+  Control(Link link, const multifd::Interrupt& interrupt) : link_(std::move(link)), interrupt_(&interrupt) {}
   void write(std::span<const std::byte> bytes);
   void read(std::span<std::byte> bytes, std::chrono::milliseconds timeout);
   /// False: not within `timeout` (0: no limit).
   bool ready(short events, std::chrono::milliseconds timeout);
   void wait(short events, std::chrono::milliseconds timeout);
 
-  multifd::FdTransport link_;
+  Link link_;
   const multifd::Interrupt* interrupt_;
   std::chrono::milliseconds write_timeout_{30'000};
 };
@@ -107,14 +108,14 @@ inline constexpr std::size_t large_message = 1024 * 1024;
 struct Accepted {
   Control control;
   nlohmann::json hello;
-  std::vector<multifd::FdTransport> channels;
+  std::vector<Link> channels;
 };
 
 /// Waits for a source. The first connection may take for ever, all others together TimeLimits::accept.
 ///
 /// Params: `channels`: what this side insists on, 0 for whatever the source announces.
 Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt,
-                       const TimeLimits& limits = {});
+                       const TimeLimits& limits = {}, const Tls& tls = {});
 
 /// Collects pages that are zero as runs, for one zero_runs message at a time.
 class ZeroRuns {

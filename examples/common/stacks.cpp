@@ -14,7 +14,7 @@ using namespace multifd;
 template <class C>
 class ReceiverOf final : public AnyReceiver {
  public:
-  explicit ReceiverOf(Receiver<FdTransport, C> receiver) : receiver_(std::move(receiver)) {}
+  explicit ReceiverOf(Receiver<Link, C> receiver) : receiver_(std::move(receiver)) {}
   Result<std::uint64_t> sync() override { return receiver_.sync(); }
   Result<std::uint64_t> sync(const WhileHeld& while_held) override { return receiver_.sync(while_held); }
   Result<void> finish() override { return receiver_.finish(); }
@@ -28,22 +28,22 @@ class ReceiverOf final : public AnyReceiver {
   ReceiverStats stats() const override { return receiver_.stats(); }
 
  private:
-  Receiver<FdTransport, C> receiver_;
+  Receiver<Link, C> receiver_;
 };
 
 /// Receiver::open() knows no Interrupt: while this lives, one cuts the channels, and that ends the wait for the hellos.
 class CutOnInterrupt {
  public:
-  CutOnInterrupt(const Interrupt& interrupt, const std::vector<FdTransport>& links)
+  CutOnInterrupt(const Interrupt& interrupt, const std::vector<Link>& links)
       : copies_(copies_of(links)), on_interrupt_(interrupt, [this] {
           for (const multifd::detail::UniqueFd& each : copies_) ::shutdown(each.get(), SHUT_RDWR);
         }) {}
 
  private:
   // The links' own descriptors may be closed, and be others, by then.
-  static std::vector<multifd::detail::UniqueFd> copies_of(const std::vector<FdTransport>& links) {
+  static std::vector<multifd::detail::UniqueFd> copies_of(const std::vector<Link>& links) {
     std::vector<multifd::detail::UniqueFd> copies;
-    for (const FdTransport& link : links) copies.emplace_back(::fcntl(link.native_handle(), F_DUPFD_CLOEXEC, 0));
+    for (const Link& link : links) copies.emplace_back(::fcntl(link.native_handle(), F_DUPFD_CLOEXEC, 0));
     return copies;
   }
 
@@ -53,7 +53,7 @@ class CutOnInterrupt {
 
 }  // namespace
 
-std::unique_ptr<AnySender> open_sender(const StackOptions& options, const RamMap& ram, std::vector<FdTransport> links) {
+std::unique_ptr<AnySender> open_sender(const StackOptions& options, const RamMap& ram, std::vector<Link> links) {
   return need(with_policies(options.compression, Compressors{}, options.zero_pages, ZeroPolicies{},
                             [&]<class C, class Z>() -> Result<std::unique_ptr<AnySender>> {
                               return std::make_unique<SenderOf<C, Z>>(options, Z{}, ram, std::move(links));
@@ -61,7 +61,7 @@ std::unique_ptr<AnySender> open_sender(const StackOptions& options, const RamMap
 }
 
 Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compression, const RamMap& ram,
-                                                   std::vector<FdTransport> links, ReceiveOptions options) {
+                                                   std::vector<Link> links, ReceiveOptions options) {
 #if defined(MULTIFD_HAS_IGZIP)
   const std::string& decoder = compression;
 #else
@@ -70,17 +70,17 @@ Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compressio
   std::optional<CutOnInterrupt> cut;
   if (options.interrupt != nullptr) cut.emplace(*options.interrupt, links);
   return with_policy(decoder, Compressors{}, [&]<class C>() -> Result<std::unique_ptr<AnyReceiver>> {
-    auto receiver = Receiver<FdTransport, C>::open(ram, std::move(links),
-                                                   {.uuid = options.uuid,
-                                                    .barrier = Barrier::manual,
-                                                    .destination = DestinationMemory::zeroed,
-                                                    .populate = options.populate,
-                                                    .first_packet = options.first_packet,
-                                                    .hello_timeout = options.hello_timeout,
-                                                    .progress_timeout = options.progress_timeout,
-                                                    .on_packet = std::move(options.on_packet),
-                                                    .on_device_state = std::move(options.on_device_state),
-                                                    .on_error = std::move(options.on_error)});
+    auto receiver = Receiver<Link, C>::open(ram, std::move(links),
+                                            {.uuid = options.uuid,
+                                             .barrier = Barrier::manual,
+                                             .destination = DestinationMemory::zeroed,
+                                             .populate = options.populate,
+                                             .first_packet = options.first_packet,
+                                             .hello_timeout = options.hello_timeout,
+                                             .progress_timeout = options.progress_timeout,
+                                             .on_packet = std::move(options.on_packet),
+                                             .on_device_state = std::move(options.on_device_state),
+                                             .on_error = std::move(options.on_error)});
     if (!receiver && options.interrupt != nullptr && options.interrupt->triggered())
       return fail(Errc::cancelled, Stage::hello);
     if (!receiver) return std::unexpected(receiver.error());

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "common/link.hpp"
 #include "common/program.hpp"
 #include "common/time_limits.hpp"
 
@@ -96,8 +97,7 @@ template <class C, class Z>
 class SenderOf final : public AnySender {
  public:
   /// Throws Failure.
-  SenderOf(const StackOptions& options, Z zero_pages, const multifd::RamMap& ram,
-           std::vector<multifd::FdTransport> links)
+  SenderOf(const StackOptions& options, Z zero_pages, const multifd::RamMap& ram, std::vector<Link> links)
       : sender_(need(Stack::open(ram, std::move(links),
                                  {.compressor = with_level<C>(options.level),
                                   .zero_pages = std::move(zero_pages),
@@ -136,13 +136,13 @@ class SenderOf final : public AnySender {
   multifd::SenderStats stats() const override { return sender_.stats(); }
 
  private:
-  using Stack = multifd::Sender<multifd::FdTransport, C, Z>;
+  using Stack = multifd::Sender<Link, C, Z>;
   Stack sender_;
 };
 
 /// multifd::Sender::open() for the stack that the options name. Throws Failure.
 std::unique_ptr<AnySender> open_sender(const StackOptions& options, const multifd::RamMap& ram,
-                                       std::vector<multifd::FdTransport> links);
+                                       std::vector<Link> links);
 
 /// What the programs set of multifd::ReceiverOptions; the barrier is manual, the memory fresh.
 struct ReceiveOptions {
@@ -175,7 +175,6 @@ class AnyReceiver {
 
 /// multifd::Receiver::open().
 multifd::Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compression, const multifd::RamMap& ram,
-                                                            std::vector<multifd::FdTransport> links,
-                                                            ReceiveOptions options);
+                                                            std::vector<Link> links, ReceiveOptions options);
 
 }  // namespace program

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+#include "common/tls.hpp"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+namespace program {
+
+using multifd::Result;
+
+void Tls::add_to(CLI::App& app, TlsSide side, const std::string& prefix) {
+  side_ = side;
+#if defined(MULTIFD_HAS_TLS)
+  const std::string start = "--" + prefix + "tls-";
+  const std::string who = side == TlsSide::client ? "client" : "server";
+  auto* const directory =
+      app.add_option(start + "dir", directory_,
+                     "TLS with certificates: ca-cert.pem, " + who + "-cert.pem, " + who + "-key.pem in this folder");
+  auto* const keys = app.add_option(start + "psk", keys_, "TLS with pre-shared keys: a file of lines USER:HEXKEY");
+  directory->excludes(keys);
+  if (side == TlsSide::server) return;
+  app.add_option(start + "hostname", hostname_, "The name in the server's certificate (default: the host connected to)")
+      ->needs(directory);
+  app.add_option(start + "user", user_, "Whose pre-shared key to use")->needs(keys)->capture_default_str();
+#else
+  (void)app;
+  (void)prefix;
+#endif
+}
+
+void Tls::prepare(const multifd::Address& address) {
+  if (!on()) {
+    if (!is_local(address))
+      fmt::print(stderr, "not encrypted, and whoever connects is trusted: use --tls-dir or --tls-psk on {}\n",
+                 to_string(address));
+    return;
+  }
+#if defined(MULTIFD_HAS_TLS)
+  using multifd::TlsCredentials;
+  const auto role = side_ == TlsSide::client ? multifd::TlsRole::client : multifd::TlsRole::server;
+  credentials_ = std::make_shared<const TlsCredentials>(
+      keys_.empty() ? need(TlsCredentials::x509(directory_, role), "--tls-dir " + directory_)
+                    : need(TlsCredentials::psk(keys_, role, user_), "--tls-psk " + keys_));
+  if (hostname_.empty()) hostname_ = address.host;
+  if (hostname_.empty() && credentials_->verifies_hostname())
+    throw Usage("--tls-hostname is needed: a UNIX socket has no name to hold against the server's certificate");
+#endif
+}
+
+Result<std::vector<Link>> Tls::secure(std::vector<multifd::FdTransport> links, const multifd::Interrupt& interrupt,
+                                      std::chrono::milliseconds timeout) const {
+#if defined(MULTIFD_HAS_TLS)
+  if (credentials_) {
+    auto secured =
+        multifd::tls_handshakes(std::move(links), *credentials_,
+                                {.hostname = hostname_, .handshake_timeout = timeout, .interrupt = &interrupt});
+    if (!secured) return std::unexpected(secured.error());
+    return std::vector<Link>(std::make_move_iterator(secured->begin()), std::make_move_iterator(secured->end()));
+  }
+#endif
+  (void)interrupt;
+  (void)timeout;
+  return plain_links(std::move(links));
+}
+
+Result<Link> Tls::secure(multifd::FdTransport link, const multifd::Interrupt& interrupt,
+                         std::chrono::milliseconds timeout) const {
+  std::vector<multifd::FdTransport> one;
+  one.push_back(std::move(link));
+  auto secured = secure(std::move(one), interrupt, timeout);
+  if (secured) return std::move(secured->front());
+  secured.error().channel = multifd::no_channel;
+  return std::unexpected(secured.error());
+}
+
+}  // namespace program

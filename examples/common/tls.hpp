@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+//
+// TLS as the programs' options have it: --tls-dir or --tls-psk, and what goes with them.
+#pragma once
+
+#include <multifd/transport/address.hpp>
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/link.hpp"
+#include "common/program.hpp"
+
+namespace program {
+
+/// Which end of the connections a program is: who connects is the client.
+enum class TlsSide { client, server };
+
+class Tls {
+ public:
+  /// Adds --tls-dir, --tls-psk, and a client's --tls-hostname and --tls-user; `prefix`: as of StackOptions.
+  void add_to(CLI::App& app, TlsSide side, const std::string& prefix = {});
+
+  /// Reads the credentials, or says on stderr that nothing is encrypted when `address` can be reached from elsewhere.
+  /// Throws Usage, Failure.
+  void prepare(const multifd::Address& address);
+
+  bool on() const noexcept { return !directory_.empty() || !keys_.empty(); }
+
+  /// Makes the handshakes of all links at once, when TLS is on.
+  multifd::Result<std::vector<Link>> secure(std::vector<multifd::FdTransport> links,
+                                            const multifd::Interrupt& interrupt,
+                                            std::chrono::milliseconds timeout = std::chrono::seconds(10)) const;
+  multifd::Result<Link> secure(multifd::FdTransport link, const multifd::Interrupt& interrupt,
+                               std::chrono::milliseconds timeout = std::chrono::seconds(10)) const;
+
+ private:
+  TlsSide side_ = TlsSide::client;
+  std::string directory_;
+  std::string keys_;
+  std::string hostname_;
+  std::string user_ = "qemu";
+#if defined(MULTIFD_HAS_TLS)
+  std::shared_ptr<const multifd::TlsCredentials> credentials_;
+#endif
+};
+
+}  // namespace program
