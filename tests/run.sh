@@ -33,6 +33,7 @@ install_packages $packages || exit 1
 
 # The interop tests' peers. What cannot be had skips its tests: ctest's summary names them, each says why.
 install_packages qemu-system-x86 python3 mmdebstrap || echo "==== without QEMU: interop tests will be skipped" >&2
+install_packages iproute2 || echo "==== without iproute2: programs.network will be skipped" >&2
 export MULTIFD_QEMU10="${MULTIFD_QEMU10:-$PWD/build/qemu-10.0}"
 sh tests/interop/qemu10.sh "$MULTIFD_QEMU10" || echo "==== without QEMU 10.0: its interop tests will be skipped" >&2
 
