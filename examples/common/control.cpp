@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "common/program.hpp"
+#include "common/tls_door.hpp"
 
 namespace program {
 namespace {
@@ -161,10 +162,9 @@ void Control::wait(short events, std::chrono::milliseconds timeout) {
     throw Failure(multifd::Error{.code = multifd::Errc::timed_out}, "main connection: the other side is silent");
 }
 
-void Control::wait_beside(const multifd::Listener& listener, std::chrono::milliseconds timeout) {
-  std::array<pollfd, 3> fds{{{listener.native_handle(), POLLIN, 0},
-                             {interrupt_->native_handle(), POLLIN, 0},
-                             {link_.native_handle(), POLLIN, 0}}};
+void Control::wait_beside(int arrivals, std::chrono::milliseconds timeout) {
+  std::array<pollfd, 3> fds{
+      {{arrivals, POLLIN, 0}, {interrupt_->native_handle(), POLLIN, 0}, {link_.native_handle(), POLLIN, 0}}};
   // A source may send messages before all its channels are accepted: only an end or a failure ends the wait.
   std::size_t watched = fds.size();
   // What TLS has decrypted already, the socket does not tell of.
@@ -230,22 +230,20 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
     if (!deadline) return multifd::no_timeout;
     return std::max(0ms, std::chrono::ceil<std::chrono::milliseconds>(*deadline - std::chrono::steady_clock::now()));
   };
+  const auto first_bytes = std::min<std::chrono::milliseconds>(5s, limits.hello);
+  std::optional<TlsDoor> door;
+  if (tls.on()) door.emplace(listener, tls, interrupt, first_bytes);
   try {
     while (!control || links.size() < wanted) {
-      if (control) control->wait_beside(listener, left());
-      auto plain = need(listener.accept(left(), &interrupt),
-                        control ? fmt::format("waiting for {} channels, {} came", wanted, links.size())
-                                : std::string("waiting for a source"));
-      const auto first_bytes = std::min<std::chrono::milliseconds>(5s, limits.hello);
-      auto secured = tls.secure(std::move(plain), interrupt, first_bytes);
-      if (!secured) {
-        if (secured.error().code == multifd::Errc::cancelled) throw Failure(secured.error(), "waiting for a source");
-        // Whoever it was: the source that is waited for may be another.
-        fmt::print(stderr, "closed a connection: {}\n", describe(secured.error()));
-        continue;
-      }
-      Link link = std::move(*secured);
-      const auto magic = link.peek_magic(first_bytes, &interrupt);
+      if (control) control->wait_beside(door ? door->native_handle() : listener.native_handle(), left());
+      const std::string waiting = control ? fmt::format("waiting for {} channels, {} came", wanted, links.size())
+                                          : std::string("waiting for a source");
+      auto [link, magic] = [&]() -> std::pair<Link, multifd::Result<std::uint32_t>> {
+        if (door) return need(door->next(left()), waiting);
+        auto plain = need(listener.accept(left(), &interrupt), waiting);
+        auto first = multifd::peek_magic(plain, first_bytes, &interrupt);
+        return {std::move(plain), first};
+      }();
       if (magic && *magic == wire::magic) {
         links.push_back(std::move(link));
         if (!deadline) deadline = std::chrono::steady_clock::now() + limits.accept;

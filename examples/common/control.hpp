@@ -76,8 +76,8 @@ class Control {
   /// that, else tells the peer and throws `failure`.
   [[noreturn]] void give_up(const Failure& failure);
 
-  /// Waits until `listener` has a connection; throws what the peer says if it gives up meanwhile, or has gone.
-  void wait_beside(const multifd::Listener& listener, std::chrono::milliseconds timeout);
+  /// Waits until `arrivals` is readable, as a listener is that has a connection; throws what the peer says if it gives up meanwhile, or has gone.
+  void wait_beside(int arrivals, std::chrono::milliseconds timeout);
 
   /// Waits for the next message to begin; false when it has not by then.
   bool wait_for_message(std::chrono::milliseconds timeout) { return ready(POLLIN, timeout); }

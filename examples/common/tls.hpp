@@ -27,6 +27,9 @@ class Tls {
   /// Throws Usage, Failure.
   void prepare(const multifd::Address& address);
 
+  /// For a QEMU on the other side: its connections may end without a close_notify.
+  void take_bare_ends() noexcept { bare_ends_ = true; }
+
   bool on() const noexcept { return !directory_.empty() || !keys_.empty(); }
 
   /// Makes the handshakes of all links at once, when TLS is on.
@@ -35,6 +38,14 @@ class Tls {
                                             std::chrono::milliseconds timeout = std::chrono::seconds(10)) const;
   multifd::Result<Link> secure(multifd::FdTransport link, const multifd::Interrupt& interrupt,
                                std::chrono::milliseconds timeout = std::chrono::seconds(10)) const;
+#if defined(MULTIFD_HAS_TLS)
+  /// Begins one handshake; for a program whose TLS is on.
+  multifd::Result<multifd::TlsHandshake> start(multifd::FdTransport link) const {
+    return multifd::TlsHandshake::start(
+        std::move(link), *credentials_,
+        {.hostname = hostname_, .end = bare_ends_ ? multifd::TlsEnd::fin : multifd::TlsEnd::close_notify});
+  }
+#endif
 
  private:
   TlsSide side_ = TlsSide::client;
@@ -42,6 +53,7 @@ class Tls {
   std::string keys_;
   std::string hostname_;
   std::string user_ = "qemu";
+  bool bare_ends_ = false;
 #if defined(MULTIFD_HAS_TLS)
   std::shared_ptr<const multifd::TlsCredentials> credentials_;
 #endif

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+//
+// Where connections under TLS come in: their handshakes are made all at once, and so is the wait for the first bytes of
+// each. A source makes the handshakes of all its channels before any of them speaks, so one at a time would not do.
+#pragma once
+
+#include <multifd/transport/listen.hpp>
+
+#include <chrono>
+#include <cstdint>
+#include <list>
+#include <optional>
+#include <utility>
+
+#include "common/tls.hpp"
+
+namespace program {
+
+class TlsDoor {
+ public:
+  /// Params `each`: how long a connection may take to say its first bytes, its handshake included.
+  TlsDoor(multifd::Listener& listener, const Tls& tls, const multifd::Interrupt& interrupt,
+          std::chrono::milliseconds each);
+
+  /// Readable when next() has something to do.
+  int native_handle() const noexcept { return epoll_.get(); }
+
+  /// Waits for the next connection that says its first four bytes, which stay there to be read. What cannot be trusted
+  /// is closed with a word on stderr: whoever it was, the source that is waited for may be another.
+  /// Errors: timed_out, cancelled, errno.
+  multifd::Result<std::pair<Link, std::uint32_t>> next(std::chrono::milliseconds timeout);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  class Descriptor {
+   public:
+    explicit Descriptor(int fd) : fd_(fd) {}
+    Descriptor(const Descriptor&) = delete;
+    Descriptor& operator=(const Descriptor&) = delete;
+    ~Descriptor();
+    int get() const noexcept { return fd_; }
+
+   private:
+    int fd_;
+  };
+
+  struct Newcomer {
+#if defined(MULTIFD_HAS_TLS)
+    multifd::TlsHandshake handshake;
+#endif
+    Clock::time_point deadline;
+    std::optional<Link> link{};  ///< once the handshake is done
+  };
+
+  multifd::Result<void> accept();
+  /// Whether it has said its first bytes; a failure is the end of it.
+  multifd::Result<std::optional<std::uint32_t>> go_on(Newcomer& newcomer);
+  /// Closes what has taken too long; returns when the next one will have.
+  Clock::time_point close_late();
+
+  multifd::Listener& listener_;
+  const Tls& tls_;
+  const multifd::Interrupt& interrupt_;
+  const std::chrono::milliseconds each_;
+  const Descriptor epoll_;
+  std::list<Newcomer> newcomers_;  // a list: epoll holds their addresses
+};
+
+}  // namespace program

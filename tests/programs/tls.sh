@@ -1,0 +1,78 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# ram_send to ram_receive under TLS: round trips with certificates and with pre-shared keys, and every way in which the
+# two sides may not trust each other, each with its own message. $2 makes certificates and keys.
+. "$(dirname "$0")/common.sh"
+"$2" "$work/tls"
+make_image "$work/image" 12
+
+# round_trip <listen address> <receiver's options> <sender's options...>
+round_trip() {
+  rm -f "$work/copy"
+  # shellcheck disable=SC2086 # a list of words
+  start_receiver --listen "$1" --file "$work/copy" $2
+  shift 2
+  timeout 60 "$programs/ram_send" --connect "$address" --file "$work/image" "$@" >"$work/sender.log" 2>&1 ||
+    die "ram_send $*"
+  receiver_status
+  [ "$status" = 0 ] || die "ram_receive: status $status"
+  cmp "$work/image" "$work/copy" || die "the copy differs"
+}
+round_trip tcp:127.0.0.1:0 "--tls-dir $work/tls/good" --tls-dir "$work/tls/good" --channels 4
+round_trip "unix:$work/socket" "--tls-dir $work/tls/good" --tls-dir "$work/tls/good" --tls-hostname localhost \
+  --channels 2 --compression zstd --zero-pages legacy
+round_trip tcp:127.0.0.1:0 "--tls-psk $work/tls/keys.psk" --tls-psk "$work/tls/keys.psk" --channels 3 --rounds 3
+round_trip tcp:127.0.0.1:0 "--tls-psk $work/tls/keys.psk" --tls-psk "$work/tls/keys.psk" --tls-user somebody
+
+# refused <text of the sender> <text of the receiver> <receiver's options> <sender's options...>: the sender fails. The
+# receiver says why, and goes on waiting, because whoever that was may not be the source; and then it is served.
+refused() {
+  says=$1
+  other_says=$2
+  # shellcheck disable=SC2086
+  start_receiver --listen tcp:127.0.0.1:0 --discard --accept-timeout 20s $3
+  shift 3
+  expect_status 1 "$says" "$programs/ram_send" --connect "$address" --file "$work/image" --connect-timeout 5s "$@"
+  kill -0 "$receiver" || die "the receiver has ended"
+  for _ in $(seq 200); do
+    if grep -qF -e "$other_says" "$work/receiver.log"; then break; fi
+    sleep 0.02
+  done
+  grep -qF -e "$other_says" "$work/receiver.log" || die "the receiver does not say \"$other_says\""
+  kill "$receiver"
+  receiver_status
+  [ "$status" = 1 ] || die "a cancelled ram_receive: status $status"
+}
+tls=$work/tls
+mkdir "$tls/mixed"
+cp "$tls/good/ca-cert.pem" "$tls/other/client-cert.pem" "$tls/other/client-key.pem" "$tls/mixed"
+good="--tls-dir $tls/good"
+refused "certificate is not from this side's authority" "refused this side" "--tls-dir $tls/other" --tls-dir "$tls/good"
+refused "refused this side" "certificate is not from this side's authority" "$good" --tls-dir "$tls/mixed"
+refused "certificate has expired" "refused this side" "--tls-dir $tls/expired" --tls-dir "$tls/good"
+refused "refused this side" "certificate has expired" "$good" --tls-dir "$tls/expired"
+refused "certificate is for another name" "refused this side" "--tls-dir $tls/name" --tls-dir "$tls/good"
+refused "refused this side" "the peer has no certificate" "$good" --tls-dir "$tls/bare"
+refused "pre-shared keys differ" "pre-shared keys differ" "--tls-psk $tls/keys.psk" --tls-psk "$tls/other.psk"
+refused "share no way to do TLS" "share no way to do TLS" "--tls-psk $tls/keys.psk" --tls-dir "$tls/good"
+refused "" "the peer does not speak TLS" "$good" --channels 2
+refused "is TLS on at the peer, too?" "it speaks TLS, which is off here" "" --tls-dir "$tls/good"
+
+# Wrong use, and files that are not there.
+expect_status 2 "" "$programs/ram_send" --connect tcp:127.0.0.1:1 --file "$work/image" --tls-dir a --tls-psk b
+expect_status 2 "--tls-hostname" "$programs/ram_send" --connect "unix:$work/none" --file "$work/image" --tls-dir "$tls/good"
+expect_status 1 "ca-cert.pem: No such file" "$programs/ram_send" --connect tcp:127.0.0.1:1 --file "$work/image" --tls-dir "$work"
+expect_status 1 "no line USER:HEXKEY for this user" "$programs/ram_send" --connect tcp:127.0.0.1:1 --file "$work/image" \
+  --tls-psk "$tls/keys.psk" --tls-user nobody
+
+# Without TLS it is said once when others can reach the address, and not on loopback.
+warning="not encrypted"
+start_receiver --listen tcp::0 --discard
+grep -qF "$warning" "$work/receiver.log" || die "no word about encryption"
+kill "$receiver"
+receiver_status
+start_receiver --listen tcp:127.0.0.1:0 --discard
+if grep -qF "$warning" "$work/receiver.log"; then die "a warning on loopback"; fi
+kill "$receiver"
+receiver_status
