@@ -5,6 +5,7 @@
 //   pipeline/<what>/<socket>/channels:N      what: pump, or the zero-page policy; memory of random pages, warm
 //   pattern/<pattern>/channels:2             ZeroPagesMultifd over other memory
 //   codec/<compressor>/channels:2            the pattern "mixed"
+//   pipeline/tls/tcp/channels:N              as pipeline/none/tcp, under TLS 1.3 with AES-256-GCM; handshakes not timed
 //
 //   bytes_per_second of RAM; cpu_s_per_gib and switches per batch: both ends together
 #include <benchmark/benchmark.h>
@@ -25,6 +26,10 @@
 #include "multifd/compress/zstd.hpp"
 #include "multifd/multifd.hpp"
 #include "socket_pump.hpp"
+#if defined(MULTIFD_HAS_TLS)
+#include "multifd/transport/tls.hpp"
+#include "support/tls_files.hpp"
+#endif
 
 namespace {
 
@@ -76,6 +81,7 @@ auto need(R result) {
 
 /// Connected pairs over loopback TCP or a UNIX socket.
 struct Links {
+  using Transport = FdTransport;
   std::vector<FdTransport> out, in;
   Links(bool tcp, unsigned channels) {
     auto listener =
@@ -87,6 +93,22 @@ struct Links {
     accepting.join();
   }
 };
+
+#if defined(MULTIFD_HAS_TLS)
+/// The same under TLS with certificates.
+struct TlsLinks {
+  using Transport = TlsTransport;
+  std::vector<TlsTransport> out, in;
+  TlsLinks(bool tcp, unsigned channels) {
+    static const auto client = need(TlsCredentials::x509(test::tls_files() + "/good", TlsRole::client));
+    static const auto server = need(TlsCredentials::x509(test::tls_files() + "/good", TlsRole::server));
+    Links plain(tcp, channels);
+    std::thread serving([&] { in = need(tls_handshakes(std::move(plain.in), server)); });
+    out = need(tls_handshakes(std::move(plain.out), client, {.hostname = "localhost"}));
+    serving.join();
+  }
+};
+#endif
 
 struct Usage {
   long switches = 0;
@@ -100,13 +122,13 @@ struct Usage {
 };
 
 /// `transfer(links)` moves everything once.
-template <class Transfer>
+template <class L, class Transfer>
 void measure(benchmark::State& state, bool tcp, unsigned channels, Transfer&& transfer) {
   double cpu = 0;
   double switches = 0;
   double gib = 0;
   for (auto _ : state) {
-    Links links(tcp, channels);
+    L links(tcp, channels);
     const Usage before = Usage::now();
     const auto began = Clock::now();
     transfer(links);
@@ -122,19 +144,20 @@ void measure(benchmark::State& state, bool tcp, unsigned channels, Transfer&& tr
   state.counters["switches"] = switches / (gib * 2048);
 }
 
-template <class C, class Z>
+template <class C, class Z, class L = Links>
 void migrate(benchmark::State& state, const std::string& pattern, bool tcp, C compressor) {
   const auto from = source(pattern);
   const auto to = destination();
   RamMap out, in;
   const BlockId block = need(out.add_read_only("ram", from));
   need(in.add("ram", to));
-  measure(state, tcp, static_cast<unsigned>(state.range(0)), [&](Links& links) {
+  using T = typename L::Transport;
+  measure<L>(state, tcp, static_cast<unsigned>(state.range(0)), [&](L& links) {
     std::thread receiving([&] {
-      auto receiver = need(Receiver<FdTransport, C>::open(in, std::move(links.in), {.compressor = compressor}));
+      auto receiver = need(Receiver<T, C>::open(in, std::move(links.in), {.compressor = compressor}));
       need(receiver.finish());
     });
-    auto sender = need(Sender<FdTransport, C, Z>::open(out, std::move(links.out), {.compressor = compressor}));
+    auto sender = need(Sender<T, C, Z>::open(out, std::move(links.out), {.compressor = compressor}));
     need(sender.queue_range(block, 0, from.size()));
     need(sender.close());
     receiving.join();
@@ -150,7 +173,7 @@ void pump_random(benchmark::State& state, bool tcp) {
     for (const FdTransport& link : links) fds.push_back(link.native_handle());
     return fds;
   };
-  measure(state, tcp, static_cast<unsigned>(state.range(0)), [&](Links& links) {
+  measure<Links>(state, tcp, static_cast<unsigned>(state.range(0)), [&](Links& links) {
     std::thread receiving([&] { pump::pump_receive(handles(links.in), to); });
     pump::pump_send(handles(links.out), from);
     receiving.join();
@@ -178,6 +201,14 @@ const bool registered = [] {
     all(add("pipeline/multifd/" + socket,
             [tcp](benchmark::State& state) { migrate<NoComp, ZeroPagesMultifd>(state, "random", tcp, {}); }));
   }
+#if defined(MULTIFD_HAS_TLS)
+  add("pipeline/tls/tcp",
+      [](benchmark::State& state) { migrate<NoComp, ZeroPagesNone, TlsLinks>(state, "random", true, {}); })
+      ->Arg(1)
+      ->Arg(2)
+      ->Arg(4)
+      ->Arg(8);
+#endif
   for (const std::string pattern : {"zero", "half", "mixed"})
     add("pattern/" + pattern, [pattern](benchmark::State& state) {
       migrate<NoComp, ZeroPagesMultifd>(state, pattern, true, {});
