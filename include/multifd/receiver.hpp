@@ -28,6 +28,9 @@ struct ReceiverOptions {
   std::chrono::milliseconds hello_timeout{10'000};  ///< for all initial packets together
   /// How long channels wait at a barrier for others while no header and no payload arrives anywhere.
   std::chrono::milliseconds barrier_timeout{60'000};
+  /// How long finish() waits while no header and no payload arrives anywhere. Long, because a source may well be silent
+  /// while its operator holds it before the switchover; a host that is gone is noticed sooner (SocketOptions).
+  std::chrono::milliseconds progress_timeout{300'000};
   /// Takes pages in place of the map's memory, which is not touched then; for relays.
   PacketHook on_packet{};
   DeviceStateHook on_device_state{};
@@ -66,9 +69,11 @@ class Receiver {
       if (block.access == Access::read_only) return fail(Errc::read_only_block, Stage::setup, "Receiver::open");
       if (block.access == Access::none) return fail(Errc::block_without_memory, Stage::setup, "Receiver::open");
     }
-    auto state = std::make_unique<State>(ram, std::move(options), static_cast<unsigned>(links.size()));
-    if (auto started = state->start(std::move(links)); !started) return std::unexpected(started.error());
-    return Receiver(std::move(state));
+    return catch_bad_alloc(Stage::setup, "Receiver::open", [&]() -> Result<Receiver> {
+      auto state = std::make_unique<State>(ram, std::move(options), static_cast<unsigned>(links.size()));
+      if (auto started = state->start(std::move(links)); !started) return std::unexpected(started.error());
+      return Receiver(std::move(state));
+    });
   }
 
   /// Waits until every channel has read its SYNC, with all pages before it in memory, and lets the channels into the
@@ -96,12 +101,15 @@ class Receiver {
   /// An orderly end says that the last epoch is whole, not that it was the last one of the guest: a source that dies
   /// between two epochs looks the same on the wire. Whether it was the last, only a main stream can say.
   ///
-  /// Errors: Errc::sync_mismatch when a channel still waits at a manual barrier; the first error; already_closed.
+  /// Errors: Errc::sync_mismatch when a channel still waits at a manual barrier; timed_out when nothing arrives for
+  ///   ReceiverOptions::progress_timeout; the first error; already_closed.
   Result<void> finish() noexcept {
     State& s = *state_;
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     if (s.finished) return fail(Errc::already_closed, Stage::close);
     if (auto ended = s.shared.barrier->end(); !ended) return std::unexpected(s.first_error(ended.error()));
+    if (auto ended = s.shared.barrier->wait_for_ends(s.options.progress_timeout, s.shared.progress); !ended)
+      return std::unexpected(s.first_error(ended.error()));
     s.join();
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     s.finished = true;
@@ -160,7 +168,7 @@ class Receiver {
     using Channel = RecvChannel<T, C>;
 
     State(const RamMap& ram, Options opts, unsigned channel_count)
-        : options(bounded(std::move(opts))),
+        : options(std::move(opts)),
           shared(ram, options.destination, options.first_packet, options.on_packet, options.on_device_state,
                  channel_count, options.uuid, [this] { stop(); }) {
       shared.progress = [this] {
@@ -205,7 +213,7 @@ class Receiver {
         if (!thread) return std::unexpected(first_error(thread.error()));
         threads.push_back(std::move(*thread));
       }
-      if (auto complete = shared.hellos.wait(options.hello_timeout); !complete)
+      if (auto complete = shared.hellos.wait(ProgressWatch::bounded(options.hello_timeout)); !complete)
         return std::unexpected(first_error(complete.error()));
       return {};
     }
@@ -232,14 +240,6 @@ class Receiver {
     }
 
     static constexpr const char* destroyed = "Receiver destroyed";
-
-    /// "No limit" as people write it, milliseconds::max(), overflows in the clock's arithmetic.
-    static Options bounded(Options options) {
-      constexpr std::chrono::milliseconds year = std::chrono::hours(24 * 365);
-      options.hello_timeout = std::min(options.hello_timeout, year);
-      options.barrier_timeout = std::min(options.barrier_timeout, year);
-      return options;
-    }
 
     const Options options;
     RecvShared shared;

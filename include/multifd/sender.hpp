@@ -40,6 +40,8 @@ struct SenderOptions {
   /// waking the producer costs as much as sending a batch; one is 1 KiB, but 512 KiB more with PageSource::copies:
   /// choose fewer there.
   unsigned depth = 0;
+  /// How long the channels may stand still while somebody waits for them: for room, for an epoch, for the end.
+  std::chrono::milliseconds progress_timeout{120'000};
   PageSource pages = PageSource::guest;
   Digest digest = Digest::off;  ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
   ThreadHook thread_hook{};     ///< runs in each worker before its first packet
@@ -78,9 +80,11 @@ class Sender {
         return fail(Errc::block_without_memory, Stage::setup, "Sender::open");
     if (options.digest == Digest::on && !options.peer.digests)
       return fail(Errc::bad_option, Stage::setup, "digest: only our own receiver verifies it");
-    auto state = std::make_unique<State>(ram, std::move(options), static_cast<unsigned>(links.size()));
-    if (auto started = state->start(std::move(links)); !started) return std::unexpected(started.error());
-    return Sender(std::move(state));
+    return catch_bad_alloc(Stage::setup, "Sender::open", [&]() -> Result<Sender> {
+      auto state = std::make_unique<State>(ram, std::move(options), static_cast<unsigned>(links.size()));
+      if (auto started = state->start(std::move(links)); !started) return std::unexpected(started.error());
+      return Sender(std::move(state));
+    });
   }
 
   /// Queues one page.
@@ -245,7 +249,9 @@ class Sender {
   Result<void> wait(std::uint64_t epoch) noexcept {
     State& s = *state_;
     if (epoch >= s.epochs.get()) return fail(Errc::bad_range, Stage::sync, "wait: epoch is not closed", epoch);
-    if (s.shared.gate.wait(epoch)) return {};
+    auto watch = s.shared.watch();
+    const auto look = [&] { s.shared.check_progress(watch); };
+    if (s.shared.gate.wait(epoch, watch.slice(), look)) return {};
     return std::unexpected(s.shared.error.get());
   }
 
@@ -260,7 +266,8 @@ class Sender {
   /// Ends in order: closes the epoch if pages were queued since the last sync(), waits until everything is written,
   /// ends every stream, joins the workers.
   ///
-  /// Errors: the first error; Errc::already_closed. Threads: producer. Blocks on the peer; cancel() ends that.
+  /// Errors: the first error; Errc::already_closed. Threads: producer. Blocks on the peer, at most progress_timeout after
+  ///   the last byte that moved; cancel() ends that.
   Result<void> close() noexcept {
     State& s = *state_;
     if (auto ready = s.check_open(); !ready) return ready;
@@ -269,6 +276,8 @@ class Sender {
     }
     s.closed = true;
     s.shared.handoff->finish();
+    auto watch = s.shared.watch();
+    s.shared.gate.wait_for_ends(watch.slice(), [&] { s.shared.check_progress(watch); });
     s.join();
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     return {};
@@ -321,8 +330,14 @@ class Sender {
         : options(std::move(opts)),
           page_bytes(ram.page_bytes()),
           shared(ram, options.uuid, options.pages, options.digest, channel_count, options.bandwidth,
-                 [this] { stop(); }),
-          producer(shared, options.zero_pages) {}
+                 options.progress_timeout, [this] { stop(); }),
+          producer(shared, options.zero_pages) {
+      shared.progress = [this] {
+        std::uint64_t sum = 0;
+        for (const auto& channel : channels) sum += channel->wire_bytes();
+        return sum;
+      };
+    }
 
     ~State() {
       if (!threads.empty() && !closed) shared.error.raise({.code = Errc::cancelled, .op = destroyed});
@@ -351,7 +366,7 @@ class Sender {
         auto thread = Thread::start(*channels[id], options.thread_hook, {.role = "send", .channel = id});
         if (!thread) {
           shared.error.raise(thread.error());
-          return std::unexpected(thread.error());
+          return std::unexpected(shared.error.get());  // a worker's may have come before
         }
         threads.push_back(std::move(*thread));
       }

@@ -161,7 +161,8 @@ class BatchProducer {
 
   Result<void> put_open() noexcept {
     if (open_->empty()) return {};
-    PageBatch* const empty = shared_.handoff->put(open_, [this] { note_wait(); });
+    PageBatch* const empty =
+        shared_.handoff->put(open_, [this] { note_wait(); }, [this] { shared_.check_progress(*watch_); });
     if (empty == nullptr) return std::unexpected(shared_.error.get());
     open_ = empty;
     return {};
@@ -222,6 +223,7 @@ class BatchProducer {
     } else {
       waits.add(1);
       waiting_since_ = now;
+      watch_.emplace(shared_.watch());
     }
   }
 
@@ -232,6 +234,7 @@ class BatchProducer {
   PageBatch* open_ = nullptr;
   bool unsynced_ = false;
   std::optional<std::chrono::steady_clock::time_point> waiting_since_;
+  std::optional<ProgressWatch> watch_;  ///< of the last wait
 };
 
 }  // namespace multifd

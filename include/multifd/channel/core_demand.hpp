@@ -64,9 +64,6 @@ class CoreDemand {
   /// No more workers than that should be awake for batches: from as many as there are cores up to all.
   unsigned limit() const noexcept { return limit_.load(std::memory_order_relaxed); }
 
-  /// Whether limit() can be less than all.
-  bool watching() const noexcept { return watching_; }
-
   /// To be called by a worker for each batch: now and then it looks what the worker has wanted (1 us).
   void sample(Probe& mine) noexcept {
     if (!watching_ || ++mine.calls_ % 8 != 0) return;

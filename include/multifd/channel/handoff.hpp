@@ -59,6 +59,9 @@ class BatchHandoff {
  public:
   static constexpr unsigned max_depth = 16;
 
+  /// How long a worker leaves its batches to the others, and the producer sleeps between two looks.
+  static constexpr std::chrono::nanoseconds longest_rest{250'000'000};
+
   /// Batches per channel where nobody asks for a number: 64 in all, which is enough to sleep on, in bounds.
   static constexpr unsigned default_depth(unsigned channels) noexcept {
     return std::clamp(64 / channels, 2u, max_depth);
@@ -91,9 +94,10 @@ class BatchHandoff {
 
   /// Gives a full batch to the channels and takes an empty one; null when stopped.
   ///
-  /// `waited` is called once before the producer goes to sleep, and once after.
-  template <class Waited>
-  PageBatch* put(PageBatch* full, Waited&& waited) noexcept {
+  /// `waited` is called once before the producer goes to sleep, and once after; `look` every now and then in between, and
+  /// may call stop().
+  template <class Waited, class Look = decltype([] {})>
+  PageBatch* put(PageBatch* full, Waited&& waited, Look&& look = {}) noexcept {
     if (stopped_.load(std::memory_order_acquire)) return nullptr;
     // Own variable: the producer is its only writer.
     full->epoch = closed_.load(std::memory_order_relaxed);
@@ -104,7 +108,7 @@ class BatchHandoff {
       for (bool slept = false; free_count_ == 0; slept = true) {
         if (stopped_.load(std::memory_order_acquire)) return nullptr;
         if (!slept) waited();
-        sleep_until_room();
+        if (!sleep_until_room()) look();
         if (collect()) waited();
       }
     }
@@ -183,7 +187,6 @@ class BatchHandoff {
   /// The producer's core is wanted by the workers it waits for.
   static constexpr std::chrono::nanoseconds worker_spin{10'000};
   static constexpr std::chrono::nanoseconds producer_spin{3'000};
-  static constexpr std::chrono::nanoseconds longest_rest{250'000'000};
   static constexpr std::size_t max_batches = std::size_t{max_depth} * wire::max_channels + 1;
 
   struct alignas(cache_line) Channel {
@@ -309,16 +312,19 @@ class BatchHandoff {
     return static_cast<std::int32_t>(returned_.load(std::memory_order_seq_cst) - collected_) > 0;
   }
 
-  void sleep_until_room() noexcept {
+  /// False: nobody woke it for a while.
+  bool sleep_until_room() noexcept {
     const std::uint32_t ticket = producer_signal_.ticket();
     // Every batch is out. A stuck channel holds one of them, so one channel that moves returns more than half.
     wake_at_.store(collected_ + channel_count_ * depth_ / 2, std::memory_order_relaxed);
     producer_sleeping_.store(true, std::memory_order_seq_cst);
-    // Nobody was woken beyond the limit. Should those that are awake hang, it is here that the others are missed.
-    const auto patience = demand_.watching() ? longest_rest : Signal::forever;
-    if (!has_returned() && !stopped_.load(std::memory_order_seq_cst) && !producer_signal_.wait(ticket, patience))
-      wake_one();
+    bool woken = true;
+    if (!has_returned() && !stopped_.load(std::memory_order_seq_cst))
+      woken = producer_signal_.wait(ticket, longest_rest);
     producer_sleeping_.store(false, std::memory_order_relaxed);
+    // Nobody was woken beyond the limit. Should those that are awake hang, it is here that the others are missed.
+    if (!woken) wake_one();
+    return woken;
   }
 
   /// Whether `done()` came true in that time.

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstring>
 #include <memory>
@@ -19,6 +20,7 @@
 #include "multifd/channel/first_error.hpp"
 #include "multifd/channel/handoff.hpp"
 #include "multifd/channel/page_runs.hpp"
+#include "multifd/channel/progress_watch.hpp"
 #include "multifd/channel/rate_limiter.hpp"
 #include "multifd/compress/policy.hpp"
 #include "multifd/memory/page_digest.hpp"
@@ -43,19 +45,33 @@ enum class PageSource : std::uint8_t {
 /// What all channels of one sender share.
 struct SendShared {
   SendShared(const RamMap& ram, const Uuid& vm_uuid, PageSource pages, Digest with_digest, unsigned channels,
-             std::uint64_t bandwidth, std::function<void()> stop)
+             std::uint64_t bandwidth, std::chrono::milliseconds stand_still, std::function<void()> stop)
       : map(ram),
         uuid(vm_uuid),
         source(pages),
         digest(with_digest),
+        progress_timeout(stand_still),
         limiter(bandwidth),
         gate(channels),
         error(std::move(stop)) {}
+
+  /// For whoever waits for the channels: to be asked now and then. Stops everything when no channel has moved for too
+  /// long; a bandwidth cap may let that much more time pass between two packets.
+  void check_progress(ProgressWatch& watch) noexcept {
+    const std::uint64_t rate = limiter.rate();
+    const std::uint64_t seconds = rate == 0 ? 0 : wire::max_payload_bytes / rate + 1;
+    if (watch.stalled(progress(), std::chrono::seconds(std::min<std::uint64_t>(seconds, 1 << 30))))
+      error.raise(
+          {.code = Errc::timed_out, .stage = Stage::write, .op = "no channel took a byte for progress_timeout"});
+  }
+  ProgressWatch watch() const noexcept { return {progress_timeout, progress()}; }
 
   const RamMap map;
   const Uuid uuid;
   const PageSource source;
   const Digest digest;
+  const std::chrono::milliseconds progress_timeout;
+  std::function<std::uint64_t()> progress;  ///< bytes of all channels
   std::unique_ptr<BatchHandoff> handoff;
   RateLimiter limiter;
   EpochGate gate;
@@ -96,15 +112,18 @@ class SendChannel {
   void run() noexcept {
     Result<void> ended = work();
     counters_.cpu_ns.set(thread_cpu_ns());
-    if (ended) return;
-    Error error = ended.error();
-    error.channel = id_;
-    error.packet = counters_.packets.get();
-    shared_.error.raise(error);
+    if (!ended) {
+      Error error = ended.error();
+      error.channel = id_;
+      error.packet = counters_.packets.get();
+      shared_.error.raise(error);
+    }
+    shared_.gate.left();
   }
 
   void shutdown() noexcept { link_.shutdown(); }
   ChannelStats stats() const noexcept { return counters_.snapshot(id_); }
+  std::uint64_t wire_bytes() const noexcept { return counters_.wire_bytes.get(); }
 
  private:
   SendChannel(SendShared& shared, std::uint8_t id, T link, typename C::Encoder encoder, const Z& zero, PageRuns runs,

@@ -17,6 +17,7 @@
 #include <mutex>
 #include <new>
 
+#include "multifd/channel/progress_watch.hpp"
 #include "multifd/result.hpp"
 
 namespace multifd {
@@ -67,8 +68,8 @@ class SyncPoint {
     const auto released = [&] { return stopped_ || epochs_ != mine; };
     if (mode_ == Barrier::manual) {
       changed_.wait(lock, released);
-    } else if (auto waited = wait(lock, released, progress); !waited) {
-      return waited;
+    } else if (!wait(lock, limit_, released, progress)) {
+      return blame(Errc::timed_out, first_with(State::reading));
     }
     // A release comes before a stop that follows it.
     return epochs_ != mine ? Result<void>{} : stopped();
@@ -96,7 +97,8 @@ class SyncPoint {
   Result<std::uint64_t> release_when_all(Progress&& progress, WhileHeld&& while_held = {}) {
     std::unique_lock lock(mutex_);
     const auto ready = [&] { return stopped_ || left_ > 0 || waiting_ == channels_; };
-    if (auto waited = wait(lock, ready, progress); !waited) return std::unexpected(waited.error());
+    if (!wait(lock, limit_, ready, progress))
+      return std::unexpected(blame(Errc::timed_out, first_with(State::reading)).error());
     if (stopped_) return std::unexpected(stopped().error());
     if (waiting_ != channels_) return std::unexpected(blame(Errc::unsynced_end, first_with(State::left)).error());
     lock.unlock();  // nobody arrives or leaves while all wait; only stop() may come
@@ -114,6 +116,17 @@ class SyncPoint {
     ended_ = mode_ == Barrier::manual;
     if (ended_ && waiting_ > 0) return blame(Errc::sync_mismatch, first_with(State::waiting));
     return {};
+  }
+
+  /// Waits until every channel has left, or after stop(). Errors: Errc::timed_out when `limit` passes in which
+  /// `progress()` did not change; Error::channel is the first that has not left.
+  template <class Progress>
+  Result<void> wait_for_ends(std::chrono::milliseconds limit, Progress&& progress) noexcept {
+    std::unique_lock lock(mutex_);
+    if (wait(lock, limit, [&] { return stopped_ || left_ == channels_; }, progress)) return {};
+    Error error{.code = Errc::timed_out, .stage = Stage::read, .op = "no byte from any channel for progress_timeout"};
+    error.channel = first_with(State::reading);
+    return std::unexpected(error);
   }
 
   /// Ends every wait, now and later.
@@ -149,14 +162,14 @@ class SyncPoint {
     changed_.notify_all();
   }
 
+  /// False: nothing moved for `limit`.
   template <class Ready, class Progress>
-  Result<void> wait(std::unique_lock<std::mutex>& lock, Ready&& ready, Progress&& progress) noexcept {
-    for (std::uint64_t before = progress();;) {
-      if (changed_.wait_for(lock, limit_, ready)) return {};
-      const std::uint64_t now = progress();
-      if (now == before) return blame(Errc::timed_out, first_with(State::reading));
-      before = now;
-    }
+  bool wait(std::unique_lock<std::mutex>& lock, std::chrono::milliseconds limit, Ready&& ready,
+            Progress&& progress) noexcept {
+    ProgressWatch watch(limit, progress());
+    while (!changed_.wait_for(lock, watch.slice(), ready))
+      if (watch.stalled(progress())) return false;
+    return true;
   }
 
   std::uint32_t first_with(State state) const noexcept {
