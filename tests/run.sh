@@ -24,7 +24,7 @@ esac
 packages="g++ cmake ninja-build pkg-config libboost-dev libxxhash-dev libisal-dev libgnutls28-dev libzstd-dev
   zlib1g-dev doctest-dev libbenchmark-dev libcli11-dev libfmt-dev nlohmann-json3-dev"
 if [ "$quick" = no ]; then
-  packages="$packages clang-19 clang-format-19"
+  packages="$packages clang-19 clang-format-19 libclang-rt-19-dev"
 fi
 # shellcheck source=cmake/install_packages.sh
 . cmake/install_packages.sh
@@ -128,13 +128,28 @@ if [ "$quick" = no ]; then
   # the dearest to compile, and made of what the others run.
   units="unit_basics unit_channel unit_compress unit_memory unit_qemu unit_stack unit_transport unit_wire unit_zero"
   # shellcheck disable=SC2086 # a list of words
-  stage asan-ubsan build_and_test asan-ubsan only contract fault golden property stress system $units
+  stage asan-ubsan build_and_test asan-ubsan only contract fault fuzz golden property stress system $units
   # The rooms that threads share.
   stage tsan build_and_test tsan only system property fault stress unit_channel unit_memory unit_transport
   # The other compiler: each header by itself and every stack whole in noexcept-clang, and here what looks at values.
   # shellcheck disable=SC2086 # a list of words
   stage dev-clang build_and_test dev-clang only golden $units
   stage messages-clang ctest --preset dev-clang -L compile -j "$jobs" --no-tests=error # of wrong policies
+fi
+
+# A few seconds for each, of the receivers only for one: they are dear to compile, and differ in their decoders, which
+# are here. More is for the night: sh tests/fuzz/run.sh
+short_fuzz() {
+  if ! echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
+    clang++-19 -x c++ -fsanitize=fuzzer -o build/has-fuzzer - 2>/dev/null; then
+    echo "==== without libFuzzer: skipped"
+    return 0
+  fi
+  JOBS=$jobs sh tests/fuzz/run.sh 3 init_packet packet_header device_state main_stream return_path decode_zlib \
+    decode_zstd receiver_none
+}
+if [ "$quick" = no ]; then
+  stage fuzz short_fuzz
 fi
 
 if [ -n "$failed" ]; then

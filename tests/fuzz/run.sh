@@ -34,7 +34,7 @@ targets=${*:-$all}
 binaries=""
 for target in $targets; do
   if ! echo "$all" | grep -qx "$target"; then
-    echo "run.sh: no target $target; there are:" $all >&2
+    echo "run.sh: no target $target; there are: $(echo "$all" | tr '\n' ' ')" >&2
     exit 2
   fi
   binaries="$binaries fuzz_$target"
