@@ -129,6 +129,7 @@ TEST_CASE("A connection that says another one's channel id ends the receiver and
   REQUIRE(links.has_value());
   const Stopwatch watch;
   const auto rx = Rx::open(guests.target_map, std::move(*links));
+  REQUIRE_FALSE(rx.has_value());
   CHECK_MESSAGE(code_of(rx) == Errc::duplicate_channel_id, text(rx));
   CHECK(rx.error().stage == Stage::hello);
   CHECK(watch.elapsed() < (under_tsan ? 5s : 2s));
