@@ -150,7 +150,7 @@ class Dump {
       blocks_.push_back(std::move(block));
     }
     auto receiver =
-        program::open_receiver(settings_.source.compression, ram_, program::plain_links(source_.take_channels()),
+        program::open_receiver(settings_.source.compression, ram_, source_.take_channels(),
                                {.uuid = settings_.source.uuid_check(),
                                 .first_packet = FirstPacket::sync,
                                 .hello_timeout = 2000ms,  // their first bytes are there
@@ -327,6 +327,7 @@ int main(int argc, char** argv) {
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   return program::run(app, argc, argv, [&] {
     (void)settings.source.uuid_check();
+    settings.source.tls.prepare(program::address_of(settings.source.listen, "--listen"));
     return dump(settings);
   });
 }

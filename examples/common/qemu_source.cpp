@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "common/qemu_source.hpp"
 
+#include "common/report.hpp"
+
 #include <fmt/format.h>
 #include <poll.h>
 #include <CLI/CLI.hpp>
@@ -53,6 +55,8 @@ void SourceOptions::add_to(CLI::App& app, const std::string& prefix) {
       ->check(CLI::Range(1u, 3600u))
       ->capture_default_str();
   limits.add_peer(app);
+  tls.add_to(app, TlsSide::server, prefix);
+  tls.take_bare_ends();
   app.add_option("--page-size", page_size, "The guest's page size (x86: 4096)")->capture_default_str();
   add_size(app, "--max-ram", max_ram, "The most RAM that a source may announce")->capture_default_str();
 }
@@ -78,10 +82,41 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
           "listen on " + options.listen)),
       links_([&] {
         fmt::print(stderr, "listening on {}\n", to_string(listener_.local_address()));
-        auto links = accept_source(listener_, magic, options.channels, accept_options_);
-        if (!links) throw failure(links.error());
-        return std::move(*links);
+        if (options.tls.on()) door_.emplace(listener_, options.tls, interrupt, 10s);
+        return door_ ? accept_under_tls() : accept();
       }()) {}
+
+QemuSource::Links QemuSource::accept() {
+  auto links = accept_source(listener_, magic, options_.channels, accept_options_);
+  if (!links) throw failure(links.error());
+  return {std::move(links->main), plain_links(std::move(links->channels))};
+}
+
+/// multifd::accept_source(), which can look at what a connection says only where nothing is encrypted.
+QemuSource::Links QemuSource::accept_under_tls() {
+  std::optional<Link> main;
+  std::vector<Link> channels;
+  std::optional<Stopwatch> watch;
+  while (!main || channels.size() < options_.channels) {
+    const auto limit = std::chrono::seconds(options_.timeout_s);
+    const auto gone = watch ? std::chrono::milliseconds(static_cast<std::int64_t>(watch->seconds() * 1000)) : 0ms;
+    auto arrived = door_->next(watch ? std::max<std::chrono::milliseconds>(limit - gone, 0ms) : no_timeout);
+    if (!arrived) throw failure(arrived.error());
+    auto& [link, first] = *arrived;
+    if (first == magic.main && !main) {
+      main = std::move(link);
+    } else if (first == magic.channel && channels.size() < options_.channels) {
+      channels.push_back(std::move(link));
+    } else if (first == magic.channel) {
+      throw failure(fail(Errc::too_many_channels, Stage::accept, "accept").error());
+    } else {
+      tell_stranger(first);
+      continue;
+    }
+    if (!watch) watch.emplace();
+  }
+  return {std::move(*main), std::move(channels)};
+}
 
 void QemuSource::finish(AnyReceiver& receiver) {
   constexpr auto limit = 10s;
@@ -102,6 +137,12 @@ void QemuSource::finish(AnyReceiver& receiver) {
 }
 
 void QemuSource::refuse_more_channels() {
+  if (door_) {
+    const auto another = door_->next(200ms);
+    if (another && another->second == magic.channel)
+      throw failure(fail(Errc::too_many_channels, Stage::accept, "accept").error());
+    return;
+  }
   if (auto alone = multifd::refuse_more_channels(listener_, magic, accept_options_); !alone)
     throw failure(alone.error());
 }
@@ -123,7 +164,7 @@ Failure QemuSource::failure(const Error& error) const {
 }
 
 void QemuSource::check_channels(const AnyReceiver* receiver) const {
-  const auto has_ended = [](const FdTransport& link) {
+  const auto has_ended = [](const Link& link) {
     pollfd entry{.fd = link.native_handle(), .events = POLLRDHUP, .revents = 0};
     return ::poll(&entry, 1, 0) == 1;
   };
@@ -131,7 +172,7 @@ void QemuSource::check_channels(const AnyReceiver* receiver) const {
     throw Failure("source: closed a channel in the middle of the migration, and says nothing more");
 }
 
-MainStream::MainStream(FdTransport& link, const SourceOptions& options, Hooks hooks)
+MainStream::MainStream(Link& link, const SourceOptions& options, Hooks hooks)
     : link_(link),
       parser_(
           need(qemu::MainStreamParser::create({.page_bytes = options.page_size, .max_ram_bytes = options.max_ram}))),
@@ -146,17 +187,13 @@ std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
                                          : fmt::format("source: main stream: \"{}\"", printable(parser_.subject())));
     if (*element) return **element;
     if (hooks_.before_wait) hooks_.before_wait();
-    pollfd entry{.fd = link_.native_handle(), .events = POLLIN, .revents = 0};
+    std::size_t got = 0;
     for (auto left = idle;;) {
-      const int ready = ::poll(&entry, 1, static_cast<int>(std::min<std::chrono::milliseconds>(left, 1000ms).count()));
-      if (ready > 0) break;
-      if (ready < 0) continue;  // a signal, which another thread handles
+      if (read(std::min<std::chrono::milliseconds>(left, 1000ms), got)) break;
       if (left <= 1000ms) return std::nullopt;
       if (left != no_timeout) left -= 1000ms;
       if (hooks_.on_silence && hooks_.on_silence()) return std::nullopt;
     }
-    const iovec room = mutable_buffer(parser_.room());
-    const std::size_t got = need(link_.read_some(std::span(&room, 1)), "source: main stream");
     if (got == 0) {
       need(parser_.finish(), "source: has gone");
       ended_ = true;
@@ -164,6 +201,20 @@ std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
     }
     parser_.commit(got);
   }
+}
+
+bool MainStream::read(std::chrono::milliseconds timeout, std::size_t& got) {
+  if (!link_.secured()) {
+    pollfd entry{.fd = link_.native_handle(), .events = POLLIN, .revents = 0};
+    int ready = -1;
+    while (ready < 0) ready = ::poll(&entry, 1, static_cast<int>(timeout.count()));  // signals: another thread's
+    if (ready == 0) return false;
+  }
+  const iovec room = mutable_buffer(parser_.room());
+  const auto count = link_.read_some(std::span(&room, 1), timeout, never_);
+  if (!count && count.error().code == Errc::timed_out) return false;
+  got = need(count, "source: main stream");
+  return true;
 }
 
 std::string to_string(const Uuid& uuid) {

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "common/stacks.hpp"
+#include "common/tls_door.hpp"
 
 namespace program {
 
@@ -25,6 +26,7 @@ struct SourceOptions {
   std::size_t page_size = 4096;
   std::uint64_t max_ram = std::uint64_t{1} << 40;
   TimeLimits limits;  ///< --peer-timeout of it
+  Tls tls;
 
   /// `prefix`: "" or "in-", for the options that a program has twice.
   void add_to(CLI::App& app, const std::string& prefix);
@@ -38,8 +40,8 @@ class QemuSource {
  public:
   QemuSource(const SourceOptions& options, const multifd::Interrupt& interrupt);
 
-  multifd::FdTransport& main() noexcept { return links_.main; }
-  std::vector<multifd::FdTransport> take_channels() { return std::move(links_.channels); }
+  Link& main() noexcept { return links_.main; }
+  std::vector<Link> take_channels() { return std::move(links_.channels); }
 
   /// AnyReceiver::finish() when all of RAM is there. A source that has completed closes its channels; one that does not
   /// is not waited for without end. Throws Failure.
@@ -58,10 +60,18 @@ class QemuSource {
   Failure failure(const multifd::Error& error) const;
 
  private:
+  struct Links {
+    Link main;
+    std::vector<Link> channels;
+  };
+  Links accept();
+  Links accept_under_tls();
+
   const SourceOptions& options_;
   multifd::AcceptSourceOptions accept_options_;
   multifd::Listener listener_;
-  multifd::SourceLinks links_;
+  std::optional<TlsDoor> door_;
+  Links links_;
 };
 
 /// The elements of a main stream, read as they are needed. Throws Failure.
@@ -72,7 +82,7 @@ class MainStream {
     /// After each second in which nothing came; true ends the wait. May throw.
     std::function<bool()> on_silence{};
   };
-  MainStream(multifd::FdTransport& link, const SourceOptions& options, Hooks hooks);
+  MainStream(Link& link, const SourceOptions& options, Hooks hooks);
 
   /// The next element; none at the end of the connection, when nothing has come for `idle`, or as Hooks::on_silence says.
   std::optional<multifd::qemu::Element> next(std::chrono::milliseconds idle = multifd::no_timeout);
@@ -81,7 +91,11 @@ class MainStream {
   const multifd::qemu::MainStreamParser& parser() const noexcept { return parser_; }
 
  private:
-  multifd::FdTransport& link_;
+  /// One wait for bytes; false when none came in time.
+  bool read(std::chrono::milliseconds timeout, std::size_t& got);
+
+  Link& link_;
+  multifd::Interrupt never_ = need(multifd::Interrupt::create());
   multifd::qemu::MainStreamParser parser_;
   const Hooks hooks_;
   bool ended_ = false;

@@ -67,6 +67,7 @@ int main(int argc, char** argv) {
     settings.out.check();
     (void)settings.source.uuid_check();
     (void)program::address_of(settings.connect, "--connect");
+    settings.source.tls.prepare(program::address_of(settings.source.listen, "--listen"));
     return migrate(settings);
   });
 }

@@ -172,7 +172,7 @@ void Relay::open_channels() {
     return at_destination(pages->take(state));
   };
   auto receiver =
-      program::open_receiver(settings_.source.compression, ram_, program::plain_links(source_.take_channels()),
+      program::open_receiver(settings_.source.compression, ram_, source_.take_channels(),
                              {.uuid = settings_.source.uuid_check(),
                               .first_packet = FirstPacket::sync,  // so nothing is taken before the sender is there
                               .hello_timeout = 2000ms,            // their first bytes are there

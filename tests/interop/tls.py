@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""Real QEMUs migrate into qemu_dump over TLS, with certificates and with pre-shared keys, trusted and not.
+
+    python3 tests/interop/tls.py --programs build/dev/examples --tls-files build/dev/tests/programs/make_tls_files
+"""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import cases
+from lab import Qemu, compare, mixed_pages
+from processes import LabError, Program
+
+MACHINES = [("7.2", "pc-i440fx-7.2"), ("10.0", "pc-i440fx-7.2"), ("10.0", "pc-i440fx-10.0")]
+
+
+def all_cases():
+    return [dict(qemu=qemu, machine=machine, credentials=credentials, peer=peer, channels=channels, return_path=path)
+            for qemu, machine in MACHINES
+            for credentials in ("x509", "psk")
+            for peer in ("trusted", "stranger")
+            for channels in (1, 4)
+            for path in ("off", "on")]
+
+
+def quick_cases():
+    return cases.covering(all_cases(), ("qemu", "machine", "credentials", "peer"))
+
+
+def run_case(folder, case, options):
+    files = folder.path / "tls"
+    if not files.exists():
+        subprocess.run([options.tls_files, files], check=True, timeout=30)
+    trusted = case["peer"] == "trusted"
+    if case["credentials"] == "x509":
+        credentials = f"tls-creds-x509,id=tls0,dir={files / 'good'},endpoint=client,verify-peer=on"
+        ours = ["--tls-dir", files / ("good" if trusted else "other")]
+    else:
+        credentials = f"tls-creds-psk,id=tls0,dir={files},endpoint=client,username=qemu"  # its keys.psk
+        ours = ["--tls-psk", files / ("keys.psk" if trusted else "other.psk")]
+    output, result = folder.memory / folder.new("dump").name, folder.new("dump.json")
+    command = [options.programs.resolve() / "qemu_dump", "--listen", "tcp:127.0.0.1:0", "--channels", case["channels"],
+               "--output", output, "--json", result, *ours]
+    try:
+        with Qemu(folder, case["qemu"], case["machine"], ram_mib=32, fill=mixed_pages(),
+                  extra=["-object", credentials]) as source:
+            source.configure(channels=case["channels"], return_path=case["return_path"] == "on",
+                             **{"tls-creds": "tls0", "tls-hostname": "localhost"})
+            with Program(folder, command) as dump, cases.told_by(dump):
+                source.migrate(dump.address)
+                if not trusted:
+                    source.wait_migration("failed", 30)
+                    wanted = "refused this side" if case["credentials"] == "x509" else "pre-shared keys differ"
+                    if wanted not in dump.message() or not dump.alive():
+                        raise LabError(f"qemu_dump does not say {wanted!r} and wait for another: {dump.message()}")
+                    return dump.message().strip()
+                source.wait_migration("completed", 60)
+                dump.finish(10)
+            manifest = json.loads((output / "manifest.json").read_text())
+            dumped = {row["name"]: (output / row["file"]).read_bytes() for row in manifest["blocks"]}
+            found = compare(source.read_blocks(), dumped)
+            if found:
+                raise LabError(f"dump and guest: {found}")
+            return f"{manifest['epochs']} epochs"
+    finally:
+        shutil.rmtree(output, ignore_errors=True)
+
+
+def main():
+    parser = cases.arguments("QEMU migrates into qemu_dump over TLS")
+    parser.add_argument("--tls-files", required=True, type=Path, help="the program make_tls_files")
+    options = parser.parse_args()
+    options.jobs = 1  # the certificates are made once
+
+    def run_group(folder, group, group_cases, report):
+        for case in group_cases:
+            cases.timed(report, case, lambda: run_case(folder, case, options))
+
+    chosen = all_cases() if options.full else quick_cases()
+    return cases.run("tls", options, chosen, lambda case: (case["qemu"], case["machine"]), run_group)
+
+
+if __name__ == "__main__":
+    cases.exit_with(main())
