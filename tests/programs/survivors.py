@@ -35,7 +35,9 @@ def compressions(programs):
 
 
 def receiver(folder, programs, listen, copy, *options, inside=()):
-    return Program(folder, [*inside, programs / "ram_receive", "--listen", listen, "--file", copy, *options])
+    found = Program(folder, [*inside, programs / "ram_receive", "--listen", listen, "--file", copy, *options])
+    found.name = "ram_receive"
+    return found
 
 
 def sender(folder, programs, connect, image, *options, inside=()):
@@ -58,9 +60,9 @@ def seconds_to_end(process, limit, since):
 
 
 def told(process):
-    """What a program said on stderr, besides where it listens and whom it turned away."""
+    """What a program said on stderr, besides where it listens, whom it turned away, and that TLS is off."""
     lines = process.stderr().splitlines()
-    return [line for line in lines if not line.startswith(("listening on", "closed a connection"))]
+    return [line for line in lines if not line.startswith(("listening on", "closed a connection", "not encrypted"))]
 
 
 def check_failure(process, cause):
