@@ -144,7 +144,7 @@ void throughput(benchmark::State& state) {
   const auto work_us = static_cast<std::uint64_t>(state.range(0));
   const auto workers = static_cast<unsigned>(state.range(1));
   const bool slow = state.range(2) != 0;
-  const std::uint64_t batches = work_us == 0 ? 50'000 : 200'000 / work_us;
+  const std::uint64_t batches = work_us == 0 ? 50'000 : 600'000 / work_us;
   double switches = 0;
   double cpu_us = 0;
   std::uint64_t slow_taken = 0;

@@ -36,11 +36,11 @@ namespace {
 using namespace multifd;
 using Clock = std::chrono::steady_clock;
 
-/// MULTIFD_BENCH_MIB says how much memory is moved: 1024 MiB, unless a smoke run wants less.
+/// MULTIFD_BENCH_MIB says how much memory is moved: 2048 MiB, unless a smoke run wants less.
 std::uint64_t ram_bytes() {
   static const std::uint64_t bytes = [] {
     const char* const mib = std::getenv("MULTIFD_BENCH_MIB");
-    return (mib != nullptr ? std::strtoull(mib, nullptr, 10) : 1024) << 20;
+    return (mib != nullptr ? std::strtoull(mib, nullptr, 10) : 2048) << 20;
   }();
   return bytes;
 }
