@@ -233,7 +233,9 @@ class Dump {
   void finish() {
     if (main_.parser().return_path_open()) {
       reply(qemu::encode_shut(0));
-      need(source_.main().finish(), "source: return path");  // so that the answer arrives whatever happens to us
+      // So that the answer arrives whatever happens to us. Who has gone by now has taken it.
+      if (auto ended = source_.main().finish(); !ended && ended.error().code != Condition::peer_gone)
+        need(ended, "source: return path");
     }
     source_.finish(*receiver_);
   }

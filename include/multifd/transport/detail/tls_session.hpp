@@ -214,7 +214,11 @@ class TlsSession {
       verify_[0] = {.type = GNUTLS_DT_KEY_PURPOSE_OID, .data = text(purpose), .size = 0};
       verify_[1] = {.type = GNUTLS_DT_DNS_HOSTNAME, .data = text(hostname_.c_str()), .size = 0};
       ::gnutls_session_set_verify_cert2(session_, verify_.data(), server ? 1 : 2, 0);
-      if (server) ::gnutls_certificate_server_set_request(session_, GNUTLS_CERT_REQUIRE);
+      if (server) {
+        ::gnutls_certificate_server_set_request(session_, GNUTLS_CERT_REQUIRE);
+        // Not which authorities are taken: a client of another one would show no certificate, and nobody would know why.
+        ::gnutls_certificate_send_x509_rdn_sequence(session_, 1);
+      }
     }
     ::gnutls_handshake_set_timeout(session_, 0);  // the caller's deadline is the one
     ::gnutls_transport_set_ptr(session_, this);
