@@ -41,7 +41,9 @@ class Guarded {
   std::span<std::byte> bytes() const { return {front_.data() + front_.size(), bytes_}; }
   void fill(std::byte value) const { std::memset(bytes().data(), std::to_integer<int>(value), bytes_); }
   void check() const {
-    for (const std::byte byte : front_) require(byte == pattern, "memory in front of a block is untouched");
+    const bool intact = front_.empty() ||
+                        (front_[0] == pattern && std::memcmp(front_.data(), front_.data() + 1, front_.size() - 1) == 0);
+    require(intact, "memory in front of a block is untouched");
   }
 
  private:
