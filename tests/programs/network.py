@@ -216,4 +216,7 @@ def main():
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except LabError as error:
+        raise SystemExit(f"FAILED: {error}") from None
