@@ -18,7 +18,6 @@ class CoreDemand {
   struct Probe {};
   unsigned limit() const noexcept { return limit_; }
   void sample(Probe&) noexcept {}
-  void look(Probe&) noexcept {}
 
  private:
   unsigned limit_;

@@ -27,7 +27,10 @@ class CoreDemand {
  public:
   /// `cores`: what this process may use.
   explicit CoreDemand(unsigned workers, unsigned cores = std::thread::hardware_concurrency()) noexcept
-      : workers_(workers), cores_(std::max(cores, 1u)), watching_(workers > cores_), limit_(workers) {}
+      : workers_(workers),
+        cores_(std::max(cores, 1u)),
+        watching_(workers > cores_),
+        limit_(std::min(workers, cores_)) {}
 
   /// What one worker has wanted so far.
   class Probe {
@@ -56,22 +59,17 @@ class CoreDemand {
     }
     static constexpr int not_open = -2;
     int file_ = not_open;
-    unsigned calls_ = 0;
     std::int64_t due_ns_ = 0;
     std::int64_t seen_ns_ = 0;
   };
 
-  /// No more workers than that should be awake for batches: from as many as there are cores up to all.
+  /// No more workers than that should be awake for batches: at first as many as there are cores, then up to all, which
+  /// takes some 10 ms for each doubling where the workers wait for their links.
   unsigned limit() const noexcept { return limit_.load(std::memory_order_relaxed); }
 
-  /// To be called by a worker for each batch: now and then it looks what the worker has wanted (1 us).
+  /// To be called by a worker for each batch, and when it has rested: a look at the clock, and now and then at what the
+  /// worker has wanted (1 us).
   void sample(Probe& mine) noexcept {
-    if (!watching_ || ++mine.calls_ % 8 != 0) return;
-    look(mine);
-  }
-
-  /// The same at once: by a worker that did nothing for a while.
-  void look(Probe& mine) noexcept {
     if (!watching_) return;
     const std::int64_t now = std::chrono::steady_clock::now().time_since_epoch().count();
     if (now < mine.due_ns_) return;

@@ -59,7 +59,7 @@ class BatchHandoff {
  public:
   static constexpr unsigned max_depth = 16;
 
-  /// How long a worker leaves its batches to the others, and the producer sleeps between two looks.
+  /// How long a worker leaves its batches to the others (up to twice of it), and the producer sleeps between two looks.
   static constexpr std::chrono::nanoseconds longest_rest{250'000'000};
 
   /// Batches per channel where nobody asks for a number: 64 in all, which is enough to sleep on, in bounds.
@@ -267,8 +267,9 @@ class BatchHandoff {
       if (std::exchange(mine.searching, false)) searching_.fetch_sub(1, std::memory_order_seq_cst);
       return sleepers_.awake() < demand_.limit() || has_more_than_batches(mine);
     };
-    mine.searching = sleepers_.sleep(channel, longest_rest, stay_up);
-    demand_.look(mine.probe);
+    // Not all at once: they would come back all at once, too.
+    mine.searching = sleepers_.sleep(channel, longest_rest + channel % 16 * (longest_rest / 16), stay_up);
+    demand_.sample(mine.probe);
   }
 
   /// Wakes one more worker, unless one is looking for work: when half a queue waits for each of those that are awake.

@@ -36,6 +36,22 @@ void run_until(CoreDemand& demand, unsigned workers, unsigned wanted, Work&& wor
   }
 }
 
+/// The same for so long.
+template <class Work>
+void run_for(std::chrono::milliseconds time, CoreDemand& demand, unsigned workers, Work&& work) {
+  const auto end = std::chrono::steady_clock::now() + time;
+  std::vector<std::jthread> threads;
+  for (unsigned i = 0; i < workers; ++i) {
+    threads.emplace_back([&] {
+      CoreDemand::Probe probe;
+      while (std::chrono::steady_clock::now() < end) {
+        work();
+        demand.sample(probe);
+      }
+    });
+  }
+}
+
 bool kernel_tells() {
   if (std::filesystem::exists("/proc/thread-self/schedstat")) return true;
   MESSAGE("skipped: no /proc/thread-self/schedstat here");
@@ -44,19 +60,12 @@ bool kernel_tells() {
 
 }  // namespace
 
-TEST_CASE("All workers may be awake at first, and always where they are no more than the cores") {
-  CHECK(CoreDemand(5, 2).limit() == 5);
-  CHECK(CoreDemand(5, 0).limit() == 5);  // the number of cores is not known
+TEST_CASE("As many as there are cores at first, and always all where they are no more") {
+  CHECK(CoreDemand(5, 2).limit() == 2);
+  CHECK(CoreDemand(5, 0).limit() == 1);  // the number of cores is not known
+  CHECK(CoreDemand(3, 8).limit() == 3);
   CoreDemand demand(2, 2);
-  std::vector<std::jthread> threads;
-  for (int i = 0; i < 2; ++i) {
-    threads.emplace_back([&] {
-      CoreDemand::Probe probe;
-      for (const auto end = std::chrono::steady_clock::now() + 50ms; std::chrono::steady_clock::now() < end;)
-        demand.sample(probe);
-    });
-  }
-  threads.clear();
+  run_for(50ms, demand, 2, [] { burn(50us); });
   CHECK(demand.limit() == 2);
 }
 
@@ -66,6 +75,8 @@ TEST_CASE(
   const TimeLimit limit("finding the limit", 120s);
   constexpr unsigned workers = 6;
   CoreDemand demand(workers, 1);
+  run_until(demand, workers, workers, [] { std::this_thread::sleep_for(1ms); });
+  CHECK(demand.limit() == workers);
   run_until(demand, workers, 1, [] { burn(50us); });
   CHECK(demand.limit() == 1);
   run_until(demand, workers, workers, [] { std::this_thread::sleep_for(1ms); });
@@ -77,13 +88,12 @@ TEST_CASE("A worker that comes back after a while brings the limit up by itself"
   const TimeLimit limit("finding the limit", 120s);
   constexpr unsigned workers = 6;
   CoreDemand demand(workers, 1);
-  run_until(demand, workers, 1, [] { burn(50us); });
   CoreDemand::Probe probe;
   for (unsigned before = demand.limit(); before < workers; before = demand.limit()) {
     for (unsigned looks = 0; demand.limit() == before; ++looks) {
       REQUIRE(looks < 5);
       std::this_thread::sleep_for(20ms);  // longer than the time it looks at
-      demand.look(probe);
+      demand.sample(probe);
     }
   }
 }
