@@ -132,8 +132,8 @@ CLI::Option* add_duration(CLI::App& app, const std::string& name, std::chrono::m
   const std::map<std::string, double> units{{"ms", 0.001}, {"s", 1}, {"min", 60}, {"h", 3600}};
   const auto take = [&time](double seconds) { time = std::chrono::milliseconds(std::llround(seconds * 1000)); };
   return app.add_option_function<double>(name, take, help)
-      ->transform(CLI::AsNumberWithUnit(units))
-      ->check(CLI::Range(0.001, 86'400.0))
+      ->transform(CLI::AsNumberWithUnit(units).description(""))
+      ->check(CLI::Range(0.001, 86'400.0).description(""))
       ->default_str(fmt::format("{:g}s", static_cast<double>(time.count()) / 1000))
       ->type_name("SECONDS");
 }
