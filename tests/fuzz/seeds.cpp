@@ -171,7 +171,7 @@ Bytes main_seed(const golden::Capture& capture) {
   Bytes seed{std::byte{0}, std::byte{16}};
   auto parser = qemu::MainStreamParser::create({});
   Span left = capture.main;
-  std::size_t records = 0, sections = 0;
+  std::size_t records = 0;
   bool kept_all = true;  // records of this section: CONTINUE means the one before
   for (;;) {
     auto element = parser->next();
@@ -180,10 +180,7 @@ Bytes main_seed(const golden::Capture& capture) {
       using enum qemu::ElementKind;
       const auto kind = (*element)->kind;
       if (kind == device_state) break;
-      if (kind == section_start || kind == section_part || kind == section_end) {
-        records = 0;
-        ++sections;
-      }
+      if (kind == section_start || kind == section_part || kind == section_end) records = 0;
       const bool record = kind == zero_page || kind == page;
       if (record && (++records > 2 || ((*element)->continues && !kept_all))) {
         kept_all = false;
