@@ -157,8 +157,7 @@ class ReceiverTarget {
     using namespace std::chrono_literals;
     // Where the streams end nobody may wait for anything: libFuzzer's time limit is below this one.
     const auto limit = input.reads() == Reads::silence ? 3ms : 600'000ms;
-    typename Receiver::Options all{.hello_timeout = limit, .barrier_timeout = limit};
-    if constexpr (requires { all.progress_timeout; }) all.progress_timeout = limit;
+    typename Receiver::Options all{.hello_timeout = limit, .barrier_timeout = limit, .progress_timeout = limit};
     if constexpr (requires { all.compressor.max_window_log; }) all.compressor.max_window_log = 20;
     if ((input.more & 8) != 0) all.uuid.kind = multifd::UuidCheck::Kind::any;
     if (input.has(ReceiverInput::manual)) all.barrier = multifd::Barrier::manual;
