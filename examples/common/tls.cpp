@@ -52,15 +52,34 @@ Result<std::vector<Link>> Tls::secure(std::vector<multifd::FdTransport> links, c
                                       std::chrono::milliseconds timeout) const {
 #if defined(MULTIFD_HAS_TLS)
   if (credentials_) {
-    auto secured =
-        multifd::tls_handshakes(std::move(links), *credentials_,
-                                {.hostname = hostname_, .handshake_timeout = timeout, .interrupt = &interrupt});
+    auto secured = multifd::tls_handshakes(std::move(links), *credentials_,
+                                           {.hostname = hostname_,
+                                            .handshake_timeout = timeout,
+                                            .interrupt = &interrupt,
+                                            .end = bare_ends_ ? multifd::TlsEnd::fin : multifd::TlsEnd::close_notify});
     if (!secured) return std::unexpected(secured.error());
     return std::vector<Link>(std::make_move_iterator(secured->begin()), std::make_move_iterator(secured->end()));
   }
 #endif
   (void)interrupt;
   (void)timeout;
+  return plain_links(std::move(links));
+}
+
+Result<std::vector<Link>> Tls::secure_with_first_write(std::vector<multifd::FdTransport> links) const {
+#if defined(MULTIFD_HAS_TLS)
+  if (credentials_) {
+    std::vector<Link> secured;
+    for (multifd::FdTransport& link : links) {
+      auto one = multifd::TlsTransport::on_first_write(
+          std::move(link), *credentials_,
+          {.hostname = hostname_, .end = bare_ends_ ? multifd::TlsEnd::fin : multifd::TlsEnd::close_notify});
+      if (!one) return std::unexpected(one.error());
+      secured.emplace_back(std::move(*one));
+    }
+    return secured;
+  }
+#endif
   return plain_links(std::move(links));
 }
 

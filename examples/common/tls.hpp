@@ -38,6 +38,8 @@ class Tls {
                                             std::chrono::milliseconds timeout = std::chrono::seconds(10)) const;
   multifd::Result<Link> secure(multifd::FdTransport link, const multifd::Interrupt& interrupt,
                                std::chrono::milliseconds timeout = std::chrono::seconds(10)) const;
+  /// The same for the channels to a QEMU: each makes its handshake with its first write, beside the others.
+  multifd::Result<std::vector<Link>> secure_with_first_write(std::vector<multifd::FdTransport> links) const;
 #if defined(MULTIFD_HAS_TLS)
   /// Begins one handshake; for a program whose TLS is on.
   multifd::Result<multifd::TlsHandshake> start(multifd::FdTransport link) const {

@@ -53,6 +53,8 @@ int main(int argc, char** argv) {
   app.add_option("--connect", settings.connect, "Where the destination listens: tcp:HOST:PORT or unix:PATH")
       ->required();
   settings.out.add_to(app, "out-");
+  settings.out_tls.add_to(app, program::TlsSide::client, "out-");
+  settings.out_tls.take_bare_ends();
   app.add_option("--out-peer", peer, "The destination's generation; auto: the oldest one that knows the machine type")
       ->check(CLI::IsMember(peers))
       ->capture_default_str();
@@ -66,7 +68,7 @@ int main(int argc, char** argv) {
     if (settings.choose_zero_pages) settings.out.zero_pages = ZeroPagesLegacy::name;
     settings.out.check();
     (void)settings.source.uuid_check();
-    (void)program::address_of(settings.connect, "--connect");
+    settings.out_tls.prepare(program::address_of(settings.connect, "--connect"));
     settings.source.tls.prepare(program::address_of(settings.source.listen, "--listen"));
     return migrate(settings);
   });

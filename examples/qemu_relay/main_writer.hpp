@@ -6,10 +6,11 @@
 #pragma once
 
 #include <multifd/qemu/element.hpp>
-#include <multifd/transport/fd.hpp>
 
 #include <string>
 #include <vector>
+
+#include "common/link.hpp"
 
 namespace relay {
 
@@ -18,7 +19,7 @@ namespace relay {
 /// Threads: one.
 class MainWriter {
  public:
-  explicit MainWriter(multifd::FdTransport& link) : link_(link) {}
+  explicit MainWriter(program::Link& link) : link_(link) {}
 
   /// Any element that is no page.
   void forward(const multifd::qemu::Element& element) { append(element.bytes); }
@@ -32,7 +33,7 @@ class MainWriter {
   /// The name that a record needs: none if it is the block of the record before.
   std::string_view name_for(std::string_view idstr);
 
-  multifd::FdTransport& link_;
+  program::Link& link_;
   std::vector<std::byte> buffer_;
   std::string block_;  ///< of the last record that was written
 };

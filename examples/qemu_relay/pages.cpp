@@ -34,7 +34,7 @@ constexpr std::size_t most_zero_runs = 256 * 1024;
 
 }  // namespace
 
-Pages::Pages(const RamMap& ram, const program::StackOptions& out, std::vector<FdTransport> links)
+Pages::Pages(const RamMap& ram, const program::StackOptions& out, std::vector<program::Link> links)
     : ram_(ram),
       fresh_(fresh_blocks(ram)),
       by_record_(out.zero_pages == ZeroPagesLegacy::name),
@@ -42,12 +42,12 @@ Pages::Pages(const RamMap& ram, const program::StackOptions& out, std::vector<Fd
       bytes_pages_(program::need(PageBuffer::create())) {
   std::memset(bytes_pages_.data(), 0, wire::packet_page_bytes);
   if (!by_list_) {
-    sender_ = program::open_sender(out, ram, program::plain_links(std::move(links)));
+    sender_ = program::open_sender(out, ram, std::move(links));
     return;
   }
   sender_ = program::need(with_policy(out.compression, program::Compressors{}, [&]<class C>() {
     return Result<std::unique_ptr<program::AnySender>>(std::make_unique<program::SenderOf<C, ListedWhereFresh>>(
-        out, ListedWhereFresh{.fresh = fresh_}, ram, program::plain_links(std::move(links))));
+        out, ListedWhereFresh{.fresh = fresh_}, ram, std::move(links)));
   }));
 }
 

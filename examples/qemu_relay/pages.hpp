@@ -30,7 +30,7 @@ class Pages {
   /// Opens the sender. Throws program::Failure.
   ///
   /// `ram`: the source's blocks, without memory.
-  Pages(const multifd::RamMap& ram, const program::StackOptions& out, std::vector<multifd::FdTransport> links);
+  Pages(const multifd::RamMap& ram, const program::StackOptions& out, std::vector<program::Link> links);
 
   /// A packet of one of the source's channels. Threads: any. Blocks while every channel to the destination is full.
   multifd::Result<void> take(multifd::ReceivedPacket& packet);

@@ -90,14 +90,16 @@ void Relay::connect() {
   };
   auto main = need(connect_to(address, options), "destination " + settings_.connect);
   limit_writes(main);
+  program::Link secured = need(settings_.out_tls.secure(std::move(main), interrupt_, limit), "destination");
   {
     const std::lock_guard lock(mutex_);
-    destination_ = std::move(main);
+    destination_ = std::move(secured);
     writer_.emplace(*destination_);
   }
   check();
-  out_links_ = need(connect_channels(address, settings_.out.channels, options), "destination " + settings_.connect);
-  for (const FdTransport& link : out_links_) limit_writes(link);
+  auto links = need(connect_channels(address, settings_.out.channels, options), "destination " + settings_.connect);
+  for (const FdTransport& link : links) limit_writes(link);
+  out_links_ = need(settings_.out_tls.secure_with_first_write(std::move(links)), "destination");
   return_path_ = std::thread([this] { forward_return_path(); });
 }
 

@@ -31,6 +31,7 @@ struct Settings {
   program::SourceOptions source;
   std::string connect;
   program::StackOptions out;
+  program::Tls out_tls;
   std::optional<multifd::PeerProfile> out_peer;  ///< none: from the machine type
   bool choose_zero_pages = false;                ///< by what the peer knows
   std::string json_path;
@@ -70,10 +71,10 @@ class Relay {
 
   const Settings& settings_;
   program::QemuSource& source_;
-  std::optional<multifd::FdTransport> destination_;
+  std::optional<program::Link> destination_;
   std::optional<MainWriter> writer_;
   program::MainStream main_;
-  std::vector<multifd::FdTransport> out_links_;
+  std::vector<program::Link> out_links_;
   multifd::RamMap ram_;
   multifd::qemu::StreamEnd stream_end_;
   bool description_missing_ = false;  ///< the stream's last byte was a NUL

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Real QEMUs migrate into qemu_dump over TLS, with certificates and with pre-shared keys, trusted and not.
+"""Real QEMUs migrate over TLS into qemu_dump, and through qemu_relay into each other: with certificates and with
+pre-shared keys, trusted and not.
 
     python3 tests/interop/tls.py --programs build/dev/examples --tls-files build/dev/tests/programs/make_tls_files
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -17,8 +19,10 @@ MACHINES = [("7.2", "pc-i440fx-7.2"), ("10.0", "pc-i440fx-7.2"), ("10.0", "pc-i4
 
 
 def all_cases():
-    return [dict(qemu=qemu, machine=machine, credentials=credentials, peer=peer, channels=channels, return_path=path)
+    return [dict(qemu=qemu, machine=machine, program=program, credentials=credentials, peer=peer, channels=channels,
+                 return_path=path)
             for qemu, machine in MACHINES
+            for program in ("qemu_dump", "qemu_relay")
             for credentials in ("x509", "psk")
             for peer in ("trusted", "stranger")
             for channels in (1, 4)
@@ -26,26 +30,68 @@ def all_cases():
 
 
 def quick_cases():
-    return cases.covering(all_cases(), ("qemu", "machine", "credentials", "peer"))
+    return cases.covering(all_cases(), ("machine", "program", "credentials", "peer"))
 
 
-def run_case(folder, case, options):
+def tls_files(folder, options):
     files = folder.path / "tls"
     if not files.exists():
         subprocess.run([options.tls_files, files], check=True, timeout=30)
-    trusted = case["peer"] == "trusted"
+    return files
+
+
+def credentials_of_qemu(files, case, endpoint):
     if case["credentials"] == "x509":
-        credentials = f"tls-creds-x509,id=tls0,dir={files / 'good'},endpoint=client,verify-peer=on"
-        ours = ["--tls-dir", files / ("good" if trusted else "other")]
-    else:
-        credentials = f"tls-creds-psk,id=tls0,dir={files},endpoint=client,username=qemu"  # its keys.psk
-        ours = ["--tls-psk", files / ("keys.psk" if trusted else "other.psk")]
+        return f"tls-creds-x509,id=tls0,dir={files / 'good'},endpoint={endpoint},verify-peer=on"
+    user = ",username=qemu" if endpoint == "client" else ""
+    return f"tls-creds-psk,id=tls0,dir={files},endpoint={endpoint}{user}"  # its keys.psk
+
+
+def ours(files, case, prefix, trusted):
+    if case["credentials"] == "x509":
+        return [f"--{prefix}tls-dir", files / ("good" if trusted else "other")]
+    return [f"--{prefix}tls-psk", files / ("keys.psk" if trusted else "other.psk")]
+
+
+def run_relay(folder, case, options):
+    """The stranger is the relay, to the destination."""
+    files, trusted = tls_files(folder, options), case["peer"] == "trusted"
+    return_path = case["return_path"] == "on"
+    with contextlib.ExitStack() as running:
+        source, destination = (
+            running.enter_context(Qemu(
+                folder, case["qemu"], case["machine"], ram_mib=32, incoming=endpoint == "server",
+                fill=mixed_pages() if endpoint == "client" else None,
+                extra=["-object", credentials_of_qemu(files, case, endpoint)]))
+            for endpoint in ("client", "server"))
+        destination.configure(channels=case["channels"], return_path=return_path, **{"tls-creds": "tls0"})
+        destination.listen("tcp:127.0.0.1:0")
+        source.configure(channels=2, return_path=return_path, **{"tls-creds": "tls0", "tls-hostname": "localhost"})
+        command = [options.programs.resolve() / "qemu_relay", "--listen", "tcp:127.0.0.1:0",
+                   "--connect", destination.listening_on(), "--in-channels", 2, "--out-channels", case["channels"],
+                   "--out-peer", f"qemu-{case['qemu']}", *ours(files, case, "in-", True),
+                   *ours(files, case, "out-", trusted)]
+        relay = running.enter_context(Program(folder, command))
+        with cases.told_by(relay, destination):
+            source.migrate(relay.address)
+            if not trusted:
+                return relay.fail(30).strip()
+            source.wait_migration("completed", 60)
+            destination.wait_migration("completed", 20)
+            relay.finish(10)
+        found = compare(source.read_blocks(), destination.read_blocks())
+        if found:
+            raise LabError(f"source and destination: {found}")
+
+
+def run_dump(folder, case, options):
+    files, trusted = tls_files(folder, options), case["peer"] == "trusted"
     output, result = folder.memory / folder.new("dump").name, folder.new("dump.json")
     command = [options.programs.resolve() / "qemu_dump", "--listen", "tcp:127.0.0.1:0", "--channels", case["channels"],
-               "--output", output, "--json", result, *ours]
+               "--output", output, "--json", result, *ours(files, case, "", trusted)]
     try:
         with Qemu(folder, case["qemu"], case["machine"], ram_mib=32, fill=mixed_pages(),
-                  extra=["-object", credentials]) as source:
+                  extra=["-object", credentials_of_qemu(files, case, "client")]) as source:
             source.configure(channels=case["channels"], return_path=case["return_path"] == "on",
                              **{"tls-creds": "tls0", "tls-hostname": "localhost"})
             with Program(folder, command) as dump, cases.told_by(dump):
@@ -70,14 +116,15 @@ def run_case(folder, case, options):
 
 
 def main():
-    parser = cases.arguments("QEMU migrates into qemu_dump over TLS")
+    parser = cases.arguments("QEMU migrates over TLS")
     parser.add_argument("--tls-files", required=True, type=Path, help="the program make_tls_files")
     options = parser.parse_args()
     options.jobs = 1  # the certificates are made once
 
     def run_group(folder, group, group_cases, report):
         for case in group_cases:
-            cases.timed(report, case, lambda: run_case(folder, case, options))
+            run = run_relay if case["program"] == "qemu_relay" else run_dump
+            cases.timed(report, case, lambda: run(folder, case, options))
 
     chosen = all_cases() if options.full else quick_cases()
     return cases.run("tls", options, chosen, lambda case: (case["qemu"], case["machine"]), run_group)

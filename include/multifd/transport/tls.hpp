@@ -56,6 +56,17 @@ struct TlsOptions {
 ///   allocates for each record.
 class TlsTransport {
  public:
+  /// A connection whose handshake its first write makes, within 10 s: in that channel's own thread, beside the others.
+  /// For a client whose peer is a QEMU: it reads each channel's first packet before it goes on with the handshakes of the
+  /// others, so they cannot all be made first. Nothing can be read before that write.
+  /// Errors: those of TlsHandshake::start(); the write has those of TlsHandshake::step().
+  static Result<TlsTransport> on_first_write(FdTransport link, const TlsCredentials& credentials,
+                                             const TlsOptions& options) {
+    auto session = detail::TlsSession::create(std::move(link), credentials, options.hostname, options.end);
+    if (!session) return std::unexpected(session.error());
+    return TlsTransport(std::move(*session));
+  }
+
   /// Threads: one writing thread.
   Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
     if (!session_) return fail(Errc::already_closed, Stage::write, "write");
@@ -202,10 +213,7 @@ class TlsHandshake {
     if (ready < 0 && errno != EINTR) return blame(fail_errno(Stage::handshake, "poll").error(), waiting);
     if (events.back().revents != 0) return fail(Errc::cancelled, Stage::handshake, "TLS handshake");
     if (ready == 0 && detail::Clock::now() >= deadline)
-      return blame(fail(Errc::timed_out, Stage::handshake,
-                        "TLS handshake: the peer is silent; is it alive, and is TLS on there, too?")
-                       .error(),
-                   waiting);
+      return blame(fail(Errc::timed_out, Stage::handshake, detail::TlsSession::silent_peer).error(), waiting);
   }
   std::vector<TlsTransport> secured;
   secured.reserve(running.size());

@@ -19,12 +19,14 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "multifd/buffers.hpp"
@@ -55,6 +57,9 @@ struct TlsWait {
 class TlsSession {
  public:
   enum class Progress { done, wants_read, wants_write };
+  static constexpr std::chrono::milliseconds handshake_timeout{10'000};
+  static constexpr const char* silent_peer =
+      "TLS handshake: the peer is silent; is it alive, and is TLS on there, too?";
 
   /// Params `hostname`: what the server's certificate must be for; a client with certificates needs it.
   static Result<std::unique_ptr<TlsSession>> create(FdTransport link, const TlsCredentials& credentials,
@@ -90,10 +95,29 @@ class TlsSession {
     }
   }
 
+  /// The whole handshake, where step() has not made it: in the writing thread, before anything is read.
+  Result<void> handshake() noexcept {
+    for (const Clock::time_point deadline = deadline_after(handshake_timeout);;) {
+      const auto progress = step();
+      if (!progress) return std::unexpected(progress.error());
+      if (*progress == Progress::done) return {};
+      const short wanted = *progress == Progress::wants_write ? POLLOUT : POLLIN;
+      if (auto ready = wait_for(link_.native_handle(), wanted, deadline, nullptr, Stage::handshake, silent_peer);
+          !ready)
+        return ready;
+    }
+  }
+
   /// Writes all of `buffers`, in records as large as TLS has them.
   Result<std::size_t> write(ConstBuffers buffers, const TlsWait* wait) noexcept {
     if (finished_) return fail(Errc::already_closed, Stage::write, "write");
     if (write_failed_) return std::unexpected(*write_failed_);
+    if (!established_) {
+      if (auto done = handshake(); !done) {
+        write_failed_ = done.error();
+        return std::unexpected(done.error());
+      }
+    }
     writes_ = {.wait = wait};
     for (const iovec& buffer : buffers) {
       const auto* bytes = static_cast<const std::byte*>(buffer.iov_base);
@@ -174,7 +198,8 @@ class TlsSession {
     do code = ::gnutls_bye(session_, GNUTLS_SHUT_WR);
     while (code == GNUTLS_E_INTERRUPTED || (code == GNUTLS_E_AGAIN && !writes_.error));
     if (code < 0) return std::unexpected(failure(code, writes_, Stage::close, "close_notify"));
-    if (auto ended = link_.finish(); !ended) return ended;
+    // A peer that needs nothing more may have closed, and then the close_notify itself is what breaks the connection.
+    if (auto ended = link_.finish(); !ended && ended.error().code != std::errc::not_connected) return ended;
     finished_ = true;
     return {};
   }
