@@ -203,6 +203,34 @@ TEST_CASE("Many handshakes at once need no particular order, and are made in one
   }
 }
 
+TEST_CASE("A first write makes the handshake, and shutdown() ends it") {
+  const Watchdog watchdog("first write");
+  auto plain = tcp_links(2);
+  std::vector<TlsTransport> clients;
+  for (FdTransport& link : plain.sender) {
+    auto made =
+        TlsTransport::on_first_write(std::move(link), credentials("good", TlsRole::client), {.hostname = "localhost"});
+    REQUIRE_MESSAGE(made.has_value(), text(made));
+    clients.push_back(std::move(*made));
+  }
+  const std::byte byte{5};
+  Result<void> written;
+  std::thread writing([&] { written = write_all(clients[0], std::span(&byte, 1)); });
+  auto server = tls_handshake(std::move(plain.receiver[0]), credentials("good", TlsRole::server));
+  writing.join();
+  REQUIRE_MESSAGE(server.has_value(), text(server));
+  CHECK_MESSAGE(written.has_value(), text(written));
+  CHECK(read_one(*server).value_or(9) == 1);
+
+  std::thread blocked([&] { written = write_all(clients[1], std::span(&byte, 1)); });
+  std::this_thread::sleep_for(20ms);  // nothing tells that a call blocks
+  const Stopwatch watch;
+  clients[1].shutdown();
+  blocked.join();
+  CHECK(watch.elapsed() < 1s);
+  CHECK_MESSAGE(code_of(written) == Errc::cancelled, text(written));
+}
+
 TEST_CASE("A server sends no session tickets: a source that never reads leaves nothing unread") {
   for (const char* name : {"good", "keys.psk"}) {
     auto links = tls_links(tcp_links(1), name);
