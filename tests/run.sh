@@ -128,12 +128,11 @@ if [ "$quick" = no ]; then
   # the dearest to compile, and made of what the others run.
   units="unit_basics unit_channel unit_compress unit_memory unit_qemu unit_stack unit_transport unit_wire unit_zero"
   # shellcheck disable=SC2086 # a list of words
-  stage asan-ubsan build_and_test asan-ubsan only contract fault fuzz golden property stress system $units
+  stage asan-ubsan build_and_test asan-ubsan only contract fault fuzz property system $units
   # The rooms that threads share.
-  stage tsan build_and_test tsan only system property fault stress unit_channel unit_memory unit_transport
+  stage tsan build_and_test tsan only system property stress unit_channel unit_memory unit_transport
   # The other compiler: each header by itself and every stack whole in noexcept-clang, and here what looks at values.
-  # shellcheck disable=SC2086 # a list of words
-  stage dev-clang build_and_test dev-clang only golden $units
+  stage dev-clang build_and_test dev-clang only golden unit_compress unit_qemu unit_wire unit_zero
   stage messages-clang ctest --preset dev-clang -L compile -j "$jobs" --no-tests=error # of wrong policies
 fi
 

@@ -71,7 +71,7 @@ class CoreDemand {
   /// worker has wanted (1 us).
   void sample(Probe& mine) noexcept {
     if (!watching_) return;
-    const std::int64_t now = std::chrono::steady_clock::now().time_since_epoch().count();
+    const std::int64_t now = now_ns();
     if (now < mine.due_ns_) return;
     mine.due_ns_ = now + probe_ns;
     wanted_ns_.fetch_add(mine.wanted_ns(), std::memory_order_relaxed);
@@ -83,6 +83,8 @@ class CoreDemand {
   }
 
  private:
+  static std::int64_t now_ns() noexcept { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+
   /// Down fast, and up by one: above the number of cores a worker more is no great help. Up fast where half of the cores
   /// are not wanted, for then the workers wait for their links.
   unsigned next_limit(unsigned limit, std::int64_t demand, std::int64_t supply) const noexcept {
@@ -99,7 +101,7 @@ class CoreDemand {
   const unsigned cores_;
   const bool watching_;
   alignas(cache_line) std::atomic<std::int64_t> wanted_ns_{0};
-  std::atomic<std::int64_t> began_ns_{0};
+  std::atomic<std::int64_t> began_ns_{now_ns()};
   std::atomic<unsigned> limit_;
 };
 

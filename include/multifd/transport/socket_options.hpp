@@ -42,7 +42,8 @@ struct SocketOptions {
   bool no_delay = true;
 
   /// SO_KEEPALIVE notices a dead peer of an idle connection: the first question after `keepalive_idle`
-  /// without data, then one each `keepalive_interval`, `keepalive_probes` of them.
+  /// without data, then one each `keepalive_interval`, `keepalive_probes` of them. On Linux `user_timeout`, unless 0,
+  /// takes the place of the number of probes: it is then that long until the peer counts as gone.
   bool keepalive = true;
   std::chrono::seconds keepalive_idle = std::chrono::seconds(15);
   std::chrono::seconds keepalive_interval = std::chrono::seconds(5);
