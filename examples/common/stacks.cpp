@@ -81,8 +81,9 @@ Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compressio
                                              .on_packet = std::move(options.on_packet),
                                              .on_device_state = std::move(options.on_device_state),
                                              .on_error = std::move(options.on_error)});
-    if (!receiver && options.interrupt != nullptr && options.interrupt->triggered())
-      return fail(Errc::cancelled, Stage::hello);
+    cut.reset();  // from here on the caller has somebody to cancel
+    // What it has cut may look like a stream that broke, now or with the first packet.
+    if (options.interrupt != nullptr && options.interrupt->triggered()) return fail(Errc::cancelled, Stage::hello);
     if (!receiver) return std::unexpected(receiver.error());
     return std::make_unique<ReceiverOf<C>>(std::move(*receiver));
   });

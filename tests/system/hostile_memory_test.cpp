@@ -121,7 +121,7 @@ TEST_CASE_TEMPLATE("A receiver's memory is bounded by its settings, whatever num
   memory.fill(std::byte{1});  // resident before
   RamMap map;
   REQUIRE(map.add("pc.ram", memory.bytes()).has_value());
-  ReceiverOptions<C> options{.hello_timeout = 5s, .barrier_timeout = 200ms};
+  ReceiverOptions<C> options{.hello_timeout = 5s, .barrier_timeout = 200ms, .progress_timeout = 500ms};
   if constexpr (std::is_same_v<C, Zstd>) options.compressor.max_window_log = window_log;
   options.on_device_state = {.take = [](const DeviceState&) { return Result<void>{}; }, .limit_bytes = device_limit};
 
