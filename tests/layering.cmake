@@ -39,7 +39,7 @@ isa-l                        compress/igzip.hpp
 zstd.h                       compress/zstd.hpp
 zstd_errors.h                compress/zstd.hpp
 xxhash.h                     memory/page_digest.hpp
-gnutls/                      transport/tls_credentials.hpp transport/detail/tls_error.hpp transport/detail/tls_session.hpp
+gnutls/                      transport/tls_credentials.hpp transport/detail/tls_error.hpp transport/detail/tls_session.hpp transport/detail/tls_socket.hpp
 boost/                       channel/handoff.hpp
 doctest                      -
 multifd/multifd.hpp          -

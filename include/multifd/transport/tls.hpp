@@ -31,18 +31,9 @@
 #include "multifd/transport/interrupt.hpp"
 #include "multifd/transport/policy.hpp"
 #include "multifd/transport/tls_credentials.hpp"
+#include "multifd/transport/tls_options.hpp"
 
 namespace multifd {
-
-/// Settings of a handshake, and of the stream after it.
-struct TlsOptions {
-  /// Of a client with certificates: the name or number that the server's certificate must be for. Needed.
-  std::string hostname = {};
-  /// How long the handshakes may take, all together.
-  std::chrono::milliseconds handshake_timeout{10'000};
-  const Interrupt* interrupt = nullptr;  ///< ends the handshakes from outside; not owned, may be null
-  TlsEnd end = TlsEnd::close_notify;
-};
 
 /// A Transport over a TLS session.
 ///
@@ -56,13 +47,14 @@ struct TlsOptions {
 ///   allocates for each record.
 class TlsTransport {
  public:
-  /// A connection whose handshake its first write makes, within 10 s: in that channel's own thread, beside the others.
+  /// A connection whose handshake its first write makes, within options.handshake_timeout, while options.interrupt allows
+  /// it (it must live until then): in that channel's own thread, beside the others.
   /// For a client whose peer is a QEMU: it reads each channel's first packet before it goes on with the handshakes of the
   /// others, so they cannot all be made first. Nothing can be read before that write.
   /// Errors: those of TlsHandshake::start(); the write has those of TlsHandshake::step().
   static Result<TlsTransport> on_first_write(FdTransport link, const TlsCredentials& credentials,
                                              const TlsOptions& options) {
-    auto session = detail::TlsSession::create(std::move(link), credentials, options.hostname, options.end);
+    auto session = detail::TlsSession::create(std::move(link), credentials, options);
     if (!session) return std::unexpected(session.error());
     return TlsTransport(std::move(*session));
   }
@@ -132,7 +124,7 @@ class TlsHandshake {
   /// Takes over a connected socket. Of the options, the time limit and the Interrupt are the caller's to keep.
   /// Errors (stage `setup`): bad_option for a client that lacks the hostname; GnuTLS' own.
   static Result<TlsHandshake> start(FdTransport link, const TlsCredentials& credentials, const TlsOptions& options) {
-    auto session = detail::TlsSession::create(std::move(link), credentials, options.hostname, options.end);
+    auto session = detail::TlsSession::create(std::move(link), credentials, options);
     if (!session) return std::unexpected(session.error());
     return TlsHandshake(std::move(*session));
   }

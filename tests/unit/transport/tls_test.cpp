@@ -231,6 +231,25 @@ TEST_CASE("A first write makes the handshake, and shutdown() ends it") {
   CHECK_MESSAGE(code_of(written) == Errc::cancelled, text(written));
 }
 
+TEST_CASE("A handshake that a first write makes ends at its time limit, and by its Interrupt") {
+  const Watchdog watchdog("limits of a first write");
+  auto plain = tcp_links(2);
+  Interrupt interrupt = Interrupt::create().value();
+  const std::byte byte{5};
+  const auto write_to = [&](FdTransport link, const TlsOptions& options) {
+    auto client = TlsTransport::on_first_write(std::move(link), credentials("good", TlsRole::client), options);
+    REQUIRE_MESSAGE(client.has_value(), text(client));
+    return write_all(*client, std::span(&byte, 1));
+  };
+  const Stopwatch watch;
+  const auto late = write_to(std::move(plain.sender[0]), {.hostname = "localhost", .handshake_timeout = 50ms});
+  CHECK_MESSAGE(code_of(late) == Errc::timed_out, text(late));
+  interrupt.trigger();
+  const auto ended = write_to(std::move(plain.sender[1]), {.hostname = "localhost", .interrupt = &interrupt});
+  CHECK_MESSAGE(code_of(ended) == Errc::cancelled, text(ended));
+  CHECK(watch.elapsed() < 5s);
+}
+
 TEST_CASE("A server sends no session tickets: a source that never reads leaves nothing unread") {
   for (const char* name : {"good", "keys.psk"}) {
     auto links = tls_links(tcp_links(1), name);

@@ -93,4 +93,29 @@ inline Error error_of_alert(gnutls_alert_description_t alert, bool with_keys, St
   return error;
 }
 
+/// What is wrong with a handshake that failed by `code`.
+inline Error handshake_error(gnutls_session_t session, int code, bool with_keys) noexcept {
+  if (code == GNUTLS_E_FATAL_ALERT_RECEIVED)
+    return error_of_alert(::gnutls_alert_get(session), with_keys, Stage::handshake);
+  Error error = fail_tls(code, Stage::handshake, "TLS handshake").error();
+  switch (code) {
+    case GNUTLS_E_CERTIFICATE_VERIFICATION_ERROR:
+      error.code = certificate_fault(::gnutls_session_get_verify_cert_status(session));
+      break;
+    case GNUTLS_E_NO_CERTIFICATE_FOUND:
+    case GNUTLS_E_CERTIFICATE_REQUIRED: error.code = Errc::tls_no_certificate; break;
+    case GNUTLS_E_RECEIVED_ILLEGAL_PARAMETER:
+    case GNUTLS_E_DECRYPTION_FAILED:
+    case GNUTLS_E_KEYFILE_ERROR:
+      if (with_keys) error.code = Errc::tls_wrong_key;
+      break;
+    case GNUTLS_E_NO_CIPHER_SUITES:
+    case GNUTLS_E_INSUFFICIENT_CREDENTIALS:
+    case GNUTLS_E_UNSUPPORTED_VERSION_PACKET:
+    case GNUTLS_E_NO_COMMON_KEY_SHARE: error.code = Errc::tls_no_common_ground; break;
+    default: break;
+  }
+  return error;
+}
+
 }  // namespace multifd::detail
