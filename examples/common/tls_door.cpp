@@ -103,7 +103,8 @@ Result<std::pair<Link, std::uint32_t>> TlsDoor::next(std::chrono::milliseconds t
       if (auto accepted = accept(); !accepted) return std::unexpected(accepted.error());
       continue;
     }
-    const auto at = std::ranges::find(newcomers_, event.data.ptr, [](Newcomer& each) -> void* { return &each; });
+    void* const which = event.data.ptr;  // a copy: epoll_event is packed, and a reference would not be aligned
+    const auto at = std::ranges::find(newcomers_, which, [](Newcomer& each) -> void* { return &each; });
     if (at == newcomers_.end()) continue;
     const auto first = go_on(*at);
     if (first && !*first) continue;

@@ -73,7 +73,8 @@ class Newcomers {
         if (!watched) return std::unexpected(watched.error());
         continue;
       }
-      const auto at = std::ranges::find(links_, event.data.ptr, [](FdTransport& link) -> void* { return &link; });
+      void* const which = event.data.ptr;  // a copy: epoll_event is packed, and a reference would not be aligned
+      const auto at = std::ranges::find(links_, which, [](FdTransport& link) -> void* { return &link; });
       if (at == links_.end()) continue;
       const FirstBytes first = look_at_first_bytes(at->native_handle());
       const bool ended = first.count == 0 || (event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
