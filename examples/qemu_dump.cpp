@@ -218,7 +218,7 @@ class Dump {
     unfinished.emplace_back(path + ".part");
     for (const Block& block : blocks_) unfinished.emplace_back(settings_.output + "/" + block.file_name);
     try {
-      program::write_json(path + ".part", manifest());
+      program::JsonFile(path + ".part").write(manifest());
       for (Block& block : blocks_) block.file->keep();
       std::filesystem::rename(path + ".part", path);
     } catch (const std::exception& error) {

@@ -195,8 +195,7 @@ void Control::wait_beside(int arrivals, std::chrono::milliseconds timeout) {
 void Control::write(std::span<const std::byte> bytes) {
   while (!bytes.empty() && link_.secured()) {
     const iovec buffer = multifd::const_buffer(bytes);
-    bytes =
-        bytes.subspan(need(link_.write_some(std::span(&buffer, 1), write_timeout_, *interrupt_), "main connection"));
+    bytes = bytes.subspan(need(link_.write_some(std::span(&buffer, 1), write_timeout_, interrupt_), "main connection"));
   }
   while (!bytes.empty()) {
     wait(POLLOUT, write_timeout_);
@@ -213,7 +212,7 @@ void Control::read(std::span<std::byte> bytes, std::chrono::milliseconds timeout
     if (!link_.secured()) wait(POLLIN, timeout);
     const iovec buffer = multifd::mutable_buffer(bytes);
     const std::size_t got =
-        need(link_.read_some(std::span(&buffer, 1), limit_of(timeout), *interrupt_), "main connection");
+        need(link_.read_some(std::span(&buffer, 1), limit_of(timeout), interrupt_), "main connection");
     if (got == 0) throw Failure(multifd::Error{.code = multifd::Errc::peer_closed}, "main connection");
     bytes = bytes.subspan(got);
   }

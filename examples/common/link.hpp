@@ -59,22 +59,22 @@ class Link {
 
   /// Under TLS: with a time limit and an Interrupt. Plain: without, because there poll() can be asked before.
   multifd::Result<std::size_t> write_some(multifd::ConstBuffers buffers, std::chrono::milliseconds timeout,
-                                          const multifd::Interrupt& interrupt) noexcept {
+                                          const multifd::Interrupt* interrupt) noexcept {
     return std::visit(
         [&](auto& link) {
-          if constexpr (requires { link.write_some(buffers, timeout, &interrupt); })
-            return link.write_some(buffers, timeout, &interrupt);
+          if constexpr (requires { link.write_some(buffers, timeout, interrupt); })
+            return link.write_some(buffers, timeout, interrupt);
           else
             return link.write_some(buffers);
         },
         link_);
   }
   multifd::Result<std::size_t> read_some(multifd::MutableBuffers buffers, std::chrono::milliseconds timeout,
-                                         const multifd::Interrupt& interrupt) noexcept {
+                                         const multifd::Interrupt* interrupt) noexcept {
     return std::visit(
         [&](auto& link) {
-          if constexpr (requires { link.read_some(buffers, timeout, &interrupt); })
-            return link.read_some(buffers, timeout, &interrupt);
+          if constexpr (requires { link.read_some(buffers, timeout, interrupt); })
+            return link.read_some(buffers, timeout, interrupt);
           else
             return link.read_some(buffers);
         },

@@ -211,7 +211,7 @@ bool MainStream::read(std::chrono::milliseconds timeout, std::size_t& got) {
     if (ready == 0) return false;
   }
   const iovec room = mutable_buffer(parser_.room());
-  const auto count = link_.read_some(std::span(&room, 1), timeout, never_);
+  const auto count = link_.read_some(std::span(&room, 1), timeout, nullptr);
   if (!count && count.error().code == Errc::timed_out) return false;
   got = need(count, "source: main stream");
   return true;

@@ -95,7 +95,6 @@ class MainStream {
   bool read(std::chrono::milliseconds timeout, std::size_t& got);
 
   Link& link_;
-  multifd::Interrupt never_ = need(multifd::Interrupt::create());
   multifd::qemu::MainStreamParser parser_;
   const Hooks hooks_;
   bool ended_ = false;

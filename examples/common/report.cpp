@@ -112,6 +112,4 @@ void JsonFile::write(const nlohmann::json& object) {
   if (!file_.flush()) throw Failure(fmt::format("{}: {}", path_, std::strerror(errno)));
 }
 
-void write_json(const std::string& path, const nlohmann::json& object) { JsonFile(path).write(object); }
-
 }  // namespace program

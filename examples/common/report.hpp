@@ -87,9 +87,6 @@ class JsonFile {
   std::ofstream file_;
 };
 
-/// Opens and writes.
-void write_json(const std::string& path, const nlohmann::json& object);
-
 /// GiB per second.
 double rate(double bytes, double seconds);
 

@@ -27,11 +27,13 @@ class CoreDemand {
 
 #include <doctest/doctest.h>
 
+#include "model/report.hpp"
 #include "multifd/channel/handoff.hpp"
 
 using namespace multifd;
 using model::expect;
 using model::Explored;
+using model::report;
 using model::Run;
 
 namespace {
@@ -109,13 +111,6 @@ void check_all(const std::shared_ptr<Shared>& shared, unsigned channels) {
   expect(shared->ended == channels, "every worker ends");
   expect(shared->out == shared->batches.size(), "every batch came out");
   for (const std::uint64_t synced : shared->synced) expect(synced == shared->epoch, "every channel got every SYNC");
-}
-
-void report(const char* what, const Explored& explored) {
-  const std::string failure = explored.failure ? explored.failure->what + ", order " + explored.failure->order : "";
-  MESSAGE(std::string(what), ": ", explored.orders, " orders, ", explored.steps, " steps, the longest ",
-          explored.longest);
-  CHECK_MESSAGE(!explored.failure, failure);
 }
 
 /// Two epochs: so many batches in the first, one in the second, then the end.

@@ -5,24 +5,18 @@
 
 #include <doctest/doctest.h>
 
+#include "model/report.hpp"
 #include "multifd/channel/epoch_gate.hpp"
 #include "multifd/channel/first_error.hpp"
 #include "multifd/channel/sync_point.hpp"
 
 using namespace multifd;
 using model::expect;
-using model::Explored;
+using model::report;
 using model::Run;
 using namespace std::chrono_literals;
 
 namespace {
-
-void report(const char* what, const Explored& explored) {
-  const std::string failure = explored.failure ? explored.failure->what + ", order " + explored.failure->order : "";
-  MESSAGE(std::string(what), ": ", explored.orders, " orders, ", explored.steps, " steps, the longest ",
-          explored.longest);
-  CHECK_MESSAGE(!explored.failure, failure);
-}
 
 constexpr auto no_progress = [] { return std::uint64_t{0}; };
 

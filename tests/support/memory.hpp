@@ -59,6 +59,19 @@ class Block {
   std::size_t guard_ = 0;
 };
 
+/// A guest of one RAM block, "pc.ram".
+struct GuestRam {
+  explicit GuestRam(std::size_t pages, std::byte content = std::byte{7}) : memory(pages * 4096) {
+    if (content != std::byte{0}) memory.fill(content);
+    const auto added = map.add("pc.ram", memory.bytes());
+    REQUIRE(added.has_value());
+    block = *added;
+  }
+  Block memory;
+  multifd::RamMap map;
+  multifd::BlockId block{};
+};
+
 /// What a page may hold; each is a case of its own for zero checks and compressors.
 enum class Fill { zero, last_byte, words, noise };
 

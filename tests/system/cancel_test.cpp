@@ -29,16 +29,6 @@ namespace {
 constexpr std::uint64_t page = 4096;
 constexpr auto soon = under_tsan ? 5000ms : 1000ms;
 
-struct Source {
-  explicit Source(std::size_t pages) : memory(pages * page) {
-    memory.fill(std::byte{7});
-    block = *map.add("pc.ram", memory.bytes());
-  }
-  Block memory;
-  RamMap map;
-  BlockId block{};
-};
-
 /// So that a socket takes less than a batch, whichever channel gets most of them.
 void shrink_buffers(int fd) {
   const int bytes = 4096;
@@ -72,7 +62,7 @@ std::optional<Error> error_of(const Result<T>& result) {
 template <class T>
 void cancel_senders(const std::function<Links<T>()>& make_links) {
   // Nobody reads the other ends: workers block in their first packets.
-  Source source(16 * 1024);
+  GuestRam source(16 * 1024);
   const auto with_sender = [&](const auto& body) {
     const Watchdog watchdog("cancel a sender");
     auto links = make_links();
@@ -126,7 +116,7 @@ TEST_CASE("A sender is cancelled in queue_range, wait and close: sockets") {
 
 TEST_CASE("A sender is cancelled while its bandwidth cap holds it") {
   const Watchdog watchdog("cancel at the cap");
-  Source source(2048);
+  GuestRam source(2048);
   auto tx = Sender<CaptureTransport, NoComp, ZeroPagesNone>::open(source.map, captures(2).links, {.bandwidth = 1});
   REQUIRE(tx.has_value());
   REQUIRE(tx->queue_range(source.block, 0, 4 * 128 * page).has_value());
@@ -135,7 +125,7 @@ TEST_CASE("A sender is cancelled while its bandwidth cap holds it") {
 
 TEST_CASE_TEMPLATE("A receiver is cancelled while it reads, and at the barrier", T, MemoryTransport, FdTransport) {
   const Watchdog watchdog("cancel a receiver");
-  Source target(4);
+  GuestRam target(4);
   for (const Barrier barrier : {Barrier::automatic, Barrier::manual})
     for (const int state : {0, 1, 2}) {
       CAPTURE(state);
@@ -184,7 +174,7 @@ TEST_CASE_TEMPLATE("A receiver is cancelled while it reads, and at the barrier",
 
 TEST_CASE("Over TCP the peer of a cancelled or destroyed sender sees a broken stream, never an end") {
   const Watchdog watchdog("broken stream");
-  Source source(1024);
+  GuestRam source(1024);
   for (const bool destroy : {false, true})
     for (const bool read_some_first : {false, true}) {
       CAPTURE(destroy);
@@ -217,7 +207,7 @@ TEST_CASE("Over TCP the peer of a cancelled or destroyed sender sees a broken st
 
 TEST_CASE("A receiver whose sender is cancelled fails, whatever it was doing") {
   const Watchdog watchdog("receiver of a cancelled sender");
-  Source source(64), target(64);
+  GuestRam source(64), target(64);
   auto links = tcp_links(2);
   auto tx = Sender<FdTransport, NoComp, ZeroPagesNone>::open(source.map, std::move(links.sender));
   auto rx = Receiver<FdTransport, NoComp>::open(target.map, std::move(links.receiver));
@@ -233,7 +223,7 @@ TEST_CASE("A receiver whose sender is cancelled fails, whatever it was doing") {
 
 TEST_CASE("Objects that are dropped in the middle of their work end at once") {
   const Watchdog watchdog("drop", 30s);
-  Source source(2048);
+  GuestRam source(2048);
   {
     auto links = memory_links(2, 1000);
     auto tx = Sender<MemoryTransport, Zstd, ZeroPagesNone>::open(source.map, std::move(links.sender));
@@ -252,7 +242,7 @@ TEST_CASE("Objects that are dropped in the middle of their work end at once") {
 
 TEST_CASE("The error hook is told of the first error, once") {
   const Watchdog watchdog("error hook");
-  Source source(64);
+  GuestRam source(64);
   std::atomic<int> told = 0;
   std::error_code code;
   {
@@ -274,7 +264,7 @@ namespace {
 /// One migration, cancelled from another thread after `delay_us`, on one side or on both.
 template <class T, class C>
 void cancel_at(Links<T> links, std::uint64_t delay_us, unsigned who) {
-  Source source(600), target(600);
+  GuestRam source(600), target(600);
   auto tx = Sender<T, C, ZeroPagesMultifd>::open(source.map, std::move(links.sender));
   REQUIRE(tx.has_value());
   auto rx = Receiver<T, C>::open(target.map, std::move(links.receiver));

@@ -22,16 +22,6 @@ constexpr std::uint64_t page = 4096;
 constexpr auto limit = 300ms;
 constexpr auto bound = under_tsan ? 10s : 3s;
 
-struct Source {
-  Source() : memory(4096 * page) {
-    memory.fill(std::byte{7});
-    block = *map.add("pc.ram", memory.bytes());
-  }
-  Block memory;
-  RamMap map;
-  BlockId block{};
-};
-
 template <class R>
 void check_stalled(const R& result, Stage stage) {
   REQUIRE_FALSE(result.has_value());
@@ -45,7 +35,7 @@ void check_stalled(const R& result, Stage stage) {
 template <class Call>
 void check_sender(Call&& call) {
   const Watchdog watchdog("a sender that nobody reads");
-  Source source;
+  GuestRam source(4096);
   auto links = memory_links(2, 1000);
   using Tx = Sender<MemoryTransport, NoComp, ZeroPagesNone>;
   auto tx = Tx::open(source.map, std::move(links.sender), {.depth = 2, .progress_timeout = limit});
@@ -60,13 +50,13 @@ void check_sender(Call&& call) {
 }  // namespace
 
 TEST_CASE("A sender whose peer reads nothing: room for pages, an epoch, and the end have a time limit") {
-  check_sender([](auto& tx, Source& source) { return tx.queue_range(source.block, 0, source.memory.size()); });
-  check_sender([](auto& tx, Source& source) {
+  check_sender([](auto& tx, GuestRam& source) { return tx.queue_range(source.block, 0, source.memory.size()); });
+  check_sender([](auto& tx, GuestRam& source) {
     REQUIRE(tx.queue_range(source.block, 0, 64 * page).has_value());
     REQUIRE(tx.sync().has_value());
     return tx.wait(0);
   });
-  check_sender([](auto& tx, Source& source) {
+  check_sender([](auto& tx, GuestRam& source) {
     REQUIRE(tx.queue_range(source.block, 0, 64 * page).has_value());
     return tx.close();
   });
@@ -74,7 +64,7 @@ TEST_CASE("A sender whose peer reads nothing: room for pages, an epoch, and the 
 
 TEST_CASE("A sender is not in a hurry: neither a slow peer nor its own bandwidth cap is standing still") {
   const Watchdog watchdog("a slow migration");
-  Source source;
+  GuestRam source(4096);
   using Tx = Sender<CaptureTransport, NoComp, ZeroPagesNone>;
   auto tape = captures(2);
   // A packet takes a second.
@@ -89,7 +79,7 @@ TEST_CASE("A sender is not in a hurry: neither a slow peer nor its own bandwidth
 
 TEST_CASE("A receiver whose peers are silent ends, and says which channel it would have heard from") {
   const Watchdog watchdog("a silent source");
-  Source target;
+  GuestRam target(4096);
   const auto outcome = feed<NoComp>(
       target.map,
       {RawStream().hello(0).packet({.zero = {0}}).bytes(), RawStream().hello(1).packet({.zero = {page}}).bytes()},
@@ -102,7 +92,7 @@ TEST_CASE("A receiver whose peers are silent ends, and says which channel it wou
 
 TEST_CASE("A receiver that gets a packet now and then goes on") {
   const Watchdog watchdog("a slow source");
-  Source target;
+  GuestRam target(4096);
   auto links = memory_links(1);
   std::jthread peer([&] {
     const auto send = [&](const RawStream& part) {
@@ -125,7 +115,7 @@ TEST_CASE("A receiver that gets a packet now and then goes on") {
 
 TEST_CASE("No limit, as people write it, is one") {
   const Watchdog watchdog("no limit");
-  Source source, target;
+  GuestRam source(4096), target(4096);
   auto links = memory_links(2);
   constexpr auto never = std::chrono::milliseconds::max();
   std::jthread receiving([&] {

@@ -27,16 +27,10 @@ namespace {
 constexpr std::uint64_t page = 4096;
 using MemoryReceiver = Receiver<MemoryTransport, NoComp>;
 
-struct Target {
-  explicit Target(std::size_t pages) : memory(pages * page) { REQUIRE(map.add("pc.ram", memory.bytes()).has_value()); }
-  Block memory;
-  RamMap map;
-};
-
 }  // namespace
 
 TEST_CASE("Receiver::open refuses what cannot work") {
-  Target target(2);
+  GuestRam target(2, std::byte{0});
   CHECK(code_of(MemoryReceiver::open(target.map, {})) == Errc::bad_channel_count);
   CHECK(code_of(MemoryReceiver::open(target.map, memory_links(256, 1).receiver)) == Errc::bad_channel_count);
   CHECK(code_of(MemoryReceiver::open(RamMap{}, memory_links(1).receiver)) == Errc::bad_block_size);
@@ -50,7 +44,7 @@ TEST_CASE("Receiver::open refuses what cannot work") {
 
 TEST_CASE("open returns within the hello's time limit, also when only one of many channels is missing") {
   const Watchdog watchdog("hello time limit");
-  Target target(1);
+  GuestRam target(1, std::byte{0});
   auto links = memory_links(3);
   for (const unsigned id : {0u, 2u})
     REQUIRE(write_all(links.sender[id], std::span<const std::byte>(RawStream().hello(id).bytes())).has_value());
@@ -64,7 +58,7 @@ TEST_CASE("open returns within the hello's time limit, also when only one of man
 
 TEST_CASE("Over memory of unknown content zero pages are written, but only where they must be") {
   Rng rng(seed());
-  Target target(4);
+  GuestRam target(4, std::byte{0});
   target.memory.fill(std::byte{0xee});
   fill_page(target.memory.page(2, page), Fill::zero, rng);
   RawStream stream;
@@ -78,7 +72,7 @@ TEST_CASE("Over memory of unknown content zero pages are written, but only where
 }
 
 TEST_CASE("Fresh memory stays untouched under zero pages, until it has held something") {
-  Target target(4);
+  GuestRam target(4, std::byte{0});
   ReceiverOptions<NoComp> fresh{.destination = DestinationMemory::zeroed};
   SUBCASE("no page is touched") {
     RawStream stream;
@@ -107,7 +101,7 @@ TEST_CASE("received() knows the pages that arrived, from any thread while they a
   const Watchdog watchdog("received");
   Rng rng(seed());
   constexpr std::size_t pages = 700;
-  Target target(pages);
+  GuestRam target(pages, std::byte{0});
   Block source(pages * page);
   RamMap source_map;
   const auto block = source_map.add("pc.ram", source.bytes());
@@ -164,7 +158,7 @@ TEST_CASE("Digests are verified, and a byte that flips on the way is noticed") {
   REQUIRE(packets.size() == 2);
   CHECK(get(good, packets[0].at + 36, 4) == 0x6d664458);
   {
-    Target target(16);
+    GuestRam target(16, std::byte{0});
     const auto outcome = feed<NoComp>(target.map, {good}, Then::end_of_stream);
     CHECK(outcome.result.has_value());
     CHECK(outcome.stats.pages_verified == packets[0].normal);
@@ -175,7 +169,7 @@ TEST_CASE("Digests are verified, and a byte that flips on the way is noticed") {
     CAPTURE(at);
     Bytes flipped = good;
     flipped[at] ^= std::byte{1};
-    Target target(16);
+    GuestRam target(16, std::byte{0});
     const auto outcome = feed<NoComp>(target.map, {flipped}, Then::end_of_stream);
     CHECK(code_of(outcome.result) == Errc::digest_mismatch);
     CHECK(outcome.result.error().channel == 0);
@@ -185,7 +179,7 @@ TEST_CASE("Digests are verified, and a byte that flips on the way is noticed") {
 TEST_CASE_TEMPLATE("Digests go with every compressor", C, NoComp, Zlib, Zstd) {
   const Watchdog watchdog("digest with compression");
   Rng rng(seed());
-  Target target(64);
+  GuestRam target(64, std::byte{0});
   Block source(64 * page);
   for (std::size_t p = 0; p < 64; ++p) fill_page(source.page(p, page), any_fill(rng), rng);
   RamMap source_map;
@@ -205,7 +199,7 @@ TEST_CASE_TEMPLATE("Digests go with every compressor", C, NoComp, Zlib, Zstd) {
 
 TEST_CASE("sync is for manual barriers, and finish happens once") {
   const Watchdog watchdog("finish twice");
-  Target target(1);
+  GuestRam target(1, std::byte{0});
   auto links = memory_links(1);
   RawStream stream;
   stream.hello(0, std::byte{0x42}).sync();
@@ -221,7 +215,7 @@ TEST_CASE("sync is for manual barriers, and finish happens once") {
 
 TEST_CASE("The manual barrier holds every channel until the caller says so") {
   const Watchdog watchdog("manual barrier");
-  Target target(2);
+  GuestRam target(2, std::byte{0});
   auto links = memory_links(2, 1 << 20);
   for (unsigned id = 0; id < 2; ++id) {
     RawStream stream;
@@ -243,7 +237,7 @@ TEST_CASE("The manual barrier holds every channel until the caller says so") {
 
 TEST_CASE("The thread hook runs once in each receiving worker") {
   const Watchdog watchdog("receiver's thread hook");
-  Target target(1);
+  GuestRam target(1, std::byte{0});
   std::mutex mutex;
   std::set<std::thread::id> threads;
   ReceiverOptions<NoComp> options;
@@ -261,7 +255,7 @@ TEST_CASE("The thread hook runs once in each receiving worker") {
 
 TEST_CASE("No limit, as people write it, is no limit") {
   const Watchdog watchdog("no limit");
-  Target target(4);
+  GuestRam target(4, std::byte{0});
   auto links = memory_links(2);
   auto rx = MemoryReceiver::open(
       target.map,
@@ -284,7 +278,7 @@ TEST_CASE("No limit, as people write it, is no limit") {
 }
 
 TEST_CASE("A device-state packet that arrives together with the data packet before it is refused at once") {
-  Target target(4);
+  GuestRam target(4, std::byte{0});
   Bytes state(276 + 4);
   put(state, 0, 0x11223344, 4);
   put(state, 4, 1, 4);
@@ -296,7 +290,7 @@ TEST_CASE("A device-state packet that arrives together with the data packet befo
 }
 
 TEST_CASE("A channel that is blamed for its silence is not given another channel's packet number") {
-  Target target(4);
+  GuestRam target(4, std::byte{0});
   RawStream busy;
   busy.hello(0).packet({.normal = {0}, .payload = Bytes(page)}).sync();
   const auto outcome = feed<NoComp>(target.map, {busy.bytes(), RawStream().hello(1).bytes()}, Then::silence,
@@ -308,7 +302,7 @@ TEST_CASE("A channel that is blamed for its silence is not given another channel
 
 TEST_CASE("on_error hears of the first error once, and nothing from a destructor") {
   const Watchdog watchdog("on_error");
-  Target target(4);
+  GuestRam target(4, std::byte{0});
   std::atomic<int> told = 0;
   Errc what{};
   const auto open = [&](Links<MemoryTransport>& links) {
@@ -336,7 +330,7 @@ TEST_CASE("on_error hears of the first error once, and nothing from a destructor
 
 TEST_CASE("sync after a finish that went well changes nothing") {
   const Watchdog watchdog("sync after finish");
-  Target target(4);
+  GuestRam target(4, std::byte{0});
   auto links = memory_links(1);
   REQUIRE(write_all(links.sender[0], std::span<const std::byte>(RawStream().hello(0).bytes())).has_value());
   REQUIRE(links.sender[0].finish().has_value());
@@ -349,8 +343,8 @@ TEST_CASE("sync after a finish that went well changes nothing") {
 
 TEST_CASE("An epoch of nothing but zero pages on the main stream ends with SYNCs at close") {
   const Watchdog watchdog("zero epoch");
-  Target source(4);
-  Target target(4);
+  GuestRam source(4, std::byte{0});
+  GuestRam target(4, std::byte{0});
   auto links = memory_links(2);
   auto tx = Sender<MemoryTransport, NoComp, ZeroPagesLegacy>::open(source.map, std::move(links.sender));
   auto rx = MemoryReceiver::open(target.map, std::move(links.receiver), {.barrier = Barrier::manual});

@@ -30,20 +30,10 @@ template <class C, class Z>
 using CaptureSender = Sender<CaptureTransport, C, Z>;
 
 /// A source of one block.
-struct Source {
-  explicit Source(std::size_t pages) : memory(pages * page) {
-    memory.fill(std::byte{7});
-    block = *map.add("pc.ram", memory.bytes());
-  }
-  Block memory;
-  RamMap map;
-  BlockId block{};
-};
-
 }  // namespace
 
 TEST_CASE("Sender::open refuses what cannot work") {
-  Source source(4);
+  GuestRam source(4);
   const auto none = [&](auto links, SenderOptions<NoComp, ZeroPagesNone> options = {}) {
     return code_of(CaptureSender<NoComp, ZeroPagesNone>::open(source.map, std::move(links), std::move(options)));
   };
@@ -60,7 +50,7 @@ TEST_CASE("Sender::open refuses what cannot work") {
 }
 
 TEST_CASE("Zero lists are refused towards peers that would drop them, and only towards those") {
-  Source source(1);
+  GuestRam source(1);
   for (const PeerProfile& peer : peer_profiles) {
     CAPTURE(std::string(peer.name));
     const bool old = peer.name.starts_with("qemu-7.") || peer.name.starts_with("qemu-8.");
@@ -74,7 +64,7 @@ TEST_CASE("Zero lists are refused towards peers that would drop them, and only t
 
 TEST_CASE("255 channels work") {
   const Watchdog watchdog("255 channels", 120s);
-  Source source(300);
+  GuestRam source(300);
   auto out = captures(255);
   auto tx = CaptureSender<NoComp, ZeroPagesNone>::open(source.map, std::move(out.links));
   REQUIRE_MESSAGE(tx.has_value(), text(tx));
@@ -88,7 +78,7 @@ TEST_CASE("255 channels work") {
 }
 
 TEST_CASE("A bad range queues nothing, and the sender goes on") {
-  Source source(8);
+  GuestRam source(8);
   std::vector<std::byte> other(page);
   auto out = captures(1);
   auto tx = CaptureSender<NoComp, ZeroPagesNone>::open(source.map, std::move(out.links));
@@ -131,7 +121,7 @@ TEST_CASE("queue_dirty sends exactly the pages whose bits are set") {
   const Watchdog watchdog("queue_dirty");
   Rng rng(seed());
   constexpr std::size_t pages = 400;  // no multiple of 64
-  Source source(pages);
+  GuestRam source(pages);
   const int runs = quick() ? 60 : 400;
   for (int run = 0; run < runs; ++run) {
     CAPTURE(run);
@@ -181,7 +171,7 @@ TEST_CASE("queue_dirty sends exactly the pages whose bits are set") {
 
 TEST_CASE("What a sender writes is what PROTOCOL.md says") {
   Rng rng(seed());
-  Source source(300);
+  GuestRam source(300);
   Block rom(2 * page);
   rom.fill(std::byte{9});
   const auto rom_id = source.map.add_read_only("rom", rom.bytes());
@@ -233,7 +223,7 @@ TEST_CASE("What a sender writes is what PROTOCOL.md says") {
 
 TEST_CASE("With ZeroPagesLegacy zero pages go to the caller and not to a channel") {
   Rng rng(seed());
-  Source source(200);
+  GuestRam source(200);
   std::set<std::uint64_t> zero;
   for (const std::size_t p : {0u, 63u, 64u, 65u, 128u, 199u}) {
     fill_page(source.memory.page(p, page), Fill::zero, rng);
@@ -263,7 +253,7 @@ TEST_CASE("With ZeroPagesLegacy zero pages go to the caller and not to a channel
 
 TEST_CASE("sync counts epochs from 0 and waits for nobody, wait does") {
   const Watchdog watchdog("sync and wait");
-  Source source(4);
+  GuestRam source(4);
   auto links = memory_links(1, 1 << 20);
   auto gate = std::make_shared<Gate>(false);
   auto tx = Sender<GatedTransport<MemoryTransport>, NoComp, ZeroPagesNone>::open(
@@ -296,7 +286,7 @@ TEST_CASE("sync counts epochs from 0 and waits for nobody, wait does") {
 TEST_CASE("Blocked channels hold up their own packets only") {
   const Watchdog watchdog("blocked channels");
   constexpr std::size_t batches = 120;
-  Source source(batches * 128);
+  GuestRam source(batches * 128);
   const auto run = [&](unsigned channels, unsigned blocked) {
     CAPTURE(channels);
     CAPTURE(blocked);
@@ -329,7 +319,7 @@ TEST_CASE("Blocked channels hold up their own packets only") {
 TEST_CASE("Pages keep their order within a channel and their epoch") {
   const Watchdog watchdog("order");
   Rng rng(seed());
-  Source source(2000);
+  GuestRam source(2000);
   auto out = captures(3);
   auto tx = CaptureSender<NoComp, ZeroPagesNone>::open(source.map, std::move(out.links));
   REQUIRE(tx.has_value());
@@ -363,7 +353,7 @@ TEST_CASE("Pages keep their order within a channel and their epoch") {
 
 TEST_CASE("flush lets pages leave without a sync") {
   const Watchdog watchdog("flush");
-  Source source(4);
+  GuestRam source(4);
   auto out = captures(2);
   auto tx = CaptureSender<NoComp, ZeroPagesNone>::open(source.map, std::move(out.links));
   REQUIRE(tx.has_value());
@@ -377,7 +367,7 @@ TEST_CASE("flush lets pages leave without a sync") {
 
 TEST_CASE("stats may be asked for all the time, from another thread") {
   const Watchdog watchdog("stats");
-  Source source(4000);
+  GuestRam source(4000);
   auto tx = CaptureSender<Zstd, ZeroPagesMultifd>::open(source.map, captures(3).links);
   REQUIRE(tx.has_value());
   std::atomic<bool> done = false;
@@ -407,7 +397,7 @@ TEST_CASE("stats may be asked for all the time, from another thread") {
 
 TEST_CASE("The bandwidth cap holds, and can be lifted") {
   const Watchdog watchdog("bandwidth");
-  Source source(1024);  // 4 MiB
+  GuestRam source(1024);  // 4 MiB
   SUBCASE("holds") {
     auto tx = CaptureSender<NoComp, ZeroPagesNone>::open(source.map, captures(2).links, {.bandwidth = 8 << 20});
     REQUIRE(tx.has_value());
@@ -446,7 +436,7 @@ TEST_CASE("The bandwidth cap holds, and can be lifted") {
 TEST_CASE("zlib's level changes in the middle of a migration, and the stream still decodes") {
   const Watchdog watchdog("level");
   Rng rng(seed());
-  Source source(256);
+  GuestRam source(256);
   for (std::size_t p = 0; p < 256; ++p) fill_page(source.memory.page(p, page), Fill::words, rng);
   Block target(256 * page);
   RamMap target_map;
@@ -476,7 +466,7 @@ TEST_CASE("zlib's level changes in the middle of a migration, and the stream sti
 
 TEST_CASE("set_level: an impossible level fails the migration, zstd and none have no live level") {
   const Watchdog watchdog("set_level");
-  Source source(4);
+  GuestRam source(4);
   auto zlib = CaptureSender<Zlib, ZeroPagesNone>::open(source.map, captures(1).links);
   REQUIRE(zlib.has_value());
   CHECK(zlib->set_level(10).has_value());
@@ -493,7 +483,7 @@ TEST_CASE("set_level: an impossible level fails the migration, zstd and none hav
 
 TEST_CASE("The thread hook runs once in each worker, before its first byte") {
   const Watchdog watchdog("thread hook");
-  Source source(4);
+  GuestRam source(4);
   auto out = captures(4);
   std::mutex mutex;
   std::set<std::thread::id> threads;
@@ -515,7 +505,7 @@ TEST_CASE("The thread hook runs once in each worker, before its first byte") {
 
 TEST_CASE("A sender whose peer is gone says so, on every later call") {
   const Watchdog watchdog("peer gone");
-  Source source(2048);
+  GuestRam source(2048);
   auto links = tcp_links(2);
   auto tx = Sender<FdTransport, NoComp, ZeroPagesNone>::open(source.map, std::move(links.sender));
   REQUIRE(tx.has_value());

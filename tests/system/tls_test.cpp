@@ -23,21 +23,11 @@ using Tx = Sender<TlsTransport, NoComp, ZeroPagesNone>;
 using Rx = Receiver<TlsTransport, NoComp>;
 constexpr auto soon = under_tsan ? 5000ms : 1000ms;
 
-struct Guest {
-  explicit Guest(std::size_t pages) : memory(pages * 4096) {
-    memory.fill(std::byte{7});
-    block = *map.add("pc.ram", memory.bytes());
-  }
-  Block memory;
-  RamMap map;
-  BlockId block{};
-};
-
 }  // namespace
 
 TEST_CASE("A sender over TLS is cancelled while it writes to a peer that does not read") {
   const Watchdog watchdog("cancel a sender");
-  Guest source(16 * 1024);
+  GuestRam source(16 * 1024);
   for (auto plain : {tcp_links, unix_links}) {
     auto links = tls_links(plain(2));
     auto tx = Tx::open(source.map, std::move(links.sender));
@@ -56,7 +46,7 @@ TEST_CASE("A sender over TLS is cancelled while it writes to a peer that does no
 
 TEST_CASE("A receiver over TLS is cancelled while it waits for packets, and its peer sees a broken stream") {
   const Watchdog watchdog("cancel a receiver");
-  Guest source(64), target(64);
+  GuestRam source(64), target(64);
   auto links = tls_links(tcp_links(2));
   auto tx = Tx::open(source.map, std::move(links.sender));
   auto rx = Rx::open(target.map, std::move(links.receiver));
@@ -79,7 +69,7 @@ TEST_CASE("A receiver over TLS is cancelled while it waits for packets, and its 
 
 TEST_CASE("A receiver whose channels are cut between two packets names the missing close_notify") {
   const Watchdog watchdog("cut channels");
-  Guest source(64), target(64);
+  GuestRam source(64), target(64);
   auto links = tls_links(unix_links(2));
   auto tx = Tx::open(source.map, std::move(links.sender));
   auto rx = Rx::open(target.map, std::move(links.receiver));
@@ -94,7 +84,7 @@ TEST_CASE("A receiver whose channels are cut between two packets names the missi
 
 TEST_CASE("A sender whose certificate the receiver refuses says so, with the channel") {
   const Watchdog watchdog("refused sender");
-  Guest source(16 * 1024);
+  GuestRam source(16 * 1024);
   auto [client, server] =
       handshake_both(tcp_links(2), credentials("expired", TlsRole::client), credentials("good", TlsRole::server));
   REQUIRE_FALSE(server.has_value());
