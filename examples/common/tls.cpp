@@ -48,6 +48,12 @@ void Tls::prepare(const multifd::Address& address) {
 #endif
 }
 
+std::vector<std::string> Tls::arguments() const {
+  if (!directory_.empty()) return {"--tls-dir", directory_};
+  if (!keys_.empty()) return {"--tls-psk", keys_};
+  return {};
+}
+
 Result<std::vector<Link>> Tls::secure(std::vector<multifd::FdTransport> links, const multifd::Interrupt& interrupt,
                                       std::chrono::milliseconds timeout) const {
 #if defined(MULTIFD_HAS_TLS)

@@ -27,6 +27,12 @@ class Tls {
   /// Throws Usage, Failure.
   void prepare(const multifd::Address& address);
 
+  /// Of a program that connects or listens: it listens. Before prepare().
+  void be_server() noexcept { side_ = TlsSide::server; }
+
+  /// --tls-dir or --tls-psk with its value, for another program; nothing when TLS is off.
+  std::vector<std::string> arguments() const;
+
   /// For a QEMU on the other side: its connections may end without a close_notify.
   void take_bare_ends() noexcept { bare_ends_ = true; }
 

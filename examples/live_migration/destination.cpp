@@ -39,7 +39,7 @@ std::uint64_t compare_pages(const std::vector<std::byte>& theirs, std::span<cons
 
 void destination(Listener& listener, const Settings& settings, std::uint64_t memory_limit, const Interrupt& interrupt,
                  program::JsonFile& json_file) {
-  Accepted source = program::accept_source(listener, 0, interrupt, settings.limits);
+  Accepted source = program::accept_source(listener, 0, interrupt, settings.limits, settings.tls);
   const program::Stopwatch watch;
   const auto give_up = [&](const Failure& failure) {
     try {

@@ -8,10 +8,14 @@
 #include <unistd.h>
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <iterator>
+#include <string>
+#include <vector>
 
 #include "common/mapping.hpp"
 #include "live_migration/migration.hpp"
@@ -102,11 +106,12 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--seed", settings.guest.seed, "Seed of the guest's memory")->capture_default_str();
   settings.limits.add_to_both(app);
+  settings.tls.add_to(app, program::TlsSide::client);
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   auto* listening = app.add_option(
       "--listen", listen,
-      "Be the destination, and wait on tcp:HOST:PORT or unix:PATH; of the others --memory, --backend and "
-      "--json count here");
+      "Be the destination, and wait on tcp:HOST:PORT or unix:PATH; of the others --memory, --backend, --json, "
+      "--tls-psk and --tls-dir (server-cert.pem, server-key.pem) count here");
   app.add_option("--connect", connect, "Be the source, for a destination that listens there")->excludes(listening);
 
   return program::run(app, argc, argv, [&] {
@@ -121,21 +126,31 @@ int main(int argc, char** argv) {
     program::JsonFile json_file(settings.json_path);
 
     if (!listen.empty()) {
-      auto listener = need(multifd::Listener::listen(program::address_of(listen, "--listen"),
-                                                     multifd::wire::max_channels + 1u, settings.limits.socket()),
-                           "listen on " + listen);
+      const multifd::Address address = program::address_of(listen, "--listen");
+      settings.tls.be_server();
+      settings.tls.prepare(address);
+      auto listener =
+          need(multifd::Listener::listen(address, multifd::wire::max_channels + 1u, settings.limits.socket()),
+               "listen on " + listen);
       fmt::print("{}\n", to_string(listener.local_address()));
       std::fflush(stdout);
       live::destination(listener, settings, memory, interrupt, json_file);
       return program::exit_done;
     }
+    const auto migrate_to = [&](const std::string& to) {
+      const multifd::Address address = program::address_of(to, "--connect");
+      settings.tls.prepare(address);
+      live::source(settings, address, interrupt, json_file);
+    };
     if (!connect.empty()) {
-      live::source(settings, program::address_of(connect, "--connect"), interrupt, json_file);
+      migrate_to(connect);
       return program::exit_done;
     }
-    Child child(
-        {app.get_name(), "--listen", "tcp:127.0.0.1:0", "--memory", std::to_string(memory), "--backend", backend});
-    live::source(settings, program::address_of(child.address(), "--connect"), interrupt, json_file);
+    std::vector<std::string> arguments{
+        app.get_name(), "--listen", "tcp:127.0.0.1:0", "--memory", std::to_string(memory), "--backend", backend};
+    std::ranges::move(settings.tls.arguments(), std::back_inserter(arguments));
+    Child child(arguments);
+    migrate_to(child.address());
     if (const int status = child.join(); status != program::exit_done)
       throw Failure(fmt::format("the destination process ended with status {}", status));
     return program::exit_done;

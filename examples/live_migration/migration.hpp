@@ -9,6 +9,7 @@
 
 #include "common/report.hpp"
 #include "common/stacks.hpp"
+#include "common/tls.hpp"
 #include "live_migration/guest.hpp"
 
 namespace live {
@@ -18,6 +19,7 @@ struct Settings {
   Backend backend = Backend::automatic;
   program::StackOptions stack;
   program::TimeLimits limits;
+  program::Tls tls;
   double max_downtime_s = 0.3;
   unsigned max_rounds = 30;
   double run_before_s = 0.5;  ///< the guest runs that long before its migration starts

@@ -84,9 +84,10 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
                 const Interrupt& interrupt) {
   RamMap ram(guest_page_size);
   const BlockId block = need(ram.add("pc.ram", guest.memory()));
-  auto links = need(connect_channels(address, settings.stack.channels, settings.limits.socket(&interrupt)),
+  auto plain = need(connect_channels(address, settings.stack.channels, settings.limits.socket(&interrupt)),
                     "connect the channels");
-  const auto sender = program::open_sender(settings.stack, ram, program::plain_links(std::move(links)));
+  auto links = need(settings.tls.secure(std::move(plain), interrupt, settings.limits.connect));
+  const auto sender = program::open_sender(settings.stack, ram, std::move(links));
   const program::OnInterrupt cancel(interrupt, [&] { sender->cancel(); });
 
   program::ZeroRuns zeros(control, guest_page_size);
@@ -179,7 +180,7 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
   const bool quiet = settings.json_path == "-";
   if (!quiet) fmt::print("backend: {}\n", note);
   guest->boot();
-  Control control = Control::connect(address, interrupt, settings.limits);
+  Control control = Control::connect(address, interrupt, settings.limits, settings.tls);
   const program::Stopwatch watch;
   try {
     guest->run();

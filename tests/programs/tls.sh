@@ -25,6 +25,17 @@ round_trip "unix:$work/socket" "--tls-dir $work/tls/good" --tls-dir "$work/tls/g
 round_trip tcp:127.0.0.1:0 "--tls-psk $work/tls/keys.psk" --tls-psk "$work/tls/keys.psk" --channels 3 --rounds 3
 round_trip tcp:127.0.0.1:0 "--tls-psk $work/tls/keys.psk" --tls-psk "$work/tls/keys.psk" --tls-user somebody
 
+# A guest migrates under TLS.
+migrate() {
+  timeout 60 "$programs/live_migration" --backend thread --memory 16M --working-set 1M --channels 2 --run-before 0.1 \
+    --run-after 0.1 "$@" >"$work/migrate.log" 2>&1 || die "live_migration $*"
+  tail -n 1 "$work/migrate.log" | grep -q "4096 pages compared: verified" || die "live_migration: not verified"
+}
+migrate --tls-dir "$work/tls/good"
+migrate --tls-psk "$work/tls/keys.psk"
+expect_status 1 "certificate is for another name" "$programs/live_migration" --backend thread --memory 16M \
+  --working-set 1M --tls-dir "$work/tls/name"
+
 # refused <text of the sender> <text of the receiver> <receiver's options> <sender's options...>: the sender fails. The
 # receiver says why, and goes on waiting, because whoever that was may not be the source; and then it is served.
 refused() {
