@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: MIT
+//
+// For CMake, which precompiles headers with a source.
