@@ -1,11 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "common/stacks.hpp"
 
-#include <fcntl.h>
-#include <sys/socket.h>
-
-#include <optional>
-
 namespace program {
 namespace {
 
@@ -31,26 +26,6 @@ class ReceiverOf final : public AnyReceiver {
   Receiver<Link, C> receiver_;
 };
 
-/// Receiver::open() knows no Interrupt: while this lives, one cuts the channels, and that ends the wait for the hellos.
-class CutOnInterrupt {
- public:
-  CutOnInterrupt(const Interrupt& interrupt, const std::vector<Link>& links)
-      : copies_(copies_of(links)), on_interrupt_(interrupt, [this] {
-          for (const multifd::detail::UniqueFd& each : copies_) ::shutdown(each.get(), SHUT_RDWR);
-        }) {}
-
- private:
-  // The links' own descriptors may be closed, and be others, by then.
-  static std::vector<multifd::detail::UniqueFd> copies_of(const std::vector<Link>& links) {
-    std::vector<multifd::detail::UniqueFd> copies;
-    for (const Link& link : links) copies.emplace_back(::fcntl(link.native_handle(), F_DUPFD_CLOEXEC, 0));
-    return copies;
-  }
-
-  const std::vector<multifd::detail::UniqueFd> copies_;
-  const OnInterrupt on_interrupt_;  // last: its thread uses the others
-};
-
 }  // namespace
 
 std::unique_ptr<AnySender> open_sender(const StackOptions& options, const RamMap& ram, std::vector<Link> links) {
@@ -67,8 +42,6 @@ Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compressio
 #else
   const std::string decoder = compression == "igzip" ? "zlib" : compression;  // the same bytes
 #endif
-  std::optional<CutOnInterrupt> cut;
-  if (options.interrupt != nullptr) cut.emplace(*options.interrupt, links);
   return with_policy(decoder, Compressors{}, [&]<class C>() -> Result<std::unique_ptr<AnyReceiver>> {
     auto receiver = Receiver<Link, C>::open(ram, std::move(links),
                                             {.uuid = options.uuid,
@@ -77,13 +50,11 @@ Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compressio
                                              .populate = options.populate,
                                              .first_packet = options.first_packet,
                                              .hello_timeout = options.hello_timeout,
+                                             .interrupt = options.interrupt,
                                              .progress_timeout = options.progress_timeout,
                                              .on_packet = std::move(options.on_packet),
                                              .on_device_state = std::move(options.on_device_state),
                                              .on_error = std::move(options.on_error)});
-    cut.reset();  // from here on the caller has somebody to cancel
-    // What it has cut may look like a stream that broke, now or with the first packet.
-    if (options.interrupt != nullptr && options.interrupt->triggered()) return fail(Errc::cancelled, Stage::hello);
     if (!receiver) return std::unexpected(receiver.error());
     return std::make_unique<ReceiverOf<C>>(std::move(*receiver));
   });

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "multifd/channel/recv_channel.hpp"
+#include "multifd/transport/interrupt.hpp"
 
 namespace multifd {
 
@@ -26,6 +27,8 @@ struct ReceiverOptions {
   Populate populate = Populate::off;  ///< `ahead` for fresh memory, where a core is idle
   FirstPacket first_packet = FirstPacket::any;
   std::chrono::milliseconds hello_timeout{10'000};  ///< for all initial packets together
+  /// Ends that wait from outside, because until open() returns there is nobody to cancel(). Not owned, may be null.
+  const Interrupt* interrupt = nullptr;
   /// How long channels wait at a barrier for others while no header and no payload arrives anywhere.
   std::chrono::milliseconds barrier_timeout{60'000};
   /// How long finish() waits while no header and no payload arrives anywhere. Long, because a source may well be silent
@@ -59,7 +62,7 @@ class Receiver {
   /// Params: `ram`: copied (the memory is not); all blocks writable, unless a PacketHook takes the pages; `links`:
   ///   exactly as many as the peer has channels.
   /// Errors: Errc::bad_channel_count, bad_block_size (no block), read_only_block, block_without_memory; bad_magic, bad_version,
-  ///   uuid_mismatch, channel_id_out_of_range, duplicate_channel_id, truncated_hello from the hellos; timed_out.
+  ///   uuid_mismatch, channel_id_out_of_range, duplicate_channel_id, truncated_hello from the hellos; timed_out, cancelled.
   static Result<Receiver> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
     if (links.empty() || links.size() > wire::max_channels)
       return fail(Errc::bad_channel_count, Stage::setup, "Receiver::open", links.size());
@@ -213,7 +216,8 @@ class Receiver {
         if (!thread) return std::unexpected(first_error(thread.error()));
         threads.push_back(std::move(*thread));
       }
-      if (auto complete = shared.hellos.wait(ProgressWatch::bounded(options.hello_timeout)); !complete)
+      if (auto complete = shared.hellos.wait(ProgressWatch::bounded(options.hello_timeout), options.interrupt);
+          !complete)
         return std::unexpected(first_error(complete.error()));
       return {};
     }

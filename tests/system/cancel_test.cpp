@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // cancel() from another thread ends whatever its object is doing, quickly, with Errc::cancelled, and the peer sees a
-// broken stream. One thing cannot be cancelled through the object, because there is none yet: Receiver::open(), which
-// its hello_timeout bounds (tested in receiver_test.cpp).
+// broken stream. Receiver::open(), while there is no object yet, is ended by an Interrupt.
 #include <doctest/doctest.h>
 #include <sys/socket.h>
 
@@ -170,6 +169,24 @@ TEST_CASE_TEMPLATE("A receiver is cancelled while it reads, and at the barrier",
         break;
       }
     }
+}
+
+TEST_CASE("An Interrupt ends Receiver::open() while a hello is missing") {
+  const Watchdog watchdog("interrupt open");
+  GuestRam target(4);
+  auto links = tcp_links(2);
+  REQUIRE(write_all(links.sender[0], std::span<const std::byte>(RawStream().hello(0).bytes())).has_value());
+  Interrupt interrupt = Interrupt::create().value();
+  std::thread caller([&] {
+    std::this_thread::sleep_for(20ms);  // nothing tells that a call blocks
+    interrupt.trigger();
+  });
+  const Stopwatch watch;
+  auto rx = Receiver<FdTransport, NoComp>::open(target.map, std::move(links.receiver), {.interrupt = &interrupt});
+  caller.join();
+  CHECK_MESSAGE(code_of(rx) == Errc::cancelled, text(rx));
+  CHECK(rx.error().stage == Stage::hello);
+  CHECK(watch.elapsed() < soon);
 }
 
 TEST_CASE("Over TCP the peer of a cancelled or destroyed sender sees a broken stream, never an end") {

@@ -4,6 +4,7 @@
 // waits here until all have come.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "multifd/result.hpp"
+#include "multifd/transport/interrupt.hpp"
 #include "multifd/wire/init_packet.hpp"
 
 namespace multifd {
@@ -46,12 +48,20 @@ class HelloDesk {
     return {};
   }
 
-  /// Waits for all hellos. Errors: Errc::timed_out (channel: the lowest id that is missing), cancelled after stop().
-  Result<void> wait(std::chrono::milliseconds limit) noexcept {
+  /// Waits for all hellos. Errors: Errc::timed_out (channel: the lowest id that is missing), cancelled after stop() or by
+  /// `interrupt` (may be null), which is looked at every 20 ms.
+  Result<void> wait(std::chrono::milliseconds limit, const Interrupt* interrupt = nullptr) noexcept {
     std::unique_lock lock(mutex_);
-    const bool in_time = changed_.wait_for(lock, limit, [&] { return stopped_ || count_ == seen_.size(); });
+    const auto deadline = std::chrono::steady_clock::now() + limit;
+    const auto over = [&] { return stopped_ || count_ == seen_.size(); };
+    const auto interrupted = [&] { return interrupt != nullptr && interrupt->triggered(); };
+    bool in_time = over();
+    while (!in_time && !interrupted() && std::chrono::steady_clock::now() < deadline) {
+      const auto look = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
+      in_time = changed_.wait_until(lock, interrupt != nullptr ? std::min(look, deadline) : deadline, over);
+    }
     if (count_ == seen_.size()) return {};
-    if (in_time) return fail(Errc::cancelled, Stage::hello);
+    if (in_time || interrupted()) return fail(Errc::cancelled, Stage::hello, "wait for initial packets");
     Error error{.code = Errc::timed_out, .stage = Stage::hello, .op = "wait for initial packets"};
     for (std::uint32_t id = 0; error.channel == no_channel; ++id)
       if (!seen_[id]) error.channel = id;

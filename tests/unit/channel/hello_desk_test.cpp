@@ -112,6 +112,20 @@ TEST_CASE("stop() ends the wait, now and later") {
   check_refused(desk.wait(60s), Errc::cancelled);
 }
 
+TEST_CASE("An Interrupt ends the wait, now and later, but takes nothing back") {
+  HelloDesk desk(2, {});
+  multifd::Interrupt interrupt = multifd::Interrupt::create().value();
+  CHECK(desk.admit({.id = 0}));
+  check_refused(desk.wait(1ms, &interrupt), Errc::timed_out);
+  {
+    std::jthread elsewhere([&] { interrupt.trigger(); });
+    check_refused(desk.wait(60s, &interrupt), Errc::cancelled);
+  }
+  check_refused(desk.wait(60s, &interrupt), Errc::cancelled);
+  CHECK(desk.admit({.id = 1}));
+  CHECK(desk.wait(60s, &interrupt));
+}
+
 TEST_CASE("stop() after the last hello takes nothing back") {
   HelloDesk desk(1, {});
   CHECK(desk.admit({.id = 0}));
