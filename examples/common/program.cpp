@@ -85,6 +85,7 @@ const multifd::Interrupt& catch_signals() {
     std::signal(signal, SIG_DFL);  // a shell starts what is to run in the background with SIGINT ignored
   }
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  unfinished();  // made here: that thread must not allocate, which waits for an madvise() of the others
   std::thread([signals] {
     pthread_setname_np(pthread_self(), "signals");
     int signal = 0;
