@@ -53,15 +53,15 @@ class HelloDesk {
   Result<void> wait(std::chrono::milliseconds limit, const Interrupt* interrupt = nullptr) noexcept {
     std::unique_lock lock(mutex_);
     const auto deadline = std::chrono::steady_clock::now() + limit;
-    const auto over = [&] { return stopped_ || count_ == seen_.size(); };
-    const auto interrupted = [&] { return interrupt != nullptr && interrupt->triggered(); };
-    bool in_time = over();
-    while (!in_time && !interrupted() && std::chrono::steady_clock::now() < deadline) {
-      const auto look = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
-      in_time = changed_.wait_until(lock, interrupt != nullptr ? std::min(look, deadline) : deadline, over);
+    while (count_ < seen_.size()) {
+      if (stopped_ || (interrupt != nullptr && interrupt->triggered()))
+        return fail(Errc::cancelled, Stage::hello, "wait for initial packets");
+      const auto now = std::chrono::steady_clock::now();
+      if (now >= deadline) break;
+      const auto look = now + std::chrono::milliseconds(20);
+      changed_.wait_until(lock, interrupt != nullptr ? std::min(look, deadline) : deadline);
     }
     if (count_ == seen_.size()) return {};
-    if (in_time || interrupted()) return fail(Errc::cancelled, Stage::hello, "wait for initial packets");
     Error error{.code = Errc::timed_out, .stage = Stage::hello, .op = "wait for initial packets"};
     for (std::uint32_t id = 0; error.channel == no_channel; ++id)
       if (!seen_[id]) error.channel = id;
