@@ -58,11 +58,10 @@ Result<std::vector<Link>> Tls::secure(std::vector<multifd::FdTransport> links, c
                                       std::chrono::milliseconds timeout) const {
 #if defined(MULTIFD_HAS_TLS)
   if (credentials_) {
-    auto secured = multifd::tls_handshakes(std::move(links), *credentials_,
-                                           {.hostname = hostname_,
-                                            .handshake_timeout = timeout,
-                                            .interrupt = &interrupt,
-                                            .end = bare_ends_ ? multifd::TlsEnd::fin : multifd::TlsEnd::close_notify});
+    multifd::TlsOptions with_limits = options();
+    with_limits.handshake_timeout = timeout;
+    with_limits.interrupt = &interrupt;
+    auto secured = multifd::tls_handshakes(std::move(links), *credentials_, with_limits);
     if (!secured) return std::unexpected(secured.error());
     return std::vector<Link>(std::make_move_iterator(secured->begin()), std::make_move_iterator(secured->end()));
   }
@@ -77,9 +76,7 @@ Result<std::vector<Link>> Tls::secure_with_first_write(std::vector<multifd::FdTr
   if (credentials_) {
     std::vector<Link> secured;
     for (multifd::FdTransport& link : links) {
-      auto one = multifd::TlsTransport::on_first_write(
-          std::move(link), *credentials_,
-          {.hostname = hostname_, .end = bare_ends_ ? multifd::TlsEnd::fin : multifd::TlsEnd::close_notify});
+      auto one = multifd::TlsTransport::on_first_write(std::move(link), *credentials_, options());
       if (!one) return std::unexpected(one.error());
       secured.emplace_back(std::move(*one));
     }

@@ -49,9 +49,7 @@ class Tls {
 #if defined(MULTIFD_HAS_TLS)
   /// Begins one handshake; for a program whose TLS is on.
   multifd::Result<multifd::TlsHandshake> start(multifd::FdTransport link) const {
-    return multifd::TlsHandshake::start(
-        std::move(link), *credentials_,
-        {.hostname = hostname_, .end = bare_ends_ ? multifd::TlsEnd::fin : multifd::TlsEnd::close_notify});
+    return multifd::TlsHandshake::start(std::move(link), *credentials_, options());
   }
 #endif
 
@@ -63,6 +61,10 @@ class Tls {
   std::string user_ = "qemu";
   bool bare_ends_ = false;
 #if defined(MULTIFD_HAS_TLS)
+  multifd::TlsOptions options() const {
+    return {.hostname = hostname_, .end = bare_ends_ ? multifd::TlsEnd::fin : multifd::TlsEnd::close_notify};
+  }
+
   std::shared_ptr<const multifd::TlsCredentials> credentials_;
 #endif
 };
