@@ -151,13 +151,15 @@ struct ZeroLanes {
   }
 };
 
-/// Tells which pages have a zero head: bit i for page i. Without a branch, as nobody can predict them.
+/// Tells which pages have a zero head: bit i for page i. First words first, which tells most pages: one load each and no
+/// branch, so that as many lines as the core can wait for are on their way at once.
 __attribute__((no_sanitize("thread"))) inline std::uint64_t zero_heads(const std::byte* const* pages,
                                                                        std::size_t count) noexcept {
-  constexpr std::size_t ahead = 12;  // fewer are slower in cold memory, and 8 in the first cache: a set has 8 lines
+  std::uint64_t words = 0;
+  for (std::size_t i = 0; i < count; ++i) words |= std::uint64_t{load_word(pages[i]) == 0} << i;
   std::uint64_t zero = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    if (i + ahead < count) __builtin_prefetch(pages[i + ahead]);
+  for (; words != 0; words &= words - 1) {
+    const int i = std::countr_zero(words);
     zero |= std::uint64_t{!head_any64(pages[i])} << i;
   }
   return zero;

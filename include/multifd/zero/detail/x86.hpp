@@ -6,7 +6,7 @@
 // caller of the same target, and lambdas do not inherit it: hence each kernel has its own helpers and its
 // own, equal, plan:
 //
-//   head 64 B | steps of 256 or 512 B | one more step that ends at the end
+//   first word | head 64 B | steps of 256 or 512 B | one more step that ends at the end
 //
 // The steps start at 0 again and the last may overlap: reading a cached line twice costs less than odd
 // offsets. Longer steps are no faster: with 512 B, hot reading is as fast as loads can be. The tail and the middle are
@@ -47,7 +47,7 @@ MULTIFD_SSE2 inline bool is_zero_sse2(const void* data, std::size_t size) noexce
   if (size < 64) return is_zero_scalar(data, size);
   const auto* at = static_cast<const std::byte*>(data);
   const std::byte* const end = at + size;
-  if (sse2_any64(at)) return false;
+  if (load_word(at) != 0 || sse2_any64(at)) return false;
   if (size < 256) {
     for (; end - at > 64; at += 64) {
       if (sse2_any64(at)) return false;
@@ -90,7 +90,7 @@ MULTIFD_AVX2 inline bool is_zero_avx2(const void* data, std::size_t size) noexce
   if (size < 64) return is_zero_scalar(data, size);
   const auto* at = static_cast<const std::byte*>(data);
   const std::byte* const end = at + size;
-  if (avx2_any64(at)) return false;
+  if (load_word(at) != 0 || avx2_any64(at)) return false;
   if (size < 512) {
     for (; end - at > 64; at += 64) {
       if (avx2_any64(at)) return false;
@@ -143,7 +143,7 @@ MULTIFD_AVX512 inline bool is_zero_avx512(const void* data, std::size_t size) no
   if (size < 64) return is_zero_scalar(data, size);
   const auto* at = static_cast<const std::byte*>(data);
   const std::byte* const end = at + size;
-  if (avx512_any64(at)) return false;
+  if (load_word(at) != 0 || avx512_any64(at)) return false;
   if (size < 512) {
     for (; end - at > 64; at += 64) {
       if (avx512_any64(at)) return false;
