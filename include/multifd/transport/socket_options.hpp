@@ -16,6 +16,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <system_error>
 
 #include "multifd/result.hpp"
@@ -34,6 +35,10 @@ struct SocketOptions {
   /// sender's buffer of a TCP end whose address is loopback, 0 means loopback_send_buffer_bytes.
   int send_buffer_bytes = 0;
   int receive_buffer_bytes = 0;
+
+  /// TCP_CONGESTION, as "bbr" or "cubic" (net.ipv4.tcp_allowed_congestion_control has the names). Empty leaves the
+  /// system's choice, but for TCP ends whose address is loopback: see loopback_congestion_control.
+  std::string congestion_control = {};
 
   /// Ends connecting and accepting from outside; not owned, may be null.
   const Interrupt* interrupt = nullptr;
@@ -56,9 +61,14 @@ struct SocketOptions {
   std::chrono::milliseconds user_timeout = std::chrono::minutes(2);
 };
 
-/// Small enough that what was sent is still in cache when it is received: a third less CPU time at both ends than with
-/// buffers that grow by themselves, to megabytes. A small receive buffer gains nothing more, and alone it loses.
-inline constexpr int loopback_send_buffer_bytes = 128 * 1024;
+/// Room for a packet, and small enough that what was sent is still in cache when it is received: less CPU time at both ends
+/// than with buffers that grow by themselves, to megabytes. With less, each packet takes more turns of both ends. A small
+/// receive buffer gains nothing more, and alone it loses. A host may have a lower limit (net.core.wmem_max).
+inline constexpr int loopback_send_buffer_bytes = 512 * 1024;
+
+/// Where nothing can be congested, an algorithm that paces (bbr, the default of many hosts) costs a tenth of the speed with
+/// few connections and a third with many: its timers hold back what could be copied at once. Every kernel has this one.
+inline constexpr const char* loopback_congestion_control = "reno";
 
 namespace detail {
 
@@ -127,8 +137,20 @@ inline bool is_loopback(const sockaddr& address) noexcept {
          IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr);
 }
 
-/// Sets what an unconnected or listening socket can take; `address` is what it will connect or be bound to. Buffer sizes must come before the connection,
-/// because the window scale is agreed on then; a listening socket hands all of it down to those it accepts.
+/// Sets TCP_CONGESTION. On loopback it is a wish: a host may have forbidden it.
+inline Result<void> choose_congestion_control(int fd, const sockaddr& address, const std::string& name,
+                                              Stage stage) noexcept {
+  if (name.empty() && !is_loopback(address)) return {};
+  const std::string_view chosen = name.empty() ? std::string_view(loopback_congestion_control) : name;
+  const bool ok =
+      ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, chosen.data(), static_cast<socklen_t>(chosen.size())) == 0;
+  if (!ok && !name.empty()) return fail_errno(stage, "TCP_CONGESTION");
+  return {};
+}
+
+/// Sets what an unconnected or listening socket can take; `address` is what it will connect or be bound to. Buffer sizes
+/// must come before the connection, because the window scale is agreed on then; a listening socket hands all of it down
+/// to those it accepts.
 inline Result<void> apply_options(int fd, const sockaddr& address, const SocketOptions& options, Stage stage) noexcept {
   if (options.send_buffer_bytes < 0 || options.receive_buffer_bytes < 0 || options.keepalive_probes < 0) {
     return fail(Errc::bad_option, stage, "socket options");
@@ -152,7 +174,8 @@ inline Result<void> apply_options(int fd, const sockaddr& address, const SocketO
          set_unless_zero(IPPROTO_TCP, TCP_USER_TIMEOUT, as_int(options.user_timeout.count()));
   }
   if (!ok) return fail_errno(stage, "setsockopt");
-  return {};
+  return address.sa_family == AF_UNIX ? Result<void>{}
+                                      : choose_congestion_control(fd, address, options.congestion_control, stage);
 }
 
 }  // namespace detail

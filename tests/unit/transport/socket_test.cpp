@@ -183,14 +183,20 @@ TEST_CASE("sockets have the options that were asked for") {
 }
 
 TEST_CASE("a loopback connection has small send buffers, unless others are asked for") {
+  const auto send_buffer = [](const FdTransport& end) {
+    return get_option(end.native_handle(), SOL_SOCKET, SO_SNDBUF);
+  };
   auto listener = Listener::listen(loopback(), 4);
   REQUIRE(listener.has_value());
   auto here = connect_to(listener->local_address());
   REQUIRE(here.has_value());
   auto there = listener->accept(10s);
   REQUIRE(there.has_value());
-  CHECK(get_option(here->native_handle(), SOL_SOCKET, SO_SNDBUF) == 2 * loopback_send_buffer_bytes);
-  CHECK(get_option(there->native_handle(), SOL_SOCKET, SO_SNDBUF) == 2 * loopback_send_buffer_bytes);
+  // What a host makes of that number (net.core.wmem_max) is the same for all.
+  auto asked = connect_to(listener->local_address(), {.send_buffer_bytes = loopback_send_buffer_bytes});
+  REQUIRE(asked.has_value());
+  CHECK(send_buffer(*here) == send_buffer(*asked));
+  CHECK(send_buffer(*there) == send_buffer(*asked));
   // A listener on any address does not know who will come.
   auto any = Listener::listen(*parse_address("tcp::0"), 4);
   REQUIRE(any.has_value());
@@ -198,7 +204,37 @@ TEST_CASE("a loopback connection has small send buffers, unless others are asked
   REQUIRE(from_here.has_value());
   auto stranger = any->accept(10s);
   REQUIRE(stranger.has_value());
-  CHECK(get_option(stranger->native_handle(), SOL_SOCKET, SO_SNDBUF) != 2 * loopback_send_buffer_bytes);
+  CHECK(send_buffer(*stranger) != send_buffer(*asked));
+}
+
+TEST_CASE("a loopback connection is not paced, unless a congestion control is asked for") {
+  const auto congestion_control = [](const FdTransport& end) {
+    char name[16] = "";
+    socklen_t size = sizeof name - 1;
+    CHECK(::getsockopt(end.native_handle(), IPPROTO_TCP, TCP_CONGESTION, name, &size) == 0);
+    return std::string(name);
+  };
+  auto listener = Listener::listen(loopback(), 4);
+  REQUIRE(listener.has_value());
+  auto here = connect_to(listener->local_address());
+  REQUIRE(here.has_value());
+  auto there = listener->accept(10s);
+  REQUIRE(there.has_value());
+  CHECK(congestion_control(*here) == loopback_congestion_control);
+  CHECK(congestion_control(*there) == loopback_congestion_control);
+
+  std::string other;  // any that this kernel lets everybody choose
+  std::ifstream allowed("/proc/sys/net/ipv4/tcp_allowed_congestion_control");
+  while (allowed >> other && other == loopback_congestion_control) {
+  }
+  if (!other.empty() && other != loopback_congestion_control) {
+    auto chosen = connect_to(listener->local_address(), {.congestion_control = other});
+    REQUIRE(chosen.has_value());
+    CHECK(congestion_control(*chosen) == other);
+  }
+  const auto unknown = connect_to(listener->local_address(), {.congestion_control = "no such thing"});
+  REQUIRE_FALSE(unknown.has_value());
+  CHECK(std::string_view(unknown.error().op) == "TCP_CONGESTION");
 }
 
 TEST_CASE("connecting says what went wrong") {
