@@ -27,15 +27,16 @@ class PageRuns {
 
   void clear() noexcept { count_ = 0; }
 
-  void add(std::byte* page, std::size_t page_bytes) noexcept {
+  /// Adds a page, or some that lie next to each other.
+  void add(std::byte* pages, std::size_t bytes) noexcept {
     if (count_ > 0) {
       iovec& last = runs_[count_ - 1];
-      if (static_cast<std::byte*>(last.iov_base) + last.iov_len == page) {
-        last.iov_len += page_bytes;
+      if (static_cast<std::byte*>(last.iov_base) + last.iov_len == pages) {
+        last.iov_len += bytes;
         return;
       }
     }
-    runs_[count_++] = {page, page_bytes};
+    runs_[count_++] = {pages, bytes};
   }
 
   std::span<const iovec> view() const noexcept { return {runs_.get(), count_}; }

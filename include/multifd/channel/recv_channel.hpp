@@ -261,7 +261,10 @@ class RecvChannel {
       // Zero pages first, as QEMU does (PROTOCOL.md section 5.2); the two lists are disjoint, gather() saw to it.
       for (std::size_t i = 0; i < header.zero_pages; ++i) apply_zero(*block, offset(header.normal_pages + i));
       clock_.lap(counters_.check_ns);
-      for (std::size_t i = 0; i < header.normal_pages; ++i) shared_.received.test_and_set(*block, offset(i));
+      const std::byte* const host = shared_.map.block(*block).host.data();
+      for (const iovec& run : runs_.view())
+        shared_.received.set(*block, static_cast<std::uint64_t>(static_cast<std::byte*>(run.iov_base) - host),
+                             run.iov_len / shared_.map.page_bytes());
       if (shared_.populate && header.normal_pages > 0)
         shared_.populate->note(*block, offset(header.normal_pages - 1), header.normal_pages);
     }
@@ -292,19 +295,22 @@ class RecvChannel {
     distinct_.clear();
     const std::size_t page_bytes = shared_.map.page_bytes();
     const std::size_t pages = header.normal_pages + header.zero_pages;
-    for (std::size_t i = 0; i < pages; ++i) {
-      std::byte* to;
-      if (shared_.on_packet) {
+    for (std::size_t i = 0; i < pages; ++i) distinct_.add(offset(i));
+    if (shared_.on_packet) {
+      for (std::size_t i = 0; i < pages; ++i) {
         if (auto checked = shared_.map.check(block, offset(i)); !checked) return checked;
         offsets_[i] = offset(i);  // header_ may hold the next packet's when the hook runs
-        to = pages_.data() + i * page_bytes;
-      } else {
-        const auto page = shared_.map.resolve(block, offset(i));
-        if (!page) return std::unexpected(page.error());
-        to = page->data();
       }
-      distinct_.add(offset(i));
-      if (i < header.normal_pages) runs_.add(to, page_bytes);
+      if (header.normal_pages > 0) runs_.add(pages_.data(), header.normal_pages * page_bytes);
+      return distinct_.check();
+    }
+    for (std::size_t first = 0; first < pages;) {  // neighbours, which most pages are, at once
+      std::size_t end = first + 1;
+      while (end < pages && end != header.normal_pages && offset(end) == offset(end - 1) + page_bytes) ++end;
+      const auto run = shared_.map.resolve(block, offset(first), end - first);
+      if (!run) return std::unexpected(run.error());
+      if (first < header.normal_pages) runs_.add(run->data(), run->size());
+      first = end;
     }
     return distinct_.check();
   }

@@ -66,14 +66,16 @@ class RamMap {
     return {};
   }
 
-  /// Turns a page's offset, wherever it comes from, into its bytes.
+  /// Turns the offset of a page, or of the first of some neighbours, wherever it comes from, into their bytes.
   ///
-  /// Params: `id`: from this map, with memory in this process (contract).
-  /// Errors, Threads: as check().
-  Result<std::span<std::byte>> resolve(BlockId id, std::uint64_t offset) const noexcept {
-    MULTIFD_ASSERT(block(id).access != Access::none);
+  /// Params: `id`: from this map, with memory in this process (contract). `pages`: at least one (contract).
+  /// Errors, Threads: as check(), about the first page that is none of the block's.
+  Result<std::span<std::byte>> resolve(BlockId id, std::uint64_t offset, std::size_t pages = 1) const noexcept {
+    MULTIFD_ASSERT(block(id).access != Access::none && pages > 0);
     if (auto checked = check(id, offset); !checked) return std::unexpected(checked.error());
-    return block(id).host.subspan(offset, page_bytes_);
+    const std::uint64_t there = (block(id).bytes - offset) / page_bytes_;
+    if (pages > there) return std::unexpected(check(id, offset + there * page_bytes_).error());
+    return block(id).host.subspan(offset, pages * page_bytes_);
   }
 
   const RamBlock& block(BlockId id) const noexcept {

@@ -4,6 +4,7 @@
 // whether a listed zero page must be written (PROTOCOL.md section 5.2).
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -38,6 +39,18 @@ class ReceivedPages {
     const std::uint64_t bit = std::uint64_t{1} << (page % 64);
     // Relaxed: the bit guards no other data; the order of two epochs comes from the barrier between them.
     return (blocks_[index(block)][page / 64].fetch_or(bit, std::memory_order_relaxed) & bit) != 0;
+  }
+
+  /// Marks `pages` neighbours.
+  void set(BlockId block, std::uint64_t offset, std::size_t pages) noexcept {
+    Word* const words = blocks_[index(block)].get();
+    std::uint64_t page = offset / page_bytes_;
+    for (const std::uint64_t end = page + pages; page < end;) {
+      const std::uint64_t shift = page % 64;
+      const std::uint64_t count = std::min(64 - shift, end - page);
+      words[page / 64].fetch_or(~std::uint64_t{0} >> (64 - count) << shift, std::memory_order_relaxed);  // as above
+      page += count;
+    }
   }
 
   bool test(BlockId block, std::uint64_t offset) const noexcept {

@@ -61,13 +61,15 @@ struct SocketOptions {
   std::chrono::milliseconds user_timeout = std::chrono::minutes(2);
 };
 
-/// Room for a packet, and small enough that what was sent is still in cache when it is received: less CPU time at both ends
-/// than with buffers that grow by themselves, to megabytes. With less, each packet takes more turns of both ends. A small
-/// receive buffer gains nothing more, and alone it loses. A host may have a lower limit (net.core.wmem_max).
+/// Room for a packet, and small enough that what was sent is still in cache when it is received: less CPU time at
+/// both ends than with buffers that grow by themselves, to megabytes. With less, each packet takes more turns of both
+/// ends. A small receive buffer gains nothing more, and alone it loses. A host may have a lower limit
+/// (net.core.wmem_max).
 inline constexpr int loopback_send_buffer_bytes = 512 * 1024;
 
-/// Where nothing can be congested, an algorithm that paces (bbr, the default of many hosts) costs a tenth of the speed with
-/// few connections and a third with many: its timers hold back what could be copied at once. Every kernel has this one.
+/// Where nothing can be congested, an algorithm that paces (bbr, the default of many hosts) costs a tenth of the speed
+/// with few connections and a third with many: its timers hold back what could be copied at once. Every kernel has this
+/// one.
 inline constexpr const char* loopback_congestion_control = "reno";
 
 namespace detail {
@@ -148,9 +150,9 @@ inline Result<void> choose_congestion_control(int fd, const sockaddr& address, c
   return {};
 }
 
-/// Sets what an unconnected or listening socket can take; `address` is what it will connect or be bound to. Buffer sizes
-/// must come before the connection, because the window scale is agreed on then; a listening socket hands all of it down
-/// to those it accepts.
+/// Sets what an unconnected or listening socket can take; `address` is what it will connect or be bound to. Buffer
+/// sizes must come before the connection, because the window scale is agreed on then; a listening socket hands all of
+/// it down to those it accepts.
 inline Result<void> apply_options(int fd, const sockaddr& address, const SocketOptions& options, Stage stage) noexcept {
   if (options.send_buffer_bytes < 0 || options.receive_buffer_bytes < 0 || options.keepalive_probes < 0) {
     return fail(Errc::bad_option, stage, "socket options");

@@ -130,6 +130,28 @@ TEST_CASE("resolve() gives exactly the page, up to the last one") {
   }
 }
 
+TEST_CASE("resolve() gives neighbours at once, or names the first page that is not there") {
+  Bytes ram(5 * 4096);
+  RamMap map;
+  const BlockId id = map.add("pc.ram", ram).value();
+  for (std::uint64_t first = 0; first < 8; ++first) {
+    for (std::size_t pages = 1; pages < 9; ++pages) {
+      CAPTURE(first);
+      CAPTURE(pages);
+      const auto bytes = map.resolve(id, first * 4096, pages);
+      if (first + pages > 5) {
+        check_refused(bytes, Errc::offset_past_block, std::max<std::uint64_t>(first, 5) * 4096, Stage::parse);
+        continue;
+      }
+      REQUIRE(bytes);
+      CHECK(bytes->data() == ram.data() + first * 4096);
+      CHECK(bytes->size() == pages * 4096);
+    }
+  }
+  const std::uint64_t last = std::uint64_t{0} - 4096;  // whose neighbour would be page 0
+  check_refused(map.resolve(id, last, 2), Errc::offset_past_block, last, Stage::parse);
+}
+
 TEST_CASE("RamMap refuses an offset past the last page, however far") {
   Bytes ram(5 * 4096);
   RamMap map;

@@ -33,6 +33,26 @@ TEST_CASE("A page is new once, in its own block only") {
   CHECK_FALSE(pages->test(a, 66 * 4096));
 }
 
+TEST_CASE("Neighbours are marked at once, and nobody else") {
+  constexpr std::size_t most = 200;
+  std::vector<std::byte> ram(most * 1024);
+  RamMap map(1024);
+  const BlockId id = map.add("a", ram).value();
+  for (std::size_t first = 0; first < most; first += 7) {
+    for (std::size_t count = 1; first + count <= most; ++count) {
+      auto pages = ReceivedPages::create(map);
+      REQUIRE(pages);
+      pages->set(id, first * 1024, count);
+      std::size_t wrong = 0;
+      for (std::size_t page = 0; page < most; ++page)
+        wrong += pages->test(id, page * 1024) != (page >= first && page < first + count);
+      CAPTURE(first);
+      CAPTURE(count);
+      REQUIRE(wrong == 0);
+    }
+  }
+}
+
 TEST_CASE("The page size of the map counts, not 4096") {
   std::vector<std::byte> ram(4 * 65536);
   RamMap map(65536);
