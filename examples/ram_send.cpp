@@ -167,7 +167,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--digest", settings.digest, "Put an XXH3-64 into every packet, which the receiver checks");
   program::add_size(app, "--socket-buffer", settings.socket_buffer,
-                    "SO_SNDBUF of the channels (0: small on loopback, else the kernel's choice)")
+                    "SO_SNDBUF of the channels (0: a packet on one machine, else the kernel's choice)")
       ->check(CLI::Range(0u, 1u << 30));
   app.add_flag("--populate", settings.populate, "Map every page of the file before connecting, as a VMM's memory is");
   settings.limits.add_to_sender(app);

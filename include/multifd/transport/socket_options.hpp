@@ -32,7 +32,7 @@ struct SocketOptions {
   std::chrono::milliseconds connect_timeout = std::chrono::seconds(10);
 
   /// SO_SNDBUF and SO_RCVBUF; 0 leaves the kernel's choice, whose auto-tuning is right between machines. For the
-  /// sender's buffer of a TCP end whose address is loopback, 0 means loopback_send_buffer_bytes.
+  /// sender's buffer of a UNIX end, or a TCP end whose address is loopback, 0 means local_send_buffer_bytes.
   int send_buffer_bytes = 0;
   int receive_buffer_bytes = 0;
 
@@ -62,10 +62,10 @@ struct SocketOptions {
 };
 
 /// Room for a packet, and small enough that what was sent is still in cache when it is received: less CPU time at
-/// both ends than with buffers that grow by themselves, to megabytes. With less, each packet takes more turns of both
-/// ends. A small receive buffer gains nothing more, and alone it loses. A host may have a lower limit
-/// (net.core.wmem_max).
-inline constexpr int loopback_send_buffer_bytes = 512 * 1024;
+/// both ends than with TCP's buffers, which grow by themselves to megabytes. With less, as UNIX sockets have by
+/// themselves, each packet takes more turns of both ends. A small receive buffer gains nothing more, and alone it loses.
+/// A host may have a lower limit (net.core.wmem_max).
+inline constexpr int local_send_buffer_bytes = 512 * 1024;
 
 /// Where nothing can be congested, an algorithm that paces (bbr, the default of many hosts) costs a tenth of the speed
 /// with few connections and a third with many: its timers hold back what could be copied at once. Every kernel has this
@@ -163,10 +163,11 @@ inline Result<void> apply_options(int fd, const sockaddr& address, const SocketO
   const auto set_unless_zero = [fd](int level, int name, int value) {
     return value == 0 || set_option(fd, level, name, value);
   };
-  const bool choose_small = options.send_buffer_bytes == 0 && is_loopback(address);
-  bool ok =
-      set_unless_zero(SOL_SOCKET, SO_SNDBUF, choose_small ? loopback_send_buffer_bytes : options.send_buffer_bytes) &&
-      set_unless_zero(SOL_SOCKET, SO_RCVBUF, options.receive_buffer_bytes);
+  const bool is_local = address.sa_family == AF_UNIX || is_loopback(address);
+  const int send_buffer =
+      options.send_buffer_bytes == 0 && is_local ? local_send_buffer_bytes : options.send_buffer_bytes;
+  bool ok = set_unless_zero(SOL_SOCKET, SO_SNDBUF, send_buffer) &&
+            set_unless_zero(SOL_SOCKET, SO_RCVBUF, options.receive_buffer_bytes);
   if (address.sa_family != AF_UNIX) {
     ok = ok && set_option(fd, IPPROTO_TCP, TCP_NODELAY, options.no_delay ? 1 : 0) &&
          set_option(fd, SOL_SOCKET, SO_KEEPALIVE, options.keepalive ? 1 : 0) &&

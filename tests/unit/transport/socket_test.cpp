@@ -182,7 +182,7 @@ TEST_CASE("sockets have the options that were asked for") {
   CHECK(refused.error().code == Errc::bad_option);
 }
 
-TEST_CASE("a loopback connection has small send buffers, unless others are asked for") {
+TEST_CASE("connections on one machine have send buffers of a packet, unless others are asked for") {
   const auto send_buffer = [](const FdTransport& end) {
     return get_option(end.native_handle(), SOL_SOCKET, SO_SNDBUF);
   };
@@ -193,7 +193,7 @@ TEST_CASE("a loopback connection has small send buffers, unless others are asked
   auto there = listener->accept(10s);
   REQUIRE(there.has_value());
   // What a host makes of that number (net.core.wmem_max) is the same for all.
-  auto asked = connect_to(listener->local_address(), {.send_buffer_bytes = loopback_send_buffer_bytes});
+  auto asked = connect_to(listener->local_address(), {.send_buffer_bytes = local_send_buffer_bytes});
   REQUIRE(asked.has_value());
   CHECK(send_buffer(*here) == send_buffer(*asked));
   CHECK(send_buffer(*there) == send_buffer(*asked));
@@ -205,6 +205,13 @@ TEST_CASE("a loopback connection has small send buffers, unless others are asked
   auto stranger = any->accept(10s);
   REQUIRE(stranger.has_value());
   CHECK(send_buffer(*stranger) != send_buffer(*asked));
+
+  const TemporaryFolder folder;
+  auto near = Listener::listen(folder.address(), 4);
+  REQUIRE(near.has_value());
+  auto neighbour = connect_to(folder.address());
+  REQUIRE(neighbour.has_value());
+  CHECK(send_buffer(*neighbour) == send_buffer(*asked));
 }
 
 TEST_CASE("a loopback connection is not paced, unless a congestion control is asked for") {
