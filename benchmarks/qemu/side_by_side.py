@@ -492,8 +492,9 @@ def list_of(kind, allowed=None):
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", type=Path, default=ROOT / "build", help="where ram_send, ram_receive, socket_pump and "
-                        "make_image were built, or its parent (default: build)")
+    parser.add_argument("--build", type=lambda text: Path(text).resolve(), default=ROOT / "build",
+                        help="where ram_send, ram_receive, socket_pump and make_image were built, or its parent "
+                        "(default: build)")
     parser.add_argument("--qemu", default="10.0", help="10.0 or 7.2 (as tests/interop finds them), or a command")
     parser.add_argument("--machine", default="pc-i440fx-7.2", help="a versioned machine type (default: %(default)s)")
     parser.add_argument("--cold-host", action="store_true", help="do not touch and free memory before a fresh transfer")
