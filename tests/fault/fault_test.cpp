@@ -243,7 +243,7 @@ bool inject(const Guest& guest, const Plan& plan) {
   const Leftovers before;
   const Stopwatch watch;
   const Ends ends = migrate<S>(guest, plan);
-  CHECK(watch.elapsed() < (under_tsan ? 30s : 10s));
+  CHECK(watch.elapsed() < no_hang);
   CHECK(before.no_thread());
   CHECK(before.no_descriptor());
   const bool came = (plan.codec ? ends.codec_operations : ends.transport_operations) > plan.at;

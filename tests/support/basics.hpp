@@ -60,6 +60,9 @@ inline std::uint64_t seed() {
 /// A number below `end`.
 inline std::size_t below(Rng& rng, std::size_t end) { return static_cast<std::size_t>(rng() % end); }
 
+/// Within which something that does not hang has ended, also on a machine that is busy with other things. No measure.
+inline constexpr std::chrono::milliseconds no_hang{20'000};
+
 class Stopwatch {
  public:
   std::chrono::milliseconds elapsed() const {

@@ -20,7 +20,6 @@ namespace {
 
 constexpr std::uint64_t page = 4096;
 constexpr auto limit = 300ms;
-constexpr auto bound = under_tsan ? 10s : 3s;
 
 template <class R>
 void check_stalled(const R& result, Stage stage) {
@@ -43,7 +42,7 @@ void check_sender(Call&& call) {
   const Stopwatch watch;
   check_stalled(call(*tx, source), Stage::write);
   CHECK(watch.elapsed() >= limit);
-  CHECK(watch.elapsed() < bound);
+  CHECK(watch.elapsed() < no_hang);
   check_stalled(tx->close(), Stage::write);  // the first error stays
 }
 
@@ -87,11 +86,12 @@ TEST_CASE("A receiver whose peers are silent ends, and says which channel it wou
   check_stalled(outcome.result, Stage::read);
   CHECK(outcome.result.error().channel == 0);
   CHECK(outcome.elapsed >= limit);
-  CHECK(outcome.elapsed < bound);
+  CHECK(outcome.elapsed < no_hang);
 }
 
 TEST_CASE("A receiver that gets a packet now and then goes on") {
   const Watchdog watchdog("a slow source");
+  constexpr auto long_limit = 2s;
   GuestRam target(4096);
   auto links = memory_links(1);
   std::jthread peer([&] {
@@ -99,15 +99,16 @@ TEST_CASE("A receiver that gets a packet now and then goes on") {
       CHECK(write_all(links.sender[0], std::span<const std::byte>(part.bytes())).has_value());
     };
     send(RawStream().hello(0));
-    // Longer than the limit in all.
-    for (std::uint64_t i = 0; i < 6; ++i) {
-      std::this_thread::sleep_for(limit / 3);
+    // Longer than the limit in all, and each pause so short that a busy machine does not make it one that is over it.
+    for (std::uint64_t i = 0; i < 12; ++i) {
+      std::this_thread::sleep_for(long_limit / 10);
       send(RawStream().packet({.zero = {i * page}}));
     }
     send(RawStream().sync());
     CHECK(links.sender[0].finish().has_value());
   });
-  auto rx = Receiver<MemoryTransport, NoComp>::open(target.map, std::move(links.receiver), {.progress_timeout = limit});
+  auto rx =
+      Receiver<MemoryTransport, NoComp>::open(target.map, std::move(links.receiver), {.progress_timeout = long_limit});
   REQUIRE(rx.has_value());
   const auto finished = rx->finish();
   CHECK_MESSAGE(finished.has_value(), text(finished));

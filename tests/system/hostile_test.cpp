@@ -51,8 +51,6 @@ ReceiverOptions<C> options() {
   return all;
 }
 
-constexpr std::chrono::milliseconds bound{2000};
-
 /// Channel 0 is well-behaved and silent, channel 1 is not.
 template <class C>
 Outcome attack(const RamMap& map, const RawStream& stream, Then then = Then::silence,
@@ -100,7 +98,7 @@ TEST_CASE("A malformed hello is refused, and the error says which rule it broke"
     const auto outcome = feed<NoComp>(target.map, {RawStream().hello(0).bytes(), row.bytes}, Then::silence, all);
     CHECK_MESSAGE(code_of(outcome.result) == row.expected, text(outcome.result));
     CHECK(outcome.result.error().stage == Stage::hello);
-    CHECK(outcome.elapsed < bound);
+    CHECK(outcome.elapsed < no_hang);
     CHECK(target.untouched());
   }
 }
@@ -143,7 +141,7 @@ TEST_CASE("A stranger is told from a channel by its first bytes, however few it 
     all.hello_timeout = 20s;  // the answer must not come from here
     const auto outcome = attack<NoComp>(target.map, RawStream().raw(request), Then::silence, all);
     CHECK_MESSAGE(code_of(outcome.result) == Errc::bad_magic, text(outcome.result));
-    CHECK(outcome.elapsed < bound);
+    CHECK(outcome.elapsed < no_hang);
   }
 }
 
@@ -157,7 +155,7 @@ TEST_CASE("A silent peer, or one that stops inside its hello, runs into the hell
     CHECK_MESSAGE(code_of(outcome.result) == Errc::timed_out, text(outcome.result));
     CHECK(outcome.result.error().stage == Stage::hello);
     CHECK(outcome.result.error().channel == 1);
-    CHECK(outcome.elapsed < bound);
+    CHECK(outcome.elapsed < no_hang);
   }
 }
 
@@ -240,7 +238,7 @@ TEST_CASE("A malformed packet header is refused without waiting for what it prom
     CHECK(error.detail == row.detail);
     CHECK(error.channel == 1);
     CHECK(error.packet == 0);
-    CHECK(outcome.elapsed < bound);
+    CHECK(outcome.elapsed < no_hang);
     CHECK(target.untouched());
   }
 }
@@ -271,7 +269,7 @@ TEST_CASE("A device-state packet is refused although it is shorter than a RAM he
       feed<NoComp>(target.map, {RawStream().hello(0).sync().bytes(), stream.bytes()}, Then::silence, options<NoComp>());
   CHECK_MESSAGE(code_of(outcome.result) == Errc::device_state_refused, text(outcome.result));
   CHECK(outcome.result.error().channel == 1);
-  CHECK(outcome.elapsed < bound);
+  CHECK(outcome.elapsed < no_hang);
 }
 
 TEST_CASE_TEMPLATE("A bad compressed payload is refused and touches only its own pages", C, Zlib, Zstd) {
@@ -345,7 +343,7 @@ TEST_CASE_TEMPLATE("A bad compressed payload is refused and touches only its own
     const Error& error = outcome.result.error();
     CHECK_MESSAGE(std::ranges::any_of(row.expected, [&](Errc each) { return error.code == each; }), text(error));
     CHECK(error.channel == 1);
-    CHECK(outcome.elapsed < bound);
+    CHECK(outcome.elapsed < no_hang);
     for (std::size_t p = row.packet.normal.size(); p < 8; ++p)
       CHECK(std::ranges::all_of(target.ram.page(p, page), [](std::byte byte) { return byte == before; }));
     CHECK(target.vga.bytes()[0] == before);
@@ -441,7 +439,7 @@ TEST_CASE_TEMPLATE("Flipped bits never hang a receiver nor make it touch foreign
     if (flips() % 10 == 0) bytes.resize(flips() % bytes.size());
     const auto outcome = feed_unwatched<C>(target.map, {bytes}, Then::end_of_stream, options<C>());
     errors += !outcome.result.has_value();
-    CHECK(outcome.elapsed < bound + (under_tsan ? 5s : 0s));
+    CHECK(outcome.elapsed < no_hang);
   }
   CHECK(errors > 0);
 }
@@ -454,7 +452,7 @@ TEST_CASE("SYNCs that do not match are errors in bounded time") {
     CHECK(code_of(outcome.result) == Errc::timed_out);
     CHECK(outcome.result.error().stage == Stage::sync);
     CHECK(outcome.result.error().channel == 1);
-    CHECK(outcome.elapsed < bound);
+    CHECK(outcome.elapsed < no_hang);
   }
   SUBCASE("one channel ends before a SYNC of the others") {
     const auto outcome =

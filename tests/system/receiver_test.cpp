@@ -53,7 +53,7 @@ TEST_CASE("open returns within the hello's time limit, also when only one of man
   CHECK(code_of(rx) == Errc::timed_out);
   CHECK(rx.error().channel == 1);
   CHECK(watch.elapsed() >= 200ms);
-  CHECK(watch.elapsed() < 2s);
+  CHECK(watch.elapsed() < no_hang);
 }
 
 TEST_CASE("Over memory of unknown content zero pages are written, but only where they must be") {
@@ -294,7 +294,7 @@ TEST_CASE("A channel that is blamed for its silence is not given another channel
   RawStream busy;
   busy.hello(0).packet({.normal = {0}, .payload = Bytes(page)}).sync();
   const auto outcome = feed<NoComp>(target.map, {busy.bytes(), RawStream().hello(1).bytes()}, Then::silence,
-                                    {.barrier_timeout = std::chrono::milliseconds(200)});
+                                    {.barrier_timeout = std::chrono::seconds(1)});
   REQUIRE(code_of(outcome.result) == Errc::timed_out);
   CHECK(outcome.result.error().channel == 1);
   CHECK(outcome.result.error().packet == no_packet);

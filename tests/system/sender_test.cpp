@@ -408,7 +408,6 @@ TEST_CASE("The bandwidth cap holds, and can be lifted") {
     CHECK(watch.elapsed() >= 400ms);
     const ChannelStats sum = total(tx->stats().channels);
     CHECK(sum.capped_ns > 0);
-    CHECK(bounded_by(sum) == Bound::bandwidth_cap);
   }
   SUBCASE("lifted") {
     auto tx = CaptureSender<NoComp, ZeroPagesNone>::open(source.map, captures(2).links, {.bandwidth = 1000});

@@ -298,12 +298,12 @@ TEST_CASE("Igzip refuses a match from before the stream's first byte") {
 }
 
 TEST_CASE("Igzip refuses a bomb without unpacking it") {
-  ForeignDeflate foreign(9);
-  const Bytes payload = foreign.packet(Bytes(std::size_t{256} << 20));
-  REQUIRE(payload.size() < 1024 * 1024);
-  const double start = thread_cpu_seconds();
+  constexpr std::size_t bomb = std::size_t{256} << 10;
+  Bytes payload = ForeignDeflate(9).packet(Bytes(bomb));
+  // Whoever unpacks it comes to a block of a type that does not exist, and says something else.
+  payload = payload + bytes_of({0x06}) + sync_marker;
+  CHECK(refusal_of(payload, bomb + page_bytes) == Errc::corrupt_payload);
   CHECK(refusal_of(payload, page_bytes) == Errc::bad_payload_size);
-  CHECK(thread_cpu_seconds() - start < 0.25);
 }
 
 TEST_CASE("Igzip takes and refuses the same damaged payloads as Zlib, inside payload and pages") {

@@ -116,13 +116,6 @@ inline Bytes bytes_of(std::initializer_list<int> values) {
   return bytes;
 }
 
-/// Work done by this thread, which a busy machine does not lengthen.
-inline double thread_cpu_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
 }  // namespace packets
 
 namespace doctest {

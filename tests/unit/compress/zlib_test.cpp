@@ -120,18 +120,13 @@ TEST_CASE("Zlib stores random pages, wherever they lie, and compresses the other
   }
 }
 
-TEST_CASE("Zlib spends little time on random pages") {
-  const Bytes noise = random_pages(128);
-  const auto cost = [&noise](auto& deflater) {
-    const double start = thread_cpu_seconds();
-    for (int packet = 0; packet < 4; ++packet) deflater(noise);
-    return thread_cpu_seconds() - start;
-  };
+TEST_CASE("Zlib does not search random pages") {
+  // A search would find that the second half is the first one again.
+  const Bytes noise = random_pages(4);
+  const Bytes twice = noise + noise;
+  REQUIRE(ForeignDeflate(1).packet(twice).size() < twice.size() * 2 / 3);
   auto encoder = open<Zlib::Encoder>(Zlib{});
-  ForeignDeflate foreign(1);
-  const auto ours = [&encoder](const Bytes& content) { encode(encoder, content); };
-  const auto plain = [&foreign](const Bytes& content) { foreign.packet(content); };
-  CHECK(cost(ours) < cost(plain) / 4);
+  CHECK(encode(encoder, twice).size() > twice.size());
 }
 
 TEST_CASE("Zlib's level changes between packets with random pages at their ends") {
@@ -341,10 +336,10 @@ TEST_CASE("Zlib refuses a match from before the stream's first byte") {
 }
 
 TEST_CASE("Zlib refuses a bomb without unpacking it") {
-  ForeignDeflate foreign(9);
-  const Bytes payload = foreign.packet(Bytes(std::size_t{256} << 20));
-  REQUIRE(payload.size() < 1024 * 1024);
-  const double start = thread_cpu_seconds();
+  constexpr std::size_t bomb = std::size_t{256} << 10;
+  Bytes payload = ForeignDeflate(9).packet(Bytes(bomb));
+  // Whoever unpacks it comes to a block of a type that does not exist, and says something else.
+  payload = payload + bytes_of({0x06}) + sync_marker;
+  CHECK(refusal_of(payload, bomb + page_bytes) == Errc::corrupt_payload);
   CHECK(refusal_of(payload, page_bytes) == Errc::bad_payload_size);
-  CHECK(thread_cpu_seconds() - start < 0.25);
 }

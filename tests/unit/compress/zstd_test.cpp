@@ -347,13 +347,13 @@ TEST_CASE("Zstd refuses a block type that does not exist, and blocks that are to
 }
 
 TEST_CASE("Zstd refuses a bomb without unpacking it") {
-  // 1 MiB of run-length blocks: 32 GiB.
+  constexpr std::size_t blocks = 3;
   Bytes payload = frame_header(17);
-  const Bytes block = rle_block(128 * 1024);
-  while (payload.size() + block.size() <= 1024 * 1024) payload.insert(payload.end(), block.begin(), block.end());
-  const double start = thread_cpu_seconds();
+  for (std::size_t i = 0; i < blocks; ++i) payload = payload + rle_block(128 * 1024);
+  // Whoever unpacks them comes to this one, of a type that does not exist, and says something else.
+  payload = payload + block_header(3, 1);
+  CHECK(refusal_of(payload, blocks * 128 * 1024 + page_bytes) == Errc::corrupt_payload);
   CHECK(refusal_of(payload, page_bytes) == Errc::bad_payload_size);
-  CHECK(thread_cpu_seconds() - start < 0.25);
 }
 
 TEST_CASE("Zstd refuses a payload that was cut") {

@@ -58,6 +58,9 @@ inline FdPair pipe_pair() {
 
 inline std::string message(const multifd::Error& error) { return multifd::describe(error); }
 
+/// Milliseconds within which something that does not hang has ended, also on a machine that is busy. No measure.
+constexpr long long no_hang_ms = 20'000;
+
 /// Milliseconds since it was made.
 class Stopwatch {
  public:

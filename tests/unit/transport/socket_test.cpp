@@ -88,7 +88,7 @@ void check_interrupted(Interrupt& interrupt, Wait wait) {
   const test::Stopwatch time;
   interrupt.trigger();
   const auto result = waiting.get();
-  CHECK(time.ms() < 1000);
+  CHECK(time.ms() < test::no_hang_ms);
   REQUIRE_FALSE(result.has_value());
   CHECK_MESSAGE(result.error().code == Errc::cancelled, describe(result.error()));
   // It stays triggered: the next wait does not begin.
@@ -249,10 +249,10 @@ TEST_CASE("connecting says what went wrong") {
   const ClosedPort closed;
   const auto error_of = [](const Address& address) {
     const test::Stopwatch time;
-    const auto link = connect_to(address, {.connect_timeout = 5s});
+    const auto link = connect_to(address, {.connect_timeout = 40s});
     REQUIRE_FALSE(link.has_value());
     CHECK(link.error().stage == Stage::connect);
-    CHECK(time.ms() < 4000);
+    CHECK(time.ms() < test::no_hang_ms);
     return link.error();
   };
   const auto is_op = [](const Error& error, const char* op) { return std::string(error.op) == op; };
@@ -291,7 +291,7 @@ TEST_CASE("connecting ends at its time limit") {
     const test::Stopwatch time;
     const auto link = connect_to(listener->local_address(), {.connect_timeout = 150ms});
     CHECK(time.ms() >= 150);
-    CHECK(time.ms() < 3000);
+    CHECK(time.ms() < test::no_hang_ms);
     REQUIRE_FALSE(link.has_value());
     CHECK(link.error().code == Errc::timed_out);
     CHECK(link.error().stage == Stage::connect);
@@ -300,7 +300,7 @@ TEST_CASE("connecting ends at its time limit") {
     // One limit for all channels together, and the error says which one it was.
     const test::Stopwatch all;
     const auto links = connect_channels(listener->local_address(), 8, {.connect_timeout = 150ms});
-    CHECK(all.ms() < 1000);
+    CHECK(all.ms() < test::no_hang_ms);
     REQUIRE_FALSE(links.has_value());
     CHECK(links.error().channel == 0);
   }

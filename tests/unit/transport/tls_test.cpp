@@ -172,7 +172,7 @@ TEST_CASE("A silent peer ends a handshake at its time limit, an Interrupt ends i
     CHECK_MESSAGE(code_of(late) == Errc::timed_out, text(late));
     CHECK(late.error().stage == Stage::handshake);
     CHECK(watch.elapsed() >= 100ms);
-    CHECK(watch.elapsed() < 10s);
+    CHECK(watch.elapsed() < no_hang);
   }
   auto interrupt = Interrupt::create();
   REQUIRE(interrupt.has_value());
@@ -227,7 +227,7 @@ TEST_CASE("A first write makes the handshake, and shutdown() ends it") {
   const Stopwatch watch;
   clients[1].shutdown();
   blocked.join();
-  CHECK(watch.elapsed() < 1s);
+  CHECK(watch.elapsed() < no_hang);
   CHECK_MESSAGE(code_of(written) == Errc::cancelled, text(written));
 }
 
@@ -247,7 +247,7 @@ TEST_CASE("A handshake that a first write makes ends at its time limit, and by i
   interrupt.trigger();
   const auto ended = write_to(std::move(plain.sender[1]), {.hostname = "localhost", .interrupt = &interrupt});
   CHECK_MESSAGE(code_of(ended) == Errc::cancelled, text(ended));
-  CHECK(watch.elapsed() < 5s);
+  CHECK(watch.elapsed() < no_hang);
 }
 
 TEST_CASE("A server sends no session tickets: a source that never reads leaves nothing unread") {
@@ -376,7 +376,7 @@ TEST_CASE("A source that only writes learns why the server refused its certifica
   CHECK(text(written).find("expired") != std::string::npos);
 }
 
-TEST_CASE("shutdown() ends calls that block within 100 ms") {
+TEST_CASE("shutdown() ends calls that block") {
   const Watchdog watchdog("shutdown");
   for (const bool writer : {true, false}) {
     auto links = tls_links(tcp_links(1));
@@ -394,7 +394,7 @@ TEST_CASE("shutdown() ends calls that block within 100 ms") {
     const Stopwatch watch;
     (writer ? links.sender : links.receiver)[0].shutdown();
     blocked.join();
-    CHECK(watch.elapsed() < (under_tsan ? 1000ms : 100ms));
+    CHECK(watch.elapsed() < no_hang);
     CHECK(code == Errc::cancelled);
     Result<std::size_t> other = 1;
     while (other && *other > 0) other = read_one(writer ? links.receiver[0] : links.sender[0]);
