@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import cases
-from lab import PAGE, Qemu, accelerator, compare, mixed_pages, pages_sent_again
+from lab import PAGE, Qemu, cannot_migrate_running, compare, mixed_pages, pages_sent_again
 from processes import LabError, Program
 
 RAM_MIB = 32
@@ -18,6 +18,7 @@ UUID = "3f9d2c1e-8f0b-4c53-9b1a-5c7e6d2a1b40"
 MACHINES = {
     "7.2": ["pc-i440fx-7.2"],
     "10.0": [f"pc-i440fx-{version}" for version in ("7.2", "8.0", "8.1", "9.2", "10.0")],
+    "11.1": [f"pc-i440fx-{version}" for version in ("7.2", "10.0", "11.1")],
 }
 PER_SECTION = ("pc-i440fx-7.2", "pc-i440fx-8.0")  # PROTOCOL.md 6.1
 
@@ -34,9 +35,9 @@ def all_cases():
 
 
 def quick_cases():
-    old, new = ([case for case in all_cases() if case["qemu"] == qemu] for qemu in ("7.2", "10.0"))
-    triples = ("machine", "zero_pages", "guest"), ("machine", "compression", "guest")
-    return cases.covering(old) + cases.covering(new, *triples)
+    triples = {"10.0": (("machine", "zero_pages", "guest"), ("machine", "compression", "guest"))}
+    return [case for qemu in MACHINES
+            for case in cases.covering([case for case in all_cases() if case["qemu"] == qemu], *triples.get(qemu, ()))]
 
 
 def run_group(folder, group, group_cases, report, programs):
@@ -44,8 +45,9 @@ def run_group(folder, group, group_cases, report, programs):
     qemu, machine = group
     source = None
     for case in sorted(group_cases, key=lambda case: case["guest"]):
-        if case["guest"] == "running" and (qemu, accelerator(folder, qemu)) == ("7.2", "tcg"):
-            report.add(case, "skip", "no KVM: QEMU 7.2's TCG loses pages of a guest that writes fast")
+        why_not = cannot_migrate_running(folder, qemu) if case["guest"] == "running" else ""
+        if why_not:
+            report.add(case, "skip", why_not)
             continue
         if source is None:
             source = Qemu(folder, qemu, machine, ram_mib=RAM_MIB, uuid=UUID, paused=False, fill=mixed_pages())

@@ -13,7 +13,7 @@ import shutil
 import time
 
 import cases
-from lab import MIB, Qemu
+from lab import MIB, PEERS, Qemu
 from processes import LabError, Program, wait_for
 from proxy import Proxy
 
@@ -23,7 +23,7 @@ VICTIMS = {
     "qemu_relay": ("source", "program", "destination", "channel", "out-channel"),
 }
 PAIRS = [("7.2", "7.2", "pc-i440fx-7.2"), ("10.0", "10.0", "pc-i440fx-10.0"), ("7.2", "10.0", "pc-i440fx-7.2"),
-         ("10.0", "7.2", "pc-i440fx-7.2")]
+         ("10.0", "7.2", "pc-i440fx-7.2"), ("11.1", "11.1", "pc-i440fx-11.1"), ("11.1", "10.0", "pc-i440fx-10.0")]
 
 
 def all_cases(count):
@@ -86,7 +86,7 @@ class Scene:
                 to = self.proxy.address
             command += ["--connect", to, "--in-channels", moment.channels, "--in-compression", moment.compression,
                         "--out-channels", moment.out_channels, "--out-compression", moment.out_compression,
-                        "--out-zero-pages", "legacy", "--out-peer", f"qemu-{case['to']}"]
+                        "--out-zero-pages", "legacy", "--out-peer", PEERS[case["to"]]]
         else:
             command += ["--channels", moment.channels, "--compression", moment.compression, "--output", self.output]
         self.program = stack.enter_context(Program(folder, command))

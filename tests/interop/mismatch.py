@@ -13,7 +13,7 @@ import socket
 import time
 
 import cases
-from lab import Qemu, mixed_pages
+from lab import PEERS, VERSIONS, Qemu, mixed_pages
 from processes import LabError, Program
 from proxy import parse_address
 
@@ -45,11 +45,11 @@ STRANGERS = {"http-before": r"GET ", "http-during": r"GET ", "silent": r"", "hea
 
 def all_cases():
     found = [dict(qemu=qemu, program=program, wrong_side="source", mistake=mistake)
-             for qemu in ("7.2", "10.0") for program in ("qemu_dump", "qemu_relay") for mistake in SOURCE_MISTAKES]
+             for qemu in VERSIONS for program in ("qemu_dump", "qemu_relay") for mistake in SOURCE_MISTAKES]
     found += [dict(qemu=qemu, program="qemu_relay", wrong_side="destination", mistake=mistake)
-              for qemu in ("7.2", "10.0") for mistake in DESTINATION_MISTAKES]
+              for qemu in VERSIONS for mistake in DESTINATION_MISTAKES]
     found += [dict(qemu=qemu, program=program, wrong_side="stranger", mistake=mistake)
-              for qemu in ("7.2", "10.0") for program in ("qemu_dump", "qemu_relay") for mistake in STRANGERS]
+              for qemu in VERSIONS for program in ("qemu_dump", "qemu_relay") for mistake in STRANGERS]
     return found
 
 
@@ -71,7 +71,7 @@ class Bench:
         if relay:
             command += ["--connect", f"unix:{path}", "--in-channels", 2, "--in-compression", "zlib",
                         "--out-channels", 2, "--out-compression", "zlib", "--out-zero-pages", "legacy",
-                        "--out-peer", f"qemu-{case['qemu']}"]
+                        "--out-peer", PEERS[case["qemu"]]]
         else:
             command += ["--channels", 2, "--compression", "zlib", "--output", self.output]
         self.program = stack.enter_context(Program(folder, command))

@@ -29,7 +29,7 @@ def wait_for(what, limit, condition, every=0.01):
 
 
 class Folder:
-    """A folder in /tmp (which QEMU 10.0's wrapper can see as well) and one in memory, both gone afterwards."""
+    """A folder in /tmp (which a newer QEMU's wrapper can see as well) and one in memory, both gone afterwards."""
 
     def __init__(self, keep=False):
         self.keep = keep

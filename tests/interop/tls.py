@@ -12,10 +12,10 @@ import subprocess
 from pathlib import Path
 
 import cases
-from lab import Qemu, compare, mixed_pages
+from lab import PEERS, Qemu, compare, mixed_pages
 from processes import LabError, Program, wait_for
 
-MACHINES = [("7.2", "pc-i440fx-7.2"), ("10.0", "pc-i440fx-7.2"), ("10.0", "pc-i440fx-10.0")]
+MACHINES = [("7.2", "pc-i440fx-7.2"), ("10.0", "pc-i440fx-7.2"), ("10.0", "pc-i440fx-10.0"), ("11.1", "pc-i440fx-11.1")]
 
 
 def all_cases():
@@ -69,7 +69,7 @@ def run_relay(folder, case, options):
         source.configure(channels=2, return_path=return_path, **{"tls-creds": "tls0", "tls-hostname": "localhost"})
         command = [options.programs.resolve() / "qemu_relay", "--listen", "tcp:127.0.0.1:0",
                    "--connect", destination.listening_on(), "--in-channels", 2, "--out-channels", case["channels"],
-                   "--out-peer", f"qemu-{case['qemu']}", *ours(files, case, "in-", True),
+                   "--out-peer", PEERS[case["qemu"]], *ours(files, case, "in-", True),
                    *ours(files, case, "out-", trusted)]
         relay = running.enter_context(Program(folder, command))
         with cases.told_by(relay, destination):

@@ -1,22 +1,34 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# Puts QEMU 10.0 into a folder of its own, beside the QEMU of Debian 12: `sh tests/interop/qemu10.sh DIR`.
+# Puts a newer QEMU into a folder of its own, beside the QEMU of Debian 12: `sh tests/interop/install_qemu.sh 10.0 DIR`,
+# or 11.1.
 #
-# The two cannot share a root: QEMU loads its modules from one fixed folder and aborts on those of another build. So DIR
+# They cannot share a root: QEMU loads its modules from one fixed folder and aborts on those of another build. So DIR
 # becomes a small root of Debian packages (about 400 MB, 30 s), from the mirror that apt on this machine already uses;
 # DIR/qemu runs QEMU inside it, in a mount namespace of its own that ends with it. Prints DIR/qemu's version; does
 # nothing else when it works already.
 set -eu
-tree=${1:?usage: qemu10.sh DIR}
+version=${1:?usage: install_qemu.sh VERSION DIR}
+tree=${2:?usage: install_qemu.sh VERSION DIR}
 mkdir -p "$(dirname "$tree")"
 tree=$(cd "$(dirname "$tree")" && pwd)/$(basename "$tree")
 
-if [ -x "$tree/qemu" ] && timeout 60 "$tree/qemu" --version; then
-  exit 0
-fi
+# works: whether DIR/qemu is there, and of this version, which it prints.
+works() {
+  [ -x "$tree/qemu" ] && timeout 60 "$tree/qemu" --version 2>/dev/null | grep -F "version $version."
+}
+
+case $version in
+  10.0 | 11.1) ;;
+  *)
+    echo "install_qemu.sh knows where QEMU 10.0 and 11.1 are, not $version" >&2
+    exit 2
+    ;;
+esac
+if works; then exit 0; fi
 if [ "$(id -u)" != 0 ]; then
-  echo "needs to be root to install QEMU 10.0" >&2
+  echo "needs to be root to install QEMU $version" >&2
   exit 1
 fi
 
@@ -45,9 +57,17 @@ install_from() { # <suites, the newest last>
     --aptopt="APT::Default-Release \"$newest\"" --aptopt='Acquire::Retries "2"' \
     --aptopt='APT::Install-Recommends "false"' "$1" "$tree" -
 }
-if ! install_from trixie && ! install_from bookworm bookworm-backports; then
+
+# Debian's suites that have or had it.
+install() {
+  case $version in
+    10.0) install_from trixie || install_from bookworm bookworm-backports ;;
+    11.1) install_from trixie trixie-backports || install_from forky ;;
+  esac
+}
+if ! install; then
   rm -rf "$tree"
-  echo "QEMU 10.0 cannot be had from apt's mirror" >&2
+  echo "QEMU $version cannot be had from apt's mirror" >&2
   exit 1
 fi
 
@@ -56,7 +76,7 @@ mkdir -p "$tree/dev" "$tree/proc" "$tree/sys" "$tree/tmp"
 # The process that unshare replaces stays the same one, so whoever starts the wrapper can end QEMU by its pid.
 cat >"$tree/qemu" <<'WRAPPER'
 #!/bin/sh
-# Written by tests/interop/qemu10.sh: runs the QEMU of this folder, with /tmp and the working folder as they are outside.
+# Written by tests/interop/install_qemu.sh: runs the QEMU of this folder, with /tmp and the working folder as they are outside.
 tree=$(cd "$(dirname "$0")" && pwd)
 exec unshare -m --propagation private sh -c '
   tree=$1; work=$2; shift 2
@@ -67,4 +87,8 @@ exec unshare -m --propagation private sh -c '
 ' sh "$tree" "$PWD" "$@"
 WRAPPER
 chmod +x "$tree/qemu"
-timeout 60 "$tree/qemu" --version
+if ! works; then
+  echo "apt's mirror has another QEMU than $version there: $(timeout 60 "$tree/qemu" --version 2>&1 | head -n 1)" >&2
+  rm -rf "$tree"
+  exit 1
+fi
