@@ -77,7 +77,7 @@ def migrate(folder, source, case, programs):
                 source.stop()
                 source.migrate(dump.address)
                 info = source.wait_migration("completed", 60)
-            dump.finish(10)
+            dump.finish(30)
         return check(source, output, json.loads(result.read_text()), case, info)
     finally:
         shutil.rmtree(output, ignore_errors=True)

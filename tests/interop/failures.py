@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whoever dies in a migration through our programs, the others end with an error within 5 s, and no dump looks whole.
+"""Whoever dies in a migration through our programs, the others end with an error soon, and no dump looks whole.
 
     python3 tests/interop/failures.py --programs build/dev/examples --full --seed 7
 
@@ -17,7 +17,7 @@ from lab import MIB, PEERS, Qemu
 from processes import LabError, Program, wait_for
 from proxy import Proxy
 
-LIMIT = 5
+LIMIT = 20  # for what does not hang, also on a busy machine
 VICTIMS = {
     "qemu_dump": ("source", "program", "channel"),
     "qemu_relay": ("source", "program", "destination", "channel", "out-channel"),
@@ -155,17 +155,27 @@ class Scene:
     def _destination(self, end):
         if not self.destination or self.case["victim"] == "destination":
             return ""
+        hangs = self.case["victim"] == "out-channel" and self.case["to"] == "7.2"
         with contextlib.suppress(LabError):
-            status = self.destination.wait_exit(max(0.01, end - time.monotonic()))
+            status = self.destination.wait_exit(1)
             return f"destination ended with {status}"
-        if self.case["victim"] == "out-channel" and self.case["to"] == "7.2":
+        if hangs:
             return "destination hangs, as QEMU 7.2 does without a relay when one of its channels is cut"
-        status = self.destination.migration().get("status", "none")
-        if status == "completed" and self.moment.ending:
-            return "destination completed"
-        if status not in ("none", "setup"):  # these: nobody has connected to it
-            raise LabError(f"destination still runs, its migration is {status}")
-        return "destination still waits for its source"
+
+        def outcome():
+            if not self.destination.alive():
+                return f"destination ended with {self.destination.popen.returncode}"
+            try:
+                status = self.destination.migration().get("status", "none")
+            except LabError:  # it is just ending
+                return ""
+            if status == "completed" and self.moment.ending:
+                return "destination completed"
+            if status in ("none", "setup"):  # nobody has connected to it
+                return "destination still waits for its source"
+            return ""
+
+        return wait_for("destination: its end", max(5, end - time.monotonic()), outcome)
 
     def _dump(self, _end):
         if self.case["program"] != "qemu_dump" or not self.output.exists():

@@ -122,7 +122,7 @@ def accelerator(folder, version):
             if kvm_opens():
                 with contextlib.suppress(LabError):
                     with Qemu(folder, version, "pc-i440fx-7.2", paused=False, accel="kvm") as guest:
-                        guest.wait_heartbeats(2, 10)
+                        guest.wait_heartbeats(2, 30)
                         _accelerators[version] = "kvm"
         return _accelerators[version]
 
@@ -223,7 +223,7 @@ class Qemu(Process):
 
     def listening_on(self):
         """Where an incoming QEMU listens, once it does: the port that 0 became."""
-        address = wait_for(f"{self.name}: that it listens", 10, lambda: self.migration().get("socket-address"))[0]
+        address = wait_for(f"{self.name}: that it listens", 30, lambda: self.migration().get("socket-address"))[0]
         return f"unix:{address['path']}" if address["type"] == "unix" else f"tcp:{address['host']}:{address['port']}"
 
     def migrate(self, uri):
@@ -342,7 +342,7 @@ class Qemu(Process):
         lines = re.findall(rb"HB ([0-9a-fA-F]+) ([0-9a-fA-F]+)\r?\n", text)
         return (int(lines[-1][0], 16), int(lines[-1][1], 16)) if lines else None
 
-    def wait_heartbeats(self, count=2, limit=20, after=None):
+    def wait_heartbeats(self, count=2, limit=60, after=None):
         """Waits for `count` sweeps more than `after` (than now); the last heartbeat. LabError when the guest counts an
         error."""
         before = after or self.heartbeat() or (0, 0)
@@ -459,7 +459,7 @@ def _self_test_pair(folder, source_version, destination_version, compression, ru
         else:
             source.migrate(f"unix:{path}")
             info = source.wait_migration("completed", 60)
-        destination.wait_migration("completed", 20)
+        destination.wait_migration("completed", 60)
         found = compare(source.read_blocks(), destination.read_blocks())
         if found:
             raise LabError(found)

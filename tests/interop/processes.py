@@ -93,7 +93,7 @@ class Process:
 class Program(Process):
     """qemu_dump or qemu_relay, listening: `address` is what it printed, in QEMU's spelling."""
 
-    def __init__(self, folder, command, limit=10):
+    def __init__(self, folder, command, limit=30):
         super().__init__(folder, Path(command[0]).name, command)
         try:
             found = wait_for(f"{self.name}: that it listens", limit, self._listening)

@@ -104,8 +104,8 @@ def migrate(folder, source, case, programs):
                 source.stop()
                 source.migrate(relay.address)
                 info = source.wait_migration("completed", 60)
-            destination.wait_migration("completed", 20)
-            relay.finish(10)
+            destination.wait_migration("completed", 60)
+            relay.finish(30)
         found = compare(source.read_blocks(), destination.read_blocks())
         if found:
             raise LabError(f"source and destination: {found}")

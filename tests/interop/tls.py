@@ -77,8 +77,8 @@ def run_relay(folder, case, options):
             if not trusted:
                 return relay.fail(30).strip()
             source.wait_migration("completed", 60)
-            destination.wait_migration("completed", 20)
-            relay.finish(10)
+            destination.wait_migration("completed", 60)
+            relay.finish(30)
         found = compare(source.read_blocks(), destination.read_blocks())
         if found:
             raise LabError(f"source and destination: {found}")
@@ -99,12 +99,12 @@ def run_dump(folder, case, options):
                 if not trusted:
                     source.wait_migration("failed", 30)
                     wanted = "not from this side's authority" if case["credentials"] == "x509" else "pre-shared keys differ"
-                    wait_for(f"qemu_dump: that it says {wanted!r}", 5, lambda: wanted in dump.message())
+                    wait_for(f"qemu_dump: that it says {wanted!r}", 20, lambda: wanted in dump.message())
                     if not dump.alive():
                         raise LabError("qemu_dump does not wait for another source")
                     return dump.message().strip()
                 source.wait_migration("completed", 60)
-                dump.finish(10)
+                dump.finish(30)
             manifest = json.loads((output / "manifest.json").read_text())
             dumped = {row["name"]: (output / row["file"]).read_bytes() for row in manifest["blocks"]}
             found = compare(source.read_blocks(), dumped)

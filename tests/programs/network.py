@@ -25,7 +25,10 @@ from silence import FAKE
 from survivors import Folder, LabError, Process, wait_for
 
 PEER = 3  # --peer-timeout
-MARGIN = 3.0  # a probe's second, the last words to a peer that hears nothing, a loaded machine
+MARGIN = 20.0  # a probe's second, the last words to a peer that hears nothing, a busy machine
+# The other limits are longer, so that none of them is what ends a program.
+RECEIVER = ("--peer-timeout", PEER, "--accept-timeout", 60, "--hello-timeout", 60, "--progress-timeout", 60)
+SENDER = ("--peer-timeout", PEER, "--result-timeout", 60, "--progress-timeout", 60)
 UNREACHABLE = r"does not answer any more|time limit passed|the other side has gone"
 
 
@@ -98,12 +101,12 @@ class Lab:
         copy = self.folder.memory / self.folder.new("received").name / "copy"
         copy.parent.mkdir()
         return stack.enter_context(
-            survivors.receiver(self.folder, self.programs, "tcp:10.77.2.2:0", copy, "--peer-timeout", PEER, *options,
+            survivors.receiver(self.folder, self.programs, "tcp:10.77.2.2:0", copy, *RECEIVER, *options,
                                inside=self.network.inside("destination"))), copy
 
     def sender(self, stack, address, *options):
         return stack.enter_context(
-            survivors.sender(self.folder, self.programs, address, self.image, "--peer-timeout", PEER, *options,
+            survivors.sender(self.folder, self.programs, address, self.image, *SENDER, *options,
                              inside=self.network.inside("source")))
 
     def fake_source(self, stack, address, *options):
@@ -111,7 +114,7 @@ class Lab:
         with open(out, "wb") as file:
             command = [*self.network.inside("source"), sys.executable, FAKE, "--connect", address, *options]
             stack.enter_context(Process(self.folder, "fake_peer", command, stdout=file))
-        wait_for("the fake source", 10, lambda: "there" in out.read_text())
+        wait_for("the fake source", 30, lambda: "there" in out.read_text())
 
 
 class Midway:
@@ -128,7 +131,7 @@ class Midway:
     def start(self, lab, stack):
         receiver, self.copy = lab.receiver(stack)
         sender = lab.sender(stack, receiver.address, "--compression", self.compression, "--bandwidth", "4M")
-        wait_for("the migration", 10, self.copy.with_name("copy.part").exists)
+        wait_for("the migration", 30, self.copy.with_name("copy.part").exists)
         return [sender, receiver]
 
 
