@@ -14,6 +14,7 @@ set(table [[
 0  config.hpp        -
 0  buffers.hpp       -
 1  error.hpp         0
+1  error_value.hpp   0 +
 1  result.hpp        0 +
 1  stats.hpp         0 +
 1  thread.hpp        0 +

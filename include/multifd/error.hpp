@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: MIT
 //
-// What can go wrong, as values. `Errc` is specific (tests and logs name it), `Condition` is coarse (programs
-// branch on it), `Error` is one occurrence with its place: stage, channel, packet, and the refused value.
-// Nothing here allocates except describe(), which is for the person who reads the message in the end.
+// What can go wrong: `Errc` is specific (tests and logs name it), `Condition` is coarse (programs branch on it), `Stage`
+// is where in the work. One occurrence is an Error (error_value.hpp).
 #pragma once
 
 #include <cerrno>
 #include <cstdint>
-#include <limits>
 #include <string>
 #include <system_error>
 
@@ -148,6 +146,8 @@ namespace detail {
 struct ErrcInfo {
   const char* text;
   Condition condition;
+  const char* detail = "value";       ///< what Error::detail is
+  const char* expected = "expected";  ///< what Error::expected is
 };
 
 constexpr ErrcInfo errc_info(int value) noexcept {
@@ -198,7 +198,8 @@ constexpr ErrcInfo errc_info(int value) noexcept {
     case Errc::mapped_ram_refused:
       return {"source has mapped-ram on, which is for files only: turn that capability off", C::peer_protocol};
     case Errc::page_size_mismatch:
-      return {"guest's page size differs from this side's: set the source's", C::peer_protocol};
+      return {"guest's page size differs between the two sides: set the source's", C::peer_protocol,
+              "page size of the peer", "of this side"};
     case Errc::unknown_element:
       return {"main stream element of an unknown type: is multifd on at the source?", C::peer_protocol};
     case Errc::unexpected_element: return {"main stream element in a place where it has no meaning", C::peer_protocol};
@@ -364,34 +365,6 @@ inline const std::error_category& condition_category() noexcept {
 inline std::error_code make_error_code(Errc code) noexcept { return {static_cast<int>(code), category()}; }
 inline std::error_condition make_error_condition(Condition condition) noexcept {
   return {static_cast<int>(condition), condition_category()};
-}
-
-/// Error::channel when no single channel is to blame.
-inline constexpr std::uint32_t no_channel = std::numeric_limits<std::uint32_t>::max();
-/// Error::packet when no packet is to blame.
-inline constexpr std::uint64_t no_packet = std::numeric_limits<std::uint64_t>::max();
-
-/// One error with its place. Trivially copyable; `op` is static text.
-struct Error {
-  std::error_code code;                ///< Errc, or errno in std::system_category()
-  Stage stage = Stage::none;           ///< where in the work
-  const char* op = "";                 ///< the failing operation, static text: "connect", "inflate"
-  std::uint64_t detail = 0;            ///< the refused value: an offset, a length, an id
-  std::uint32_t channel = no_channel;  ///< channel id
-  std::uint64_t packet = no_packet;    ///< packets of that channel before this one
-};
-
-/// Writes an error as one line for people: "channel 2, packet 17: parse: page offset ... (value 4097)".
-inline std::string describe(const Error& error) {
-  std::string text;
-  if (error.channel != no_channel) text += "channel " + std::to_string(error.channel);
-  if (error.packet != no_packet) text += (text.empty() ? "packet " : ", packet ") + std::to_string(error.packet);
-  if (!text.empty()) text += ": ";
-  if (error.stage != Stage::none) text += std::string(to_string(error.stage)) + ": ";
-  if (error.op[0] != '\0') text += std::string(error.op) + ": ";
-  text += error.code.message();
-  if (error.detail != 0) text += " (value " + std::to_string(error.detail) + ")";
-  return text;
 }
 
 }  // namespace multifd

@@ -9,7 +9,7 @@
 #include <expected>
 #include <new>
 
-#include "multifd/error.hpp"
+#include "multifd/error_value.hpp"
 
 namespace multifd {
 
@@ -17,9 +17,10 @@ template <class T>
 using Result = std::expected<T, Error>;
 
 /// Makes the failure arm of a Result from one of our codes. `op` must be static text.
-[[nodiscard]] inline std::unexpected<Error> fail(Errc code, Stage stage, const char* op = "",
-                                                 std::uint64_t detail = 0) noexcept {
-  return std::unexpected(Error{.code = code, .stage = stage, .op = op, .detail = detail});
+[[nodiscard]] inline std::unexpected<Error> fail(Errc code, Stage stage, const char* op = "", std::uint64_t detail = 0,
+                                                 std::uint64_t expected = 0, const Subject& subject = {}) noexcept {
+  return std::unexpected(
+      Error{.code = code, .stage = stage, .op = op, .detail = detail, .expected = expected, .subject = subject});
 }
 
 /// Makes the failure arm of a Result from an errno (by default the current one).

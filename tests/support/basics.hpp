@@ -18,7 +18,7 @@
 #include <thread>
 #include <utility>
 
-#include "multifd/error.hpp"
+#include "multifd/error_value.hpp"
 #include "multifd/result.hpp"
 
 namespace test {

@@ -243,6 +243,22 @@ TEST_CASE("A malformed packet header is refused without waiting for what it prom
   }
 }
 
+TEST_CASE("A header for another page size is refused by name, also where it is shorter than this side's") {
+  for (const std::size_t theirs : {1024u, 2048u, 8192u, 65536u}) {
+    CAPTURE(theirs);
+    Bytes header(wire::header_bytes(theirs));
+    wire::encode_header(header.data(),
+                        {.flags = 1, .pages_alloc = static_cast<std::uint32_t>(wire::page_count(theirs))});
+    Target target;
+    const auto outcome = attack<NoComp>(target.map, RawStream().hello(1).raw(header));
+    REQUIRE_MESSAGE(code_of(outcome.result) == Errc::page_size_mismatch, text(outcome.result));
+    CHECK(outcome.result.error().detail == theirs);
+    CHECK(outcome.result.error().expected == 4096);
+    CHECK(outcome.elapsed < bound);
+    CHECK(target.untouched());
+  }
+}
+
 TEST_CASE("The error counts the packets before the bad one") {
   Target target;
   RawStream stream;

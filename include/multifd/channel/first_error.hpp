@@ -9,7 +9,7 @@
 #include <thread>
 #include <utility>
 
-#include "multifd/error.hpp"
+#include "multifd/error_value.hpp"
 
 namespace multifd {
 

@@ -185,8 +185,8 @@ class RecvChannel {
 
   /// Fills header_, of which `ahead_` bytes may have come with the packet before; false at an orderly end.
   Result<bool> read_header() noexcept {
-    // The first bytes alone tell a stranger and a device-state packet, which is shorter: do not wait for more of
-    // those than they will send.
+    // The first bytes alone tell a stranger, and a device-state packet or a header for larger pages, which are shorter:
+    // do not wait for more of those than they will send.
     const std::size_t size = header_bytes();
     while (ahead_ < size && !(ahead_ >= prefix_bytes && is_foreign())) {  // the caller looks what it is
       const std::size_t wanted = ahead_ < prefix_bytes ? prefix_bytes - ahead_ : size - ahead_;
@@ -201,8 +201,10 @@ class RecvChannel {
     return true;
   }
 
-  /// Whether the first bytes of header_ open something that is no RAM packet.
-  bool is_foreign() const noexcept { return !has_magic() || is_device_state(); }
+  /// Whether the first bytes of header_ open something that has another length than this side's RAM headers.
+  bool is_foreign() const noexcept {
+    return !has_magic() || is_device_state() || wire::other_page_bytes(header_.get(), shared_.map.page_bytes()) != 0;
+  }
   bool has_magic() const noexcept { return wire::load_be<std::uint32_t>(header_.get()) == wire::magic; }
   bool is_device_state() const noexcept {
     return has_magic() && (wire::load_be<std::uint32_t>(header_.get() + 8) & wire::flag_device_state) != 0;
@@ -381,7 +383,7 @@ class RecvChannel {
   std::size_t header_bytes() const noexcept { return wire::header_bytes(shared_.map.page_bytes()); }
   std::uint32_t id() const noexcept { return id_.load(std::memory_order_relaxed); }
 
-  static constexpr std::size_t prefix_bytes = 12;  ///< magic, version, flags
+  static constexpr std::size_t prefix_bytes = wire::page_size_bytes;  ///< magic, version, flags, pages_alloc
 
   RecvShared& shared_;
   const unsigned channels_;

@@ -99,9 +99,9 @@ class Configuration {
   Result<bool> parse_page_bits(detail::Cursor& in, const MainStreamLimits& limits) noexcept {
     if (!in.has(4)) return false;
     const auto bits = in.be<std::uint32_t>();
-    if (bits != static_cast<std::uint32_t>(std::countr_zero(limits.page_bytes)))
-      return in.refuse(Errc::page_size_mismatch, "target page bits", bits);
-    return true;
+    if (bits == static_cast<std::uint32_t>(std::countr_zero(limits.page_bytes))) return true;
+    const std::uint64_t theirs = bits < 64 ? std::uint64_t{1} << bits : bits;
+    return in.refuse(Errc::page_size_mismatch, "target page bits", theirs, {}, limits.page_bytes);
   }
 
   Result<bool> parse_capabilities(detail::Cursor& in, const MainStreamLimits& limits) noexcept {

@@ -240,7 +240,8 @@ class MainStreamParser {
     if (command == command_postcopy_advise && length != 0) {
       const auto backing_pages = wire::load_be<std::uint64_t>(&out.data[0]);
       const auto target_page = wire::load_be<std::uint64_t>(&out.data[8]);
-      if (target_page != limits_.page_bytes) return in.refuse(Errc::page_size_mismatch, "command", target_page, name);
+      if (target_page != limits_.page_bytes)
+        return in.refuse(Errc::page_size_mismatch, "command", target_page, name, limits_.page_bytes);
       larger_pages_ = backing_pages != limits_.page_bytes;
     }
     if (command == command_open_return_path) return_path_open_ = true;

@@ -6,7 +6,7 @@
 //     0     4   magic             anything but 0x11223344
 //     4     4   version           anything but 1
 //     8     4   flags             device state (0x40); other unknown bits are ignored
-//    12     4   pages_alloc       > page_count
+//    12     4   pages_alloc       > page_count; the page_count of another page size
 //    16     4   normal_pages      normal + zero > pages_alloc
 //    20     4   next_packet_size  see payload_bytes(); meaningless without normal pages (old senders: stale)
 //    24     8   packet_num        nothing
@@ -79,12 +79,24 @@ inline std::uint64_t load_offset(const std::byte* header, std::size_t slot) noex
   return load_be<std::uint64_t>(header + header_fixed_bytes + 8 * slot);
 }
 
+/// How much of a header other_page_bytes() needs.
+inline constexpr std::size_t page_size_bytes = 16;
+
+/// The page size that a header was written for, if that is another one: every sender has as many slots as a packet has
+/// pages, and says so in pages_alloc. 0: the same, or a SYNC that does not say (9.2 and later), or no page size.
+inline std::size_t other_page_bytes(const std::byte* header, std::size_t page_bytes) noexcept {
+  const auto slots = load_be<std::uint32_t>(header + 12);
+  if (slots == page_count(page_bytes) || slots == 0) return 0;
+  const std::size_t other = packet_page_bytes / slots;
+  return valid_page_bytes(other) && page_count(other) == slots ? other : 0;
+}
+
 /// Parses and checks everything of a RAM packet header that can be checked without the memory map.
 ///
 /// Params: `bytes`: header_bytes(limits.page_bytes) bytes.
-/// Errors (stage parse, detail: the refused value): bad_magic, bad_version, device_state_refused, too_many_pages,
-///   wrong_compression (only in packets with pages, as QEMU does), bad_block_name, bad_payload_size,
-///   payload_too_large.
+/// Errors (stage parse, detail: the refused value): bad_magic, bad_version, device_state_refused, page_size_mismatch
+///   (expected: limits.page_bytes), too_many_pages, wrong_compression (only in packets with pages, as QEMU does),
+///   bad_block_name, bad_payload_size, payload_too_large.
 inline Result<PacketHeader> parse_header(std::span<const std::byte> bytes, const PacketLimits& limits) noexcept {
   constexpr auto stage = Stage::parse;
   const std::byte* at = bytes.data();
@@ -101,6 +113,8 @@ inline Result<PacketHeader> parse_header(std::span<const std::byte> bytes, const
   header.next_packet_size = load_be<std::uint32_t>(at + 20);
   header.packet_num = load_be<std::uint64_t>(at + 24);
   header.zero_pages = load_be<std::uint32_t>(at + 32);
+  if (const std::size_t other = other_page_bytes(at, limits.page_bytes); other != 0)
+    return fail(Errc::page_size_mismatch, stage, "pages_alloc", other, limits.page_bytes);
   if (header.pages_alloc > page_count(limits.page_bytes))
     return fail(Errc::too_many_pages, stage, "pages_alloc", header.pages_alloc);
   // In 64 bits, so that two huge counts cannot wrap.

@@ -8,6 +8,8 @@
 #include <string>
 #include <type_traits>
 
+#include "multifd/error_value.hpp"
+
 using multifd::Condition;
 using multifd::Errc;
 using multifd::Error;
@@ -126,5 +128,37 @@ TEST_CASE("describe() leaves out what an error does not say") {
 TEST_CASE("describe() uses the operating system's words for an errno") {
   const std::string text =
       multifd::describe({.code = from_errno(ECONNREFUSED), .stage = Stage::connect, .op = "connect"});
-  CHECK(text == "connect: connect: " + from_errno(ECONNREFUSED).message());
+  CHECK(text == "connect: " + from_errno(ECONNREFUSED).message());
+}
+
+TEST_CASE("describe() does not say a stage and an operation that begins with its word") {
+  const auto place = [](Stage stage, const char* op) {
+    return multifd::describe({.code = Errc::cancelled, .stage = stage, .op = op});
+  };
+  CHECK(place(Stage::read, "read") == "read: cancelled");
+  CHECK(place(Stage::read, "read the header") == "read the header: cancelled");
+  CHECK(place(Stage::read, "ready") == "read: ready: cancelled");
+  CHECK(place(Stage::none, "read") == "read: cancelled");
+  CHECK(place(Stage::read, "") == "read: cancelled");
+  CHECK(place(Stage::zero_check, "zero check") == "zero check: cancelled");
+}
+
+TEST_CASE("describe() names what an error is about, and both of two values that differ") {
+  Error error{.code = Errc::page_size_mismatch, .stage = Stage::parse, .detail = 1024, .expected = 4096};
+  CHECK(multifd::describe(error) ==
+        "parse: guest's page size differs between the two sides: set the source's "
+        "(page size of the peer 1024, of this side 4096)");
+  error = {.code = Errc::bad_range, .detail = 8192, .subject = std::string_view("pc.ram")};
+  CHECK(multifd::describe(error).ends_with(" (pc.ram, value 8192)"));
+  error = {.code = from_errno(EADDRINUSE), .op = "bind", .subject = std::string_view("tcp:192.0.2.7:4444")};
+  CHECK(multifd::describe(error) == "bind: " + from_errno(EADDRINUSE).message() + " (tcp:192.0.2.7:4444)");
+}
+
+TEST_CASE("A subject is cut where it is too long, and shows no control characters") {
+  CHECK(multifd::Subject().view().empty());
+  CHECK(multifd::Subject(std::string(63, 'x')).view() == std::string(63, 'x'));
+  CHECK(multifd::Subject(std::string(64, 'x')).view() == std::string(60, 'x') + "...");
+  CHECK(multifd::Subject(std::string(255, 'x')).view() == std::string(60, 'x') + "...");
+  CHECK(multifd::describe({.code = Errc::cancelled, .subject = std::string_view("a\x1b[2J\xff\n")}) ==
+        "cancelled (a\\x1b[2J\\xff\\x0a)");
 }

@@ -56,7 +56,7 @@ TEST_CASE("Refused in the configuration: what changes the stream in a way that c
                 "mapped-ram");
   check_refused(configured().capabilities({"x-colo"}), Errc::unknown_capability, 0, "x-colo");
   check_refused(configured().capabilities({""}), Errc::unknown_capability, 0, "");
-  check_refused(configured().subsection("configuration/target-page-bits").be(4, 14), Errc::page_size_mismatch, 14);
+  check_refused(configured().subsection("configuration/target-page-bits").be(4, 14), Errc::page_size_mismatch, 1 << 14);
   check_refused(configured().subsection("configuration/target-page-bits").be(4, 0xffffffff), Errc::page_size_mismatch,
                 0xffffffff);
 }

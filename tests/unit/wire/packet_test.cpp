@@ -211,6 +211,29 @@ TEST_CASE("pages_alloc above the page count of the page size is refused, in pack
   }
 }
 
+TEST_CASE("pages_alloc of another page size is refused, and both sizes are named") {
+  constexpr std::size_t sizes[] = {1024, 2048, 4096, 8192, 16384, 32768, 65536};
+  for (const std::size_t ours : sizes) {
+    for (const std::size_t theirs : sizes) {
+      CAPTURE(ours);
+      CAPTURE(theirs);
+      Bytes bytes(wire::header_bytes(ours));
+      wire::encode_header(bytes.data(),
+                          {.flags = 1, .pages_alloc = static_cast<std::uint32_t>(wire::page_count(theirs))});
+      if (ours == theirs) {
+        CHECK_FALSE(parsed(bytes, {.page_bytes = ours}).has_pages());
+        continue;
+      }
+      check_refused(bytes, {.page_bytes = ours}, Errc::page_size_mismatch, theirs);
+      const auto refused = wire::parse_header(bytes, {.page_bytes = ours});
+      CHECK(refused.error().expected == ours);
+      const std::string text = describe(refused.error());
+      CHECK_MESSAGE(text.contains(std::to_string(ours)), text);
+      CHECK_MESSAGE(text.contains(std::to_string(theirs)), text);
+    }
+  }
+}
+
 TEST_CASE("normal and zero pages together may fill pages_alloc, not exceed it") {
   struct Row {
     std::uint32_t alloc, normal, zero;

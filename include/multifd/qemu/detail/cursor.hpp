@@ -55,10 +55,10 @@ class Cursor {
   std::size_t wanted() const noexcept { return wanted_; }
 
   /// A failure, and the name that it is about.
-  std::unexpected<Error> refuse(Errc code, const char* op, std::uint64_t detail = 0,
-                                std::string_view subject = {}) noexcept {
+  std::unexpected<Error> refuse(Errc code, const char* op, std::uint64_t detail = 0, std::string_view subject = {},
+                                std::uint64_t expected = 0) noexcept {
     subject_ = subject;
-    return fail(code, Stage::parse, op, detail);
+    return fail(code, Stage::parse, op, detail, expected);
   }
   std::string_view subject() const noexcept { return subject_; }
 

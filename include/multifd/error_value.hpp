@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+//
+// `Error` is one occurrence of an error with its place: stage, channel, packet, what it is about, and the refused value.
+// Nothing here allocates except describe(), which is for the person who reads the message in the end.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+
+#include "multifd/error.hpp"
+
+namespace multifd {
+
+/// Error::channel when no single channel is to blame.
+inline constexpr std::uint32_t no_channel = std::numeric_limits<std::uint32_t>::max();
+/// Error::packet when no packet is to blame.
+inline constexpr std::uint64_t no_packet = std::numeric_limits<std::uint64_t>::max();
+
+/// The name of what an error is about: a RAM block's idstr, an address, an option. A copy, because the name may be gone
+/// when the error is read; in the Error itself, so that nothing is allocated. A long one is cut.
+class Subject {
+ public:
+  static constexpr std::size_t most = 63;
+
+  constexpr Subject() noexcept = default;
+  // Implicit: `.subject = block.idstr` is how it is written.
+  constexpr Subject(std::string_view name) noexcept {
+    constexpr std::string_view cut = "...";
+    const bool fits = name.size() <= most;
+    length_ = static_cast<unsigned char>(fits ? name.size() : most);
+    const std::size_t kept = fits ? name.size() : most - cut.size();
+    std::copy_n(name.data(), kept, text_);
+    if (!fits) std::copy_n(cut.data(), cut.size(), text_ + kept);
+  }
+
+  constexpr std::string_view view() const noexcept { return {text_, length_}; }
+
+ private:
+  char text_[most] = {};
+  unsigned char length_ = 0;
+};
+
+/// One error with its place. Trivially copyable; `op` is static text.
+struct Error {
+  std::error_code code;                ///< Errc, or errno in std::system_category()
+  Stage stage = Stage::none;           ///< where in the work
+  const char* op = "";                 ///< the failing operation, static text: "connect", "inflate"
+  std::uint64_t detail = 0;            ///< the refused value: an offset, a length, an id; 0: none
+  std::uint64_t expected = 0;          ///< what this side has, or allows, in its place; 0: nothing to compare with
+  std::uint32_t channel = no_channel;  ///< channel id
+  std::uint64_t packet = no_packet;    ///< packets of that channel before this one
+  Subject subject{};                   ///< what it is about: "pc.ram", "tcp:192.0.2.7:4444"; may be empty
+};
+
+namespace detail {
+
+/// Appends a name that may be the peer's: nothing but printable ASCII reaches a terminal or a log.
+inline void append_printable(std::string& text, std::string_view name) {
+  constexpr char digits[] = "0123456789abcdef";
+  for (const char c : name) {
+    if (c >= ' ' && c <= '~') {
+      text += c;
+    } else {
+      const auto byte = static_cast<unsigned char>(c);
+      text += {'\\', 'x', digits[byte >> 4], digits[byte & 15]};
+    }
+  }
+}
+
+}  // namespace detail
+
+/// Writes an error as one line for people: "channel 2, packet 17: parse: page offset ... (pc.ram, offset 4097)".
+inline std::string describe(const Error& error) {
+  std::string text;
+  if (error.channel != no_channel) text += "channel " + std::to_string(error.channel);
+  if (error.packet != no_packet) text += (text.empty() ? "packet " : ", packet ") + std::to_string(error.packet);
+  if (!text.empty()) text += ": ";
+  // An operation that begins with its stage's word says where it is by itself: "connect", not "connect: connect".
+  const std::string_view stage = error.stage != Stage::none ? to_string(error.stage) : "";
+  const std::string_view op = error.op;
+  const bool op_says_stage = op.starts_with(stage) && (op.size() == stage.size() || op[stage.size()] == ' ');
+  if (!stage.empty() && !op_says_stage) text.append(stage) += ": ";
+  if (!op.empty()) text.append(op) += ": ";
+  text += error.code.message();
+  const auto [unused_text, unused_condition, detail, expected] =
+      detail::errc_info(error.code.category() == category() ? error.code.value() : 0);
+  std::string place;
+  const auto part = [&place](const char* label, std::uint64_t value) {
+    place += (place.empty() ? "" : ", ") + std::string(label) + " " + std::to_string(value);
+  };
+  detail::append_printable(place, error.subject.view());
+  if (error.detail != 0) part(detail, error.detail);
+  if (error.expected != 0) part(expected, error.expected);
+  if (!place.empty()) text += " (" + place + ")";
+  return text;
+}
+
+}  // namespace multifd
