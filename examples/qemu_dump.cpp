@@ -256,6 +256,7 @@ class Dump {
     const std::uint64_t pages = sum.normal_pages + sum.zero_pages + main_pages_;
     json report = program::report(seconds, pages * ram_.page_bytes(), main_pages_, stats.channels);
     report.update(manifest());
+    report["tls_cipher"] = program::text_or_null(source_.main().cipher());
     report["output"] = settings_.output;
     report["return_path"] = main_.parser().return_path_open();
     return report;
@@ -304,10 +305,11 @@ int dump(const Settings& settings) {
     program::QemuSource source(settings.source, interrupt);
     const json report = Dump(settings, source, interrupt).run();
     if (settings.json_path != "-")
-      fmt::print("dumped {} blocks of {} to {}: {} in {:.2f} s, {:.2f} GiB/s, {} epochs\n", report["blocks"].size(),
+      fmt::print("dumped {} blocks of {} to {}: {} in {:.2f} s, {:.2f} GiB/s, {} epochs{}\n", report["blocks"].size(),
                  report["machine"].get<std::string>(), settings.output,
                  program::format_bytes(report["ram_bytes"].get<double>()), report["seconds"].get<double>(),
-                 report["gib_per_s"].get<double>(), report["epochs"].get<std::uint64_t>());
+                 report["gib_per_s"].get<double>(), report["epochs"].get<std::uint64_t>(),
+                 program::cipher_note(source.main().cipher()));
     json_file.write(report);
     return program::exit_done;
   } catch (const Failure& failure) {

@@ -107,12 +107,14 @@ int migrate(const Settings& settings) {
                                     received.stats.channels);
       program::add_spent(report, spent);
       report["digest"] = digest;
+      report["tls_cipher"] = program::text_or_null(source.control.cipher());
       report["epochs"] = received.stats.epochs;
       report["pages_verified"] = received.stats.pages_verified;
       if (settings.json_path != "-")
-        fmt::print("received {} in {:.2f} s: {:.2f} GiB/s, {} epochs; digest {} verified\n",
+        fmt::print("received {} in {:.2f} s: {:.2f} GiB/s, {} epochs; digest {} verified{}\n",
                    program::format_bytes(static_cast<double>(pages * page_size)), received.memory_seconds,
-                   report["gib_per_s"].get<double>(), received.stats.epochs, digest);
+                   report["gib_per_s"].get<double>(), received.stats.epochs, digest,
+                   program::cipher_note(source.control.cipher()));
       json_file.write(report);
       return program::exit_done;
     } catch (const Failure& failure) {

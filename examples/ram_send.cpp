@@ -107,16 +107,18 @@ int migrate(const Settings& settings) {
       program::add_spent(report, outcome.spent);
       report["digest"] = program::field<std::string>(result, "digest");
       report["bounded_by"] = to_string(bounded_by(outcome.stats));
+      report["tls_cipher"] = program::text_or_null(control.cipher());
       report["producer_waits"] = outcome.stats.producer_waits;
       if (settings.json_path != "-") {
         const ChannelStats sum = total(outcome.stats.channels);
         fmt::print(
             "sent {} in {:.2f} s over {} channels: {:.2f} GiB/s, {} normal and {} zero pages, {} on the wire, "
-            "bounded by {}; digest {} verified\n",
+            "bounded by {}; digest {} verified{}\n",
             program::format_bytes(static_cast<double>(outcome.ram_bytes)), outcome.spent.seconds,
             settings.stack.channels, report["gib_per_s"].get<double>(), sum.normal_pages,
             sum.zero_pages + outcome.stats.zero_on_main, program::format_bytes(static_cast<double>(sum.wire_bytes)),
-            report["bounded_by"].get<std::string>(), report["digest"].get<std::string>());
+            report["bounded_by"].get<std::string>(), report["digest"].get<std::string>(),
+            program::cipher_note(control.cipher()));
       }
       json_file.write(report);
       return program::exit_done;

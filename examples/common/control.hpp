@@ -63,6 +63,9 @@ class Control {
   /// Takes over an accepted connection whose magic has been peeked at.
   static Control adopt(Link link, const multifd::Interrupt& interrupt);
 
+  /// As Link has it. The channels make their handshakes with the same credentials and preferences.
+  std::string cipher() const { return link_.cipher(); }
+
   /// What ends this side's waits from now on, beside the time limits.
   void set_interrupt(const multifd::Interrupt& interrupt) noexcept { interrupt_ = &interrupt; }
 

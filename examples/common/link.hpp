@@ -11,6 +11,7 @@
 
 #include <chrono>
 #include <iterator>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -56,6 +57,14 @@ class Link {
 
   /// Whether the socket carries TLS records, which only read_some() and write_some() can make anything of.
   bool secured() const noexcept { return link_.index() != 0; }
+
+  /// "TLS1.3 AES-128-GCM"; empty when plain.
+  std::string cipher() const {
+#if defined(MULTIFD_HAS_TLS)
+    if (const auto* link = std::get_if<multifd::TlsTransport>(&link_)) return link->cipher();
+#endif
+    return {};
+  }
 
   /// Under TLS: with a time limit and an Interrupt. Plain: without, because there poll() can be asked before.
   multifd::Result<std::size_t> write_some(multifd::ConstBuffers buffers, std::chrono::milliseconds timeout,

@@ -87,6 +87,8 @@ void add_spent(nlohmann::json& object, const Spent& spent) {
   object["minor_faults"] = spent.minor_faults;
 }
 
+nlohmann::json text_or_null(const std::string& text) { return text.empty() ? nlohmann::json() : nlohmann::json(text); }
+
 nlohmann::json failure_report(const std::string& error, double seconds) {
   nlohmann::json object = report(seconds, 0, 0, {});
   object["ok"] = false;

@@ -70,6 +70,9 @@ nlohmann::json report(double seconds, std::uint64_t ram_bytes, std::uint64_t mai
 /// Adds the keys "began", "cpu_seconds" with its parts "user_seconds" and "system_seconds", and "minor_faults".
 void add_spent(nlohmann::json& object, const Spent& spent);
 
+/// A key's value that may be missing: null when `text` is empty.
+nlohmann::json text_or_null(const std::string& text);
+
 /// The same keys for a run that failed.
 nlohmann::json failure_report(const std::string& error, double seconds);
 

@@ -19,6 +19,11 @@ void Tls::add_to(CLI::App& app, TlsSide side, const std::string& prefix) {
                      "TLS with certificates: ca-cert.pem, " + who + "-cert.pem, " + who + "-key.pem in this folder");
   auto* const keys = app.add_option(start + "psk", keys_, "TLS with pre-shared keys: a file of lines USER:HEXKEY");
   directory->excludes(keys);
+  app.add_option(start + "cipher", cipher_,
+                 "The cipher that this side likes best; a server's choice decides. auto: aes where this CPU has "
+                 "instructions for AES, else chacha20")
+      ->check(CLI::IsMember({"auto", "aes", "chacha20"}))
+      ->capture_default_str();
   if (side == TlsSide::server) return;
   app.add_option(start + "hostname", hostname_, "The name in the server's certificate (default: the host connected to)")
       ->needs(directory);
@@ -49,10 +54,21 @@ void Tls::prepare(const multifd::Address& address) {
 }
 
 std::vector<std::string> Tls::arguments() const {
-  if (!directory_.empty()) return {"--tls-dir", directory_};
-  if (!keys_.empty()) return {"--tls-psk", keys_};
+  if (!directory_.empty()) return {"--tls-dir", directory_, "--tls-cipher", cipher_};
+  if (!keys_.empty()) return {"--tls-psk", keys_, "--tls-cipher", cipher_};
   return {};
 }
+
+#if defined(MULTIFD_HAS_TLS)
+multifd::TlsOptions Tls::options() const {
+  using multifd::TlsCipher;
+  return {.hostname = hostname_,
+          .end = bare_ends_ ? multifd::TlsEnd::fin : multifd::TlsEnd::close_notify,
+          .cipher = cipher_ == "aes"        ? TlsCipher::aes
+                    : cipher_ == "chacha20" ? TlsCipher::chacha20
+                                            : TlsCipher::automatic};
+}
+#endif
 
 Result<std::vector<Link>> Tls::secure(std::vector<multifd::FdTransport> links, const multifd::Interrupt& interrupt,
                                       std::chrono::milliseconds timeout) const {
@@ -95,5 +111,7 @@ Result<Link> Tls::secure(multifd::FdTransport link, const multifd::Interrupt& in
   secured.error().channel = multifd::no_channel;
   return std::unexpected(secured.error());
 }
+
+std::string cipher_note(const std::string& cipher) { return cipher.empty() ? cipher : "; " + cipher; }
 
 }  // namespace program

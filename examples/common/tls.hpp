@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// TLS as the programs' options have it: --tls-dir or --tls-psk, and what goes with them.
+// TLS as the programs' options have it: --tls-dir or --tls-psk, --tls-cipher, and what goes with them.
 #pragma once
 
 #include <multifd/transport/address.hpp>
@@ -20,7 +20,7 @@ enum class TlsSide { client, server };
 
 class Tls {
  public:
-  /// Adds --tls-dir, --tls-psk, and a client's --tls-hostname and --tls-user; `prefix`: as of StackOptions.
+  /// Adds --tls-dir, --tls-psk, --tls-cipher, and a client's --tls-hostname and --tls-user; `prefix`: as of StackOptions.
   void add_to(CLI::App& app, TlsSide side, const std::string& prefix = {});
 
   /// Reads the credentials, or says on stderr that nothing is encrypted when `address` can be reached from elsewhere.
@@ -30,7 +30,7 @@ class Tls {
   /// Of a program that connects or listens: it listens. Before prepare().
   void be_server() noexcept { side_ = TlsSide::server; }
 
-  /// --tls-dir or --tls-psk with its value, for another program; nothing when TLS is off.
+  /// --tls-dir or --tls-psk and --tls-cipher with their values, for another program; nothing when TLS is off.
   std::vector<std::string> arguments() const;
 
   /// For a QEMU on the other side: its connections may end without a close_notify.
@@ -59,14 +59,16 @@ class Tls {
   std::string keys_;
   std::string hostname_;
   std::string user_ = "qemu";
+  std::string cipher_ = "auto";
   bool bare_ends_ = false;
 #if defined(MULTIFD_HAS_TLS)
-  multifd::TlsOptions options() const {
-    return {.hostname = hostname_, .end = bare_ends_ ? multifd::TlsEnd::fin : multifd::TlsEnd::close_notify};
-  }
+  multifd::TlsOptions options() const;
 
   std::shared_ptr<const multifd::TlsCredentials> credentials_;
 #endif
 };
+
+/// The cipher as the end of a summary: "; TLS1.3 AES-128-GCM", or nothing when the connection was plain.
+std::string cipher_note(const std::string& cipher);
 
 }  // namespace program

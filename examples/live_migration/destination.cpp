@@ -97,6 +97,7 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
                                   received.main_zero_pages, received.stats.channels);
     report["backend"] = guest->backend();
     report["pages_verified"] = pages;
+    report["tls_cipher"] = program::text_or_null(source.control.cipher());
     json_file.write(report);
   } catch (const Failure& failure) {
     give_up(failure);

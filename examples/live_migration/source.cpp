@@ -213,6 +213,7 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
     json report = program::report(done.seconds, ram_bytes, done.stats.zero_on_main, done.stats.channels);
     report["backend"] = guest->backend();
     report["bounded_by"] = to_string(bounded_by(done.stats));
+    report["tls_cipher"] = program::text_or_null(control.cipher());
     report["downtime_ms"] = done.downtime * 1000;
     report["pages_verified"] = program::field<std::uint64_t>(verdict, "pages_verified");
     report["guest"] = {{"sweeps_at_switch_over", here.sweeps},
@@ -232,11 +233,12 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
       const std::uint64_t zero_pages = sum.zero_pages + done.stats.zero_on_main;
       fmt::print(
           "moved {} in {:.2f} s over {} channels: {:.2f} GiB/s, zero pages {:.0f} %, {} on the wire, bounded by "
-          "{}\n",
+          "{}{}\n",
           program::format_bytes(static_cast<double>(ram_bytes)), done.seconds, settings.stack.channels,
           program::rate(static_cast<double>(ram_bytes), done.seconds),
           100 * static_cast<double>(zero_pages) / static_cast<double>(sum.normal_pages + zero_pages),
-          program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>());
+          program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>(),
+          program::cipher_note(control.cipher()));
       fmt::print("downtime {:.1f} ms (limit {:.0f} ms; the page-by-page comparison, {:.2f} s, is not in it)\n",
                  done.downtime * 1000, settings.max_downtime_s * 1000, std::max(0.0, verify_s));
       fmt::print("guest ({}): {} sweeps here, {} more there, {} pages written in all, {} errors\n", guest->backend(),

@@ -15,6 +15,14 @@ using namespace multifd;
 using nlohmann::json;
 using program::Failure;
 
+/// "; source TLS1.3 AES-128-GCM, destination plain", or nothing when both sides are plain.
+std::string ciphers(const json& report) {
+  const json &in = report["in_tls_cipher"], &out = report["out_tls_cipher"];
+  if (in.is_null() && out.is_null()) return {};
+  const auto name = [](const json& cipher) { return cipher.is_null() ? "plain" : cipher.get<std::string>(); };
+  return fmt::format("; source {}, destination {}", name(in), name(out));
+}
+
 int migrate(const relay::Settings& settings) {
   const Interrupt& interrupt = program::catch_signals();
   const program::Stopwatch watch;
@@ -24,12 +32,13 @@ int migrate(const relay::Settings& settings) {
     relay::Relay relay(settings, source, interrupt);
     const json report = relay.run();
     if (settings.json_path != "-")
-      fmt::print("relayed {} of {} in {:.2f} s: {:.2f} GiB/s, {} epochs; {}\n",
+      fmt::print("relayed {} of {} in {:.2f} s: {:.2f} GiB/s, {} epochs; {}{}\n",
                  program::format_bytes(report["ram_bytes"].get<double>()), report["machine"].get<std::string>(),
                  report["seconds"].get<double>(), report["gib_per_s"].get<double>(),
                  report["epochs"].get<std::uint64_t>(),
                  report["confirmed"].get<bool>() ? "the destination confirmed"
-                                                 : "no return path, so nobody confirmed: ask the destination");
+                                                 : "no return path, so nobody confirmed: ask the destination",
+                 ciphers(report));
     json_file.write(report);
     return program::exit_done;
   } catch (const Failure& failure) {

@@ -336,6 +336,8 @@ json Relay::report(double seconds) const {
   const json source = program::report(seconds, bytes, 0, in.channels);
   report["in_channels"] = source["channels"];
   report["in_wire_bytes"] = source["wire_bytes"];
+  report["in_tls_cipher"] = program::text_or_null(source_.main().cipher());
+  report["out_tls_cipher"] = program::text_or_null(destination_->cipher());
   report["out_peer"] = out_options().peer.name;
   report["out_zero_pages"] = out_options().zero_pages;
   report["machine"] = program::printable(main_.parser().machine_type());

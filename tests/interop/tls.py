@@ -20,17 +20,18 @@ MACHINES = [("7.2", "pc-i440fx-7.2"), ("10.0", "pc-i440fx-7.2"), ("10.0", "pc-i4
 
 def all_cases():
     return [dict(qemu=qemu, machine=machine, program=program, credentials=credentials, peer=peer, channels=channels,
-                 return_path=path)
+                 cipher=cipher, return_path=path)
             for qemu, machine in MACHINES
             for program in ("qemu_dump", "qemu_relay")
             for credentials in ("x509", "psk")
             for peer in ("trusted", "stranger")
             for channels in (1, 4)
+            for cipher in ("aes", "chacha20")
             for path in ("off", "on")]
 
 
 def quick_cases():
-    return cases.covering(all_cases(), ("machine", "program", "credentials", "peer"))
+    return cases.covering(all_cases(), ("machine", "program", "credentials", "peer", "cipher"))
 
 
 def tls_files(folder, options):
@@ -48,15 +49,24 @@ def credentials_of_qemu(files, case, endpoint):
 
 
 def ours(files, case, prefix, trusted):
+    cipher = [f"--{prefix}tls-cipher", case["cipher"]]
     if case["credentials"] == "x509":
-        return [f"--{prefix}tls-dir", files / ("good" if trusted else "other")]
-    return [f"--{prefix}tls-psk", files / ("keys.psk" if trusted else "other.psk")]
+        return [f"--{prefix}tls-dir", files / ("good" if trusted else "other"), *cipher]
+    return [f"--{prefix}tls-psk", files / ("keys.psk" if trusted else "other.psk"), *cipher]
+
+
+def check_cipher(case, found):
+    """In either role the programs' preference decides: a QEMU has GnuTLS' own order, which lets the client's decide."""
+    wanted = "TLS1.3 CHACHA20-POLY1305" if case["cipher"] == "chacha20" else "TLS1.3 AES-128-GCM"
+    if found != wanted:
+        raise LabError(f"the cipher is {found}, not {wanted}")
 
 
 def run_relay(folder, case, options):
     """The stranger is the relay, to the destination."""
     files, trusted = tls_files(folder, options), case["peer"] == "trusted"
     return_path = case["return_path"] == "on"
+    result = folder.new("relay.json")
     with contextlib.ExitStack() as running:
         source, destination = (
             running.enter_context(Qemu(
@@ -69,7 +79,7 @@ def run_relay(folder, case, options):
         source.configure(channels=2, return_path=return_path, **{"tls-creds": "tls0", "tls-hostname": "localhost"})
         command = [options.programs.resolve() / "qemu_relay", "--listen", "tcp:127.0.0.1:0",
                    "--connect", destination.listening_on(), "--in-channels", 2, "--out-channels", case["channels"],
-                   "--out-peer", PEERS[case["qemu"]], *ours(files, case, "in-", True),
+                   "--out-peer", PEERS[case["qemu"]], "--json", result, *ours(files, case, "in-", True),
                    *ours(files, case, "out-", trusted)]
         relay = running.enter_context(Program(folder, command))
         with cases.told_by(relay, destination):
@@ -79,6 +89,9 @@ def run_relay(folder, case, options):
             source.wait_migration("completed", 60)
             destination.wait_migration("completed", 60)
             relay.finish(30)
+        report = json.loads(result.read_text())
+        for side in ("in", "out"):
+            check_cipher(case, report[f"{side}_tls_cipher"])
         found = compare(source.read_blocks(), destination.read_blocks())
         if found:
             raise LabError(f"source and destination: {found}")
@@ -105,6 +118,7 @@ def run_dump(folder, case, options):
                     return dump.message().strip()
                 source.wait_migration("completed", 60)
                 dump.finish(30)
+            check_cipher(case, json.loads(result.read_text())["tls_cipher"])
             manifest = json.loads((output / "manifest.json").read_text())
             dumped = {row["name"]: (output / row["file"]).read_bytes() for row in manifest["blocks"]}
             found = compare(source.read_blocks(), dumped)

@@ -25,6 +25,34 @@ round_trip "unix:$work/socket" "--tls-dir $work/tls/good" --tls-dir "$work/tls/g
 round_trip tcp:127.0.0.1:0 "--tls-psk $work/tls/keys.psk" --tls-psk "$work/tls/keys.psk" --channels 3 --rounds 3
 round_trip tcp:127.0.0.1:0 "--tls-psk $work/tls/keys.psk" --tls-psk "$work/tls/keys.psk" --tls-user somebody
 
+# agreed <cipher> <receiver's options> <sender's options...>: both sides say at the end which cipher was used.
+agreed() {
+  cipher=$1
+  listening="$2 --json $work/receiver.json"
+  shift 2
+  round_trip tcp:127.0.0.1:0 "$listening" --json "$work/sender.json" "$@"
+  for end in sender receiver; do
+    grep -qxF -e "  \"tls_cipher\": $cipher," "$work/$end.json" || die "the $end's JSON does not say $cipher"
+  done
+  [ "$cipher" = null ] || for said in "$work/sender.log" "$work/receiver.out"; do
+    grep -qF -e "verified; $(echo "$cipher" | tr -d \")" "$said" || die "$said does not say $cipher"
+  done
+}
+aes='"TLS1.3 AES-128-GCM"'
+chacha='"TLS1.3 CHACHA20-POLY1305"'
+# What the CPU has instructions for; on a machine of another kind than x86 and arm64: nothing.
+fast=$chacha
+if grep -qw aes /proc/cpuinfo && grep -qwE "pclmulqdq|pmull" /proc/cpuinfo; then fast=$aes; fi
+agreed null ""
+for credentials in "--tls-psk $work/tls/keys.psk" "--tls-dir $work/tls/good"; do
+  # shellcheck disable=SC2086 # lists of words
+  {
+    agreed "$fast" "$credentials" $credentials
+    agreed "$chacha" "$credentials --tls-cipher chacha20" $credentials --tls-cipher aes
+    agreed "$aes" "$credentials --tls-cipher aes" $credentials --tls-cipher chacha20
+  }
+done
+
 # A guest migrates under TLS.
 migrate() {
   timeout 60 "$programs/live_migration" --backend thread --memory 16M --working-set 1M --channels 2 --run-before 0.1 \
@@ -32,7 +60,8 @@ migrate() {
   tail -n 1 "$work/migrate.log" | grep -q "4096 pages compared: verified" || die "live_migration: not verified"
 }
 migrate --tls-dir "$work/tls/good"
-migrate --tls-psk "$work/tls/keys.psk"
+migrate --tls-psk "$work/tls/keys.psk" --tls-cipher chacha20
+grep -qF "; TLS1.3 CHACHA20-POLY1305" "$work/migrate.log" || die "live_migration does not name the cipher"
 expect_status 1 "certificate is for another name" "$programs/live_migration" --backend thread --memory 16M \
   --working-set 1M --tls-dir "$work/tls/name"
 

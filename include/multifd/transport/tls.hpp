@@ -101,8 +101,9 @@ class TlsTransport {
   /// The socket, still owned by this object. That it is readable says little: records come from it, not bytes.
   int native_handle() const noexcept { return session_ ? session_->native_handle() : -1; }
 
-  /// What was agreed on, for people: "(TLS1.3)-(ECDHE-SECP256R1)-(ECDSA-SECP256R1-SHA256)-(AES-256-GCM)".
-  std::string description() const { return session_ ? session_->version() : ""; }
+  /// Protocol and cipher that were agreed on, in GnuTLS' names: "TLS1.3 AES-128-GCM". Empty ahead of the handshake.
+  /// Threads: any, but not beside the handshake, which may be the first write's.
+  std::string cipher() const { return session_ ? session_->cipher() : std::string(); }
 
  private:
   friend class TlsHandshake;

@@ -17,7 +17,9 @@
 #include <string_view>
 
 #include "multifd/result.hpp"
+#include "multifd/transport/detail/tls_cipher.hpp"
 #include "multifd/transport/detail/tls_error.hpp"
+#include "multifd/transport/tls_options.hpp"
 
 namespace multifd {
 
@@ -98,12 +100,9 @@ class TlsCredentials {
   bool uses_certificates() const noexcept { return kind_ == Kind::x509; }
 
   /// Gives a session these credentials and the algorithms that go with them. Returns a GnuTLS code.
-  int apply(gnutls_session_t session) const noexcept {
-    // As QEMU's defaults, without the versions that nobody should speak any more.
-    const char* const algorithms = kind_ == Kind::x509 ? "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
-                                                       : "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
-                                                         ":+ECDHE-PSK:+DHE-PSK:+PSK";
-    if (const int code = ::gnutls_priority_set_direct(session, algorithms, nullptr); code < 0) return code;
+  int apply(gnutls_session_t session, TlsCipher preference) const {
+    const std::string algorithms = detail::tls_priorities(preference, kind_ == Kind::psk);
+    if (const int code = ::gnutls_priority_set_direct(session, algorithms.c_str(), nullptr); code < 0) return code;
     if (kind_ == Kind::x509) return ::gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE, shared_->x509);
     return role_ == TlsRole::server ? ::gnutls_credentials_set(session, GNUTLS_CRD_PSK, shared_->psk_server)
                                     : ::gnutls_credentials_set(session, GNUTLS_CRD_PSK, shared_->psk_client);

@@ -7,6 +7,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <random>
 #include <thread>
 
@@ -53,6 +54,42 @@ std::vector<std::byte> random_bytes(std::size_t size) {
   Rng rng(seed());
   for (std::byte& byte : bytes) byte = static_cast<std::byte>(rng());
   return bytes;
+}
+
+constexpr TlsCipher preferences[] = {TlsCipher::automatic, TlsCipher::aes, TlsCipher::chacha20};
+
+const char* first_of(TlsCipher preference) {
+  const bool aes =
+      preference == TlsCipher::aes || (preference == TlsCipher::automatic && multifd::detail::has_aes_instructions());
+  return aes ? "AES-128-GCM" : "CHACHA20-POLY1305";
+}
+
+/// What `role`, of ours, agrees on with a peer that is GnuTLS by itself, in its own order, changed by `priorities`.
+std::string agreed_with_stock_peer(const char* name, TlsRole role, TlsCipher ours, const std::string& priorities) {
+  auto plain = tcp_links(1);
+  auto peer = std::async([&] {
+    const TlsRole peer_role = role == TlsRole::client ? TlsRole::server : TlsRole::client;
+    const TlsCredentials theirs = credentials(name, peer_role);
+    gnutls_session_t session = nullptr;
+    REQUIRE(::gnutls_init(&session, peer_role == TlsRole::server ? GNUTLS_SERVER : GNUTLS_CLIENT) == 0);
+    REQUIRE(theirs.apply(session, TlsCipher::automatic) == 0);
+    const std::string all = "NORMAL:+ECDHE-PSK:+DHE-PSK:+PSK" + priorities;
+    REQUIRE(::gnutls_priority_set_direct(session, all.c_str(), nullptr) == 0);
+    ::gnutls_transport_set_int(session, plain.sender[0].native_handle());
+    int code = 0;
+    do code = ::gnutls_handshake(session);
+    while (code < 0 && ::gnutls_error_is_fatal(code) == 0);
+    std::string cipher = code < 0 ? ::gnutls_strerror(code) : ::gnutls_cipher_get_name(::gnutls_cipher_get(session));
+    ::gnutls_deinit(session);
+    return cipher;
+  });
+  const auto link =
+      tls_handshake(std::move(plain.receiver[0]), credentials(name, role), {.hostname = "localhost", .cipher = ours});
+  const std::string theirs = peer.get();
+  if (!link) return text(link);
+  const std::string agreed = link->cipher();
+  CHECK(agreed.ends_with(' ' + theirs));
+  return agreed;
 }
 
 int unread_bytes(int fd) {
@@ -262,7 +299,79 @@ TEST_CASE("A server sends no session tickets: a source that never reads leaves n
 
 TEST_CASE("TLS 1.3 is what two of ours agree on") {
   auto links = tls_links(tcp_links(1));
-  CHECK(links.sender.front().description().find("TLS1.3") != std::string::npos);
+  CHECK(links.sender.front().cipher().starts_with("TLS1.3 "));
+}
+
+TEST_CASE("The CPU's instructions for AES are seen as the kernel sees them") {
+  std::ifstream file("/proc/cpuinfo");
+  bool aes = false, multiply = false;
+  for (std::string word; file >> word && !(aes && multiply);) {
+    aes = aes || word == "aes";
+    multiply = multiply || word == "pclmulqdq" || word == "pmull";
+  }
+  CHECK(multifd::detail::has_aes_instructions() == (aes && multiply));
+}
+
+TEST_CASE("The server's preference decides the cipher, with both kinds of credentials") {
+  const Watchdog watchdog("preferences");
+  for (const char* const name : {"keys.psk", "good"})
+    for (const TlsCipher client : preferences)
+      for (const TlsCipher server : preferences) {
+        CAPTURE(name);
+        CAPTURE(static_cast<int>(client));
+        CAPTURE(static_cast<int>(server));
+        auto plain = tcp_links(1);
+        auto serving = std::async([&] {
+          return tls_handshake(std::move(plain.receiver[0]), credentials(name, TlsRole::server), {.cipher = server});
+        });
+        auto connected = tls_handshake(std::move(plain.sender[0]), credentials(name, TlsRole::client),
+                                       {.hostname = "localhost", .cipher = client});
+        auto served = serving.get();
+        REQUIRE_MESSAGE(connected.has_value(), text(connected));
+        REQUIRE_MESSAGE(served.has_value(), text(served));
+        CHECK(connected->cipher() == std::string("TLS1.3 ") + first_of(server));
+        CHECK(served->cipher() == connected->cipher());
+      }
+}
+
+TEST_CASE("A peer with the order of GnuTLS gets the cipher that this side prefers, in both roles") {
+  const Watchdog watchdog("preferences");
+  for (const char* const name : {"keys.psk", "good"})
+    for (const TlsRole role : {TlsRole::client, TlsRole::server})
+      for (const TlsCipher ours : preferences) {
+        CAPTURE(name);
+        CAPTURE(static_cast<int>(role));
+        CAPTURE(static_cast<int>(ours));
+        CHECK(agreed_with_stock_peer(name, role, ours, "") == std::string("TLS1.3 ") + first_of(ours));
+      }
+}
+
+TEST_CASE("A peer that has only one cipher is served with that one, whatever this side prefers") {
+  const Watchdog watchdog("single ciphers");
+  // A pre-shared key's hash rules AES-256-GCM out under TLS 1.3.
+  struct Only {
+    const char *credentials, *priorities, *wanted;
+  };
+  for (const Only only : {Only{"keys.psk", ":-CIPHER-ALL:+CHACHA20-POLY1305", "TLS1.3 CHACHA20-POLY1305"},
+                          Only{"keys.psk", ":-CIPHER-ALL:+AES-128-CCM", "TLS1.3 AES-128-CCM"},
+                          Only{"keys.psk", ":-VERS-TLS1.3:-CIPHER-ALL:+AES-256-GCM", "TLS1.2 AES-256-GCM"},
+                          Only{"good", ":-CIPHER-ALL:+CHACHA20-POLY1305", "TLS1.3 CHACHA20-POLY1305"},
+                          Only{"good", ":-CIPHER-ALL:+AES-256-GCM", "TLS1.3 AES-256-GCM"},
+                          Only{"good", ":-VERS-TLS1.3:-CIPHER-ALL:+AES-256-CBC", "TLS1.2 AES-256-CBC"}})
+    for (const TlsRole role : {TlsRole::client, TlsRole::server})
+      for (const TlsCipher ours : preferences) {
+        CAPTURE(only.wanted);
+        CAPTURE(static_cast<int>(role));
+        CAPTURE(static_cast<int>(ours));
+        CHECK(agreed_with_stock_peer(only.credentials, role, ours, only.priorities) == only.wanted);
+      }
+}
+
+TEST_CASE("No cipher is named ahead of the handshake") {
+  auto plain = tcp_links(1);
+  auto link = TlsTransport::on_first_write(std::move(plain.sender[0]), credentials("keys.psk", TlsRole::client), {});
+  REQUIRE_MESSAGE(link.has_value(), text(link));
+  CHECK(link->cipher().empty());
 }
 
 TEST_CASE("A cut without close_notify is an error of its own, however it happens") {

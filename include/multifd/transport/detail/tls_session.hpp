@@ -186,9 +186,11 @@ class TlsSession {
 
   void shutdown() noexcept { socket_.link().shutdown(); }
   int native_handle() const noexcept { return socket_.native_handle(); }
-  std::string version() const {
-    const std::unique_ptr<char, void (*)(void*)> text(::gnutls_session_get_desc(session_), ::gnutls_free);
-    return text ? text.get() : "";
+  std::string cipher() const {
+    if (!established_) return {};
+    const auto text = [](const char* name) { return std::string(name != nullptr ? name : "?"); };
+    return text(::gnutls_protocol_get_name(::gnutls_protocol_get_version(session_))) + ' ' +
+           text(::gnutls_cipher_get_name(::gnutls_cipher_get(session_)));
   }
 
  private:
@@ -199,7 +201,7 @@ class TlsSession {
   TlsSession(FdTransport link, const TlsCredentials& credentials, const TlsOptions& options)
       : socket_(std::move(link)), credentials_(credentials), options_(options) {}
 
-  int init() noexcept {
+  int init() {
     const bool server = credentials_.role() == TlsRole::server;
     // No tickets: a source never reads, and what it has not read makes its kernel reset the connection when it closes,
     // which loses data on the way (PROTOCOL.md section 14).
@@ -207,7 +209,7 @@ class TlsSession {
     // server says why.
     const unsigned flags = server ? GNUTLS_SERVER | GNUTLS_NO_TICKETS : GNUTLS_CLIENT | GNUTLS_FORCE_CLIENT_CERT;
     if (const int code = ::gnutls_init(&session_, flags); code < 0) return code;
-    if (const int code = credentials_.apply(session_); code < 0) return code;
+    if (const int code = credentials_.apply(session_, options_.cipher); code < 0) return code;
     if (credentials_.uses_certificates()) {
       const char* const purpose = server ? GNUTLS_KP_TLS_WWW_CLIENT : GNUTLS_KP_TLS_WWW_SERVER;
       const auto text = [](const char* from) { return reinterpret_cast<unsigned char*>(const_cast<char*>(from)); };
