@@ -5,7 +5,7 @@
 //   pipeline/<what>/<socket>/channels:N      what: pump, or the zero-page policy; memory of random pages, warm
 //   pattern/<pattern>/channels:2             ZeroPagesMultifd over other memory
 //   codec/<compressor>/channels:2            the pattern "mixed"
-//   pipeline/tls/tcp/channels:N              as pipeline/none/tcp, under TLS 1.3 with what TlsCipher::automatic takes; handshakes not timed
+//   pipeline/tls/tcp/channels:N              as pipeline/none/tcp, under TLS 1.3 by TlsCipher::automatic; handshakes not timed
 //
 //   bytes_per_second of RAM; cpu_s_per_gib and switches per batch: both ends together
 #include <benchmark/benchmark.h>
