@@ -5,6 +5,9 @@
 #pragma once
 
 #include <array>
+#include <compare>
+#include <cstdint>
+#include <optional>
 #include <string_view>
 
 #include "multifd/result.hpp"
@@ -49,26 +52,52 @@ inline Result<PeerProfile> find_peer_profile(std::string_view name) noexcept {
   return fail(Errc::unknown_policy, Stage::setup, "peer profile");
 }
 
-/// The oldest generation that can have a machine type, which source and destination share: "pc-q35-9.2" runs on QEMU
-/// 9.2 and later, so its peer can do at least what "qemu-9.0" can. The first row for a name without a version.
-inline PeerProfile peer_of_machine_type(std::string_view machine_type) noexcept {
-  const auto number = [](std::string_view& text) {
-    unsigned value = 0;
-    while (!text.empty() && text.front() >= '0' && text.front() <= '9' && value < 1000) {
-      value = value * 10 + static_cast<unsigned>(text.front() - '0');
-      text.remove_prefix(1);
-    }
-    return value;
-  };
-  std::string_view version = machine_type.substr(machine_type.rfind('-') + 1);  // all of it without a '-'
-  const unsigned major = number(version);
-  if (!version.empty()) version.remove_prefix(1);  // the point
-  const unsigned minor = number(version);
-  PeerProfile found = peer_profiles.front();
-  for (const PeerProfile& profile : peer_profiles) {
-    const bool reached = major > profile.major || (major == profile.major && minor >= profile.minor);
-    if (profile.major != 0 && reached) found = profile;
+/// A version of QEMU, as machine types name it.
+struct QemuVersion {
+  unsigned major = 0, minor = 0;
+  auto operator<=>(const QemuVersion&) const = default;
+};
+
+/// The machine types whose names end in the version of QEMU that they stand for.
+inline constexpr std::array<std::string_view, 5> versioned_machine_types{"pc-i440fx-", "pc-q35-", "virt-", "pseries-",
+                                                                         "s390-ccw-virtio-"};
+
+/// Returns the version in a machine type's name; none for every other name, also where it ends in digits ("SS-20",
+/// "raspi3b"), and for a distribution's own ("pc-q35-rhel9.6.0", "pc-i440fx-bionic").
+///
+/// Params: `machine_type`: as the stream's configuration has it; anything.
+constexpr std::optional<QemuVersion> version_of_machine_type(std::string_view machine_type) noexcept {
+  for (const std::string_view family : versioned_machine_types) {
+    if (!machine_type.starts_with(family)) continue;
+    const std::string_view version = machine_type.substr(family.size());
+    const std::size_t point = version.find('.');
+    if (point == version.npos) return std::nullopt;
+    const auto number = [](std::string_view text) -> std::optional<unsigned> {
+      if (text.empty() || text.size() > 3 || (text.size() > 1 && text.front() == '0')) return std::nullopt;
+      unsigned value = 0;
+      for (const char digit : text) {
+        if (digit < '0' || digit > '9') return std::nullopt;
+        value = value * 10 + static_cast<unsigned>(digit - '0');
+      }
+      return value;
+    };
+    const auto major = number(version.substr(0, point));
+    const auto minor = number(version.substr(point + 1));
+    if (!major || !minor || *major == 0) return std::nullopt;
+    return QemuVersion{*major, *minor};
   }
+  return std::nullopt;
+}
+
+/// Returns the oldest generation that can have a machine type, which source and destination share: "pc-q35-9.2" runs on
+/// QEMU 9.2 and later, so its peer can do at least what "qemu-9.0" can. The first row, which asks nothing of anybody,
+/// where version_of_machine_type() finds no version: a name is no promise.
+constexpr PeerProfile peer_of_machine_type(std::string_view machine_type) noexcept {
+  PeerProfile found = peer_profiles.front();
+  const auto version = version_of_machine_type(machine_type);
+  if (!version) return found;
+  for (const PeerProfile& profile : peer_profiles)
+    if (profile.major != 0 && *version >= QemuVersion{profile.major, profile.minor}) found = profile;
   return found;
 }
 

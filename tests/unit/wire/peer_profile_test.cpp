@@ -65,10 +65,47 @@ TEST_CASE("A machine type tells the oldest generation that can have it") {
   CHECK(peer_of_machine_type("pc-q35-9.2").name == "qemu-9.0");
   CHECK(peer_of_machine_type("virt-10.0").name == "qemu-10.0");
   CHECK(peer_of_machine_type("virt-10.2").name == "qemu-10.0");
+  CHECK(peer_of_machine_type("pseries-9.1").name == "qemu-9.0");
+  CHECK(peer_of_machine_type("s390-ccw-virtio-10.1").name == "qemu-10.0");
   CHECK(peer_of_machine_type("pc-q35-12.1").name == "qemu-11.0");
-  // Older than the table, without a version, or nonsense: nothing is taken for granted.
-  for (const char* machine : {"pc-i440fx-2.4", "pc", "", "-", "pc-", "pc-x.y", "pc-9", "pc-q35-rhel9.99999999999999"}) {
-    CAPTURE(machine);
-    CHECK(peer_of_machine_type(machine).name == (machine == std::string("pc-9") ? "qemu-9.0" : "qemu-7.2"));
+  CHECK(peer_of_machine_type("pc-i440fx-2.4").name == "qemu-7.2");  // older than the table
+}
+
+TEST_CASE("A machine type that names no version of QEMU gets the generation that every peer is at least") {
+  using multifd::peer_of_machine_type;
+  using multifd::version_of_machine_type;
+  CHECK(version_of_machine_type("pc-q35-10.0") == multifd::QemuVersion{10, 0});
+  for (const std::string& machine : {std::string(),
+                                     std::string("-"),
+                                     std::string("pc"),
+                                     std::string("pc-"),
+                                     std::string("pc-9"),
+                                     std::string("pc-9.0"),
+                                     std::string("SS-10"),
+                                     std::string("SS-20"),
+                                     std::string("virt"),
+                                     std::string("microvm"),
+                                     std::string("raspi3b"),
+                                     std::string("versatilepb"),
+                                     std::string("x-99.0"),
+                                     std::string("virt-99"),
+                                     std::string("virt-.9"),
+                                     std::string("virt-9."),
+                                     std::string("pc-x.y"),
+                                     std::string("sun4m-9.0"),
+                                     std::string("pc-q35-+9.0"),
+                                     std::string("pc-q35-09.0"),
+                                     std::string("pc-i440fx-bionic"),
+                                     std::string("pc-q35-10.0.1"),
+                                     std::string("pc-q35-rhel9.6.0"),
+                                     std::string("pc-q35-4294967305.0"),
+                                     std::string("my-pc-q35-10.0"),
+                                     "pc-q35-" + std::string(1000, '9') + ".0",
+                                     "pc-q35-10." + std::string(60'000, '0'),
+                                     std::string("pc-q35-10.0\0", 12)}) {
+    CAPTURE(machine.substr(0, 40));
+    CHECK_FALSE(version_of_machine_type(machine).has_value());
+    CHECK(peer_of_machine_type(machine).name == "qemu-7.2");
+    CHECK_FALSE(peer_of_machine_type(machine).zero_lists);
   }
 }
