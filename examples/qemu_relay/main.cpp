@@ -53,6 +53,7 @@ int main(int argc, char** argv) {
   relay::Settings settings;
   settings.out.channels = 2;
   std::string peer = relay::peer_auto;
+  std::string memory = "unknown";
   std::vector<std::string> peers{relay::peer_auto};
   for (const PeerProfile& profile : peer_profiles) peers.emplace_back(profile.name);
 
@@ -64,8 +65,19 @@ int main(int argc, char** argv) {
   settings.out.add_to(app, "out-");
   settings.out_tls.add_to(app, program::TlsSide::client, "out-");
   settings.out_tls.take_bare_ends();
-  app.add_option("--out-peer", peer, "The destination's generation; auto: the oldest one that knows the machine type")
+  app.add_option(
+         "--out-peer", peer,
+         "The destination's generation; auto: the oldest one that knows the machine type, or any at all where that "
+         "names no version")
       ->check(CLI::IsMember(peers))
+      ->capture_default_str();
+  app.add_option(
+         "--out-memory", memory,
+         "What the destination's main memory holds before. unknown: anything, so each zero page is said in a way "
+         "that writes it. fresh: zeros, so zero lists alone do (faster with many zero pages, and nothing becomes "
+         "resident); where that is not so, as in a file that was in use, an nvdimm or ivshmem, the guest is "
+         "corrupted without a word")
+      ->check(CLI::IsMember({"unknown", "fresh"}))
       ->capture_default_str();
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   auto* zero_pages = app.get_option("--out-zero-pages")->default_str("multifd if the peer knows it, else legacy");
@@ -73,6 +85,7 @@ int main(int argc, char** argv) {
     if (peer != relay::peer_auto) settings.out_peer = program::need(find_peer_profile(peer));
     // The wrong pair is found now where both are given, else when the machine type is known.
     if (settings.out_peer) settings.out.peer = *settings.out_peer;
+    if (memory == "fresh") settings.out_memory = relay::OutMemory::fresh;
     settings.choose_zero_pages = zero_pages->count() == 0;
     if (settings.choose_zero_pages) settings.out.zero_pages = ZeroPagesLegacy::name;
     settings.out.check();

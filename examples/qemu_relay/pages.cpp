@@ -19,24 +19,24 @@ struct ListedWhereFresh {
 };
 static_assert(check_zero_page_policy<ListedWhereFresh>());
 
-/// Main RAM is what is large. ROMs and firmware are not.
-std::vector<bool> fresh_blocks(const RamMap& ram) {
-  constexpr std::uint64_t large = 64 * 1024 * 1024;
-  std::uint64_t largest = 0;
-  for (const RamBlock& block : ram.blocks()) largest = std::max(largest, block.bytes);
-  std::vector<bool> fresh;
-  for (const RamBlock& block : ram.blocks()) fresh.push_back(block.bytes >= std::min(large, largest));
-  return fresh;
-}
-
 /// Runs of zero pages that may wait for the main stream; 6 MiB. What is more travels as bytes.
 constexpr std::size_t most_zero_runs = 256 * 1024;
 
 }  // namespace
 
-Pages::Pages(const RamMap& ram, const program::StackOptions& out, std::vector<program::Link> links)
+std::vector<bool> fresh_blocks(const RamMap& ram, OutMemory memory) {
+  constexpr std::uint64_t largest_firmware = 64 * 1024 * 1024;  // the flashes of arm's virt
+  std::uint64_t largest = 0;
+  for (const RamBlock& block : ram.blocks()) largest = std::max(largest, block.bytes);
+  std::vector<bool> fresh;
+  for (const RamBlock& block : ram.blocks())
+    fresh.push_back(memory == OutMemory::fresh && (block.bytes == largest || block.bytes > largest_firmware));
+  return fresh;
+}
+
+Pages::Pages(const RamMap& ram, const program::StackOptions& out, OutMemory memory, std::vector<program::Link> links)
     : ram_(ram),
-      fresh_(fresh_blocks(ram)),
+      fresh_(fresh_blocks(ram, memory)),
       by_record_(out.zero_pages == ZeroPagesLegacy::name),
       by_list_(out.zero_pages == ZeroPagesMultifd::name),
       bytes_pages_(program::need(PageBuffer::create())) {
@@ -45,6 +45,7 @@ Pages::Pages(const RamMap& ram, const program::StackOptions& out, std::vector<pr
     sender_ = program::open_sender(out, ram, std::move(links));
     return;
   }
+  said_ = program::need(ReceivedPages::create(ram));
   sender_ = program::need(with_policy(out.compression, program::Compressors{}, [&]<class C>() {
     return Result<std::unique_ptr<program::AnySender>>(std::make_unique<program::SenderOf<C, ListedWhereFresh>>(
         out, ListedWhereFresh{.fresh = fresh_}, ram, std::move(links)));
@@ -53,8 +54,26 @@ Pages::Pages(const RamMap& ram, const program::StackOptions& out, std::vector<pr
 
 Result<void> Pages::take(ReceivedPacket& packet) {
   const std::lock_guard lock(mutex_);
+  if (by_list_ && !fresh_[index(packet.block)]) return take_lists(packet);
   auto queued = sender_->queue_copies(packet.block, packet.offsets, packet.normal_pages, packet.pages,
                                       [&](std::uint64_t offset) { return note_zero(packet.block, offset); });
+  if (!queued) return std::unexpected(queued.error());
+  return {};
+}
+
+/// A packet of a block in which a zero page may be listed only where the destination has had one before.
+Result<void> Pages::take_lists(ReceivedPacket& packet) {
+  for (const std::uint64_t offset : packet.offsets.first(packet.normal_pages)) said_->set(packet.block, offset, 1);
+  offsets_.assign(packet.offsets.begin(), packet.offsets.begin() + static_cast<std::ptrdiff_t>(packet.normal_pages));
+  for (const std::uint64_t offset : packet.offsets.subspan(packet.normal_pages)) {
+    if (said_->test_and_set(packet.block, offset)) {
+      offsets_.push_back(offset);
+    } else if (!note_zero(packet.block, offset)) {
+      if (auto queued = queue_as_bytes(packet.block, offset); !queued) return queued;
+    }
+  }
+  if (offsets_.empty()) return {};
+  auto queued = sender_->queue_copies(packet.block, offsets_, packet.normal_pages, packet.pages, {});
   if (!queued) return std::unexpected(queued.error());
   return {};
 }
@@ -66,33 +85,40 @@ Result<void> Pages::take(const DeviceState& state) {
 
 Result<bool> Pages::take_zero(BlockId block, std::uint64_t offset) {
   const std::lock_guard lock(mutex_);
-  if (by_record_) {
+  if (by_record_ || (by_list_ && !fresh_[index(block)])) {
     ++zero_records_;
+    if (by_list_) said_->set(block, offset, 1);
     return true;
-  }
-  if (by_list_ && !fresh_[index(block)]) {
-    if (auto queued = queue_as_bytes(block, offset); !queued) return std::unexpected(queued.error());
-    return false;
   }
   if (auto queued = sender_->queue_zero(block, offset); !queued) return std::unexpected(queued.error());
   return false;
 }
 
 Result<void> Pages::close_epoch(MainWriter& main) {
-  const std::lock_guard lock(mutex_);
-  if (auto flushed = flush_bytes(); !flushed) return flushed;
-  const auto epoch = sender_->sync();
-  if (!epoch) return std::unexpected(epoch.error());
-  // Before the record that closes the epoch leaves: a destination that has the record and never gets the SYNCs, because
-  // somebody dies in between, hangs for good.
-  if (auto written = sender_->wait(*epoch); !written) return written;
-  for (const ZeroRun& run : zero_runs_) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (auto flushed = flush_bytes(); !flushed) return flushed;
+    const auto epoch = sender_->sync();
+    if (!epoch) return std::unexpected(epoch.error());
+    // Before the record that closes the epoch leaves: a destination that has the record and never gets the SYNCs,
+    // because somebody dies in between, hangs for good.
+    if (auto written = sender_->wait(*epoch); !written) return written;
+  }
+  write_zero_records(main);
+  return {};
+}
+
+void Pages::write_zero_records(MainWriter& main) {
+  std::vector<ZeroRun> runs;
+  {
+    const std::lock_guard lock(mutex_);
+    runs.swap(zero_runs_);
+    for (const ZeroRun& run : runs) zero_records_ += run.pages;
+  }
+  for (const ZeroRun& run : runs) {
     const std::string_view idstr = ram_.block(run.block).idstr;
     for (std::uint64_t i = 0; i < run.pages; ++i) main.zero_page(idstr, run.offset + i * ram_.page_bytes());
-    zero_records_ += run.pages;
   }
-  zero_runs_.clear();
-  return {};
 }
 
 std::uint64_t Pages::zero_records() const {

@@ -3,20 +3,22 @@
 // The relay's pages: packets of the source's channels, and zero pages of its main stream, into the channels to the
 // destination. Zero pages change their form on the way, as the destination wants them:
 //
-//   source              none (bytes)        legacy (records)       multifd (lists)
-//   bytes               bytes               checked: record        checked: listed
-//   record on main      bytes               record                 listed (1)
-//   listed in a packet  bytes               record                 listed
+//   source              none (bytes)    legacy (records)    multifd (lists), fresh    multifd, not known to be fresh
+//   bytes               bytes           checked: record     checked: listed           bytes
+//   record on main      bytes           record              listed                    record
+//   listed in a packet  bytes           record              listed                    first: record; again: listed
 //
-//   (1) A destination takes the first zero page at a place for what its memory holds already, and does not write it.
-//       That is wrong where its own firmware files lie (PROTOCOL.md section 5.2), so in small blocks, which ROMs are,
-//       zero pages that the source did not list itself travel as bytes.
+// A QEMU takes the first listed zero page at a place for what its memory holds already, and does not write it. A record
+// it writes, always; and what it has had before in any form, it writes when it is listed (PROTOCOL.md section 5.2, seen
+// on 10.0 and 11.1; 7.2 knows records only). So a list is right where the memory is fresh, or behind something else.
 #pragma once
 
+#include <multifd/memory/received_pages.hpp>
 #include <multifd/qemu/element.hpp>
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "common/stacks.hpp"
@@ -24,13 +26,24 @@
 
 namespace relay {
 
+/// What is known of the destination's memory before the first page.
+enum class OutMemory : std::uint8_t {
+  unknown,  ///< anything: firmware, a file that was in use, an nvdimm; every zero page is said so that it is written
+  fresh,    ///< the user says that main memory (see fresh_blocks()) is zero
+};
+
+/// By block, whether the destination's memory is zero: the largest block, and all over 64 MiB, if the user says so of
+/// main memory. ROMs and firmware are smaller, and never fresh.
+std::vector<bool> fresh_blocks(const multifd::RamMap& ram, OutMemory memory);
+
 /// One sender, fed by the source's channels and its main stream at once. Errors of the sender come back as Results.
 class Pages {
  public:
   /// Opens the sender. Throws program::Failure.
   ///
   /// `ram`: the source's blocks, without memory.
-  Pages(const multifd::RamMap& ram, const program::StackOptions& out, std::vector<program::Link> links);
+  Pages(const multifd::RamMap& ram, const program::StackOptions& out, OutMemory memory,
+        std::vector<program::Link> links);
 
   /// A packet of one of the source's channels. Threads: any. Blocks while every channel to the destination is full.
   multifd::Result<void> take(multifd::ReceivedPacket& packet);
@@ -38,6 +51,10 @@ class Pages {
 
   /// A ZERO record of the source's main stream. Returns whether it has to be forwarded there. Threads: the main one.
   multifd::Result<bool> take_zero(multifd::BlockId block, std::uint64_t offset);
+
+  /// Writes the zero pages that go by the main stream and have come so far, so that they are not all left for the end of
+  /// the epoch. Only where a record may stand: inside a RAM section. Threads: the main one.
+  void write_zero_records(MainWriter& main);
 
   /// Closes the epoch; writes the zero pages that go by the main stream. Threads: the main one, while all channels of
   /// the source are held.
@@ -54,11 +71,12 @@ class Pages {
     std::uint64_t pages = 0;
   };
   bool note_zero(multifd::BlockId block, std::uint64_t offset);
+  multifd::Result<void> take_lists(multifd::ReceivedPacket& packet);
   multifd::Result<void> queue_as_bytes(multifd::BlockId block, std::uint64_t offset);
   multifd::Result<void> flush_bytes();
 
   const multifd::RamMap ram_;
-  const std::vector<bool> fresh_;  ///< by block: memory that a destination surely starts with zeros in
+  const std::vector<bool> fresh_;  ///< by block
   const bool by_record_;
   const bool by_list_;
   std::unique_ptr<program::AnySender> sender_;
@@ -66,6 +84,8 @@ class Pages {
   mutable std::mutex mutex_;
   std::vector<ZeroRun> zero_runs_;  ///< of this epoch, for the main stream
   std::uint64_t zero_records_ = 0;
+  std::optional<multifd::ReceivedPages> said_;  ///< what the destination has had; only where lists depend on it
+  std::vector<std::uint64_t> offsets_;          ///< a packet's, without the zero pages that go another way
   // Zero pages that travel as bytes, for one packet.
   multifd::BlockId bytes_block_{};
   std::vector<std::uint64_t> bytes_offsets_;

@@ -140,6 +140,7 @@ void Relay::take(const qemu::Element& element) {
     close_epoch(element);
     return;
   }
+  if (element.kind == ElementKind::end_of_records) pages_->write_zero_records(*writer_);
   writer_->forward(element);
   if (element.kind == ElementKind::block && main_.parser().block_list_complete()) open_channels();
 }
@@ -191,13 +192,20 @@ void Relay::open_channels() {
     if (confirmed_ && error.code == Condition::peer_gone) return;
     fail(destination_failure(error));
   };
-  auto pages = std::make_unique<Pages>(ram_, out, std::move(out_links_));
+  auto pages = std::make_unique<Pages>(ram_, out, settings_.out_memory, std::move(out_links_));
   {
     const std::lock_guard lock(mutex_);
     receiver_ = std::move(*receiver);
     pages_ = std::move(pages);
   }
   check();  // fail() may have come before it could reach these two
+  const std::string_view machine = main_.parser().machine_type();
+  if (!settings_.out_peer && !version_of_machine_type(machine))
+    fmt::print(
+        stderr,
+        "the machine type \"{}\" names no QEMU version, so the destination gets what every generation understands: "
+        "zero pages as {}; --out-peer says what it is\n",
+        program::printable(machine.substr(0, 64)), out.zero_pages == ZeroPagesNone::name ? "bytes" : "records");
 }
 
 program::StackOptions Relay::out_options() const {
@@ -340,6 +348,8 @@ json Relay::report(double seconds) const {
   report["out_tls_cipher"] = program::text_or_null(destination_->cipher());
   report["out_peer"] = out_options().peer.name;
   report["out_zero_pages"] = out_options().zero_pages;
+  report["out_memory"] = settings_.out_memory == OutMemory::fresh ? "fresh" : "unknown";
+  report["out_zero_records"] = pages_->zero_records();
   report["machine"] = program::printable(main_.parser().machine_type());
   report["sync_style"] = program::to_string(main_.parser().sync_style().value_or(SyncStyle::per_round));
   report["uuid"] = program::to_string(receiver_->peer_uuid());

@@ -34,6 +34,7 @@ struct Settings {
   program::Tls out_tls;
   std::optional<multifd::PeerProfile> out_peer;  ///< none: from the machine type
   bool choose_zero_pages = false;                ///< by what the peer knows
+  OutMemory out_memory = OutMemory::unknown;
   std::string json_path;
 };
 
