@@ -159,6 +159,7 @@ void check_contracts() {
 
 int migrate(unsigned channels, std::uint64_t memory_bytes, const std::string& json_path) {
   program::JsonFile json_file(json_path);
+  check_contracts();
   constexpr std::size_t page = 4096;
   const std::size_t pages = memory_bytes / page;
   // A guest: a quarter in the balloon (with stale bytes that nobody may see), a quarter zero, a quarter page tables,
@@ -228,7 +229,6 @@ int main(int argc, char** argv) {
   app.add_option("--json", json_path, "Write one JSON object to a file, or to stdout for -");
   return program::run(app, argc, argv, [&] {
     if (memory == 0 || memory % 4096 != 0) throw program::Usage("--memory: a multiple of 4096");
-    check_contracts();
     return migrate(channels, memory, json_path);
   });
 }

@@ -8,11 +8,11 @@
 #include <CLI/CLI.hpp>
 #include <deque>
 #include <filesystem>
-#include <list>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "common/mapping.hpp"
+#include "common/part_file.hpp"
 #include "common/program.hpp"
 #include "common/qemu_source.hpp"
 #include "common/report.hpp"
@@ -58,8 +58,9 @@ std::string file_name_of(std::string_view idstr, std::map<std::string, int>& tak
 
 class Dump {
  public:
-  Dump(const Settings& settings, program::QemuSource& source, const Interrupt& interrupt)
+  Dump(const Settings& settings, program::PartFile& manifest, program::QemuSource& source, const Interrupt& interrupt)
       : settings_(settings),
+        manifest_file_(manifest),
         source_(source),
         interrupt_(interrupt),
         main_(source.main(), settings.source,
@@ -212,21 +213,14 @@ class Dump {
                                   {"received_pages", received},
                                   {"zero_pages", summary.zero_pages}});
     }
-    const std::string path = settings_.output + "/" + manifest_name;
-    // Until the manifest has its name, a second signal takes all of them.
-    std::list<program::RemovedBySignal> unfinished;
-    unfinished.emplace_back(path + ".part");
-    for (const Block& block : blocks_) unfinished.emplace_back(settings_.output + "/" + block.file_name);
-    try {
-      program::JsonFile(path + ".part").write(manifest());
-      for (Block& block : blocks_) block.file->keep();
-      std::filesystem::rename(path + ".part", path);
-    } catch (const std::exception& error) {
-      std::error_code ignored;
-      for (const Block& block : blocks_) std::filesystem::remove(settings_.output + "/" + block.file_name, ignored);
-      std::filesystem::remove(path + ".part", ignored);
-      throw Failure(error.what());
-    }
+    // Until the manifest has its name, a failure or a second signal takes all of them.
+    program::write_text(manifest_file_.fd(), program::json_text(manifest()), manifest_file_.part());
+    for (const Block& block : blocks_) block.file->sync();
+    manifest_file_.sync();
+    for (const Block& block : blocks_) block.file->rename();
+    manifest_file_.rename();
+    for (const Block& block : blocks_) block.file->release();
+    manifest_file_.release();
   }
 
   /// Tells the source that all is well, and waits for the end of the channels.
@@ -273,6 +267,7 @@ class Dump {
   }
 
   const Settings& settings_;
+  program::PartFile& manifest_file_;
   program::QemuSource& source_;
   const Interrupt& interrupt_;
   program::MainStream main_;
@@ -287,13 +282,20 @@ class Dump {
   program::OnInterrupt on_signal_;  // last: its action uses the others
 };
 
-/// The folder for the dump: made here, or there without a dump in it.
-void prepare_output(const std::string& path) {
+/// The folder for the dump: made here, or there without a dump in it. What it returns keeps other dumps out of it, by
+/// whatever path they name it.
+std::unique_ptr<program::PartFile> prepare_output(const std::string& path) {
   std::error_code error;
   std::filesystem::create_directories(path, error);
   if (error) throw Failure(fmt::format("{}: {}", path, error.message()));
   if (std::filesystem::exists(path + "/" + manifest_name, error))
     throw Failure(path + ": holds a dump already; choose another --output or remove it");
+  auto manifest = std::make_unique<program::PartFile>(path + "/" + manifest_name);
+  for (const auto& entry : std::filesystem::directory_iterator(path, error))
+    if (entry.path().extension() == ".ram")
+      throw Failure(entry.path().string() + ": is no part of this dump; choose another --output or remove it");
+  if (error) throw Failure(fmt::format("{}: {}", path, error.message()));
+  return manifest;
 }
 
 int dump(const Settings& settings) {
@@ -301,9 +303,9 @@ int dump(const Settings& settings) {
   const program::Stopwatch watch;
   program::JsonFile json_file(settings.json_path);
   try {
-    prepare_output(settings.output);
+    const auto manifest = prepare_output(settings.output);
     program::QemuSource source(settings.source, interrupt);
-    const json report = Dump(settings, source, interrupt).run();
+    const json report = Dump(settings, *manifest, source, interrupt).run();
     if (settings.json_path != "-")
       fmt::print("dumped {} blocks of {} to {}: {} in {:.2f} s, {:.2f} GiB/s, {} epochs{}\n", report["blocks"].size(),
                  report["machine"].get<std::string>(), settings.output,

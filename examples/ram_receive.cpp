@@ -38,18 +38,22 @@ struct Settings {
   program::Tls tls;
 };
 
-/// The memory to receive into.
+/// The memory to receive into. A file's name is reserved from the start.
 struct Target {
   std::optional<program::NewFile> file;
   std::optional<program::Mapping> anonymous;
 
-  Target(const Settings& settings, std::uint64_t bytes) {
-    if (settings.discard) {
+  explicit Target(const Settings& settings) {
+    if (!settings.discard) file.emplace(settings.file);
+    if (!settings.populate) return;
+    allocate(settings.size);
+    mapping().populate();
+  }
+  void allocate(std::uint64_t bytes) {
+    if (file)
+      file->allocate(bytes);
+    else
       anonymous = program::Mapping::anonymous(bytes);
-    } else {
-      file.emplace(settings.file, bytes);
-    }
-    if (settings.populate) mapping().populate();
   }
   const program::Mapping& mapping() const { return file ? file->mapping() : *anonymous; }
 };
@@ -60,8 +64,7 @@ int migrate(const Settings& settings) {
   program::JsonFile json_file(settings.json_path);
   try {
     const std::uint64_t limit = settings.size != 0 ? settings.size : program::physical_memory();
-    std::optional<Target> target;
-    if (settings.populate) target.emplace(settings, settings.size);
+    Target target(settings);
     SocketOptions socket = settings.limits.socket();
     socket.send_buffer_bytes = socket.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
     const Address address = program::address_of(settings.listen, "--listen");
@@ -80,8 +83,8 @@ int migrate(const Settings& settings) {
       if (!wire::valid_page_bytes(page_size) || bytes == 0 || bytes % page_size != 0)
         throw Failure(fmt::format("the source announces {} bytes in pages of {}", bytes, page_size));
 
-      if (!target) target.emplace(settings, bytes);
-      const std::span<std::byte> memory = target->mapping().bytes();
+      if (!settings.populate) target.allocate(bytes);
+      const std::span<std::byte> memory = target.mapping().bytes();
       if (memory.size() != bytes)
         throw Failure(fmt::format("the source announces {} bytes; {} were populated (--size)", bytes, memory.size()));
       RamMap ram(page_size);
@@ -95,7 +98,7 @@ int migrate(const Settings& settings) {
       if (const auto theirs = program::field<std::string>(received.done, "digest"); digest != theirs)
         throw Failure(fmt::format("what arrived is not what was sent: digest {}, the source says {}", digest, theirs));
       if (interrupt.triggered()) throw Failure(Error{.code = Errc::cancelled});
-      if (target->file) target->file->keep();
+      if (target.file) target.file->keep();
       // What has been verified stays, also when the source is no longer there to hear it.
       const std::string verdict = json{{"ok", true}, {"digest", digest}}.dump();
       if (!source.control.send_last(MessageType::result, std::as_bytes(std::span(verdict))))

@@ -24,35 +24,18 @@
 namespace program {
 namespace {
 
-[[noreturn]] void fail(const std::string& path) { throw Failure(fmt::format("{}: {}", path, std::strerror(errno))); }
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
-
 std::span<std::byte> map(std::uint64_t bytes, int protection, int flags, int fd, const std::string& what) {
   void* memory = ::mmap(nullptr, bytes, protection, flags, fd, 0);
-  if (memory == MAP_FAILED) fail(what);
+  if (memory == MAP_FAILED) fail_path(what);
   return {static_cast<std::byte*>(memory), bytes};
 }
 
 }  // namespace
 
 Mapping Mapping::read_file(const std::string& path, std::uint64_t bytes, std::size_t page_bytes) {
-  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const Descriptor file = open_regular(path, O_RDONLY);
   struct stat status{};
-  if (file.get() < 0 || ::fstat(file.get(), &status) != 0) fail(path);
-  if (!S_ISREG(status.st_mode)) throw Failure(path + ": not a regular file");
+  if (::fstat(file.get(), &status) != 0) fail_path(path);
   const auto size = static_cast<std::uint64_t>(status.st_size);
   if (size == 0) throw Failure(path + ": empty");
   if (bytes > size) throw Failure(fmt::format("{}: has {} bytes, fewer than --size {}", path, size, bytes));
@@ -82,7 +65,7 @@ Mapping::~Mapping() {
 
 void Mapping::populate() const {
   if (::madvise(bytes_.data(), bytes_.size(), MADV_POPULATE_WRITE) == 0) return;
-  if (errno != EINVAL) fail("populate memory");
+  if (errno != EINVAL) fail_path("populate memory");
   // Before Linux 5.14: touch by hand, each page as it is.
   for (std::size_t at = 0; at < bytes_.size(); at += 4096) {
     volatile std::byte& byte = bytes_[at];
@@ -92,35 +75,19 @@ void Mapping::populate() const {
 
 void Mapping::populate_for_reading() const {
   if (::madvise(bytes_.data(), bytes_.size(), MADV_POPULATE_READ) == 0) return;
-  if (errno != EINVAL) fail("populate memory");
+  if (errno != EINVAL) fail_path("populate memory");
   for (std::size_t at = 0; at < bytes_.size(); at += 4096) (void)*static_cast<volatile const std::byte*>(&bytes_[at]);
 }
 
-NewFile::NewFile(std::string path, std::uint64_t bytes)
-    : path_(std::move(path)), part_(path_ + ".part"), unfinished_(part_), mapping_(std::span<std::byte>{}) {
-  const Descriptor file(::open(part_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
-  if (file.get() < 0) fail(part_);
-  try {
-    // Room is reserved now: running out of it later would be a SIGBUS in a worker.
-    if (const int error = ::posix_fallocate(file.get(), 0, static_cast<off_t>(bytes)); error != 0) {
-      errno = error;
-      fail(part_);
-    }
-    mapping_ = Mapping(map(bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), part_));
-  } catch (...) {
-    ::unlink(part_.c_str());
-    throw;
-  }
-}
-
-NewFile::~NewFile() {
-  if (!kept_) ::unlink(part_.c_str());
+void NewFile::allocate(std::uint64_t bytes) {
+  // Room is reserved now: running out of it later would be a SIGBUS in a worker.
+  if (const int error = ::posix_fallocate(file_.fd(), 0, static_cast<off_t>(bytes)); error != 0)
+    fail_path(file_.part(), error);
+  mapping_ = Mapping(map(bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_.fd(), file_.part()));
 }
 
 NewFile::Summary NewFile::make_sparse(std::size_t page_bytes) const {
   static constexpr std::array<std::byte, 64 * 1024> zeros{};
-  const Descriptor file(::open(part_.c_str(), O_RDWR | O_CLOEXEC));
-  if (file.get() < 0) fail(part_);
   auto digest = need(multifd::PageDigest::create());
   digest.begin();
   Summary summary;
@@ -129,16 +96,16 @@ NewFile::Summary NewFile::make_sparse(std::size_t page_bytes) const {
   const auto skip_to = [&](std::size_t end) {
     if (end <= done) return;
     // Where the file system cannot, the file keeps its size on disk.
-    (void)::fallocate(file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(done),
+    (void)::fallocate(file_.fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(done),
                       static_cast<off_t>(end - done));
     summary.zero_pages += (end - done) / page_bytes;
     for (; done < end; done += std::min(zeros.size(), end - done))
       digest.add(std::span(zeros).first(std::min(zeros.size(), end - done)));
   };
   for (std::size_t at = 0; at < bytes.size();) {
-    const off_t data = ::lseek(file.get(), static_cast<off_t>(at), SEEK_DATA);
+    const off_t data = ::lseek(file_.fd(), static_cast<off_t>(at), SEEK_DATA);
     if (data < 0 && errno == ENXIO) break;  // nothing but room behind `at`
-    const off_t hole = data < 0 ? data : ::lseek(file.get(), data, SEEK_HOLE);
+    const off_t hole = data < 0 ? data : ::lseek(file_.fd(), data, SEEK_HOLE);
     // Both in whole pages; a file system that does not know has data everywhere.
     const std::size_t end = hole < 0 ? bytes.size() : std::min(bytes.size(), static_cast<std::size_t>(hole));
     for (at = std::max(at, static_cast<std::size_t>(std::max<off_t>(data, 0)) / page_bytes * page_bytes); at < end;
@@ -156,11 +123,9 @@ NewFile::Summary NewFile::make_sparse(std::size_t page_bytes) const {
 }
 
 void NewFile::keep() {
-  // It has had its size from the start: after a crash of the machine nothing else would tell whether it is whole.
-  const Descriptor file(::open(part_.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file.get() < 0 || ::fsync(file.get()) != 0) fail(part_);
-  if (std::rename(part_.c_str(), path_.c_str()) != 0) fail(path_);
-  kept_ = true;
+  sync();
+  rename();
+  release();
 }
 
 std::string digest_text(std::span<const std::byte> bytes) { return fmt::format("{:016x}", multifd::digest_of(bytes)); }

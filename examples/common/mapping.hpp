@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 
+#include "common/part_file.hpp"
 #include "common/program.hpp"
 
 namespace program {
@@ -41,16 +42,16 @@ class Mapping {
   std::span<std::byte> bytes_;
 };
 
-/// A file that is being received: it lies beside its final name as NAME.part and is renamed by keep(). Without keep()
-/// it is removed, by a second signal as well, so that a failure never leaves a file that looks whole; only SIGKILL leaves
-/// the part.
+/// A file that is being received: a PartFile that is mapped.
 class NewFile {
  public:
-  /// Throws Failure: the folder is missing, no room, no permission.
-  NewFile(std::string path, std::uint64_t bytes);
-  ~NewFile();
-  NewFile(const NewFile&) = delete;
-  NewFile& operator=(const NewFile&) = delete;
+  /// The name is reserved from here on. Throws Failure, as PartFile.
+  explicit NewFile(std::string path) : file_(std::move(path)), mapping_(std::span<std::byte>{}) {}
+  /// The same, and allocate().
+  NewFile(std::string path, std::uint64_t bytes) : NewFile(std::move(path)) { allocate(bytes); }
+
+  /// Gives it its size, and maps it. Throws Failure: no room, no permission.
+  void allocate(std::uint64_t bytes);
 
   const Mapping& mapping() const noexcept { return mapping_; }
 
@@ -62,15 +63,16 @@ class NewFile {
   /// written to is not looked at: reading it would fill it.
   Summary make_sparse(std::size_t page_bytes) const;
 
-  /// Gives it its final name, with its bytes on the disk before.
+  /// PartFile's: everything that can fail beside the last step; the name; that it stays.
+  void sync() { file_.sync(); }
+  void rename() { file_.rename(); }
+  void release() noexcept { file_.release(); }
+  /// All three.
   void keep();
 
  private:
-  std::string path_;
-  std::string part_;
-  RemovedBySignal unfinished_;
+  PartFile file_;
   Mapping mapping_;
-  bool kept_ = false;
 };
 
 /// XXH3-64 of a whole range, as 16 hexadecimal digits.

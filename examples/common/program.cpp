@@ -109,6 +109,13 @@ RemovedBySignal::~RemovedBySignal() {
   unfinished().paths.erase(&path_);
 }
 
+int RemovedBySignal::renamed_to(std::string path, const std::function<int()>& rename) {
+  const std::lock_guard lock(unfinished().mutex);
+  const int error = rename();
+  if (error == 0) path_.swap(path);
+  return error;
+}
+
 OnInterrupt::OnInterrupt(const multifd::Interrupt& interrupt, std::function<void()> action)
     : done_(need(multifd::Interrupt::create())) {
   thread_ = std::thread([&interrupt, this, action = std::move(action)] {

@@ -71,8 +71,12 @@ class RemovedBySignal {
   RemovedBySignal(const RemovedBySignal&) = delete;
   RemovedBySignal& operator=(const RemovedBySignal&) = delete;
 
+  /// From now on the file has another path. `rename`: gives the file that path, returns an errno or 0; no signal comes
+  /// between the two.
+  int renamed_to(std::string path, const std::function<int()>& rename);
+
  private:
-  const std::string path_;
+  std::string path_;
 };
 
 /// While it lives: when `interrupt` triggers, `action` runs once on a thread of its own.

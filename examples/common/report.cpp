@@ -1,17 +1,35 @@
 // SPDX-License-Identifier: MIT
 #include "common/report.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <nlohmann/json.hpp>
 
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 
 #include "common/program.hpp"
 
 namespace program {
+namespace {
+
+/// Whether a file looks like what a program has reported before.
+bool holds_report(const std::string& path) {
+  constexpr std::size_t longest = 16 << 20;
+  std::ifstream file(path);
+  std::string text(longest, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<std::size_t>(file.gcount()));
+  const auto object = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  return object.is_object() && object.contains("ok");
+}
+
+}  // namespace
 
 Spent Meter::whole_process() {
   rusage usage{};
@@ -98,20 +116,34 @@ nlohmann::json failure_report(const std::string& error, double seconds) {
 
 JsonFile::JsonFile(std::string path) : path_(std::move(path)) {
   if (path_.empty() || path_ == "-") return;
-  file_.open(path_);
-  if (!file_) throw Failure(fmt::format("--json {}: {}", path_, std::strerror(errno)));
+  const auto fail = [this](const std::string& why) { throw Failure(fmt::format("--json {}: {}", path_, why)); };
+  // Not to wait for a reader of a FIFO.
+  file_ = Descriptor(::open(path_.c_str(), O_WRONLY | O_CREAT | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0666));
+  struct stat status{};
+  if (file_.get() < 0 && errno == ENXIO) fail("nobody reads from it");
+  if (file_.get() < 0 || ::fstat(file_.get(), &status) != 0) fail(std::strerror(errno));
+  if (S_ISCHR(status.st_mode) || S_ISFIFO(status.st_mode)) return;
+  if (!S_ISREG(status.st_mode)) fail("not a file");
+  if (::flock(file_.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    fail("another program writes its report there");
+  if (status.st_size == 0) return;
+  if (!holds_report(path_)) fail("holds something that is no report, and is not overwritten: choose another name");
+  if (::ftruncate(file_.get(), 0) != 0) fail(std::strerror(errno));
 }
 
 void JsonFile::write(const nlohmann::json& object) {
   if (path_.empty()) return;
-  const std::string text = object.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  const std::string text = json_text(object);
   if (path_ == "-") {
     fmt::print("{}", text);
-    std::fflush(stdout);
+    if (std::fflush(stdout) != 0) fail_path("--json -");
     return;
   }
-  file_ << text;
-  if (!file_.flush()) throw Failure(fmt::format("{}: {}", path_, std::strerror(errno)));
+  write_text(file_.get(), text, "--json " + path_);
+}
+
+std::string json_text(const nlohmann::json& object) {
+  return object.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace program

@@ -7,12 +7,13 @@
 
 #include <chrono>
 #include <condition_variable>
-#include <fstream>
 #include <functional>
 #include <mutex>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <thread>
+
+#include "common/part_file.hpp"
 
 namespace program {
 
@@ -77,7 +78,8 @@ nlohmann::json text_or_null(const std::string& text);
 nlohmann::json failure_report(const std::string& error, double seconds);
 
 /// Where --json goes: a file, stdout for "-", nowhere for an empty path. Opened before the work, so that a path that
-/// cannot be written is no surprise after it, and nobody takes an earlier run's report for this one's.
+/// cannot be written is no surprise after it, and nobody takes an earlier run's report for this one's. An earlier report
+/// is overwritten; a file that holds anything else is not, nor is one that another program has open for its report.
 class JsonFile {
  public:
   /// Throws Failure.
@@ -87,8 +89,11 @@ class JsonFile {
 
  private:
   std::string path_;
-  std::ofstream file_;
+  Descriptor file_;
 };
+
+/// How the programs write JSON: indented, with a newline at its end.
+std::string json_text(const nlohmann::json& object);
 
 /// GiB per second.
 double rate(double bytes, double seconds);

@@ -63,7 +63,7 @@ def run(folder, programs, image, case):
             time.sleep(case.after)  # the moment is what is tested
             killed = time.monotonic()
             victim.kill()
-            before_hello = case.victim == "sender" and not copy.with_name("copy.part").exists() and not copy.exists()
+            before_hello = case.victim == "sender" and not survivors.receiving(copy) and not copy.exists()
             try:
                 seconds = survivors.seconds_to_end(survivor, 5 if before_hello else LIMIT, killed)
             except LabError:

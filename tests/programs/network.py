@@ -131,7 +131,7 @@ class Midway:
     def start(self, lab, stack):
         receiver, self.copy = lab.receiver(stack)
         sender = lab.sender(stack, receiver.address, "--compression", self.compression, "--bandwidth", "4M")
-        wait_for("the migration", 30, self.copy.with_name("copy.part").exists)
+        wait_for("the migration", 30, lambda: survivors.receiving(self.copy))
         return [sender, receiver]
 
 

@@ -52,7 +52,7 @@ for side in sender receiver; do
   timeout --foreground 60 "$send" --connect "$address" --file "$work/image" --bandwidth 1M --channels 4 >"$work/sender.log" 2>&1 &
   sender=$!
   for _ in $(seq 500); do
-    if [ -e "$work/copy.part" ]; then break; fi
+    if [ -s "$work/copy.part" ]; then break; fi
     sleep 0.02
   done
   # timeout(1) passes the signal on to the program.

@@ -41,7 +41,7 @@ class Scene:
         return text
 
     def part(self):
-        wait_for("the file that is being received", LIMIT, self.copy.with_name("copy.part").exists)
+        wait_for("the file that is being received", LIMIT, lambda: survivors.receiving(self.copy))
 
     # ---- the states
 

@@ -75,6 +75,14 @@ def check_failure(process, cause):
     return lines[0]
 
 
+def receiving(copy):
+    """Whether a source has said how much it sends: the file has its name reserved before, and its size from then on."""
+    try:
+        return copy.with_name(f"{copy.name}.part").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 def leftovers(copy):
     """Names in the receiver's folder."""
     return sorted(file.name for file in copy.parent.iterdir())

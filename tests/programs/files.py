@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: MIT
+"""The programs and their users' files: two programs with one output, names that are taken, what a killed program left.
+
+    python3 tests/programs/files.py build/dev/examples [CASE...]
+"""
+
+import argparse
+import contextlib
+import filecmp
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import survivors
+from survivors import Folder, LabError, Process, Program, wait_for
+
+MIB = 1 << 20
+
+
+class Lab:
+    """Programs in a folder that a case has for itself."""
+
+    def __init__(self, folder, programs, stack):
+        self.folder, self.programs, self.stack = folder, programs, stack
+        self.home = folder.memory / folder.new("case").name
+        self.home.mkdir()
+
+    def receiver(self, *options):
+        command = [self.programs / "ram_receive", "--listen", "tcp:127.0.0.1:0", *options]
+        return self.stack.enter_context(Program(self.folder, command))
+
+    def dump(self, output, *options):
+        command = [self.programs / "qemu_dump", "--listen", "tcp:127.0.0.1:0", "--output", output, *options]
+        return self.stack.enter_context(Program(self.folder, command))
+
+    def sender(self, receiver, image, *options):
+        command = [self.programs / "ram_send", "--connect", receiver.address, "--file", image, *options]
+        return self.stack.enter_context(Process(self.folder, "ram_send", command))
+
+    def refused(self, text, name, *options):
+        """A program that ends at once, without having listened, with one line that has `text` in it."""
+        done = subprocess.run([self.programs / name, *map(str, options)], capture_output=True, text=True, timeout=20)
+        lines = done.stderr.strip().splitlines()
+        if done.returncode != 1 or len(lines) != 1 or text not in lines[0]:
+            raise LabError(f"{name} {options}: status {done.returncode}, not 1 and one line with {text!r}: {lines}")
+
+    def image(self, mib=8):
+        return survivors.make_image(self.home / "image", mib)
+
+    def receive(self, receiver, image, copy, *options):
+        """The rest of a migration, to a right copy."""
+        self.sender(receiver, image, *options).wait_exit(60)
+        receiver.finish(20)
+        check(filecmp.cmp(image, copy, shallow=False), "the copy is not the image")
+
+
+def check(true, what):
+    if not true:
+        raise LabError(what)
+
+
+# ---- two programs, one output
+
+
+def two_dumps(lab):
+    """By whatever path the second one names the folder."""
+    out = lab.home / "out"
+    first = lab.dump(out)
+    (lab.home / "link").symlink_to(out)
+    for name in (out, lab.home / "." / "out" / ".." / "out", lab.home / "link", os.path.relpath(out)):
+        lab.refused("another program is writing to it", "qemu_dump", "--listen", "tcp:127.0.0.1:0", "--output", name)
+    os.kill(first.pid, signal.SIGINT)
+    first.wait_exit(5)
+    check(not any(out.iterdir()), "the folder is not empty")
+    lab.dump(out)  # free again
+
+
+def two_receivers(lab):
+    image, copy = lab.image(), lab.home / "copy"
+    first = lab.receiver("--file", copy)
+    (lab.home / "link").symlink_to(lab.home)
+    sender = lab.sender(first, image, "--bandwidth", "16M")
+    for name in (copy, lab.home / "link" / "copy"):
+        lab.refused("another program is writing to it", "ram_receive", "--listen", "tcp:127.0.0.1:0", "--file", name)
+    sender.wait_exit(30)
+    first.finish(20)
+    check(filecmp.cmp(image, copy, shallow=False), "the first one's copy is not its image")
+
+
+def one_report_of_two(lab):
+    image, report = lab.image(), lab.home / "report"
+    receiver = lab.receiver("--discard", "--json", report)
+    listen = ("--listen", "tcp:127.0.0.1:0")
+    for name, options in (("ram_receive", (*listen, "--discard")), ("qemu_dump", (*listen, "--output", lab.home / "out")),
+                          ("qemu_relay", (*listen, "--connect", "tcp:127.0.0.1:1")), ("live_migration", ()),
+                          ("ram_send", ("--connect", receiver.address, "--file", image)), ("custom_policy", ())):
+        lab.refused("another program writes its report there", name, *options, "--json", report)
+    lab.sender(receiver, image).wait_exit(30)
+    receiver.finish(20)
+    check(json.loads(report.read_text())["ok"], "the first one's report")
+
+
+# ---- names that are taken
+
+
+def an_earlier_report(lab):
+    """Is overwritten; nothing else is."""
+    image, report = lab.image(), lab.home / "report"
+    for _ in range(2):
+        lab.refused("refused", "ram_send", "--connect", "tcp:127.0.0.1:1", "--file", image, "--json", report)
+        check(json.loads(report.read_text())["ok"] is False, "the report of the failure")
+    for what in (b"notes", b'{"machine": "pc", "blocks": []}', b"\0" * 4096, b'["ok"]'):
+        report.write_bytes(what)
+        lab.refused("holds something that is no report", "ram_send", "--connect", "tcp:127.0.0.1:1", "--file", image,
+                    "--json", report)
+        check(report.read_bytes() == what, "a file that is no report was overwritten")
+    lab.refused("holds something that is no report", "ram_send", "--connect", "tcp:127.0.0.1:1", "--file", image,
+                "--json", image)
+
+
+def a_file_of_that_name(lab):
+    copy = lab.home / "copy"
+    copy.write_text("mine")
+    (lab.home / "nowhere").symlink_to("no such file")
+    (lab.home / "folder").mkdir()
+    for name in (copy, lab.home / "nowhere", lab.home / "folder"):
+        lab.refused("exists already", "ram_receive", "--listen", "tcp:127.0.0.1:0", "--file", name)
+    check(copy.read_text() == "mine", "overwritten")
+
+
+def a_file_that_appears(lab):
+    """While the data arrives: neither of the two is lost."""
+    image, copy = lab.image(), lab.home / "copy"
+    receiver = lab.receiver("--file", copy)
+    sender = lab.sender(receiver, image, "--bandwidth", "16M")
+    wait_for("the transfer", 10, lambda: survivors.receiving(copy))
+    copy.write_text("mine")
+    check(sender.wait_exit(30) == 1, "the source is not told")
+    check("stays as" in receiver.fail(20), "where the data is")
+    check(copy.read_text() == "mine", "overwritten")
+    part = lab.home / "copy.part"
+    check(filecmp.cmp(image, part, shallow=False), "the part is not whole")
+    lab.refused("is not what a killed program has left", "ram_receive", "--listen", "tcp:127.0.0.1:0", "--file",
+                rename(copy))
+    check(filecmp.cmp(image, part, shallow=False), "what was kept was overwritten")
+
+
+def rename(path):
+    """Frees a name."""
+    path.rename(path.with_name("away"))
+    return path
+
+
+def a_dump_folder_in_use(lab):
+    out = lab.home / "out"
+    for name in ("manifest.json", "pc.ram.ram"):
+        out.mkdir()
+        (out / name).write_text("mine")
+        lab.refused("choose another --output", "qemu_dump", "--listen", "tcp:127.0.0.1:0", "--output", out)
+        check([each.name for each in out.iterdir()] == [name] and (out / name).read_text() == "mine", "changed")
+        (out / name).unlink()
+        out.rmdir()
+    out.mkdir()
+    (out / "notes").write_text("mine")
+    lab.dump(out)
+
+
+# ---- what a killed program leaves
+
+
+def a_killed_receiver(lab):
+    """Is no obstacle: its part is taken over."""
+    image, copy = lab.image(), lab.home / "copy"
+    first = lab.receiver("--file", copy)
+    lab.sender(first, image, "--bandwidth", "4M")
+    wait_for("the transfer", 10, lambda: survivors.receiving(copy))
+    first.kill()
+    check((lab.home / "copy.part").exists(), "no part: nothing to show")
+    lab.receive(lab.receiver("--file", copy), image, copy)
+    check(sorted(os.listdir(lab.home)) == ["copy", "image"], "left behind")
+
+
+def a_killed_dump(lab):
+    out = lab.home / "out"
+    lab.dump(out).kill()
+    check(os.listdir(out) == ["manifest.json.part"], "no part: nothing to show")
+    lab.dump(out)
+
+
+def a_part_of_somebody_else(lab):
+    copy, part = lab.home / "copy", lab.home / "copy.part"
+    part.write_text("a download of mine")
+    lab.refused("is not what a killed program has left", "ram_receive", "--listen", "tcp:127.0.0.1:0", "--file", copy)
+    check(part.read_text() == "a download of mine", "overwritten")
+    part.unlink()
+    part.symlink_to("victim")
+    lab.refused("copy.part", "ram_receive", "--listen", "tcp:127.0.0.1:0", "--file", copy)
+    check(not (lab.home / "victim").exists(), "written through a link")
+
+
+def a_part_that_goes_away(lab):
+    """And another one in its place, which is not renamed or removed."""
+    image, copy, part = lab.image(), lab.home / "copy", lab.home / "copy.part"
+    receiver = lab.receiver("--file", copy)
+    sender = lab.sender(receiver, image, "--bandwidth", "16M")
+    wait_for("the transfer", 10, lambda: survivors.receiving(copy))
+    part.unlink()
+    part.write_text("mine")
+    check(sender.wait_exit(30) == 1, "the source is not told")
+    check("was removed or replaced" in receiver.fail(20), "why")
+    check(part.read_text() == "mine" and not copy.exists(), "another's file was taken")
+
+
+CASES = (two_dumps, two_receivers, one_report_of_two, an_earlier_report, a_file_of_that_name, a_file_that_appears,
+         a_dump_folder_in_use, a_killed_receiver, a_killed_dump, a_part_of_somebody_else, a_part_that_goes_away)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="the programs and their users' files")
+    parser.add_argument("programs", type=Path, help="folder of the programs")
+    parser.add_argument("cases", nargs="*", help="only these")
+    options = parser.parse_args()
+    failures = 0
+    with Folder() as folder:
+        for case in CASES:
+            if options.cases and case.__name__ not in options.cases:
+                continue
+            began = time.monotonic()
+            try:
+                with contextlib.ExitStack() as stack:
+                    said = case(Lab(folder, options.programs.resolve(), stack))
+                print(f"{case.__name__}: {said or 'as it should be'}, {time.monotonic() - began:.1f} s")
+            except (LabError, OSError, subprocess.SubprocessError) as error:
+                failures += 1
+                print(f"FAILED: {case.__name__}: {error}")
+    print(f"{failures} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
