@@ -103,6 +103,8 @@ int migrate(const Settings& settings) {
       const std::string verdict = json{{"ok", true}, {"digest", digest}}.dump();
       if (!source.control.send_last(MessageType::result, std::as_bytes(std::span(verdict))))
         fmt::print(stderr, "the source has gone before it heard that all is verified\n");
+      else if (const std::string why = source.control.why_unheard(); !why.empty())
+        fmt::print(stderr, "all is verified, but the source may not have heard it: {}\n", why);
 
       const ChannelStats sum = total(received.stats.channels);
       const std::uint64_t pages = sum.normal_pages + sum.zero_pages + received.main_zero_pages;

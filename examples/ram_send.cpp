@@ -101,6 +101,7 @@ int migrate(const Settings& settings) {
       const Outcome outcome = send(settings, bytes, control, interrupt);
       control.send_json(MessageType::done, {{"digest", program::digest_text(bytes)}});
       const json result = control.expect(MessageType::result, program::small_message, settings.limits.result).json();
+      control.finish();
 
       json report =
           program::report(outcome.spent.seconds, outcome.ram_bytes, outcome.stats.zero_on_main, outcome.stats.channels);

@@ -82,16 +82,34 @@ void Control::send_json(MessageType type, const nlohmann::json& object) {
 }
 
 bool Control::send_last(MessageType type, std::span<const std::byte> payload) noexcept {
+  const multifd::Interrupt* const interrupt = interrupt_;
+  bool sent = false;
   try {
     // The interrupt may be what ended us; this one line still has to go out, if the socket takes it at once.
     const multifd::Interrupt quiet = need(multifd::Interrupt::create());
     interrupt_ = &quiet;
     write_timeout_ = 1s;
     send(type, payload);
-    need(link_.finish());
-    return true;
-  } catch (const std::exception&) {
-    return false;  // the peer is gone: then there is nobody to tell
+    sent = true;
+  } catch (const std::exception&) {  // the peer is gone: then there is nobody to tell
+  }
+  interrupt_ = interrupt;
+  // A peer that has read this may have closed, or reset, the connection by now: the end is not what counts.
+  if (sent) (void)link_.finish();
+  return sent;
+}
+
+std::string Control::why_unheard(std::chrono::milliseconds limit) noexcept {
+  try {
+    if (!ready(POLLIN, limit))
+      return fmt::format("it is silent for {} s", std::chrono::duration<double>(limit).count());
+    std::byte byte{};
+    const iovec buffer = multifd::mutable_buffer(std::span(&byte, 1));
+    const auto got = link_.read_some(std::span(&buffer, 1), limit, interrupt_);
+    if (!got) return multifd::describe(got.error());
+    return *got == 0 ? "" : "it sends something else";
+  } catch (const std::exception& error) {
+    return error.what();
   }
 }
 

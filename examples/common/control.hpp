@@ -73,6 +73,12 @@ class Control {
   void send_json(MessageType type, const nlohmann::json& object);
   /// Sends what only the end may follow, whatever the interrupt says. Returns whether it went out; does not wait long.
   bool send_last(MessageType type, std::span<const std::byte> payload) noexcept;
+  /// After send_last(): waits until the peer has read that and called finish(). Returns an empty text then, else why
+  /// nobody knows whether it has: the connection broke, or the peer is silent for `limit`.
+  std::string why_unheard(std::chrono::milliseconds limit = std::chrono::seconds(5)) noexcept;
+  /// The peer has said its last, and all of it was read: ends this side in order, which tells the peer so. A control that
+  /// is destroyed without resets the connection.
+  void finish() noexcept { (void)link_.finish(); }  // a peer that has gone misses nothing
   /// Tells the peer why this side gives up; never throws, does not wait long. Nothing but the end may follow.
   void send_failed(const std::string& reason) noexcept;
   /// Ends a migration that failed: throws what the peer says about it when this side's failure may be an echo of

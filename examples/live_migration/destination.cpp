@@ -87,10 +87,16 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
     if (now.errors > 0)
       throw Failure(fmt::format("the guest found {} errors in its memory at the destination, the first in page {}",
                                 now.errors, now.first_error_page));
-    source.control.send_json(MessageType::result, {{"pages_verified", pages},
-                                                   {"sweeps", now.sweeps},
-                                                   {"pages_written", now.pages_written},
-                                                   {"errors", now.errors}});
+    // The guest lives here now, also when the source is no longer there to hear it.
+    const std::string verdict = json{
+        {"pages_verified", pages},
+        {"sweeps", now.sweeps},
+        {"pages_written", now.pages_written},
+        {"errors", now.errors}}.dump();
+    if (!source.control.send_last(MessageType::result, std::as_bytes(std::span(verdict))))
+      fmt::print(stderr, "the source has gone before it heard that the guest runs here\n");
+    else if (const std::string why = source.control.why_unheard(); !why.empty())
+      fmt::print(stderr, "the guest runs here, but the source may not have heard it: {}\n", why);
     const ChannelStats sum = total(received.stats.channels);
     json report = program::report(received.seconds,
                                   (sum.normal_pages + sum.zero_pages + received.main_zero_pages) * guest_page_size,

@@ -198,6 +198,7 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
     const program::Stopwatch verifying;
     control.send(MessageType::digests, page_digests(guest->memory()));
     const json verdict = control.expect(MessageType::result, program::small_message, settings.limits.result).json();
+    control.finish();
     const double verify_s = verifying.seconds() - settings.run_after_s;
 
     const std::uint64_t ram_bytes = [&] {

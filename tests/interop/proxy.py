@@ -52,7 +52,8 @@ class Proxy:
     """Listens at `listen`, connects each comer to `connect`. `connections` are in order of arrival: QEMU's main one is
     the first."""
 
-    def __init__(self, listen, connect):
+    def __init__(self, listen, connect, connection=Connection):
+        self._connection = connection
         family, place = parse_address(listen)
         self._listener = socket.socket(family)
         self._listener.bind(place)
@@ -73,7 +74,7 @@ class Proxy:
                 except OSError:
                     near.close()
                     continue
-                self.connections.append(Connection(near, far))
+                self.connections.append(self._connection(near, far))
 
     def __enter__(self):
         return self

@@ -18,6 +18,7 @@ round_trip() {
   receiver_status
   [ "$status" = 0 ] || die "ram_receive: status $status"
   cmp "$work/image" "$work/copy" || die "the copy differs"
+  if grep -q heard "$work/receiver.log"; then die "the receiver does not know that the source has heard"; fi
 }
 round_trip tcp:127.0.0.1:0 "--tls-dir $work/tls/good" --tls-dir "$work/tls/good" --channels 4
 round_trip "unix:$work/socket" "--tls-dir $work/tls/good" --tls-dir "$work/tls/good" --tls-hostname localhost \
