@@ -6,7 +6,9 @@
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <linux/kvm.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -42,15 +44,21 @@ GuestConfig small_config() {
   return config;
 }
 
-/// Those that this host can run; says once why KVM is not among them. Where /dev/kvm opens, KVM has to work.
+/// Why there is no KVM here; empty where there is one, which then has to work.
+std::string why_no_kvm() {
+  const int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+  if (fd < 0) return std::string("/dev/kvm: ") + std::strerror(errno);
+  const int version = ioctl(fd, KVM_GET_API_VERSION, 0);
+  close(fd);
+  return version == KVM_API_VERSION ? "" : "/dev/kvm is not KVM's";
+}
+
+/// Those that this host can run; says once why KVM is not among them.
 const std::vector<Backend>& backends() {
   static const std::vector<Backend> found = [] {
-    const int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-    if (fd >= 0) {
-      close(fd);
-      return std::vector{Backend::kvm, Backend::thread};
-    }
-    MESSAGE("skipped for backend kvm: /dev/kvm: ", std::strerror(errno));
+    const std::string why = why_no_kvm();
+    if (why.empty()) return std::vector{Backend::kvm, Backend::thread};
+    MESSAGE("skipped for backend kvm: ", why);
     return std::vector{Backend::thread};
   }();
   return found;

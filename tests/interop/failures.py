@@ -136,6 +136,15 @@ class Scene:
     def _program(self, end):
         if self.case["victim"] == "program":
             return ""
+        left = max(0.01, end - time.monotonic())
+        # Who is cut off before it has said a word is no source, and the program waits for the next one.
+        nobody = "said nothing"
+        wait_for(f"{self.program.name}: its end", left,
+                 lambda: not self.program.alive() or nobody in self.program.stderr())
+        with contextlib.suppress(LabError):
+            self.program.wait_exit(5)
+        if self.program.alive() and nobody in self.program.stderr():
+            return "no migration had begun: it waits for a source"
         if self.moment.ending:  # it may have been too late to harm
             status = self.program.wait_exit(max(0.01, end - time.monotonic()))
             if status == 0:
