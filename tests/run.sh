@@ -6,17 +6,26 @@
 #   sh tests/run.sh            everything: format, both compilers, sanitizers, no-exceptions build; ends with the
 #                              whole ctest of the preset dev
 #   sh tests/run.sh --quick    only that last stage
+#   sh tests/run.sh --night    what is too long for that, hours in all: see night() below for the parts and their length
+#                              (sh tests/run.sh --night soak kill runs only these)
 #
-# All stages run even when one fails; the failed ones are named before the last stage's output and by the exit status.
+# All stages run even when one fails. The end says how long each took, which tests were skipped and why, and which
+# stages failed, as does the exit status.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
 quick=no
+night=no
 case "${1-}" in
   "") ;;
   --quick) quick=yes ;;
+  --night)
+    night=yes
+    shift
+    only=$*
+    ;;
   *)
-    echo "usage: sh tests/run.sh [--quick]" >&2
+    echo "usage: sh tests/run.sh [--quick | --night [part...]]" >&2
     exit 2
     ;;
 esac
@@ -31,11 +40,13 @@ fi
 # shellcheck disable=SC2086 # a list of words
 install_packages $packages || exit 1
 
-# The interop tests' peers. What cannot be had skips its tests: ctest's summary names them, each says why.
+# The interop tests' peers. What cannot be had skips its tests, which the end of the output says.
 install_packages qemu-system-x86 python3 mmdebstrap || echo "==== without QEMU: interop tests will be skipped" >&2
 install_packages iproute2 || echo "==== without iproute2: programs.network will be skipped" >&2
 export MULTIFD_QEMU10="${MULTIFD_QEMU10:-$PWD/build/qemu-10.0}"
-sh tests/interop/qemu10.sh "$MULTIFD_QEMU10" || echo "==== without QEMU 10.0: its interop tests will be skipped" >&2
+export MULTIFD_QEMU11="${MULTIFD_QEMU11:-$PWD/build/qemu-11.1}"
+sh tests/interop/install_qemu.sh 10.0 "$MULTIFD_QEMU10" || echo "==== without QEMU 10.0: its tests will be skipped" >&2
+sh tests/interop/install_qemu.sh 11.1 "$MULTIFD_QEMU11" || echo "==== without QEMU 11.1: its tests will be skipped" >&2
 
 jobs=${JOBS:-$(nproc)}
 if command -v ccache >/dev/null; then
@@ -50,6 +61,11 @@ fi
 
 began=$(date +%s)
 failed=""
+mkdir -p build
+summary=build/summary.txt # a line for each stage: seconds, how it ended, what it was
+skips=build/skipped.txt   # a line for each test that was skipped, or that left something out
+: >"$summary"
+: >"$skips"
 
 # headline <text>
 headline() {
@@ -62,10 +78,43 @@ stage() {
   name=$1
   shift
   headline "$name"
-  if ! "$@"; then
+  stage_began=$(date +%s)
+  if "$@"; then
+    outcome=ok
+  else
     echo "==== FAILED: $name"
     failed="$failed $name"
+    outcome=FAILED
   fi
+  printf '%6s s  %-6s  %s\n' "$(($(date +%s) - stage_began))" "$outcome" "$name" >>"$summary"
+}
+
+# note_skipped <preset>: adds to $skips what that preset's last ctest run has left out, with the reasons that it printed.
+note_skipped() {
+  [ -e "build/$1/Testing/Temporary/LastTest.log" ] || return 0
+  awk -v preset="$1" '
+    /^[0-9]+\/[0-9]+ Test: / { test = $3; reasons = ""; next }
+    /^skipped/ || /MESSAGE: skipped/ {
+      sub(/^.*MESSAGE: /, "")
+      if (index(reasons, $0) == 0) reasons = reasons (reasons == "" ? "" : "; ") $0
+    }
+    /^Test (Passed|Skipped|Failed)[.]$/ {
+      if ($2 == "Skipped.") print preset ": " test ": " (reasons == "" ? "skipped, without a reason" : reasons)
+      else if (reasons != "") print preset ": " test ", in part: " reasons
+    }' "build/$1/Testing/Temporary/LastTest.log" >>"$skips"
+}
+
+# the_end: what ran, what did not, and the exit status.
+the_end() {
+  headline "stages"
+  cat "$summary"
+  headline "skipped: $(wc -l <"$skips")"
+  cat "$skips"
+  if [ -n "$failed" ]; then
+    echo "tests/run.sh: failed stages:$failed" >&2
+    exit 1
+  fi
+  exit 0
 }
 
 # Formatting of every tracked file of C++.
@@ -104,7 +153,10 @@ build_and_test() {
   # shellcheck disable=SC2086 # a list of words
   cmake --build --preset "$preset" -j "$jobs" ${targets:+--target $targets} -- --quiet -k 0 || built=no
   if [ "${1-}" != no-tests ]; then
-    $run_tests ctest --preset "$preset" -j "$jobs" --no-tests=error "$@" || return 1
+    tested=yes
+    $run_tests ctest --preset "$preset" -j "$jobs" -LE night --no-tests=error "$@" || tested=no
+    note_skipped "$preset"
+    [ "$tested" = yes ] || return 1
   fi
   [ "$built" = yes ]
 }
@@ -129,8 +181,77 @@ messages() {
   ctest --preset dev-clang -L compile -j "$jobs" --no-tests=error
 }
 
+# part <name> <command...>: one part of the night, with its output in build/night/<name>.log. Status 77: skipped.
+part() {
+  name=$1
+  shift
+  case " $only " in
+    "  " | *" $name "*) ;;
+    *) return 0 ;;
+  esac
+  headline "$name: $*"
+  log=build/night/$name.log
+  part_began=$(date +%s)
+  status=0
+  timeout --foreground "${MULTIFD_NIGHT_LIMIT:-6h}" "$@" >"$log" 2>&1 || status=$?
+  tail -n 3 "$log"
+  grep -h "^skipped" "$log" | sort -u | sed "s/^/$name: /" >>"$skips"
+  case $status in
+    0) outcome=ok ;;
+    77) outcome=skipped ;;
+    *)
+      outcome="FAILED"
+      failed="$failed $name"
+      echo "==== FAILED: $name: status $status; all of it: $log"
+      grep -E "FAIL|ERROR|HANG|WARNING: ThreadSanitizer" "$log" | head -n 20
+      ;;
+  esac
+  printf '%6s s  %-7s  %s\n' "$(($(date +%s) - part_began))" "$outcome" "$name" >>"$summary"
+}
+
+# night: hours. What a part needs is built ahead of it; a part that fails does not keep the next from running.
+night() {
+  mkdir -p build/night
+  part build sh -c '
+    cmake --preset dev && cmake --build --preset dev -j "$1" -- --quiet &&
+    for preset in tsan asan-ubsan; do
+      cmake --preset $preset && cmake --build --preset $preset -j "$1" --target system -- --quiet || exit 1
+    done' sh "$jobs"
+  if ctest --preset dev -N -L night | grep -q "Test *#"; then
+    part ctest ctest --preset dev -L night
+  fi
+  # Every operation of every stack fails once, not every nth. (45 min)
+  part faults env MULTIFD_TEST_FULL=1 build/dev/tests/fault
+  # 2,000 cancels at random moments, and who reads or writes what he should not.
+  for preset in tsan asan-ubsan; do
+    # shellcheck disable=SC2086 # a list of words
+    part "cancels-$preset" $run_tests env "MULTIFD_CANCELS=${MULTIFD_CANCELS:-2000}" "build/$preset/tests/system" \
+      '--source-file=*/cancel_sweep_test.cpp'
+  done
+  part kill python3 -B tests/programs/kill.py build/dev/examples "${MULTIFD_KILLS:-100}"
+  part signals python3 -B tests/programs/signals.py build/dev/examples --tries 10
+  # All cases of the live QEMUs, where the default run has a covering choice.
+  interop="--programs build/dev/examples"
+  part interop-lab python3 -B tests/interop/lab.py --self-test
+  for tool in dump relay failures; do
+    # shellcheck disable=SC2086 # a list of words
+    part "interop-$tool" python3 -B "tests/interop/$tool.py" $interop --full --json "build/night/$tool.json"
+  done
+  # shellcheck disable=SC2086 # a list of words
+  part interop-tls python3 -B tests/interop/tls.py $interop --full --tls-files build/dev/tests/programs/make_tls_files
+  # shellcheck disable=SC2086 # a list of words
+  part interop-memory python3 -B tests/interop/memory.py $interop
+  part soak build/dev/tests/soak/soak --minutes "${MULTIFD_SOAK_MINUTES:-60}" --json build/night/soak.json
+  # So many seconds for each of the twelve targets, $jobs at once.
+  part fuzz env "JOBS=$jobs" sh tests/fuzz/run.sh "${MULTIFD_FUZZ_SECONDS:-1800}"
+  the_end
+}
+
+if [ "$night" = yes ]; then
+  night
+fi
+
 if [ "$quick" = no ]; then
-  mkdir -p build
   stage format check_format
   stage noexcept both_noexcept
   # Sanitizers look at what runs: headers, messages and packages are the other stages' work. The matrix of all stacks is
@@ -149,7 +270,7 @@ fi
 short_fuzz() {
   if ! echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
     clang++-19 -x c++ -fsanitize=fuzzer -o build/has-fuzzer - 2>/dev/null; then
-    echo "==== without libFuzzer: skipped"
+    echo "fuzz: skipped: clang++-19 has no libFuzzer here" | tee -a "$skips"
     return 0
   fi
   JOBS=$jobs sh tests/fuzz/run.sh 3 init_packet packet_header device_state main_stream return_path decode_zlib \
@@ -159,13 +280,5 @@ if [ "$quick" = no ]; then
   stage fuzz short_fuzz
 fi
 
-if [ -n "$failed" ]; then
-  headline "failed so far:$failed"
-fi
 stage dev build_and_test dev
-
-# ctest's summary is to be the last thing on the screen, so success adds nothing to it.
-if [ -n "$failed" ]; then
-  echo "tests/run.sh: failed stages:$failed" >&2
-  exit 1
-fi
+the_end
