@@ -189,7 +189,8 @@ class RecvChannel {
     // do not wait for more of those than they will send.
     const std::size_t size = header_bytes();
     while (ahead_ < size && !(ahead_ >= prefix_bytes && is_foreign())) {  // the caller looks what it is
-      const std::size_t wanted = ahead_ < prefix_bytes ? prefix_bytes - ahead_ : size - ahead_;
+      const std::size_t next = ahead_ < prefix_bytes ? prefix_bytes : ahead_ < slots_known ? slots_known : size;
+      const std::size_t wanted = next - ahead_;
       in_[0] = {header_.get() + ahead_, size - ahead_};
       const auto arrived = read_at_least(link_, std::span(in_.get(), 1), wanted);
       if (!arrived) return std::unexpected(arrived.error());
@@ -203,7 +204,8 @@ class RecvChannel {
 
   /// Whether the first bytes of header_ open something that has another length than this side's RAM headers.
   bool is_foreign() const noexcept {
-    return !has_magic() || is_device_state() || wire::other_page_bytes(header_.get(), shared_.map.page_bytes()) != 0;
+    if (!has_magic() || is_device_state()) return true;
+    return ahead_ >= slots_known && wire::other_page_bytes(header_.get(), shared_.map.page_bytes()) != 0;
   }
   bool has_magic() const noexcept { return wire::load_be<std::uint32_t>(header_.get()) == wire::magic; }
   bool is_device_state() const noexcept {
@@ -383,7 +385,8 @@ class RecvChannel {
   std::size_t header_bytes() const noexcept { return wire::header_bytes(shared_.map.page_bytes()); }
   std::uint32_t id() const noexcept { return id_.load(std::memory_order_relaxed); }
 
-  static constexpr std::size_t prefix_bytes = wire::page_size_bytes;  ///< magic, version, flags, pages_alloc
+  static constexpr std::size_t prefix_bytes = 12;  ///< magic, version, flags
+  static constexpr std::size_t slots_known = 16;   ///< the same, and pages_alloc
 
   RecvShared& shared_;
   const unsigned channels_;

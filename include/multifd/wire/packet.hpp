@@ -79,11 +79,10 @@ inline std::uint64_t load_offset(const std::byte* header, std::size_t slot) noex
   return load_be<std::uint64_t>(header + header_fixed_bytes + 8 * slot);
 }
 
-/// How much of a header other_page_bytes() needs.
-inline constexpr std::size_t page_size_bytes = 16;
-
 /// The page size that a header was written for, if that is another one: every sender has as many slots as a packet has
 /// pages, and says so in pages_alloc. 0: the same, or a SYNC that does not say (9.2 and later), or no page size.
+///
+/// Params: `header`: its first 16 bytes.
 inline std::size_t other_page_bytes(const std::byte* header, std::size_t page_bytes) noexcept {
   const auto slots = load_be<std::uint32_t>(header + 12);
   if (slots == page_count(page_bytes) || slots == 0) return 0;
