@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Worker threads: created without exceptions, named, with every signal blocked (signals belong to the program), and
-// with a hook of the caller's that runs in each of them before its first packet.
+// Worker threads: created without exceptions, named, with every signal blocked (signals belong to the program) but those
+// of a thread's own faults, and with a hook of the caller's that runs in each of them before its first packet.
 #pragma once
 
 #include <pthread.h>
@@ -57,6 +57,8 @@ class Thread {
     sigset_t all;
     sigset_t before;
     sigfillset(&all);
+    // A fault that is blocked ends the process, also where it has a handler: for memory whose file gets shorter, say.
+    for (const int fault : {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP}) sigdelset(&all, fault);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     Thread thread;
     const int error = pthread_create(
