@@ -43,11 +43,11 @@ struct Target {
   std::optional<program::NewFile> file;
   std::optional<program::Mapping> anonymous;
 
-  explicit Target(const Settings& settings) {
+  Target(const Settings& settings, const Interrupt& interrupt) {
     if (!settings.discard) file.emplace(settings.file);
     if (!settings.populate) return;
     allocate(settings.size);
-    mapping().populate();
+    mapping().populate(interrupt);
   }
   void allocate(std::uint64_t bytes) {
     if (file)
@@ -64,7 +64,7 @@ int migrate(const Settings& settings) {
   program::JsonFile json_file(settings.json_path);
   try {
     const std::uint64_t limit = settings.size != 0 ? settings.size : program::physical_memory();
-    Target target(settings);
+    Target target(settings, interrupt);
     SocketOptions socket = settings.limits.socket();
     socket.send_buffer_bytes = socket.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
     const Address address = program::address_of(settings.listen, "--listen");
@@ -94,7 +94,7 @@ int migrate(const Settings& settings) {
                                                      settings.populate_ahead ? Populate::ahead : Populate::off);
       const program::Spent spent = meter.spent();
 
-      const std::string digest = program::digest_text(memory);
+      const std::string digest = target.file ? target.file->make_sparse(page_size).digest : target.mapping().digest();
       if (const auto theirs = program::field<std::string>(received.done, "digest"); digest != theirs)
         throw Failure(fmt::format("what arrived is not what was sent: digest {}, the source says {}", digest, theirs));
       if (interrupt.triggered()) throw Failure(Error{.code = Errc::cancelled});

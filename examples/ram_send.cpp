@@ -44,7 +44,8 @@ struct Outcome {
   std::uint64_t ram_bytes = 0;
 };
 
-Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control& control, const Interrupt& interrupt) {
+Outcome send(const Settings& settings, const program::Mapping& file, Control& control, const Interrupt& interrupt) {
+  const std::span<const std::byte> bytes = file.bytes();
   RamMap ram(settings.page_size);
   const BlockId block = need(ram.add_read_only("ram", bytes));
   SocketOptions socket = settings.limits.socket(&interrupt);
@@ -71,7 +72,14 @@ Outcome send(const Settings& settings, std::span<const std::byte> bytes, Control
                          program::format_bytes(static_cast<double>(sum.wire_bytes)));
     });
     for (unsigned round = 0; round < settings.rounds; ++round) {
-      need(sender->queue_range(block, 0, bytes.size(), [&](std::uint64_t offset) { zeros.add(offset); }));
+      const auto on_zero = [&](std::uint64_t offset) { zeros.add(offset); };
+      std::uint64_t done = 0;
+      for (const program::Run& run : file.data(settings.page_size)) {
+        need(sender->queue_zeros(block, done, run.offset - done, on_zero));
+        need(sender->queue_range(block, run.offset, run.bytes, on_zero));
+        done = run.offset + run.bytes;
+      }
+      need(sender->queue_zeros(block, done, bytes.size() - done, on_zero));
       need(sender->sync());
       zeros.flush();
       control.send(MessageType::round_end);
@@ -89,7 +97,7 @@ int migrate(const Settings& settings) {
     if (!wire::valid_page_bytes(settings.page_size))
       throw program::Usage("--page-size: a power of two from 1024 to 65536");
     const auto file = program::Mapping::read_file(settings.file, settings.size, settings.page_size);
-    if (settings.populate) file.populate_for_reading();
+    if (settings.populate) file.populate_for_reading(interrupt);
     const std::span<const std::byte> bytes = file.bytes();
     Control control =
         Control::connect(program::address_of(settings.connect, "--connect"), interrupt, settings.limits, settings.tls);
@@ -98,8 +106,8 @@ int migrate(const Settings& settings) {
                                              {"page_size", settings.page_size},
                                              {"channels", settings.stack.channels},
                                              {"compression", settings.stack.compression}});
-      const Outcome outcome = send(settings, bytes, control, interrupt);
-      control.send_json(MessageType::done, {{"digest", program::digest_text(bytes)}});
+      const Outcome outcome = send(settings, file, control, interrupt);
+      control.send_json(MessageType::done, {{"digest", file.digest()}});
       const json result = control.expect(MessageType::result, program::small_message, settings.limits.result).json();
       control.finish();
 

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "common/mapped_file.hpp"
 #include "common/program.hpp"
 #include "common/tls_door.hpp"
 
@@ -139,7 +140,8 @@ Message Control::expect(MessageType type, std::size_t limit_bytes, std::chrono::
   return message;
 }
 
-void Control::give_up(const Failure& failure) {
+void Control::give_up(const Failure& noticed) {
+  const Failure failure = cause_of(noticed);
   if (failure.may_be_echo()) {
     const multifd::Interrupt quiet = need(multifd::Interrupt::create());
     interrupt_ = &quiet;
@@ -317,7 +319,8 @@ void ZeroRuns::flush() {
   payload_.clear();
 }
 
-std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map, multifd::BlockId block) {
+std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map, multifd::BlockId block,
+                              const std::function<multifd::Result<bool>(std::uint64_t offset)>& mark_received) {
   std::uint64_t pages = 0;
   std::uint64_t end = 0;  // runs ascend, so that one message costs no more than one look at the block
   if (message.payload.size() % 16 != 0) throw Failure("main connection: a zero runs message of a broken size");
@@ -329,7 +332,8 @@ std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map
     end = start + bytes;
     for (std::uint64_t offset = start; offset - start < bytes; offset += map.page_bytes()) {
       const auto page = need(map.resolve(block, offset), "main connection: zero page");
-      if (!multifd::buffer_is_zero(page.data(), page.size())) std::memset(page.data(), 0, page.size());
+      const bool again = need(mark_received(offset), "main connection: zero page");
+      if (again && !multifd::buffer_is_zero(page.data(), page.size())) std::memset(page.data(), 0, page.size());
       ++pages;
     }
   }

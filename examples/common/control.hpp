@@ -18,6 +18,7 @@
 #include <multifd/multifd.hpp>
 
 #include <cstdint>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -142,7 +143,12 @@ class ZeroRuns {
   void append();
 };
 
-/// Writes the zeros of a zero_runs message; returns the number of pages. Throws Failure for a run outside the block.
-std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map, multifd::BlockId block);
+/// Writes the zeros of a zero_runs message into memory that was fresh; returns the number of pages.
+///
+/// Params: `mark_received`: AnyReceiver::mark_received(); a page that nothing came for before is zero already, and is
+///   not looked at: that would make it resident.
+/// Throws Failure for a run outside the block.
+std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map, multifd::BlockId block,
+                              const std::function<multifd::Result<bool>(std::uint64_t offset)>& mark_received);
 
 }  // namespace program

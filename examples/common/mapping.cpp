@@ -3,17 +3,18 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 #include <multifd/memory/page_digest.hpp>
+#include <multifd/wire/constants.hpp>
 #include <multifd/zero/buffer_is_zero.hpp>
+#include <multifd/zero/untouched_pages.hpp>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <utility>
 
 #ifndef MADV_POPULATE_WRITE
@@ -24,16 +25,120 @@
 namespace program {
 namespace {
 
-std::span<std::byte> map(std::uint64_t bytes, int protection, int flags, int fd, const std::string& what) {
-  void* memory = ::mmap(nullptr, bytes, protection, flags, fd, 0);
-  if (memory == MAP_FAILED) fail_path(what);
-  return {static_cast<std::byte*>(memory), bytes};
+/// The size of a file's pages in memory: mappings of hugetlbfs files are whole huge pages.
+std::size_t page_bytes_of(int fd, const std::string& what) {
+  struct statfs system{};
+  if (::fstatfs(fd, &system) != 0) fail_path(what);
+  return system.f_type == HUGETLBFS_MAGIC ? static_cast<std::size_t>(system.f_bsize) : 4096;
+}
+
+/// Adds a run to those before it, widened to whole pages.
+void add(std::vector<Run>& runs, std::uint64_t begin, std::uint64_t end, std::size_t page_bytes) {
+  begin = begin / page_bytes * page_bytes;
+  end = (end + page_bytes - 1) / page_bytes * page_bytes;
+  if (!runs.empty() && begin <= runs.back().offset + runs.back().bytes) {
+    runs.back().bytes = std::max(end, runs.back().offset + runs.back().bytes) - runs.back().offset;
+  } else if (begin < end) {
+    runs.push_back({begin, end - begin});
+  }
+}
+
+/// What lies outside a file's holes, up to `bytes`, a multiple of `page_bytes`.
+std::vector<Run> data_of_file(int fd, std::uint64_t bytes, std::size_t page_bytes) {
+  std::vector<Run> runs;
+  const auto size = static_cast<off_t>(bytes);
+  for (off_t at = 0; at < size;) {
+    off_t data = ::lseek(fd, at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) break;  // nothing but a hole from here on
+    if (data >= size) break;
+    off_t hole = data < 0 ? -1 : ::lseek(fd, data, SEEK_HOLE);
+    if (data < 0) data = at;
+    if (hole <= data) hole = size;  // a file system that does not know
+    add(runs, static_cast<std::uint64_t>(data), static_cast<std::uint64_t>(std::min(hole, size)), page_bytes);
+    at = hole;
+  }
+  return runs;
+}
+
+/// The same of private memory, as the page tables say it.
+std::vector<Run> data_of_memory(std::span<std::byte> memory, std::size_t page_bytes) {
+  std::vector<Run> runs;
+  multifd::RamMap ram(page_bytes);
+  const multifd::BlockId block = need(ram.add("memory", memory));
+  const auto untouched = multifd::UntouchedPages::snapshot(ram);
+  if (!untouched) return {{0, memory.size()}};  // no /proc: then everything is looked at
+  const std::uint64_t pages = memory.size() / page_bytes;
+  for (std::uint64_t page = 0; page < pages;) {
+    const std::uint64_t run = untouched->other_run(block, page, pages - page);
+    if (run != 0) runs.push_back({page * page_bytes, run * page_bytes});
+    page += run;
+    page += untouched->take_run(block, page, pages - page);
+  }
+  return runs;
+}
+
+/// XXH3-64 of memory of which runs have been looked at and the rest is known to be zero.
+class SparseDigest {
+ public:
+  SparseDigest() { digest_.begin(); }
+
+  /// Bytes at `offset`, behind all before.
+  void add(std::uint64_t offset, std::span<const std::byte> bytes) {
+    skip_to(offset);
+    digest_.add(bytes);
+    done_ += bytes.size();
+  }
+  void skip_to(std::uint64_t offset) {
+    static constexpr std::array<std::byte, 16 * 1024> zeros{};  // stays in the first cache
+    for (std::size_t step = 0; done_ < offset; done_ += step) {
+      step = std::min<std::uint64_t>(zeros.size(), offset - done_);
+      digest_.add(std::span(zeros).first(step));
+    }
+  }
+  std::uint64_t done() const { return done_; }
+  std::string text() const { return fmt::format("{:016x}", digest_.value()); }
+
+ private:
+  multifd::PageDigest digest_ = need(multifd::PageDigest::create());
+  std::uint64_t done_ = 0;
+};
+
+/// madvise() of a range, in steps between which a signal is heard. False: the kernel does not know the advice.
+bool advise(std::span<std::byte> bytes, int advice, const multifd::Interrupt& interrupt) {
+  constexpr std::size_t step = std::size_t{64} << 20;
+  for (std::size_t at = 0; at < bytes.size(); at += step) {
+    if (interrupt.triggered()) throw cause_of(Failure(multifd::Error{.code = multifd::Errc::cancelled}));
+    const auto part = bytes.subspan(at, std::min(step, bytes.size() - at));
+    if (::madvise(part.data(), part.size(), advice) == 0) continue;
+    if (errno == EINVAL) return false;
+    throw cause_of(Failure(multifd::fail_errno(multifd::Stage::setup, "populate memory").error()));
+  }
+  return true;
 }
 
 }  // namespace
 
+void detail::Unmap::operator()(std::byte* memory) const noexcept { ::munmap(memory, length); }
+
+Mapping Mapping::map(std::uint64_t bytes, int protection, int flags, Descriptor file, const std::string& what) {
+  const bool of_file = file.get() >= 0;
+  const std::size_t unit = of_file ? page_bytes_of(file.get(), what) : 4096;
+  const std::size_t length = (bytes + unit - 1) / unit * unit;
+  void* const memory = ::mmap(nullptr, bytes, protection, flags, file.get(), 0);
+  if (memory == MAP_FAILED) fail_path(what);
+  Mapping mapping;
+  mapping.memory_ = {static_cast<std::byte*>(memory), detail::Unmap{length}};
+  mapping.bytes_ = {mapping.memory_.get(), bytes};
+  if (!of_file) return mapping;
+  mapping.source_.file = std::move(file);
+  if (::fstat(mapping.source_.file.get(), &mapping.source_.then) != 0) fail_path(what);
+  mapping.source_.watched =
+      std::make_unique<MappedFile>(std::span(mapping.memory_.get(), length), bytes, mapping.source_.file.get(), what);
+  return mapping;
+}
+
 Mapping Mapping::read_file(const std::string& path, std::uint64_t bytes, std::size_t page_bytes) {
-  const Descriptor file = open_regular(path, O_RDONLY);
+  Descriptor file = open_regular(path, O_RDONLY);
   struct stat status{};
   if (::fstat(file.get(), &status) != 0) fail_path(path);
   const auto size = static_cast<std::uint64_t>(status.st_size);
@@ -43,29 +148,45 @@ Mapping Mapping::read_file(const std::string& path, std::uint64_t bytes, std::si
   if (bytes % page_bytes != 0)
     throw Failure(fmt::format("{}: {} bytes are not a multiple of the page size {}: choose --size or --page-size", path,
                               bytes, page_bytes));
-  return Mapping(map(bytes, PROT_READ, MAP_PRIVATE, file.get(), path));
+  // Shared: a private mapping of a hugetlbfs file wants as many huge pages again, for copies that nobody makes.
+  return map(bytes, PROT_READ, MAP_SHARED, std::move(file), path);
 }
 
 Mapping Mapping::anonymous(std::uint64_t bytes) {
-  const auto memory = map(bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-                          fmt::format("{} of memory", format_bytes(static_cast<double>(bytes))));
+  Mapping mapping = map(bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, Descriptor(),
+                        fmt::format("{} of memory", format_bytes(static_cast<double>(bytes))));
   // Faults of 4 KiB pages cost more than the transfer; where the kernel has no huge pages nothing is lost.
-  (void)::madvise(memory.data(), memory.size(), MADV_HUGEPAGE);
-  return Mapping(memory);
+  (void)::madvise(mapping.memory_.get(), bytes, MADV_HUGEPAGE);
+  return mapping;
 }
 
-Mapping::Mapping(Mapping&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
-Mapping& Mapping::operator=(Mapping&& other) noexcept {
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
-Mapping::~Mapping() {
-  if (!bytes_.empty()) ::munmap(bytes_.data(), bytes_.size());
+std::vector<Run> Mapping::data(std::size_t page_bytes) const {
+  if (source_.file.get() < 0) return data_of_memory(bytes_, page_bytes);
+  return data_of_file(source_.file.get(), bytes_.size(), page_bytes);
 }
 
-void Mapping::populate() const {
-  if (::madvise(bytes_.data(), bytes_.size(), MADV_POPULATE_WRITE) == 0) return;
-  if (errno != EINVAL) fail_path("populate memory");
+std::string Mapping::digest() const {
+  // Whole pages of any size: the end of the memory may be in the middle of a larger one.
+  constexpr std::size_t page_bytes = multifd::wire::min_page_bytes;
+  SparseDigest digest;
+  for (const Run& run : data(page_bytes)) digest.add(run.offset, bytes_.subspan(run.offset, run.bytes));
+  digest.skip_to(bytes_.size());
+  check_mapped_files();
+  return digest.text();
+}
+
+bool Mapping::changed() const {
+  struct stat now{};
+  const struct stat& then = source_.then;
+  if (source_.file.get() < 0 || ::fstat(source_.file.get(), &now) != 0) return false;
+  const auto differ = [](const timespec& a, const timespec& b) {
+    return a.tv_sec != b.tv_sec || a.tv_nsec != b.tv_nsec;
+  };
+  return now.st_size != then.st_size || differ(now.st_mtim, then.st_mtim);
+}
+
+void Mapping::populate(const multifd::Interrupt& interrupt) const {
+  if (advise(bytes_, MADV_POPULATE_WRITE, interrupt)) return;
   // Before Linux 5.14: touch by hand, each page as it is.
   for (std::size_t at = 0; at < bytes_.size(); at += 4096) {
     volatile std::byte& byte = bytes_[at];
@@ -73,53 +194,59 @@ void Mapping::populate() const {
   }
 }
 
-void Mapping::populate_for_reading() const {
-  if (::madvise(bytes_.data(), bytes_.size(), MADV_POPULATE_READ) == 0) return;
-  if (errno != EINVAL) fail_path("populate memory");
-  for (std::size_t at = 0; at < bytes_.size(); at += 4096) (void)*static_cast<volatile const std::byte*>(&bytes_[at]);
+void Mapping::populate_for_reading(const multifd::Interrupt& interrupt) const {
+  for (const Run& run : data(4096)) {
+    const auto bytes = bytes_.subspan(run.offset, std::min<std::size_t>(run.bytes, bytes_.size() - run.offset));
+    if (advise(bytes, MADV_POPULATE_READ, interrupt)) continue;
+    for (std::size_t at = 0; at < bytes.size(); at += 4096) (void)*static_cast<volatile const std::byte*>(&bytes[at]);
+  }
 }
 
 void NewFile::allocate(std::uint64_t bytes) {
-  // Room is reserved now: running out of it later would be a SIGBUS in a worker.
-  if (const int error = ::posix_fallocate(file_.fd(), 0, static_cast<off_t>(bytes)); error != 0)
-    fail_path(file_.part(), error);
-  mapping_ = Mapping(map(bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_.fd(), file_.part()));
+  const std::size_t unit = page_bytes_of(file_.fd(), file_.part());
+  if (unit > 4096 && bytes % unit != 0)
+    throw Failure(fmt::format("{}: lies on hugetlbfs, where a file is whole pages of {}: {} bytes are not",
+                              file_.part(), format_bytes(static_cast<double>(unit)), bytes));
+  if (::ftruncate(file_.fd(), static_cast<off_t>(bytes)) != 0) fail_path(file_.part());
+  Descriptor again(::fcntl(file_.fd(), F_DUPFD_CLOEXEC, 0));
+  if (again.get() < 0) fail_path(file_.part());
+  mapping_ = Mapping::map(bytes, PROT_READ | PROT_WRITE, MAP_SHARED, std::move(again), file_.part());
 }
 
 NewFile::Summary NewFile::make_sparse(std::size_t page_bytes) const {
-  static constexpr std::array<std::byte, 64 * 1024> zeros{};
-  auto digest = need(multifd::PageDigest::create());
-  digest.begin();
+  SparseDigest digest;
   Summary summary;
   const std::span<const std::byte> bytes = mapping_.bytes();
-  std::size_t done = 0;  // digested and, where zero, punched
-  const auto skip_to = [&](std::size_t end) {
-    if (end <= done) return;
+  const auto punch_to = [&](std::uint64_t end) {
+    if (end <= digest.done()) return;
     // Where the file system cannot, the file keeps its size on disk.
-    (void)::fallocate(file_.fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(done),
-                      static_cast<off_t>(end - done));
-    summary.zero_pages += (end - done) / page_bytes;
-    for (; done < end; done += std::min(zeros.size(), end - done))
-      digest.add(std::span(zeros).first(std::min(zeros.size(), end - done)));
+    (void)::fallocate(file_.fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(digest.done()),
+                      static_cast<off_t>(end - digest.done()));
+    summary.zero_pages += (end - digest.done()) / page_bytes;
+    digest.skip_to(end);
   };
-  for (std::size_t at = 0; at < bytes.size();) {
-    const off_t data = ::lseek(file_.fd(), static_cast<off_t>(at), SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;  // nothing but room behind `at`
-    const off_t hole = data < 0 ? data : ::lseek(file_.fd(), data, SEEK_HOLE);
-    // Both in whole pages; a file system that does not know has data everywhere.
-    const std::size_t end = hole < 0 ? bytes.size() : std::min(bytes.size(), static_cast<std::size_t>(hole));
-    for (at = std::max(at, static_cast<std::size_t>(std::max<off_t>(data, 0)) / page_bytes * page_bytes); at < end;
-         at += page_bytes) {
+  for (const Run& run : mapping_.data(page_bytes)) {
+    for (std::uint64_t at = run.offset; at < run.offset + run.bytes; at += page_bytes) {
       const std::span<const std::byte> page = bytes.subspan(at, page_bytes);
       if (multifd::buffer_is_zero(page.data(), page.size())) continue;
-      skip_to(at);
-      digest.add(page);
-      done = at + page_bytes;
+      punch_to(at);
+      digest.add(at, page);
     }
   }
-  skip_to(bytes.size());
-  summary.digest = fmt::format("{:016x}", digest.value());
+  punch_to(bytes.size());
+  check_mapped_files();
+  summary.digest = digest.text();
   return summary;
+}
+
+void NewFile::sync() {
+  struct stat status{};
+  if (::fstat(file_.fd(), &status) != 0) fail_path(file_.part());
+  if (static_cast<std::size_t>(status.st_size) != mapping_.bytes().size())
+    throw Failure(fmt::format("{}: has {} bytes by now instead of {}: somebody has changed its size", file_.part(),
+                              status.st_size, mapping_.bytes().size()));
+  check_mapped_files();
+  file_.sync();
 }
 
 void NewFile::keep() {
@@ -127,8 +254,6 @@ void NewFile::keep() {
   rename();
   release();
 }
-
-std::string digest_text(std::span<const std::byte> bytes) { return fmt::format("{:016x}", multifd::digest_of(bytes)); }
 
 std::uint64_t physical_memory() {
   return static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));

@@ -1,22 +1,52 @@
 // SPDX-License-Identifier: MIT
 //
 // Memory that the programs send from and receive into: a file mapped read-only, a new file that gets its name only
-// when it is whole, or anonymous memory.
+// when it is whole, or anonymous memory. What was never written to is zero, and is not read to find that out: reading
+// would fill it.
 #pragma once
+
+#include <sys/stat.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
+#include "common/mapped_file.hpp"
 #include "common/part_file.hpp"
 #include "common/program.hpp"
 
 namespace program {
 
+/// Neighbouring pages.
+struct Run {
+  std::uint64_t offset = 0;
+  std::uint64_t bytes = 0;
+};
+
+namespace detail {
+
+struct Unmap {
+  std::size_t length = 0;
+  void operator()(std::byte* memory) const noexcept;
+};
+
+/// The file behind a mapping.
+struct MappingSource {
+  Descriptor file;
+  struct stat then{};
+  std::unique_ptr<MappedFile> watched;
+};
+
+}  // namespace detail
+
 /// A range of mapped memory.
 class Mapping {
  public:
+  Mapping() = default;
+
   /// Maps a file for reading. `bytes` 0 maps all of it; otherwise that much from its start.
   /// Throws Failure: missing, empty, a directory, smaller than `bytes`, not a multiple of `page_bytes`.
   static Mapping read_file(const std::string& path, std::uint64_t bytes, std::size_t page_bytes);
@@ -24,33 +54,46 @@ class Mapping {
   /// Fresh zero memory with huge pages asked for.
   static Mapping anonymous(std::uint64_t bytes);
 
-  Mapping(Mapping&& other) noexcept;
-  Mapping& operator=(Mapping&& other) noexcept;
-  ~Mapping();
-
   std::span<std::byte> bytes() const noexcept { return bytes_; }
 
-  /// Touches every page for writing, so that no fault is taken while receiving.
-  void populate() const;
+  /// The pages that may hold something, in order; all others are zero. What the file, or the page tables, say now.
+  ///
+  /// Cost: system calls per run, not per page; nothing becomes resident. Where nobody knows, all pages.
+  std::vector<Run> data(std::size_t page_bytes) const;
 
-  /// Maps every page for reading, so that no fault is taken while sending.
-  void populate_for_reading() const;
+  /// XXH3-64 of all bytes, as 16 hexadecimal digits. Reads data() alone.
+  std::string digest() const;
+
+  /// Whether the file has been written to, or changed its size, since it was mapped, as far as its times tell: writes
+  /// through another mapping need not change them.
+  bool changed() const;
+
+  /// Touches every page for writing, so that no fault is taken while receiving. Throws Failure, also of a signal.
+  void populate(const multifd::Interrupt& interrupt) const;
+
+  /// Maps every page of data() for reading, so that no fault is taken while sending. Throws Failure, also of a signal.
+  void populate_for_reading(const multifd::Interrupt& interrupt) const;
 
  private:
   friend class NewFile;
-  explicit Mapping(std::span<std::byte> bytes) noexcept : bytes_(bytes) {}
+
+  static Mapping map(std::uint64_t bytes, int protection, int flags, Descriptor file, const std::string& what);
+
+  std::unique_ptr<std::byte, detail::Unmap> memory_;
   std::span<std::byte> bytes_;
+  detail::MappingSource source_;  // goes first
 };
 
 /// A file that is being received: a PartFile that is mapped.
 class NewFile {
  public:
   /// The name is reserved from here on. Throws Failure, as PartFile.
-  explicit NewFile(std::string path) : file_(std::move(path)), mapping_(std::span<std::byte>{}) {}
+  explicit NewFile(std::string path) : file_(std::move(path)) {}
   /// The same, and allocate().
   NewFile(std::string path, std::uint64_t bytes) : NewFile(std::move(path)) { allocate(bytes); }
 
-  /// Gives it its size, and maps it. Throws Failure: no room, no permission.
+  /// Gives it its size, and maps it. Room on the disk is taken as pages arrive, so that zero pages take none.
+  /// Throws Failure: larger than a file may be, not whole huge pages on hugetlbfs, or more than there are.
   void allocate(std::uint64_t bytes);
 
   const Mapping& mapping() const noexcept { return mapping_; }
@@ -63,8 +106,9 @@ class NewFile {
   /// written to is not looked at: reading it would fill it.
   Summary make_sparse(std::size_t page_bytes) const;
 
-  /// PartFile's: everything that can fail beside the last step; the name; that it stays.
-  void sync() { file_.sync(); }
+  /// PartFile's: everything that can fail beside the last step; the name; that it stays. sync() also throws the failure
+  /// of the mapped file.
+  void sync();
   void rename() { file_.rename(); }
   void release() noexcept { file_.release(); }
   /// All three.
@@ -74,9 +118,6 @@ class NewFile {
   PartFile file_;
   Mapping mapping_;
 };
-
-/// XXH3-64 of a whole range, as 16 hexadecimal digits.
-std::string digest_text(std::span<const std::byte> bytes);
 
 /// Bytes of physical memory of this machine.
 std::uint64_t physical_memory();

@@ -16,6 +16,8 @@
 #include <set>
 #include <vector>
 
+#include "common/mapped_file.hpp"
+
 namespace program {
 namespace {
 
@@ -50,6 +52,7 @@ Unfinished& unfinished() {
 
 Failure::Failure(const multifd::Error& error, const std::string& context)
     : std::runtime_error(with_context(error, context)),
+      code_(error.code),
       may_be_echo_(error.code == multifd::Condition::peer_gone || is_broken_stream(error.code)) {}
 
 Failure Failure::of_peer(const std::string& reason) {
@@ -78,6 +81,8 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
 const multifd::Interrupt& catch_signals() {
   static auto* const interrupt = new multifd::Interrupt(need(multifd::Interrupt::create()));
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);  // EFBIG says it, and where
+  watch_mapped_files(*interrupt);
   sigset_t signals;
   sigemptyset(&signals);
   for (const int signal : {SIGINT, SIGTERM}) {

@@ -13,6 +13,7 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 
 namespace CLI {  // most of what includes this header has no options to parse, and the parser is large
@@ -33,11 +34,14 @@ class Failure : public std::runtime_error {
   /// What the other side said when it gave up.
   static Failure of_peer(const std::string& reason);
 
+  /// Of the Error; empty for a failure of the program's own.
+  std::error_code code() const noexcept { return code_; }
   bool from_peer() const noexcept { return from_peer_; }
   /// Whether the error may be only the echo of what happened on the other side.
   bool may_be_echo() const noexcept { return may_be_echo_; }
 
  private:
+  std::error_code code_;
   bool from_peer_ = false;
   bool may_be_echo_ = false;
 };
@@ -59,8 +63,8 @@ T need(multifd::Result<T> result, const std::string& context = {}) {
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body);
 
 /// From now on SIGINT and SIGTERM go to a thread of their own, so that nothing else need be interruptible: the first
-/// triggers the returned Interrupt, the second removes every RemovedBySignal and ends the process at once. Also ignores
-/// SIGPIPE. Call once, before any other thread starts.
+/// triggers the returned Interrupt, the second removes every RemovedBySignal and ends the process at once. Ignores SIGPIPE
+/// and SIGXFSZ, and watches mapped files (mapped_file.hpp). Call once, before any other thread starts.
 const multifd::Interrupt& catch_signals();
 
 /// A path that a second signal removes while this lives: no destructor runs then.

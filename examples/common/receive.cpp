@@ -40,7 +40,10 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
                         "nothing arrives any more (--progress-timeout)");
       Message message = source.control.receive(large_message);
       switch (message.type) {
-        case MessageType::zero_runs: received.main_zero_pages += apply_zero_runs(message, ram, block); break;
+        case MessageType::zero_runs:
+          received.main_zero_pages += apply_zero_runs(
+              message, ram, block, [&](std::uint64_t offset) { return receiver->mark_received(block, offset); });
+          break;
         case MessageType::round_end:
           need(receiver->sync());
           received.memory_seconds = watch.seconds();

@@ -80,6 +80,9 @@ class AnySender {
                                                             std::span<const std::uint64_t> bitmap,
                                                             const OnZero& on_zero) = 0;
   virtual multifd::Result<multifd::Queued> queue_zero(multifd::BlockId block, std::uint64_t offset) = 0;
+  /// queue_zero() for all pages of a range; on_zero as queue_range().
+  virtual multifd::Result<void> queue_zeros(multifd::BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                            const OnZero& on_zero) = 0;
   virtual multifd::Result<multifd::QueuedPages> queue_copies(multifd::BlockId block,
                                                              std::span<const std::uint64_t> offsets,
                                                              std::size_t normal_pages, multifd::PageBuffer& pages,
@@ -108,7 +111,8 @@ class SenderOf final : public AnySender {
                                   .progress_timeout = options.progress_timeout,
                                   .pages = options.pages,
                                   .digest = options.digest,
-                                  .on_error = options.on_error}))) {}
+                                  .on_error = options.on_error}))),
+        page_bytes_(ram.page_bytes()) {}
 
   multifd::Result<multifd::QueuedPages> queue_range(multifd::BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                                     const OnZero& on_zero) override {
@@ -120,6 +124,15 @@ class SenderOf final : public AnySender {
   }
   multifd::Result<multifd::Queued> queue_zero(multifd::BlockId block, std::uint64_t offset) override {
     return sender_.queue_zero(block, offset);
+  }
+  multifd::Result<void> queue_zeros(multifd::BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                    const OnZero& on_zero) override {
+    for (const std::uint64_t end = offset + bytes; offset < end; offset += page_bytes_) {
+      const auto queued = sender_.queue_zero(block, offset);
+      if (!queued) return std::unexpected(queued.error());
+      if (*queued == multifd::Queued::zero_on_main) on_zero(offset);
+    }
+    return {};
   }
   multifd::Result<multifd::QueuedPages> queue_copies(multifd::BlockId block, std::span<const std::uint64_t> offsets,
                                                      std::size_t normal_pages, multifd::PageBuffer& pages,
@@ -138,6 +151,7 @@ class SenderOf final : public AnySender {
  private:
   using Stack = multifd::Sender<Link, C, Z>;
   Stack sender_;
+  const std::size_t page_bytes_;
 };
 
 /// multifd::Sender::open() for the stack that the options name. Throws Failure.

@@ -9,6 +9,7 @@ import contextlib
 import filecmp
 import json
 import os
+import random
 import signal
 import subprocess
 import time
@@ -214,7 +215,58 @@ def a_part_that_goes_away(lab):
     check(part.read_text() == "mine" and not copy.exists(), "another's file was taken")
 
 
-CASES = (two_dumps, two_receivers, one_report_of_two, an_earlier_report, a_file_of_that_name, a_file_that_appears,
+# ---- holes
+
+
+def sparse(path, mib, page):
+    """Noise here and there: at both ends, a page, a few neighbours, across a boundary of huge pages."""
+    dice = random.Random(page)
+    with open(path, "wb") as file:
+        file.truncate(mib * MIB)
+        for offset, pages in ((0, 1), (5 * page, 3), (2 * MIB - 2 * page, 4), (mib // 2 * MIB, 64),
+                              (mib * MIB - page, 1)):
+            file.seek(offset)
+            file.write(dice.randbytes(pages * page))
+    return path
+
+
+def used(path):
+    """What a file takes of its disk."""
+    with open(path) as file:
+        os.fsync(file)  # some file systems find its place only then
+    return path.stat().st_blocks * 512
+
+
+def holes_stay_holes(lab):
+    """At both ends, in memory and on a disk; with --zero-pages none the source reads them."""
+    room = 4 * MIB
+    for home in (lab.home, lab.folder.new("disk")):
+        home.mkdir(exist_ok=True)
+        for page, options in ((4096, ()), (4096, ("--zero-pages", "legacy")), (65536, ("--populate", "--digest")),
+                              (4096, ("--compression", "zstd", "--rounds", 2)), (4096, ("--zero-pages", "none"))):
+            image, copy = sparse(home / "sparse", 64, page), home / "copy"
+            before = used(image)
+            check(before < 8 * MIB, f"no holes on the file system of {home}: {before} bytes")
+            lab.receive(lab.receiver("--file", copy), image, copy, "--page-size", page, *options)
+            if "none" not in options:
+                check(used(image) <= before, f"{options}: the source has grown from {before} to {used(image)}")
+            check(used(copy) <= before + room, f"{options}: {before} bytes have become {used(copy)}")
+            copy.unlink()
+
+
+def discarded_holes(lab):
+    """Are no memory of the receiver's, either."""
+    image = sparse(lab.home / "sparse", 512, 4096)
+    for mode in ("multifd", "legacy"):
+        receiver = lab.receiver("--discard")
+        sender = lab.sender(receiver, image, "--zero-pages", mode)
+        _, status, usage = os.wait4(receiver.pid, 0)
+        receiver.popen.returncode = os.waitstatus_to_exitcode(status)
+        check(sender.wait_exit(10) == 0 and receiver.popen.returncode == 0, "the transfer")
+        check(usage.ru_maxrss < 256 * 1024, f"{mode}: {usage.ru_maxrss} KiB in memory")
+
+
+CASES = (holes_stay_holes, discarded_holes, two_dumps, two_receivers, one_report_of_two, an_earlier_report, a_file_of_that_name, a_file_that_appears,
          a_dump_folder_in_use, a_killed_receiver, a_killed_dump, a_part_of_somebody_else, a_part_that_goes_away)
 
 
