@@ -152,8 +152,6 @@ def first(scene, state):
 def second(scene, state):
     """Two different ones, since the same twice may become one on the way."""
     process = getattr(scene, state)()
-    if process is None:
-        return 0.0
     seconds = survivors.seconds_to_end(process, LIMIT, send(process, signal.SIGINT, signal.SIGTERM))
     if process.popen.returncode != 1:
         raise LabError(f"status {process.popen.returncode} after the second signal")
