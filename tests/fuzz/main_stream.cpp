@@ -90,11 +90,11 @@ Said parse(Span input, const qemu::MainStreamLimits& limits, std::size_t piece) 
   return said;
 }
 
-bool ends(Span devices, std::size_t piece) {
+qemu::StreamTail tail(Span devices, bool footers, std::size_t piece) {
   qemu::StreamEnd end;
   for (; !devices.empty(); devices = devices.subspan(std::min(piece, devices.size())))
     end.feed(devices.first(std::min(piece, devices.size())));
-  return end.complete();
+  return end.tail(footers);
 }
 
 void test(Span input) {
@@ -114,7 +114,9 @@ void test(Span input) {
   require(whole.stream.size() <= bytes.size() && std::ranges::equal(whole.stream, bytes.first(whole.stream.size())),
           "the elements are the stream");
   require(whole == parse(bytes, limits, piece), "the pieces do not matter");
-  require(ends(whole.devices, whole.devices.size()) == ends(whole.devices, piece), "the end does not depend on them");
+  for (const bool footers : {false, true})
+    require(tail(whole.devices, footers, whole.devices.size()) == tail(whole.devices, footers, piece),
+            "the end does not depend on them");
 }
 
 const Register registered({.name = "main_stream", .test = test});

@@ -271,17 +271,38 @@ TEST_CASE("Captured main streams come out of the parser as they went in, whateve
       CAPTURE(capture.name);
       CAPTURE(most_bytes);
       Bytes out;
-      qemu::StreamEnd end;
       std::size_t ended_early = 0;
-      const auto parser = parse_main(capture, rng, most_bytes, [&](auto&, const qemu::Element& element) {
+      const auto parser = parse_main(capture, rng, most_bytes, [&](auto& so_far, const qemu::Element& element) {
         out.insert(out.end(), element.bytes.begin(), element.bytes.end());
-        ended_early += end.complete();
-        if (element.kind == qemu::ElementKind::device_state) end.feed(element.data);
+        if (out.size() < capture.main.size()) ended_early += so_far.tail() == qemu::StreamTail::description;
       });
       CHECK(out == capture.main);
-      CHECK(end.complete());
+      CHECK(parser.tail() == qemu::StreamTail::description);
       CHECK(ended_early == 0);
     }
+  }
+}
+
+TEST_CASE("A captured main stream is whole at its end mark and at its description's end, and at no other byte") {
+  Rng rng(seed());
+  for (const Capture& capture : captures()) {
+    CAPTURE(capture.name);
+    Bytes devices;
+    parse_main(capture, rng, 1 << 20, [&](auto&, const qemu::Element& element) {
+      if (element.kind == qemu::ElementKind::device_state)
+        devices.insert(devices.end(), element.data.begin(), element.data.end());
+    });
+    std::vector<std::size_t> marks, descriptions;
+    qemu::StreamEnd end;
+    for (std::size_t i = 0; i < devices.size(); ++i) {
+      end.feed(Span(devices).subspan(i, 1));
+      if (end.tail(true) == qemu::StreamTail::end_mark) marks.push_back(i + 1);
+      if (end.tail(true) == qemu::StreamTail::description) descriptions.push_back(i + 1);
+    }
+    CHECK(descriptions == std::vector{devices.size()});
+    REQUIRE(marks.size() == 1);
+    // 06, length, and the rest is text.
+    CHECK(wire::load_be<std::uint32_t>(&devices[marks[0] + 1]) == devices.size() - marks[0] - 5);
   }
 }
 
@@ -384,7 +405,7 @@ TEST_CASE("Captured main streams that end too early are known to be cut, up to t
   for (const Capture& capture : captures()) {
     CAPTURE(capture.name);
     std::size_t ram_end = 0, at = 0;
-    parse_main(capture, rng, 100, [&](auto& parser, const qemu::Element& element) {
+    parse_main(capture, rng, 100, [&](auto& so_far, const qemu::Element& element) {
       at += element.bytes.size();
       if (!parser.ram_complete()) ram_end = at;
     });

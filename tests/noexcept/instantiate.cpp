@@ -84,8 +84,7 @@ Result<QueuedPages> send_everything(std::string_view compressor, std::string_vie
 Result<void> hear_everything(std::span<const std::byte> stream, std::span<std::byte> answer) {
   auto parser = qemu::MainStreamParser::create({});
   if (!parser) return std::unexpected(parser.error());
-  qemu::StreamEnd end;
-  while (!end.complete()) {
+  while (parser->tail() != qemu::StreamTail::description) {
     const auto element = parser->next();
     if (!element) return std::unexpected(element.error());
     if (!*element) {
@@ -96,8 +95,6 @@ Result<void> hear_everything(std::span<const std::byte> stream, std::span<std::b
       parser->commit(room.size());
     } else if ((*element)->kind == qemu::ElementKind::zero_page) {
       qemu::encode_zero_record(answer, (*element)->offset, (*element)->name);
-    } else if ((*element)->kind == qemu::ElementKind::device_state) {
-      end.feed((*element)->bytes);
     }
   }
   qemu::ReturnPathParser answers;

@@ -27,6 +27,7 @@
 #include "multifd/qemu/element.hpp"
 #include "multifd/qemu/limits.hpp"
 #include "multifd/qemu/ram_section.hpp"
+#include "multifd/qemu/stream_end.hpp"
 #include "multifd/result.hpp"
 
 namespace multifd::qemu {
@@ -107,11 +108,14 @@ class MainStreamParser {
 
   /// Says that the connection is at its end; call it after next() said "more".
   ///
-  /// Errors: Errc::truncated_stream (detail: bytes received) if RAM, or what announces the devices' state, is not
-  ///   whole. What comes after that point is not looked at: StreamEnd tells whether it is.
+  /// Errors: Errc::truncated_stream (detail: bytes received) if RAM is not whole, or the devices' state behind it
+  ///   (tail() is `inside`).
   Result<void> finish() noexcept {
-    if (!error_ && place_ != Place::device_state)
-      error_ = Error{.code = Errc::truncated_stream, .stage = Stage::parse, .op = "main stream", .detail = received_};
+    if (!error_ && tail() == StreamTail::inside)
+      error_ = Error{.code = Errc::truncated_stream,
+                     .stage = Stage::parse,
+                     .op = ram_complete_ ? "devices' state" : "main stream",
+                     .detail = received_};
     if (error_) return std::unexpected(*error_);
     return {};
   }
@@ -137,6 +141,11 @@ class MainStreamParser {
   bool return_path_open() const noexcept { return return_path_open_; }
   /// Whether RAM's END is over: all records of RAM have been seen.
   bool ram_complete() const noexcept { return ram_complete_; }
+  /// What the elements taken so far end with. A source that has a return path says nothing when it is at its end, but
+  /// waits for the answer: only this tells then.
+  StreamTail tail() const noexcept {
+    return place_ == Place::device_state ? stream_end_.tail(footers_.value_or(false)) : StreamTail::inside;
+  }
 
  private:
   enum class Place : std::uint8_t { header, first_element, element, payload, footer, device_state };
@@ -309,8 +318,7 @@ class MainStreamParser {
     const auto whole = ram_.parse(in, out);
     if (!whole || !*whole) return whole;
     if (out.kind != ElementKind::end_of_records) return true;
-    // Machine types with a configuration section have footers, and only they (section 9.2).
-    if (configuration_.seen()) {
+    if (footers_.value_or(true)) {
       place_ = Place::footer;
     } else {
       leave_section();
@@ -320,9 +328,17 @@ class MainStreamParser {
 
   Result<bool> parse_footer(detail::Cursor& in, Element& out) noexcept {
     if (!in.has(1)) return false;
-    if (const auto type = in.u8(); type != element_footer)
+    // All sections of a stream have footers, or none: START tells. No element begins as a footer does (section 9.2).
+    const std::uint8_t type = in.peek();
+    if (!footers_) footers_ = type == element_footer;
+    if (!*footers_) {
+      leave_section();
+      return parse_element(in, out);
+    }
+    if (type != element_footer)
       return in.refuse(Errc::bad_footer, "element type after the section", type, ram_section_name);
-    if (!in.has(4)) return false;
+    if (!in.has(5)) return false;
+    in.u8();
     out.section_id = in.be<std::uint32_t>();
     if (out.section_id != section_id_)
       return in.refuse(Errc::bad_footer, "footer's section id", out.section_id, ram_section_name);
@@ -341,6 +357,7 @@ class MainStreamParser {
     out.kind = ElementKind::device_state;
     out.data = in.take(in.left());
     out.size = out.data.size();
+    stream_end_.feed(out.data);
     place_ = Place::device_state;
     return true;
   }
@@ -357,6 +374,8 @@ class MainStreamParser {
   Place place_ = Place::header;
   Configuration configuration_;
   RamSection ram_;
+  StreamEnd stream_end_;
+  std::optional<bool> footers_;  ///< whether sections have them, once START has ended
   std::uint32_t section_id_ = 0;
   bool larger_pages_ = false;  ///< POSTCOPY_ADVISE told of other page sizes than the guest's
   bool return_path_open_ = false;

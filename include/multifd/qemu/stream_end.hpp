@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: MIT
 //
-// Finds the end of a main stream whose devices nobody here understands (PROTOCOL.md sections 9.10, 10 step 10). With a
-// return path the source keeps the connection open until it is answered, so the end must be seen in the bytes:
+// Finds the end of a main stream whose devices nobody here understands (PROTOCOL.md sections 9.2, 9.10, 10 step 10):
 //
-//   00  06  <be32 n>  { ... n bytes of text in all ... }      and nothing after it
+//   04  <be32 id>  <len> name  ...state...  7e  <be32 id>      per device; the footer repeats the section's id
+//   00                                                         the end mark
+//   06  <be32 n>  { ... n bytes of text in all ... }           the VM description; a machine can suppress it
 //
-// The text is JSON and has no NUL. So a NUL ends every candidate, what is left begins with the last one, and at most
-// three can (00 06 00 06 00 06 xx '{').
+// Two things tell the end. The end mark behind the footer of the section that is open: its id comes with the header,
+// which stands behind the footer before, so each section leads to the next. And a whole description: its text is JSON
+// and has no NUL, so a NUL ends every candidate, what is left begins with the last one, and at most three can
+// (00 06 00 06 00 06 xx '{').
 #pragma once
 
 #include <array>
@@ -16,10 +19,19 @@
 
 namespace multifd::qemu {
 
-/// Says whether the bytes so far end exactly with a whole VM description.
+/// What the bytes of a main stream so far end with.
+enum class StreamTail : std::uint8_t {
+  inside,       ///< something that goes on: RAM, a device's state, a description that is not whole
+  maybe,        ///< a NUL, in a stream without footers: an end mark looks like that, and so does any other NUL
+  end_mark,     ///< the last device's footer and the end mark: all that a destination loads is there
+  description,  ///< a whole VM description: nothing follows
+};
+
+/// Says what the bytes so far end with: all bytes behind RAM's last section, from a section's first byte on.
 ///
-/// A machine can suppress its description; then nothing ever tells but a time limit or the connection's end. Device
-/// state that happens to look like a description and to end with the bytes so far is taken for one.
+/// Residual risk: a device's state that holds its own section's footer and a NUL, or a whole description, and is cut
+/// exactly there, is taken for an end. A state that holds its own footer with another section's header behind it hides
+/// the end mark; the description is found nevertheless.
 ///
 /// Threads: one at a time. Cost: linear, no allocation.
 class StreamEnd {
@@ -33,18 +45,29 @@ class StreamEnd {
     for (const std::byte byte : bytes) take(std::to_integer<std::uint8_t>(byte));
   }
 
-  bool complete() const noexcept {
-    if (last_byte_ != '}') return false;
-    for (const std::uint64_t end : ends_)
-      if (end == position_) return true;
-    return false;
+  /// `footers`: whether the stream's sections have them; only with them is an end mark known for one.
+  StreamTail tail(bool footers) const noexcept {
+    if (last_byte_ == '}')
+      for (const std::uint64_t end : ends_)
+        if (end == position_) return StreamTail::description;
+    if (position_ == 0 || last_byte_ != 0) return StreamTail::inside;
+    if (!footers) return StreamTail::maybe;
+    return place_ == Place::end_mark ? StreamTail::end_mark : StreamTail::inside;
   }
 
  private:
+  enum class Place : std::uint8_t {
+    element,   ///< a section's header or the end mark comes next
+    header,    ///< in a section's header, up to its name
+    state,     ///< in a section's state, or behind something unknown
+    end_mark,  ///< right behind an end mark
+  };
+
   void take(std::uint8_t byte) noexcept {
     ++position_;
     last_byte_ = byte;
     window_ = (window_ << 8 | byte) & 0x00ff'ffff'ffff'ffff;  // the last seven bytes
+    follow_sections(byte);
     if (byte == 0) ends_ = {};
     if ((window_ & 0x00ff'ff00'0000'00ff) != 0x0000'0600'0000'007b) return;
     const std::uint64_t text_bytes = window_ >> 8 & 0xffff'ffff;
@@ -53,12 +76,51 @@ class StreamEnd {
     next_end_ = (next_end_ + 1) % ends_.size();
   }
 
+  void follow_sections(std::uint8_t byte) noexcept {
+    switch (place_) {
+      case Place::element:
+        place_ = byte == 0x04 ? Place::header : byte == 0x00 ? Place::end_mark : Place::state;
+        header_bytes_ = 0;
+        break;
+      case Place::header: take_header(byte); break;
+      case Place::end_mark: place_ = Place::state; break;  // a description, or it was none
+      case Place::state: break;
+    }
+    // In any place: what looked like a header or an end mark may have been state.
+    if (open_ && (window_ & 0xff'ffff'ffff) == (std::uint64_t{0x7e} << 32 | id_)) place_ = Place::element;
+  }
+
+  /// The id, the name's length, the name: text, or it was no header.
+  void take_header(std::uint8_t byte) noexcept {
+    ++header_bytes_;
+    if (header_bytes_ == 5) {
+      next_id_ = static_cast<std::uint32_t>(window_ >> 8);
+      name_bytes_ = byte;
+      if (byte == 0) place_ = Place::state;
+    } else if (header_bytes_ > 5) {
+      if (byte < ' ' || byte > '~') {
+        place_ = Place::state;
+      } else if (header_bytes_ == 5u + name_bytes_) {
+        id_ = next_id_;
+        open_ = true;
+        place_ = Place::state;
+      }
+    }
+  }
+
   std::uint32_t max_description_bytes_;
   std::uint64_t position_ = 0;  ///< bytes so far
   std::uint64_t window_ = 0xff'ffff'ffff'ffff;
   std::uint8_t last_byte_ = 0;
   std::array<std::uint64_t, 3> ends_{};  ///< where the texts that may be the description end; 0: none
   std::size_t next_end_ = 0;
+
+  Place place_ = Place::element;
+  bool open_ = false;          ///< a header was seen; its id:
+  std::uint32_t id_ = 0;       ///< of the section whose footer is looked for
+  std::uint32_t next_id_ = 0;  ///< of the header that is being read
+  std::uint32_t header_bytes_ = 0;
+  std::uint8_t name_bytes_ = 0;
 };
 
 }  // namespace multifd::qemu

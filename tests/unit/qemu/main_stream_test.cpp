@@ -170,8 +170,9 @@ TEST_CASE("A stream of many buffers' length passes unchanged, in both record kin
       stream.full_page(i * page_bytes, i % 3 == 0 ? "big" : "", static_cast<char>('a' + i % 26), page_bytes);
       for (int zeros = 0; zeros < 100; ++zeros) stream.zero(i * page_bytes);
     }
-    stream.flush().eos().footer().devices();
+    stream.flush().eos().footer().full("disk");
     for (int i = 0; i < 30000; ++i) stream.text("device state ");
+    stream.footer(9).devices();
     const MainStreamLimits limits{.page_bytes = page_bytes};
     const Outcome whole = test::parse(stream.bytes, {}, limits);
     CHECK(whole.code == std::error_code{});
@@ -195,8 +196,38 @@ TEST_CASE("A machine type before 2.4 sends neither configuration nor footers") {
     CHECK(outcome.bytes == stream.bytes);
   }
   CHECK(parsed(stream).machine_type() == "");
-  // And the other way round: with a configuration, a missing footer is an error.
-  test::check_refused(Stream().header().configuration().start().two_blocks().eos().part(), Errc::bad_footer, 2, "ram");
+}
+
+TEST_CASE("Footers and configuration can be switched off each by itself: START tells whether there are footers") {
+  Stream no_footers;  // send-section-footer=off
+  no_footers.header().configuration().start().two_blocks().eos().part().zero(0, "rom/b").eos().end().eos().devices();
+  Stream no_configuration;  // send-configuration=off
+  no_configuration.header().start().two_blocks().eos().footer().part().eos().footer().end().eos().footer().devices();
+  for (const Stream& stream : {no_footers, no_configuration})
+    for (const std::size_t most : {SIZE_MAX, std::size_t{1}}) {
+      const Outcome outcome = test::parse(stream.bytes, {.most = most});
+      CHECK(outcome.code == std::error_code{});
+      CHECK(outcome.ram_complete);
+      CHECK(outcome.bytes == stream.bytes);
+    }
+  // Then all sections have them, or none.
+  test::check_refused(Stream().up_to_start().part().eos().part(), Errc::bad_footer, 2, "ram");
+  Stream late = Stream().header().configuration().start().two_blocks().eos().part().eos().footer();
+  test::check_refused(late, Errc::unexpected_element, 0x7e);
+}
+
+TEST_CASE("A stream that is cut in the devices' state is not whole, wherever, and with or without a description") {
+  using multifd::qemu::StreamTail;
+  const Stream devices = Stream().up_to_start().end().eos().footer().full("timer", 1).be(8, 0).footer(1).be(1, 0);
+  const std::size_t end_mark = devices.bytes.size();
+  const Stream whole = Stream(devices).be(1, 6).be(4, 2).text("{}");
+  for (std::size_t size = Stream().up_to_start().end().eos().footer().bytes.size(); size <= whole.bytes.size();
+       ++size) {
+    CAPTURE(size);
+    const test::Bytes part(whole.bytes.begin(), whole.bytes.begin() + static_cast<std::ptrdiff_t>(size));
+    const bool ends = size == end_mark || size == whole.bytes.size();
+    CHECK(test::parse(part).code == (ends ? std::error_code{} : std::error_code(Errc::truncated_stream)));
+  }
 }
 
 TEST_CASE("What the parser knows, and when") {

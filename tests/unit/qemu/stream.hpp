@@ -25,6 +25,7 @@ inline constexpr std::uint32_t ram_id = 2;
 
 class Stream {
  public:
+  static constexpr std::string_view description = R"({"page_size": 4096, "devices": []})";
   Bytes bytes;
 
   Stream& be(std::size_t size, std::uint64_t value) {
@@ -66,7 +67,7 @@ class Stream {
   }
   Stream& part(std::uint32_t id = ram_id) { return be(1, 2).be(4, id); }
   Stream& end(std::uint32_t id = ram_id) { return be(1, 3).be(4, id); }
-  Stream& full(std::string_view name) { return be(1, 4).be(4, 9).named(name).be(4, 0).be(4, 1); }
+  Stream& full(std::string_view name, std::uint32_t id = 9) { return be(1, 4).be(4, id).named(name).be(4, 0).be(4, 1); }
   Stream& footer(std::uint32_t id = ram_id) { return be(1, 0x7e).be(4, id); }
 
   Stream& total(std::uint64_t bytes_of_ram) { return be(8, bytes_of_ram | 4); }
@@ -86,8 +87,7 @@ class Stream {
   Stream& devices() {
     full("timer").text("QEVM").be(8, 0x0006'0000'0001'7e7e).footer(9);
     full("cpu").be(8, 0x1122334455667788).footer(9);
-    const std::string_view json = R"({"page_size": 4096, "devices": []})";
-    return be(1, 0).be(1, 6).be(4, json.size()).text(json);
+    return be(1, 0).be(1, 6).be(4, description.size()).text(description);
   }
 
   /// Two blocks: ram.a of 8 pages, rom/b of 2.

@@ -5,6 +5,7 @@
 #include "unit/qemu/stream.hpp"
 
 using multifd::qemu::StreamEnd;
+using multifd::qemu::StreamTail;
 using test::Bytes;
 using test::Stream;
 
@@ -12,10 +13,23 @@ namespace {
 
 Stream description(std::string_view json) { return Stream().be(1, 0).be(1, 6).be(4, json.size()).text(json); }
 
+bool complete(const StreamEnd& end) { return end.tail(true) == StreamTail::description; }
+
 bool complete(const Bytes& bytes) {
   StreamEnd end;
   end.feed(bytes);
-  return end.complete();
+  return complete(end);
+}
+
+/// What it says after each byte, fed one at a time: the number of bytes so far, for those that end in `wanted`.
+std::vector<std::size_t> tails(const Bytes& bytes, StreamTail wanted, bool footers = true) {
+  StreamEnd end;
+  std::vector<std::size_t> found;
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    end.feed(std::span(bytes).subspan(i, 1));
+    if (end.tail(footers) == wanted) found.push_back(i + 1);
+  }
+  return found;
 }
 
 /// After how many bytes it says complete, fed one at a time.
@@ -24,7 +38,7 @@ std::vector<std::size_t> ends(const Bytes& bytes) {
   std::vector<std::size_t> found;
   for (std::size_t i = 0; i < bytes.size(); ++i) {
     end.feed(std::span(bytes).subspan(i, 1));
-    if (end.complete()) found.push_back(i + 1);
+    if (complete(end)) found.push_back(i + 1);
   }
   return found;
 }
@@ -38,11 +52,11 @@ TEST_CASE("The end of a stream is its description's last byte, wherever the piec
     CAPTURE(cut);
     StreamEnd end;
     end.feed(std::span(bytes).first(cut));
-    CHECK(end.complete() == (cut == bytes.size()));
+    CHECK(complete(end) == (cut == bytes.size()));
     end.feed({});
-    CHECK(end.complete() == (cut == bytes.size()));
+    CHECK(complete(end) == (cut == bytes.size()));
     end.feed(std::span(bytes).subspan(cut));
-    CHECK(end.complete());
+    CHECK(complete(end));
   }
 }
 
@@ -59,8 +73,8 @@ TEST_CASE("A byte too few or too many is not the end") {
 }
 
 TEST_CASE("Nothing, and the shortest description") {
-  CHECK_FALSE(complete({}));
-  CHECK_FALSE(StreamEnd{}.complete());
+  CHECK_FALSE(complete(Bytes{}));
+  CHECK_FALSE(complete(StreamEnd{}));
   CHECK(complete(description("{}").bytes));
   CHECK_FALSE(complete(description("{").bytes));
   CHECK_FALSE(complete(description("").bytes));
@@ -74,7 +88,7 @@ TEST_CASE("A description over the limit is not believed") {
   const auto within = [&](std::uint32_t most) {
     StreamEnd end(most);
     end.feed(bytes);
-    return end.complete();
+    return complete(end);
   };
   CHECK(within(7));
   CHECK_FALSE(within(6));
@@ -121,11 +135,65 @@ TEST_CASE("Random device state in front, and random cuts: the end is found, and 
     stream.append(description("{" + std::string(test::below(rng, 3000), 'x') + "}").bytes);
     StreamEnd end;
     for (std::size_t at = 0; at < stream.bytes.size();) {
-      CHECK_FALSE(end.complete());
+      CHECK_FALSE(complete(end));
       const std::size_t n = 1 + test::below(rng, std::min<std::size_t>(stream.bytes.size() - at, 64));
       end.feed(std::span(stream.bytes).subspan(at, n));
       at += n;
     }
-    CHECK(end.complete());
+    CHECK(complete(end));
   }
+}
+
+TEST_CASE("The end mark behind the open section's footer is an end, and no other zero byte is") {
+  Stream stream;
+  stream.full("timer", 1).be(8, 0).be(1, 0x7e).be(4, 2).be(1, 0).footer(1);  // another section's footer in its state
+  stream.full("a/very:long name with everything that text has ~", 0x7e).be(4, 0x7e00).be(4, 0).be(1, 0).footer(0x7e);
+  stream.full("cpu", 0xffffffff).be(8, 0x0400'0000'0000'7e7e).footer(0xffffffff).full("last", 0).be(1, 0).footer(0);
+  stream.be(1, 0);
+  const std::size_t end = stream.bytes.size();
+  CHECK(tails(stream.bytes, StreamTail::end_mark) == std::vector{end});
+  CHECK(tails(stream.bytes, StreamTail::description).empty());
+  // The description goes on where the mark seemed to be the end, and nothing in it is one.
+  const std::string json = R"({"page_size": 4096, "devices": [{"name": "~"}]})";
+  stream.be(1, 6).be(4, json.size()).text(json);
+  CHECK(tails(stream.bytes, StreamTail::end_mark) == std::vector{end});
+  CHECK(tails(stream.bytes, StreamTail::description) == std::vector{stream.bytes.size()});
+  // No device at all.
+  CHECK(tails(Stream().be(1, 0).bytes, StreamTail::end_mark) == std::vector<std::size_t>{1});
+}
+
+TEST_CASE("State that looks like the end of its own section is forgotten as soon as the state goes on") {
+  for (const unsigned next : {0x00u, 0x01u, 0x7eu, 0x80u, 0xffu}) {
+    CAPTURE(next);
+    Stream stream;
+    stream.full("serial", 5).be(3, 0x123456).footer(5).be(1, 0).be(1, next);
+    const std::size_t false_end = stream.bytes.size() - 1;
+    stream.be(4, 0).footer(5).be(1, 0);
+    CHECK(tails(stream.bytes, StreamTail::end_mark) == std::vector{false_end, stream.bytes.size()});
+  }
+  // A header that is none, because its name is no text, or empty, does not lead away from the section.
+  for (const char* name : {"\x01name", "", "na\xffme"}) {
+    CAPTURE(name);
+    Stream stream;
+    stream.full("serial", 5).footer(5).full(name, 6).be(4, 0).footer(5).be(1, 0);
+    CHECK(tails(stream.bytes, StreamTail::end_mark) == std::vector{stream.bytes.size()});
+  }
+}
+
+TEST_CASE("A state with another section's header behind its own footer hides the end mark, not the description") {
+  Stream stream;
+  stream.full("serial", 5).footer(5).full("made-up", 77).be(4, 0).footer(5).append(description("{}").bytes);
+  CHECK(tails(stream.bytes, StreamTail::end_mark).empty());
+  CHECK(tails(stream.bytes, StreamTail::description) == std::vector{stream.bytes.size()});
+}
+
+TEST_CASE("Without footers a zero byte may be the end, or not") {
+  Stream stream;
+  stream.full("timer", 1).be(2, 0x0100).be(2, 1).be(1, 0);
+  const std::size_t bytes = stream.bytes.size();
+  const auto maybe = tails(stream.bytes, StreamTail::maybe, false);
+  CHECK(maybe.back() == bytes);
+  for (std::size_t i = 1; i <= bytes; ++i)
+    CHECK(std::ranges::count(maybe, i) == (stream.bytes[i - 1] == std::byte{0} ? 1 : 0));
+  CHECK(tails(stream.bytes, StreamTail::end_mark, false).empty());
 }
