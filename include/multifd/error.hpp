@@ -36,6 +36,7 @@ enum class Errc {
   device_state_refused,
   bad_device_state,
   data_before_sync,
+  data_after_end,
   unsynced_end,
   sync_mismatch,
   digest_mismatch,
@@ -180,6 +181,7 @@ constexpr ErrcInfo errc_info(int value) noexcept {
     case Errc::device_state_refused: return {"device-state packet, which this side does not take", C::peer_protocol};
     case Errc::bad_device_state: return {"device-state packet with a broken header", C::peer_protocol};
     case Errc::data_before_sync: return {"data packet before the first SYNC", C::peer_protocol};
+    case Errc::data_after_end: return {"data packet behind the last epoch", C::peer_protocol};
     case Errc::unsynced_end: return {"channel ended although a SYNC is owed", C::peer_protocol};
     case Errc::sync_mismatch: return {"channels sent different numbers of SYNCs", C::peer_protocol};
     case Errc::digest_mismatch: return {"page data differs from the digest it was sent with", C::peer_protocol};

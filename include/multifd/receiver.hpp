@@ -108,14 +108,33 @@ class Receiver {
   ///   ReceiverOptions::progress_timeout; the first error; already_closed.
   Result<void> finish() noexcept {
     State& s = *state_;
+    const auto finished = s.finish(s.options.progress_timeout, s.shared.progress);
+    if (!finished && finished.error().code == Errc::timed_out) return std::unexpected(s.first_error(finished.error()));
+    return finished;
+  }
+
+  /// finish() that waits no longer than `limit`, whatever arrives meanwhile. Then the error is timed_out and nothing
+  /// else changes: the channels go on, and either finish() may be called again.
+  Result<void> finish(std::chrono::milliseconds limit) noexcept {
+    return state_->finish(limit, [] { return std::uint64_t{0}; });
+  }
+
+  /// Says that the last epoch is over (Barrier::manual): from here on no packet changes memory, so that the pages can be
+  /// made use of before the channels have ended.
+  ///
+  /// Errors: Errc::data_after_end when a page has come behind the last epoch, and from finish() when one comes later;
+  ///   sync_mismatch likewise for a SYNC; not_supported with Barrier::automatic; the first error; already_closed.
+  Result<void> end_epochs() noexcept {
+    State& s = *state_;
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     if (s.finished) return fail(Errc::already_closed, Stage::close);
+    if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
     if (auto ended = s.shared.barrier->end(); !ended) return std::unexpected(s.first_error(ended.error()));
-    if (auto ended = s.shared.barrier->wait_for_ends(s.options.progress_timeout, s.shared.progress); !ended)
-      return std::unexpected(s.first_error(ended.error()));
-    s.join();
-    if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
-    s.finished = true;
+    s.shared.epochs_ended.store(true, std::memory_order_seq_cst);
+    for (const auto& channel : s.channels)
+      if (channel->has_data_past(s.shared.barrier->epochs()))
+        return std::unexpected(s.first_error(
+            {.code = Errc::data_after_end, .stage = Stage::sync, .op = "end_epochs", .channel = channel->stats().id}));
     return {};
   }
 
@@ -219,6 +238,18 @@ class Receiver {
       if (auto complete = shared.hellos.wait(ProgressWatch::bounded(options.hello_timeout), options.interrupt);
           !complete)
         return std::unexpected(first_error(complete.error()));
+      return {};
+    }
+
+    template <class Progress>
+    Result<void> finish(std::chrono::milliseconds limit, const Progress& progress) noexcept {
+      if (shared.error.failed()) return std::unexpected(shared.error.get());
+      if (finished) return fail(Errc::already_closed, Stage::close);
+      if (auto ended = shared.barrier->end(); !ended) return std::unexpected(first_error(ended.error()));
+      if (auto ended = shared.barrier->wait_for_ends(limit, progress); !ended) return ended;
+      join();
+      if (shared.error.failed()) return std::unexpected(shared.error.get());
+      finished = true;
       return {};
     }
 

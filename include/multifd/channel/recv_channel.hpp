@@ -64,6 +64,7 @@ struct RecvShared {
   ReceivedPages received;
   std::unique_ptr<PopulateAhead> populate;  ///< null: nobody does
   std::unique_ptr<SyncPoint> barrier;
+  std::atomic<bool> epochs_ended = false;  ///< no page is taken any more
   FirstError error;
   std::function<std::uint64_t()> progress;  ///< a number that changes while bytes move on any channel
 };
@@ -121,6 +122,10 @@ class RecvChannel {
   std::uint64_t wire_bytes() const noexcept { return counters_.wire_bytes.get(); }
   std::uint64_t zeros_written() const noexcept { return zeros_written_.get(); }
   std::uint64_t pages_verified() const noexcept { return pages_verified_.get(); }
+  /// Whether a page has come behind the `epochs`th SYNC.
+  bool has_data_past(std::uint64_t epochs) const noexcept {
+    return data_epoch_.load(std::memory_order_seq_cst) > epochs;
+  }
 
  private:
   RecvChannel(RecvShared& shared, unsigned channels, T link, typename C::Decoder decoder, PageRuns runs,
@@ -257,6 +262,10 @@ class RecvChannel {
   Result<void> apply(const wire::PacketHeader& header) noexcept {
     if (shared_.first_packet == FirstPacket::sync && counters_.syncs.get() == 0)
       return fail(Errc::data_before_sync, Stage::parse, "data packet");
+    // One order for both sides: either this sees the end of the epochs, or who ends them sees this.
+    data_epoch_.store(counters_.syncs.get() + 1, std::memory_order_seq_cst);
+    if (shared_.epochs_ended.load(std::memory_order_seq_cst))
+      return fail(Errc::data_after_end, Stage::parse, "data packet");
     const Result<BlockId> block = find(header.idstr);
     if (!block) return std::unexpected(block.error());
     if (auto gathered = gather(header, *block); !gathered) return gathered;
@@ -289,7 +298,6 @@ class RecvChannel {
     counters_.normal_pages.add(header.normal_pages);
     counters_.zero_pages.add(header.zero_pages);
     counters_.payload_bytes.add(wire::payload_bytes(header));
-    owes_sync_ = true;
     return {};
   }
 
@@ -360,7 +368,6 @@ class RecvChannel {
   }
 
   Result<void> synchronise() noexcept {
-    owes_sync_ = false;
     counters_.syncs.add(1);
     counters_.cpu_ns.set(thread_cpu_ns());
     auto passed = shared_.barrier->arrive(id(), shared_.progress);
@@ -369,7 +376,7 @@ class RecvChannel {
   }
 
   Result<void> leave() noexcept {
-    if (owes_sync_) return fail(Errc::unsynced_end, Stage::read, "end of stream");
+    if (has_data_past(counters_.syncs.get())) return fail(Errc::unsynced_end, Stage::read, "end of stream");
     return shared_.barrier->leave(id());
   }
 
@@ -404,7 +411,7 @@ class RecvChannel {
   std::size_t device_state_room_ = 0;
   std::size_t ahead_ = 0;  ///< bytes of the next header that are in header_ already
   std::optional<BlockId> last_block_;
-  bool owes_sync_ = false;
+  std::atomic<std::uint64_t> data_epoch_ = 0;  ///< of the last packet with pages, counted from 1
   std::atomic<std::uint32_t> id_{no_channel};  ///< known after the hello
   StageClock clock_;
   ChannelCounters counters_;
