@@ -72,34 +72,40 @@ class Dump {
         on_signal_(interrupt, [this] { cancel(); }) {}
 
   /// Receives everything; throws the Failure that came first on any connection.
+  ///
+  /// What can fail comes before the source hears that all is well, and what comes after that takes nothing back.
   json run() {
     const program::Stopwatch watch;
     try {
       const program::Progress progress([&] { return progress_line(watch.seconds()); });
       receive_ram();
       drain();
-      finish();
-      // The source has its answer before this: its guest waits, and nothing more can be lost on the way.
+      close_memory();
       finish_files();
     } catch (const Failure& failure) {
       source_.main().shutdown();  // the source is to fail, too, and soon
-      if (receiver_ && !cancelled_) {
+      const bool stopped = cancelled_ && !whole_;
+      if (receiver_ && !stopped) {
         // When a channel failed first, that is the reason; the main connection was only woken by it.
         receiver_->cancel();
         const auto first = receiver_->sync();
         if (first.error().code != Errc::cancelled) throw source_.failure(first.error());
       }
-      if (cancelled_) throw Failure("cancelled by a signal");
+      if (stopped) throw Failure("cancelled by a signal");
       throw;
     }
+    answer();
+    for (const std::string& text : warnings_) fmt::print(stderr, "warning: the dump is whole, but {}\n", text);
     return report(watch.seconds());
   }
 
  private:
+  /// A signal. When everything has arrived, it is too late to cancel: only nobody is waited for any more.
   void cancel() {
-    cancelled_ = true;
-    source_.main().shutdown();
     const std::lock_guard lock(mutex_);
+    cancelled_ = true;
+    if (whole_ && !answered_) return;
+    source_.main().shutdown();
     if (receiver_) receiver_->cancel();
   }
 
@@ -113,11 +119,7 @@ class Dump {
 
   void take(const qemu::Element& element) {
     switch (element.kind) {
-      case ElementKind::configuration:
-        if (!main_.parser().capabilities().empty())
-          throw Failure("the source has x-ignore-shared on and leaves shared RAM out: switch it off to dump it");
-        break;
-      case ElementKind::command: answer(element); break;
+      case ElementKind::command: take_command(element); break;
       case ElementKind::block:
         if (main_.parser().block_list_complete()) open_receiver();
         break;
@@ -132,7 +134,7 @@ class Dump {
     }
   }
 
-  void answer(const qemu::Element& element) {
+  void take_command(const qemu::Element& element) {
     if (!main_.parser().return_path_open()) return;
     if (element.command == qemu::command_open_return_path && settings_.switchover_ack)
       reply(qemu::encode_switchover_ack());
@@ -158,7 +160,10 @@ class Dump {
                                 .interrupt = &interrupt_,
                                 // A device's state is no RAM: read past it.
                                 .on_device_state = {.take = [](const DeviceState&) { return Result<void>{}; }},
-                                .on_error = [this](const Error&) { source_.main().shutdown(); }});
+                                // When everything is there, the main connection is left for the answer.
+                                .on_error = [this](const Error&) {
+                                  if (!whole_) source_.main().shutdown();
+                                }});
     if (!receiver) throw source_.failure(receiver.error());
     const std::lock_guard lock(mutex_);
     receiver_ = std::move(*receiver);
@@ -176,62 +181,118 @@ class Dump {
       std::ranges::fill(page, std::byte{0});
   }
 
-  /// Reads past the devices' state, which nobody here understands, to the stream's end.
+  /// Reads past the devices' state, which nobody here understands, to the stream's end. A source without a return path
+  /// closes the connection there; one that has it waits for the answer, so that the bytes have to tell.
   void drain() {
-    qemu::StreamEnd end;
-    bool nul_last = false;
+    const bool answers = main_.parser().return_path_open();
     while (!main_.ended()) {
-      // With a return path the source keeps the connection and waits for the answer. A machine can leave its
-      // description out; then only silence after the last byte tells.
-      const bool whole = main_.parser().return_path_open() && (end.complete() || nul_last);
-      const auto element = main_.next(!whole ? no_timeout : end.complete() ? 20ms : 5000ms);
-      if (element && element->kind == ElementKind::device_state) {
-        end.feed(element->data);
-        nul_last = element->data.back() == std::byte{0};
-      } else if (element) {
+      const qemu::StreamTail tail = main_.parser().tail();
+      const bool whole = tail == qemu::StreamTail::end_mark || tail == qemu::StreamTail::description;
+      // Silence decides nothing where the end is known. Behind the end mark a description usually comes at once, and is
+      // read before the answer; that the source leaves it out costs its guest this time.
+      std::chrono::milliseconds silence = no_timeout;
+      if (whole) silence = !answers ? source_.end_limit() : tail == qemu::StreamTail::description ? 20ms : 100ms;
+      if (tail == qemu::StreamTail::maybe && answers) silence = source_.end_limit();
+      if (const auto element = main_.next(silence)) {
         take(*element);
-      } else if (whole) {
+      } else if (!main_.ended()) {
+        if (!whole)
+          throw Failure(
+              "source: falls silent behind a zero byte, and its stream has no section footers and no VM description, "
+              "so "
+              "that nobody can tell whether that is its end: switch its capability return-path off, which makes it "
+              "close the connection there, or suppress-vmdesc");
+        if (!answers) warnings_.push_back(source_.still_open("its main connection"));
         return;
       }
     }
-    if (!end.complete() && !nul_last) throw Failure("main stream: ended inside the devices' state");
+    // Before its answer a source has no reason to close the connection.
+    if (answers && main_.parser().tail() != qemu::StreamTail::description)
+      throw program::source_lost("main connection: closed ahead of the answer");
+  }
+
+  /// Everything has arrived: from here on no channel changes a page.
+  void close_memory() {
+    source_.refuse_more_channels();
+    if (auto ended = receiver_->end_epochs(); !ended) throw source_.failure(ended.error());
+    for (const Block& block : blocks_)
+      if (received_pages(block) == 0 && !main_.parser().capabilities().empty())
+        throw Failure(
+            fmt::format("RAM block {}: the source has left it out, because its memory is shared and the capability "
+                        "x-ignore-shared is "
+                        "on: switch that off to dump it",
+                        program::printable(block.idstr)));
+    const std::lock_guard lock(mutex_);
+    if (cancelled_) throw Failure("cancelled by a signal");
+    whole_ = true;
+  }
+
+  std::uint64_t received_pages(const Block& block) {
+    const BlockId id = need(ram_.find(block.idstr));
+    std::uint64_t received = 0;
+    for (std::uint64_t at = 0; at < block.file->mapping().bytes().size(); at += ram_.page_bytes())
+      if (receiver_->received(id, at)) ++received;
+    return received;
   }
 
   void finish_files() {
     for (const Block& block : blocks_) {
       const std::uint64_t bytes = block.file->mapping().bytes().size();
-      const BlockId id = need(ram_.find(block.idstr));
-      std::uint64_t received = 0;
-      for (std::uint64_t at = 0; at < bytes; at += ram_.page_bytes())
-        if (receiver_->received(id, at)) ++received;
       const auto summary = block.file->make_sparse(ram_.page_bytes());
       manifest_blocks_.push_back({{"name", block.idstr},
                                   {"file", block.file_name},
                                   {"size", bytes},
                                   {"xxh3", summary.digest},
                                   {"pages", bytes / ram_.page_bytes()},
-                                  {"received_pages", received},
+                                  {"received_pages", received_pages(block)},
                                   {"zero_pages", summary.zero_pages}});
     }
     // Until the manifest has its name, a failure or a second signal takes all of them.
     program::write_text(manifest_file_.fd(), program::json_text(manifest()), manifest_file_.part());
     for (const Block& block : blocks_) block.file->sync();
     manifest_file_.sync();
+    // What has come meanwhile has changed no page; but what breaks the protocol is no guest that anybody should trust.
+    if (auto ended = receiver_->end_epochs(); !ended && ended.error().code == Condition::peer_protocol)
+      throw source_.failure(ended.error());
     for (const Block& block : blocks_) block.file->rename();
     manifest_file_.rename();
     for (const Block& block : blocks_) block.file->release();
     manifest_file_.release();
   }
 
-  /// Tells the source that all is well, and waits for the end of the channels.
-  void finish() {
-    if (main_.parser().return_path_open()) {
-      reply(qemu::encode_shut(0));
-      // So that the answer arrives whatever happens to us. Who has gone by now has taken it.
-      if (auto ended = source_.main().finish(); !ended && ended.error().code != Condition::peer_gone)
-        need(ended, "source: return path");
+  /// The dump has its name: tells the source, and waits for the end of the channels, which says that the source is
+  /// content. The dump stays whatever comes of that.
+  void answer() {
+    try {
+      if (main_.parser().return_path_open()) tell_source();
+    } catch (const Failure& failure) {
+      warnings_.push_back(
+          fmt::format("the source could not be told, so its migration fails there and its guest stays with it: {}",
+                      failure.what()));
+      return;
     }
-    source_.finish(*receiver_);
+    {
+      const std::lock_guard lock(mutex_);
+      answered_ = true;
+      if (cancelled_) receiver_->cancel();
+    }
+    try {
+      // It may be late with its description, and must not be cut off in it.
+      if (main_.parser().tail() == qemu::StreamTail::end_mark) main_.next(cancelled_ ? 0ms : source_.end_limit());
+      if (const auto late = source_.finish(*receiver_)) warnings_.push_back(*late);
+    } catch (const Failure& failure) {
+      warnings_.push_back(cancelled_
+                              ? std::string("a signal came before the source had closed its connections")
+                              : fmt::format("ask the source whether its migration has completed: {}", failure.what()));
+    }
+  }
+
+  void tell_source() {
+    while (main_.next(0ms)) {
+    }
+    if (main_.ended()) throw Failure("it has closed the connection");
+    reply(qemu::encode_shut(0));
+    need(source_.main().finish(), "return path");  // so that the answer arrives whatever happens to us
   }
 
   json manifest() const {
@@ -253,6 +314,7 @@ class Dump {
     report["tls_cipher"] = program::text_or_null(source_.main().cipher());
     report["output"] = settings_.output;
     report["return_path"] = main_.parser().return_path_open();
+    report["warnings"] = warnings_;
     return report;
   }
 
@@ -279,6 +341,9 @@ class Dump {
   std::uint64_t epochs_ = 0;
   std::uint64_t main_pages_ = 0;
   std::atomic<bool> cancelled_ = false;
+  std::atomic<bool> whole_ = false;  ///< everything has arrived, and is worth keeping
+  bool answered_ = false;            ///< the source has heard that; under mutex_
+  std::vector<std::string> warnings_;
   program::OnInterrupt on_signal_;  // last: its action uses the others
 };
 

@@ -8,8 +8,6 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <atomic>
-#include <thread>
 
 namespace program {
 namespace {
@@ -36,6 +34,14 @@ std::string method_name(std::uint64_t bits) {
     case wire::flag_qatzip: return "qatzip";
     default: return fmt::format("unknown method {:#x}", bits);
   }
+}
+
+/// Whether it is an end that a connection of a source comes to when the source fails, or somebody cuts it.
+bool is_loss(const Error& error) {
+  const auto code = error.code;
+  return code == Condition::peer_gone || code == Errc::unsynced_end || code == Errc::truncated_hello ||
+         code == Errc::truncated_header || code == Errc::truncated_payload ||
+         code == std::error_code(ETIMEDOUT, std::system_category());
 }
 
 }  // namespace
@@ -118,26 +124,28 @@ QemuSource::Links QemuSource::accept_under_tls() {
   return {std::move(*main), std::move(channels)};
 }
 
-void QemuSource::finish(AnyReceiver& receiver) {
-  constexpr auto limit = 10s;
-  Interrupt done = need(Interrupt::create());
-  std::atomic<bool> late = false;
-  std::thread watch([&] {
-    pollfd entry{.fd = done.native_handle(), .events = POLLIN, .revents = 0};
-    if (::poll(&entry, 1, static_cast<int>(std::chrono::milliseconds(limit).count())) != 0) return;
-    late = true;
-    receiver.cancel();
-  });
-  const auto finished = receiver.finish();
-  done.trigger();
-  watch.join();
-  if (late) throw Failure(fmt::format("source: did not close its channels within {} s after its end", limit.count()));
-  if (!finished) throw failure(finished.error());
-  refuse_more_channels();
+std::optional<std::string> QemuSource::finish(AnyReceiver& receiver) {
+  const auto finished = receiver.finish(end_limit());
+  if (finished) return std::nullopt;
+  if (finished.error().code != Errc::timed_out) throw failure(finished.error());
+  return still_open("its channels");
+}
+
+std::chrono::seconds QemuSource::end_limit() const noexcept {
+  return std::min<std::chrono::seconds>(10s, std::chrono::seconds(options_.timeout_s));
+}
+
+std::string QemuSource::still_open(const char* what) const {
+  return fmt::format(
+      "the source has kept {} open for {} s after the end of its stream: a proxy on the way or a stopped host may be "
+      "the reason, or COLO (capability x-colo), with which the source's guest stands still until it gets an "
+      "x-colo-lost-heartbeat",
+      what, end_limit().count());
 }
 
 void QemuSource::refuse_more_channels() {
   if (door_) {
+    if (!door_->pending()) return;
     const auto another = door_->next(200ms);
     if (another && another->second == magic.channel)
       throw failure(fail(Errc::too_many_channels, Stage::accept, "accept").error());
@@ -148,6 +156,7 @@ void QemuSource::refuse_more_channels() {
 }
 
 Failure QemuSource::failure(const Error& error) const {
+  if (error.stage != Stage::accept && is_loss(error)) return source_lost(Failure(error).what());
   std::string context = "source";
   if (error.code == Errc::wrong_compression)
     context = fmt::format("the source compresses with {}, this side expects {}", method_name(error.detail),
@@ -156,8 +165,6 @@ Failure QemuSource::failure(const Error& error) const {
     context = fmt::format("this side expects the VM {}", options_.uuid);
   else if (error.code == Errc::too_many_channels || error.code == Errc::channel_id_out_of_range)
     context = fmt::format("this side expects {} channels", options_.channels);
-  else if (error.stage == Stage::sync && error.code == Errc::unsynced_end)
-    context = "the source has closed a channel in the middle of the migration";
   else if (error.stage == Stage::accept && error.code == Errc::timed_out)
     context = fmt::format("waited {} s for the main connection and {} channels", options_.timeout_s, options_.channels);
   return Failure(error, context);
@@ -169,7 +176,13 @@ void QemuSource::check_channels(const AnyReceiver* receiver) const {
     return ::poll(&entry, 1, 0) == 1;
   };
   if (receiver != nullptr ? receiver->ended_channels() > 0 : std::ranges::any_of(links_.channels, has_ended))
-    throw Failure("source: closed a channel in the middle of the migration, and says nothing more");
+    throw source_lost("a channel: closed; main connection: silent");
+}
+
+Failure source_lost(const std::string& noticed) {
+  return Failure(fmt::format(
+      "source: has gone in the middle of the migration; its query-migrate and its log say why (noticed here: {})",
+      noticed));
 }
 
 MainStream::MainStream(Link& link, const SourceOptions& options, Hooks hooks)
@@ -195,7 +208,8 @@ std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
       if (hooks_.on_silence && hooks_.on_silence()) return std::nullopt;
     }
     if (got == 0) {
-      need(parser_.finish(), "source: has gone");
+      if (const auto whole = parser_.finish(); !whole)
+        throw source_lost(fmt::format("main connection: {}: {}", how_it_ended_, describe(whole.error())));
       ended_ = true;
       return std::nullopt;
     }
@@ -213,7 +227,9 @@ bool MainStream::read(std::chrono::milliseconds timeout, std::size_t& got) {
   const iovec room = mutable_buffer(parser_.room());
   const auto count = link_.read_some(std::span(&room, 1), timeout, nullptr);
   if (!count && count.error().code == Errc::timed_out) return false;
-  got = need(count, "source: main stream");
+  if (!count && !is_loss(count.error())) throw Failure(count.error(), "source: main stream");
+  if (!count) how_it_ended_ = Failure(count.error()).what();
+  got = count.value_or(0);
   return true;
 }
 

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <multifd/qemu/main_stream.hpp>
-#include <multifd/qemu/stream_end.hpp>
 #include <multifd/transport/accept_source.hpp>
 
 #include <chrono>
@@ -43,9 +42,13 @@ class QemuSource {
   Link& main() noexcept { return links_.main; }
   std::vector<Link> take_channels() { return std::move(links_.channels); }
 
-  /// AnyReceiver::finish() when all of RAM is there. A source that has completed closes its channels; one that does not
-  /// is not waited for without end. Throws Failure.
-  void finish(AnyReceiver& receiver);
+  /// AnyReceiver::finish() when everything is there. A source that has completed closes its channels; one that does not
+  /// is waited for no longer than end_limit(), and that nobody is harmed by: returns then what was late, in words.
+  /// Throws Failure for channels that end in another way.
+  std::optional<std::string> finish(AnyReceiver& receiver);
+
+  /// How long a source that has said everything may keep its connections open.
+  std::chrono::seconds end_limit() const noexcept;
 
   /// Throws Failure if the source has opened more channels than it should have.
   void refuse_more_channels();
@@ -58,6 +61,8 @@ class QemuSource {
 
   /// A failure in words, with what this side expects where a code alone does not say it.
   Failure failure(const multifd::Error& error) const;
+  /// What end_limit() has passed for, in words: `what`: "its channels".
+  std::string still_open(const char* what) const;
 
  private:
   struct Links {
@@ -74,6 +79,9 @@ class QemuSource {
   Links links_;
 };
 
+/// The failure of a source that breaks off: the same words wherever that is noticed first. `noticed`: where, and how.
+Failure source_lost(const std::string& noticed);
+
 /// The elements of a main stream, read as they are needed. Throws Failure.
 class MainStream {
  public:
@@ -86,18 +94,19 @@ class MainStream {
 
   /// The next element; none at the end of the connection, when nothing has come for `idle`, or as Hooks::on_silence says.
   std::optional<multifd::qemu::Element> next(std::chrono::milliseconds idle = multifd::no_timeout);
-  /// Whether the source has closed the connection.
+  /// Whether the source has closed the connection, at a place where that may be its end: see MainStreamParser::tail().
   bool ended() const noexcept { return ended_; }
   const multifd::qemu::MainStreamParser& parser() const noexcept { return parser_; }
 
  private:
-  /// One wait for bytes; false when none came in time.
+  /// One wait for bytes; false when none came in time. None and true: the connection has ended, in order or not.
   bool read(std::chrono::milliseconds timeout, std::size_t& got);
 
   Link& link_;
   multifd::qemu::MainStreamParser parser_;
   const Hooks hooks_;
   bool ended_ = false;
+  std::string how_it_ended_ = "closed";
 };
 
 /// "00112233-4455-6677-8899-aabbccddeeff".

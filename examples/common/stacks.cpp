@@ -13,6 +13,8 @@ class ReceiverOf final : public AnyReceiver {
   Result<std::uint64_t> sync() override { return receiver_.sync(); }
   Result<std::uint64_t> sync(const WhileHeld& while_held) override { return receiver_.sync(while_held); }
   Result<void> finish() override { return receiver_.finish(); }
+  Result<void> finish(std::chrono::milliseconds limit) override { return receiver_.finish(limit); }
+  Result<void> end_epochs() override { return receiver_.end_epochs(); }
   Result<bool> mark_received(BlockId block, std::uint64_t offset) override {
     return receiver_.mark_received(block, offset);
   }

@@ -179,6 +179,8 @@ class AnyReceiver {
   virtual multifd::Result<std::uint64_t> sync() = 0;
   virtual multifd::Result<std::uint64_t> sync(const WhileHeld& while_held) = 0;
   virtual multifd::Result<void> finish() = 0;
+  virtual multifd::Result<void> finish(std::chrono::milliseconds limit) = 0;
+  virtual multifd::Result<void> end_epochs() = 0;
   virtual multifd::Result<bool> mark_received(multifd::BlockId block, std::uint64_t offset) = 0;
   virtual unsigned ended_channels() const = 0;
   virtual bool received(multifd::BlockId block, std::uint64_t offset) const = 0;

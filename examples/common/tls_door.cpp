@@ -82,6 +82,11 @@ TlsDoor::Clock::time_point TlsDoor::close_late() {
   return newcomers_.empty() ? Clock::time_point::max() : newcomers_.front().deadline;
 }
 
+bool TlsDoor::pending() const noexcept {
+  pollfd listener{.fd = listener_.native_handle(), .events = POLLIN, .revents = 0};
+  return !newcomers_.empty() || ::poll(&listener, 1, 0) == 1;
+}
+
 Result<std::pair<Link, std::uint32_t>> TlsDoor::next(std::chrono::milliseconds timeout) {
   const auto now = Clock::now();
   const auto room = std::chrono::floor<std::chrono::milliseconds>(Clock::time_point::max() - now);

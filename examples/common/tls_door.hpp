@@ -25,6 +25,9 @@ class TlsDoor {
   /// Readable when next() has something to do.
   int native_handle() const noexcept { return epoll_.get(); }
 
+  /// Whether somebody waits to be let in, or has not said anything yet.
+  bool pending() const noexcept;
+
   /// Waits for the next connection that says its first four bytes, which stay there to be read. What cannot be trusted
   /// is closed with a word on stderr: whoever it was, the source that is waited for may be another.
   /// Errors: timed_out, cancelled, errno.

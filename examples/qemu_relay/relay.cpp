@@ -111,10 +111,9 @@ void Relay::forward() {
   }
   check();
   writer_->flush();
-  if (!stream_end_.complete() && !description_missing_) throw Failure("source: ended inside the devices' state");
   if (main_.parser().return_path_open() && !confirmed_)
-    throw Failure("source: closed the main connection before the destination had confirmed");
-  if (!stream_end_.complete())
+    throw program::source_lost("main connection: closed before the destination had confirmed");
+  if (main_.parser().tail() != qemu::StreamTail::description)
     fmt::print(stderr,
                "the source's stream ends without a VM description: only the destination knows whether it is whole\n");
   all_forwarded_ = true;
@@ -129,10 +128,8 @@ void Relay::take(const qemu::Element& element) {
     }
     case ElementKind::page: writer_->page(element.name, element.offset, element.data); return;
     case ElementKind::device_state:
-      stream_end_.feed(element.data);
-      description_missing_ = element.data.back() == std::byte{0};
       // The destination may answer, and close, as soon as it has the last byte.
-      all_forwarded_ = stream_end_.complete() || description_missing_;
+      all_forwarded_ = main_.parser().tail() != qemu::StreamTail::inside;
       break;
     default: break;
   }
@@ -281,7 +278,8 @@ void Relay::copy_return_path() {
 /// Everything is forwarded and the source is content: ends the streams in order, and waits for the destination's end.
 void Relay::finish() {
   pollfd ended{.fd = return_path_ended_.native_handle(), .events = POLLIN, .revents = 0};
-  source_.finish(*receiver_);
+  if (const auto late = source_.finish(*receiver_))
+    fmt::print(stderr, "warning: everything is forwarded, but {}\n", *late);
   // A destination that has confirmed may have closed its end already.
   if (auto closed = pages_->sender().close(); !closed && closed.error().code != Condition::peer_gone)
     throw Failure(closed.error(), "destination");

@@ -77,8 +77,6 @@ class Relay {
   program::MainStream main_;
   std::vector<program::Link> out_links_;
   multifd::RamMap ram_;
-  multifd::qemu::StreamEnd stream_end_;
-  bool description_missing_ = false;  ///< the stream's last byte was a NUL
   std::uint64_t epochs_ = 0;
   unsigned silent_seconds_ = 0;  ///< since the source's last byte
   std::thread return_path_;

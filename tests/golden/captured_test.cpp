@@ -405,7 +405,7 @@ TEST_CASE("Captured main streams that end too early are known to be cut, up to t
   for (const Capture& capture : captures()) {
     CAPTURE(capture.name);
     std::size_t ram_end = 0, at = 0;
-    parse_main(capture, rng, 100, [&](auto& so_far, const qemu::Element& element) {
+    parse_main(capture, rng, 100, [&](auto& parser, const qemu::Element& element) {
       at += element.bytes.size();
       if (!parser.ram_complete()) ram_end = at;
     });
