@@ -25,7 +25,8 @@ set(table [[
 6  transport/        0-1 +
 7  channel/          0-6 +
 7  qemu/             0-3 +
-8  sender.hpp        0-7
+8  sender_options.hpp 0-7
+8  sender.hpp        0-7 +
 8  receiver.hpp      0-7
 8  stack.hpp         0-7 +
 9  multifd.hpp       0-8

@@ -51,6 +51,16 @@ class Link {
     std::visit([](auto& link) { link.shutdown(); }, link_);
   }
 
+  bool is_two_way() const noexcept {
+    return std::visit([](const auto& link) { return link.is_two_way(); }, link_);
+  }
+  multifd::Result<std::size_t> write_now(multifd::ConstBuffers buffers) noexcept {
+    return std::visit([&](auto& link) { return link.write_now(buffers); }, link_);
+  }
+  multifd::Result<std::size_t> read_now(multifd::MutableBuffers buffers) noexcept {
+    return std::visit([&](auto& link) { return link.read_now(buffers); }, link_);
+  }
+
   int native_handle() const noexcept {
     return std::visit([](const auto& link) { return link.native_handle(); }, link_);
   }

@@ -19,9 +19,11 @@ enum class Errc {
   uuid_mismatch,
   channel_id_out_of_range,
   duplicate_channel_id,
+  channel_count_mismatch,
   too_many_channels,
   too_many_pages,
   wrong_compression,
+  block_list_mismatch,
   bad_block_name,
   unknown_block,
   offset_misaligned,
@@ -83,6 +85,8 @@ enum class Errc {
   tls_refused,
   // A peer went away.
   peer_closed,
+  peer_gave_up,
+  unconfirmed,
   tls_truncated,
   // Time and will.
   timed_out,
@@ -100,10 +104,15 @@ enum class Errc {
   block_without_memory,
   peer_lacks_zero_lists,
   peer_lacks_device_state,
+  peer_lacks_confirmation,
   unknown_policy,
   not_supported,
-  already_closed,
+  already_closed,  // the last one: see last_errc
 };
+
+/// How many codes there are. Receivers tell their senders a code as a number, which means the same only where the list
+/// is the same (wire/answer.hpp).
+inline constexpr int last_errc = static_cast<int>(Errc::already_closed);
 
 /// Few conditions for programs to branch on: `if (error.code == Condition::peer_gone)`.
 enum class Condition {
@@ -159,14 +168,20 @@ constexpr ErrcInfo errc_info(int value) noexcept {
     case Errc::uuid_mismatch: return {"the channel belongs to another VM (uuid differs)", C::peer_protocol};
     case Errc::channel_id_out_of_range:
       return {"channel id is not below the channel count: do both sides use the same number of channels?",
-              C::peer_protocol};
+              C::peer_protocol, "id", "channels here"};
+    case Errc::channel_count_mismatch:
+      return {"the two sides use different numbers of channels: set the same on both", C::peer_protocol, "the peer's",
+              "this side's"};
     case Errc::duplicate_channel_id: return {"two channels have the same id", C::peer_protocol};
     case Errc::too_many_channels:
       return {"the source opened more channels than expected: set the same number on both sides", C::peer_protocol};
+    case Errc::block_list_mismatch:
+      return {"the two sides have different RAM blocks: register the same names and sizes on both", C::peer_protocol,
+              "the peer's", "this side's"};
     case Errc::too_many_pages: return {"packet announces more pages than it can hold", C::peer_protocol};
     case Errc::wrong_compression:
-      return {"packet is compressed with another method than this side expects: set the same compression on both",
-              C::peer_protocol};
+      return {"the peer compresses with another method than this side expects: set the same compression on both",
+              C::peer_protocol, "flag bits"};
     case Errc::bad_block_name: return {"RAM block name is empty or not terminated", C::peer_protocol};
     case Errc::unknown_block: return {"RAM block is not known here", C::peer_protocol};
     case Errc::offset_misaligned: return {"page offset is not a multiple of the page size", C::peer_protocol};
@@ -268,6 +283,9 @@ constexpr ErrcInfo errc_info(int value) noexcept {
       return {"the peer refused this side over TLS: its own message says why (certificate, authority, key)",
               C::peer_protocol};
     case Errc::peer_closed: return {"the peer closed the connection", C::peer_gone};
+    case Errc::peer_gave_up: return {"the receiver gave up", C::peer_gone};
+    case Errc::unconfirmed:
+      return {"the receiver ended without the confirmation that everything has arrived", C::peer_gone};
     case Errc::tls_truncated:
       return {"the TLS stream was cut without a close_notify: the peer failed, or somebody on the way cut it",
               C::peer_gone};
@@ -287,6 +305,11 @@ constexpr ErrcInfo errc_info(int value) noexcept {
       return {"this peer does not know device-state packets (PeerProfile)", C::misuse};
     case Errc::peer_lacks_zero_lists:
       return {"this peer drops zero pages listed in packets (QEMU before 9.0): use legacy or none", C::misuse};
+    case Errc::peer_lacks_confirmation:
+      return {
+          "this peer or transport gives no confirmation: use close_channels(), and learn from your main stream whether "
+          "everything has arrived",
+          C::misuse};
     case Errc::unknown_policy: return {"no policy of that name is offered", C::misuse};
     case Errc::not_supported: return {"not supported by this stack", C::misuse};
     case Errc::already_closed: return {"already closed", C::misuse};

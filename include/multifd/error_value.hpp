@@ -28,13 +28,15 @@ class Subject {
 
   constexpr Subject() noexcept = default;
   // Implicit: `.subject = block.idstr` is how it is written.
-  constexpr Subject(std::string_view name) noexcept {
+  constexpr Subject(std::string_view name) noexcept { append(name); }
+
+  constexpr Subject& append(std::string_view more) noexcept {
     constexpr std::string_view cut = "...";
-    const bool fits = name.size() <= most;
-    length_ = static_cast<unsigned char>(fits ? name.size() : most);
-    const std::size_t kept = fits ? name.size() : most - cut.size();
-    std::copy_n(name.data(), kept, text_);
-    if (!fits) std::copy_n(cut.data(), cut.size(), text_ + kept);
+    const std::size_t room = most - length_;
+    std::copy_n(more.data(), std::min(room, more.size()), text_ + length_);
+    if (more.size() > room) std::copy_n(cut.data(), cut.size(), text_ + most - cut.size());
+    length_ = static_cast<unsigned char>(length_ + std::min(room, more.size()));
+    return *this;
   }
 
   constexpr std::string_view view() const noexcept { return {text_, length_}; }
@@ -54,6 +56,7 @@ struct Error {
   std::uint32_t channel = no_channel;  ///< channel id
   std::uint64_t packet = no_packet;    ///< packets of that channel before this one
   Subject subject{};                   ///< what it is about: "pc.ram", "tcp:192.0.2.7:4444"; may be empty
+  std::error_code peer_reason{};       ///< with Errc::peer_gave_up: what the peer's own error was; all else is its, too
 };
 
 namespace detail {
@@ -86,8 +89,10 @@ inline std::string describe(const Error& error) {
   if (!stage.empty() && !op_says_stage) text.append(stage) += ": ";
   if (!op.empty()) text.append(op) += ": ";
   text += error.code.message();
+  if (error.peer_reason) text += ": " + error.peer_reason.message();
+  const std::error_code& reason = error.peer_reason ? error.peer_reason : error.code;
   const auto [unused_text, unused_condition, detail, expected] =
-      detail::errc_info(error.code.category() == category() ? error.code.value() : 0);
+      detail::errc_info(reason.category() == category() ? reason.value() : 0);
   std::string place;
   const auto part = [&place](const char* label, std::uint64_t value) {
     place += (place.empty() ? "" : ", ") + std::string(label) + " " + std::to_string(value);

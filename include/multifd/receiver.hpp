@@ -62,7 +62,9 @@ class Receiver {
   /// Params: `ram`: copied (the memory is not); all blocks writable, unless a PacketHook takes the pages; `links`:
   ///   exactly as many as the peer has channels.
   /// Errors: Errc::bad_channel_count, bad_block_size (no block), read_only_block, block_without_memory; bad_magic, bad_version,
-  ///   uuid_mismatch, channel_id_out_of_range, duplicate_channel_id, truncated_hello from the hellos; timed_out, cancelled.
+  ///   channel_count_mismatch, page_size_mismatch, wrong_compression, block_list_mismatch when a sender of ours announces
+  ///   other settings than this side's; uuid_mismatch, channel_id_out_of_range, duplicate_channel_id, truncated_hello
+  ///   from the hellos; timed_out, cancelled.
   static Result<Receiver> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
     if (links.empty() || links.size() > wire::max_channels)
       return fail(Errc::bad_channel_count, Stage::setup, "Receiver::open", links.size());
@@ -99,7 +101,8 @@ class Receiver {
     return std::unexpected(s.first_error(epoch.error()));
   }
 
-  /// Waits until every channel has ended in order, and joins the workers. After it all memory is final.
+  /// Waits until every channel has ended in order, and joins the workers. After it all memory is final, and a sender of
+  /// ours that waits for it in Sender::finish() is told so. On any error, a sender of ours is told why.
   ///
   /// An orderly end says that the last epoch is whole, not that it was the last one of the guest: a source that dies
   /// between two epochs looks the same on the wire. Whether it was the last, only a main stream can say.
@@ -192,7 +195,7 @@ class Receiver {
     State(const RamMap& ram, Options opts, unsigned channel_count)
         : options(std::move(opts)),
           shared(ram, options.destination, options.first_packet, options.on_packet, options.on_device_state,
-                 channel_count, options.uuid, [this] { stop(); }) {
+                 channel_count, C::method, options.uuid, [this] { stop(); }) {
       shared.progress = [this] {
         std::uint64_t sum = 0;
         for (const auto& channel : channels) sum += channel->wire_bytes();
@@ -250,6 +253,7 @@ class Receiver {
       join();
       if (shared.error.failed()) return std::unexpected(shared.error.get());
       finished = true;
+      confirm();
       return {};
     }
 
@@ -261,11 +265,25 @@ class Receiver {
 
     /// Called once, by the thread of the first error. `channels` is complete before any thread starts.
     void stop() noexcept {
+      const Error error = shared.error.get();
       shared.barrier->stop();
       shared.hellos.stop();
+      // The peer's own answer is on every channel before the first is broken: whichever breaks first there has it.
+      if (shared.peer_takes_answer.load(std::memory_order_relaxed)) {
+        const wire::AnswerBytes answer = wire::encode_answer(error);
+        for (const auto& channel : channels) channel->give_reason(answer);
+      }
       for (const auto& channel : channels) channel->shutdown();
       // A destructor reports nothing: what the hook would speak to may be gone.
-      if (const Error error = shared.error.get(); options.on_error && error.op != destroyed) options.on_error(error);
+      if (options.on_error && error.op != destroyed) options.on_error(error);
+    }
+
+    /// Tells a sender of ours that everything has arrived. Whether that reaches it nobody here can know, so whether it
+    /// can be written is no reason to fail: the memory is whole.
+    void confirm() noexcept {
+      if (!shared.peer_takes_answer.load(std::memory_order_relaxed)) return;
+      for (const auto& channel : channels)
+        if (channel->id() == 0) channel->confirm();
     }
 
     void join() noexcept {

@@ -4,16 +4,19 @@
 // worker per channel sends them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include "multifd/channel/announce.hpp"
 #include "multifd/channel/batch_producer.hpp"
 #include "multifd/memory/dirty_bitmap.hpp"
-#include "multifd/wire/peer_profile.hpp"
+#include "multifd/sender_options.hpp"
 
 namespace multifd {
 
@@ -27,26 +30,6 @@ enum class Queued : std::uint8_t {
 /// calls need their last argument: a callable on_zero(offset).
 template <class Z>
 concept NeedsNoZeroSink = Z::stage != ZeroStage::producer;
-
-/// Run-time settings of a Sender. Everything has a default.
-template <Compressor C, ZeroPagePolicy Z>
-struct SenderOptions {
-  C compressor{};  ///< parameters: `{.level = 3}`
-  Z zero_pages{};
-  Uuid uuid{};                      ///< the VM's, as the peer expects it
-  PeerProfile peer = peer_multifd;  ///< who receives; wrong values corrupt guests, see PeerProfile
-  std::uint64_t bandwidth = 0;      ///< bytes per second over all channels; 0: no cap
-  /// Batches per channel between the producer and the channels, 2 to 16; 0: as many as make 64 in all. Many, because
-  /// waking the producer costs as much as sending a batch; one is 1 KiB, but 512 KiB more with PageSource::copies:
-  /// choose fewer there.
-  unsigned depth = 0;
-  /// How long the channels may stand still while somebody waits for them: for room, for an epoch, for the end.
-  std::chrono::milliseconds progress_timeout{120'000};
-  PageSource pages = PageSource::guest;
-  Digest digest = Digest::off;  ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
-  ThreadHook thread_hook{};     ///< runs in each worker before its first packet
-  ErrorHook on_error{};         ///< told of the first error, once, by the thread that met it
-};
 
 /// Sends pages of a RamMap over connected transports.
 ///
@@ -81,7 +64,14 @@ class Sender {
     if (options.digest == Digest::on && !options.peer.digests)
       return fail(Errc::bad_option, Stage::setup, "digest: only our own receiver verifies it");
     return catch_bad_alloc(Stage::setup, "Sender::open", [&]() -> Result<Sender> {
-      auto state = std::make_unique<State>(ram, std::move(options), static_cast<unsigned>(links.size()));
+      const auto channels = static_cast<unsigned>(links.size());
+      // Only to our own receivers: others ignore these bytes today, and may give them a meaning tomorrow.
+      std::optional<wire::Announcement> announced;
+      if (options.peer.digests) {
+        announced = announcement_of(ram, channels, C::method);
+        announced->takes_answer = std::ranges::all_of(links, carries_answer<T>);
+      }
+      auto state = std::make_unique<State>(ram, std::move(options), channels, announced);
       if (auto started = state->start(std::move(links)); !started) return std::unexpected(started.error());
       return Sender(std::move(state));
     });
@@ -263,8 +253,28 @@ class Sender {
     return epoch;
   }
 
-  /// Ends in order: closes the epoch if pages were queued since the last sync(), waits until everything is written,
-  /// ends every stream, joins the workers.
+  /// Ends in order, and waits until the receiver confirms that everything has arrived: the end for those whose receiver is
+  /// ours and who have no main stream that says it. Success means that its Receiver::finish() has succeeded.
+  ///
+  /// Errors: Errc::peer_lacks_confirmation (nothing has ended yet) with another SenderOptions::peer than peer_multifd, or
+  ///   over a transport that carries no answer (a pipe); peer_gave_up with the receiver's own reason; unconfirmed when it
+  ///   ends without an answer; timed_out after confirm_timeout; else as close().
+  /// Threads: producer. Wire: wire/answer.hpp.
+  Result<void> finish() noexcept {
+    State& s = *state_;
+    if (auto ready = s.check_open(); !ready) return ready;
+    if (!s.shared.gets_answer()) return fail(Errc::peer_lacks_confirmation, Stage::close, "Sender::finish");
+    // Relaxed: the hand-off's end, which comes later, publishes it.
+    s.shared.wants_answer.store(true, std::memory_order_relaxed);
+    return close();
+  }
+
+  /// Ends the channels in order: closes the epoch if pages were queued since the last sync(), waits until everything is
+  /// written, ends every stream, joins the workers. For those who learn from their main stream, or from a protocol of
+  /// their own, what became of it.
+  ///
+  /// Success says that everything was handed to the transports, and nothing about the receiver: bytes may still be under
+  /// way, and it may refuse all of them. finish() waits for its word.
   ///
   /// Errors: the first error; Errc::already_closed. Threads: producer. Blocks on the peer, at most progress_timeout after
   ///   the last byte that moved; cancel() ends that.
@@ -278,6 +288,7 @@ class Sender {
     s.shared.handoff->finish();
     auto watch = s.shared.watch();
     s.shared.gate.wait_for_ends(watch.slice(), [&] { s.shared.check_progress(watch); });
+    if (s.shared.wants_answer.load(std::memory_order_relaxed)) s.wait_for_answer();
     s.join();
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     return {};
@@ -326,10 +337,10 @@ class Sender {
   struct State {
     using Channel = SendChannel<T, C, Z>;
 
-    State(const RamMap& ram, Options opts, unsigned channel_count)
+    State(const RamMap& ram, Options opts, unsigned channel_count, const std::optional<wire::Announcement>& announced)
         : options(std::move(opts)),
           page_bytes(ram.page_bytes()),
-          shared(ram, options.uuid, options.pages, options.digest, channel_count, options.bandwidth,
+          shared(ram, options.uuid, announced, options.pages, options.digest, channel_count, options.bandwidth,
                  options.progress_timeout, [this] { stop(); }),
           producer(shared, options.zero_pages) {
       shared.progress = [this] {
@@ -381,6 +392,15 @@ class Sender {
       for (const auto& channel : channels) channel->shutdown();
       // A destructor reports nothing: what the hook would speak to may be gone.
       if (const Error error = shared.error.get(); options.on_error && error.op != destroyed) options.on_error(error);
+    }
+
+    void wait_for_answer() noexcept {
+      ProgressWatch watch(options.confirm_timeout, 0);
+      shared.gate.wait_for_answer(watch.slice(), [&] {
+        if (watch.stalled(0))
+          shared.error.raise(
+              {.code = Errc::timed_out, .stage = Stage::close, .op = "no confirmation for confirm_timeout"});
+      });
     }
 
     void join() noexcept {

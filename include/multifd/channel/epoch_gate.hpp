@@ -50,6 +50,21 @@ class EpochGate {
     return wait_until([&] { return left_ == written_.size(); }, slice, look);
   }
 
+  /// The receiver has answered.
+  void answered() noexcept {
+    {
+      const std::lock_guard lock(mutex_);
+      answered_ = true;
+    }
+    changed_.notify_all();
+  }
+
+  /// The same until answered().
+  template <class Look>
+  bool wait_for_answer(std::chrono::nanoseconds slice, Look&& look) noexcept {
+    return wait_until([&] { return answered_; }, slice, look);
+  }
+
   void stop() noexcept {
     {
       const std::lock_guard lock(mutex_);
@@ -74,6 +89,7 @@ class EpochGate {
   std::condition_variable changed_;
   std::vector<std::uint64_t> written_;
   std::size_t left_ = 0;
+  bool answered_ = false;
   bool stopped_ = false;
 };
 

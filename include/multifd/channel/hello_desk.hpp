@@ -12,6 +12,7 @@
 #include <optional>
 #include <vector>
 
+#include "multifd/channel/announce.hpp"
 #include "multifd/result.hpp"
 #include "multifd/transport/interrupt.hpp"
 #include "multifd/wire/init_packet.hpp"
@@ -32,11 +33,17 @@ struct UuidCheck {
 /// Threads: admit() by the channels' workers, wait() by open(), stop() by any.
 class HelloDesk {
  public:
-  HelloDesk(unsigned channels, const UuidCheck& check) : check_(check), seen_(channels, false) {}
+  /// `own`: this side's settings, to compare an announcement with; without, none is looked at.
+  HelloDesk(unsigned channels, const UuidCheck& check, const std::optional<wire::Announcement>& own = {})
+      : check_(check), own_(own), seen_(channels, false) {}
 
-  /// Errors: Errc::uuid_mismatch, duplicate_channel_id (detail: the id).
+  /// Errors: those of compare_announcement(); Errc::uuid_mismatch, duplicate_channel_id (detail: the id).
   Result<void> admit(const wire::InitPacket& hello) noexcept {
     const std::lock_guard lock(mutex_);
+    if (own_ && hello.announced) {
+      announced_ = true;
+      if (auto equal = compare_announcement(*hello.announced, *own_); !equal) return equal;
+    }
     if (check_.kind == UuidCheck::Kind::exact && hello.uuid != check_.uuid)
       return fail(Errc::uuid_mismatch, Stage::hello, "initial packet");
     if (check_.kind == UuidCheck::Kind::same_on_all && first_uuid_ && hello.uuid != *first_uuid_)
@@ -68,6 +75,9 @@ class HelloDesk {
     return std::unexpected(error);
   }
 
+  /// Whether the peer is a sender of ours, whose settings have been compared; after wait().
+  bool announced() const noexcept { return announced_; }
+
   /// The uuid of the peer; after wait().
   Uuid uuid() const noexcept { return first_uuid_.value_or(Uuid{}); }
 
@@ -81,11 +91,13 @@ class HelloDesk {
 
  private:
   const UuidCheck check_;
+  const std::optional<wire::Announcement> own_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<bool> seen_;
   std::size_t count_ = 0;
   std::optional<Uuid> first_uuid_;
+  bool announced_ = false;
   bool stopped_ = false;
 };
 

@@ -12,62 +12,19 @@
 #include <span>
 #include <utility>
 
+#include "multifd/channel/answers.hpp"
 #include "multifd/channel/counters.hpp"
 #include "multifd/channel/distinct_pages.hpp"
-#include "multifd/channel/first_error.hpp"
-#include "multifd/channel/hello_desk.hpp"
 #include "multifd/channel/page_runs.hpp"
-#include "multifd/channel/receive_hooks.hpp"
-#include "multifd/channel/sync_point.hpp"
+#include "multifd/channel/recv_shared.hpp"
 #include "multifd/compress/policy.hpp"
 #include "multifd/memory/page_digest.hpp"
-#include "multifd/memory/populate_ahead.hpp"
-#include "multifd/memory/ram_map.hpp"
-#include "multifd/memory/received_pages.hpp"
 #include "multifd/thread.hpp"
 #include "multifd/transport/algorithms.hpp"
 #include "multifd/wire/packet.hpp"
 #include "multifd/zero/buffer_is_zero.hpp"
 
 namespace multifd {
-
-/// What the receiver's memory holds before the first page arrives.
-enum class DestinationMemory : std::uint8_t {
-  unknown,  ///< anything: a zero page is written, unless the page is found to be zero already
-  zeroed,   ///< fresh memory: the first zero page at a place is not even looked at, so it stays untouched
-};
-
-/// Whether data may come before the first SYNC.
-enum class FirstPacket : std::uint8_t {
-  any,
-  sync,  ///< QEMU's sources open with a SYNC (PROTOCOL.md section 6.5); data before it is refused
-};
-
-/// What all channels of one receiver share.
-struct RecvShared {
-  RecvShared(const RamMap& ram, DestinationMemory memory, FirstPacket first, PacketHook packet, DeviceStateHook device,
-             unsigned channels, const UuidCheck& uuid_check, std::function<void()> stop)
-      : map(ram),
-        destination(memory),
-        first_packet(first),
-        on_packet(std::move(packet)),
-        on_device_state(std::move(device)),
-        hellos(channels, uuid_check),
-        error(std::move(stop)) {}
-
-  const RamMap map;
-  const DestinationMemory destination;
-  const FirstPacket first_packet;
-  const PacketHook on_packet;
-  const DeviceStateHook on_device_state;
-  HelloDesk hellos;
-  ReceivedPages received;
-  std::unique_ptr<PopulateAhead> populate;  ///< null: nobody does
-  std::unique_ptr<SyncPoint> barrier;
-  std::atomic<bool> epochs_ended = false;  ///< no page is taken any more
-  FirstError error;
-  std::function<std::uint64_t()> progress;  ///< a number that changes while bytes move on any channel
-};
 
 /// Threads: run() is the worker's body; shutdown() and stats() from any thread.
 template <Transport T, Compressor C>
@@ -113,11 +70,24 @@ class RecvChannel {
     if (ended) return;
     Error error = ended.error();
     if (error.channel == no_channel) error.channel = id();
-    if (error.packet == no_packet && error.channel == id()) error.packet = counters_.packets.get();
+    if (error.packet == no_packet && error.channel == id() && id() != no_channel)
+      error.packet = counters_.packets.get();
     shared_.error.raise(error);
   }
 
+  /// The last bytes on this channel, to a peer that takes them: why this side gives up. Threads: any, beside run().
+  void give_reason(const wire::AnswerBytes& answer) noexcept {
+    if (!answered_.exchange(true, std::memory_order_relaxed)) give_answer(link_, answer);
+  }
+
+  /// The same when everything has arrived, and an end in order behind it. Threads: any, after run().
+  void confirm() noexcept {
+    give_reason(wire::encode_answer());
+    (void)link_.finish();
+  }
+
   void shutdown() noexcept { link_.shutdown(); }
+  std::uint32_t id() const noexcept { return id_.load(std::memory_order_relaxed); }
   ChannelStats stats() const noexcept { return counters_.snapshot(id()); }
   std::uint64_t wire_bytes() const noexcept { return counters_.wire_bytes.get(); }
   std::uint64_t zeros_written() const noexcept { return zeros_written_.get(); }
@@ -180,6 +150,9 @@ class RecvChannel {
       if (*arrived < wanted) return fail(Errc::truncated_hello, Stage::hello, "initial packet", got);
       if (wire::load_be<std::uint32_t>(bytes.data()) != wire::magic) break;  // parse_init_packet() names it
     }
+    // Also of a hello that is about to be refused.
+    if (const auto announced = wire::load_announcement(bytes); announced && announced->takes_answer)
+      shared_.peer_takes_answer.store(true, std::memory_order_relaxed);
     const auto hello = wire::parse_init_packet(bytes, channels_);
     if (!hello) return std::unexpected(hello.error());
     if (auto admitted = shared_.hellos.admit(*hello); !admitted) return admitted;
@@ -390,7 +363,6 @@ class RecvChannel {
 
   std::uint64_t offset(std::size_t slot) const noexcept { return wire::load_offset(header_.get(), slot); }
   std::size_t header_bytes() const noexcept { return wire::header_bytes(shared_.map.page_bytes()); }
-  std::uint32_t id() const noexcept { return id_.load(std::memory_order_relaxed); }
 
   static constexpr std::size_t prefix_bytes = 12;  ///< magic, version, flags
   static constexpr std::size_t slots_known = 16;   ///< the same, and pages_alloc
@@ -413,6 +385,7 @@ class RecvChannel {
   std::optional<BlockId> last_block_;
   std::atomic<std::uint64_t> data_epoch_ = 0;  ///< of the last packet with pages, counted from 1
   std::atomic<std::uint32_t> id_{no_channel};  ///< known after the hello
+  std::atomic<bool> answered_{false};
   StageClock clock_;
   ChannelCounters counters_;
   Counter zeros_written_, pages_verified_;

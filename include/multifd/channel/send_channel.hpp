@@ -6,7 +6,6 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <cstddef>
 #include <cstring>
 #include <memory>
@@ -15,13 +14,10 @@
 #include <span>
 #include <utility>
 
+#include "multifd/channel/answers.hpp"
 #include "multifd/channel/counters.hpp"
-#include "multifd/channel/epoch_gate.hpp"
-#include "multifd/channel/first_error.hpp"
-#include "multifd/channel/handoff.hpp"
 #include "multifd/channel/page_runs.hpp"
-#include "multifd/channel/progress_watch.hpp"
-#include "multifd/channel/rate_limiter.hpp"
+#include "multifd/channel/send_shared.hpp"
 #include "multifd/compress/policy.hpp"
 #include "multifd/memory/page_digest.hpp"
 #include "multifd/memory/ram_map.hpp"
@@ -32,54 +28,6 @@
 #include "multifd/zero/policy.hpp"
 
 namespace multifd {
-
-/// Whether packets carry a digest of their page data (own extension, see wire::digest_offset).
-enum class Digest : std::uint8_t { off, on };
-
-/// Where a sender's pages lie.
-enum class PageSource : std::uint8_t {
-  guest,   ///< in the map's memory, which the guest may be writing
-  copies,  ///< in buffers that come with them: for a relay, whose blocks need no memory
-};
-
-/// What all channels of one sender share.
-struct SendShared {
-  SendShared(const RamMap& ram, const Uuid& vm_uuid, PageSource pages, Digest with_digest, unsigned channels,
-             std::uint64_t bandwidth, std::chrono::milliseconds stand_still, std::function<void()> stop)
-      : map(ram),
-        uuid(vm_uuid),
-        source(pages),
-        digest(with_digest),
-        progress_timeout(stand_still),
-        limiter(bandwidth),
-        gate(channels),
-        error(std::move(stop)) {}
-
-  /// For whoever waits for the channels: to be asked now and then. Stops everything when no channel has moved for too
-  /// long; a bandwidth cap may let that much more time pass between two packets.
-  void check_progress(ProgressWatch& watch) noexcept {
-    const std::uint64_t rate = limiter.rate();
-    const std::uint64_t seconds = rate == 0 ? 0 : wire::max_payload_bytes / rate + 1;
-    if (watch.stalled(progress(), std::chrono::seconds(std::min<std::uint64_t>(seconds, 1 << 30))))
-      error.raise(
-          {.code = Errc::timed_out, .stage = Stage::write, .op = "no channel took a byte for progress_timeout"});
-  }
-  ProgressWatch watch() const noexcept { return {progress_timeout, progress()}; }
-
-  const RamMap map;
-  const Uuid uuid;
-  const PageSource source;
-  const Digest digest;
-  const std::chrono::milliseconds progress_timeout;
-  std::function<std::uint64_t()> progress;  ///< bytes of all channels
-  std::unique_ptr<BatchHandoff> handoff;
-  RateLimiter limiter;
-  EpochGate gate;
-  FirstError error;
-  std::atomic<std::uint64_t> packet_num{0};  ///< one count for all channels (PROTOCOL.md section 3.1)
-  std::atomic<std::uint32_t> level_changes{0};
-  std::atomic<int> level{0};
-};
 
 /// Threads: run() is the worker's body; shutdown() and stats() from any thread.
 template <Transport T, Compressor C, ZeroPagePolicy Z>
@@ -112,13 +60,12 @@ class SendChannel {
   void run() noexcept {
     Result<void> ended = work();
     counters_.cpu_ns.set(thread_cpu_ns());
-    if (!ended) {
-      Error error = ended.error();
-      error.channel = id_;
-      error.packet = counters_.packets.get();
-      shared_.error.raise(error);
-    }
+    if (!ended) raise(ended.error());
     shared_.gate.left();
+    // Relaxed: the worker saw it set when it saw that the hand-off is finished, or need not.
+    if (id_ != 0 || !ended || !shared_.wants_answer.load(std::memory_order_relaxed)) return;
+    if (auto confirmed = wait_for_confirmation(link_); !confirmed) shared_.error.raise(confirmed.error());
+    shared_.gate.answered();
   }
 
   void shutdown() noexcept { link_.shutdown(); }
@@ -135,6 +82,16 @@ class SendChannel {
         zero_(zero),
         runs_(std::move(runs)),
         digest_(std::move(digest)) {}
+
+  /// Makes this channel's error the first one. A receiver of ours may have left its reason before it broke the connection.
+  void raise(Error error) noexcept {
+    error.channel = id_;
+    error.packet = counters_.packets.get();
+    if (shared_.gets_answer() && error.code == Condition::peer_gone) {
+      if (const auto reason = take_reason(link_)) error = *reason;
+    }
+    shared_.error.raise(error);
+  }
 
   Result<void> work() noexcept {
     if (auto sent = send_hello(); !sent) return sent;
@@ -165,7 +122,8 @@ class SendChannel {
   }
 
   Result<void> send_hello() noexcept {
-    const wire::InitPacketBytes hello = wire::encode(wire::InitPacket{.uuid = shared_.uuid, .id = id_});
+    const wire::InitPacketBytes hello =
+        wire::encode(wire::InitPacket{.uuid = shared_.uuid, .id = id_, .announced = shared_.announced});
     if (auto sent = write_all(link_, std::span<const std::byte>(hello)); !sent) return sent;
     counters_.wire_bytes.add(hello.size());
     return {};

@@ -78,6 +78,23 @@ class FaultTransport {
   }
   void shutdown() noexcept { next_.shutdown(); }
 
+  /// The way back, where there is one below: no faults there.
+  bool is_two_way() const noexcept
+    requires HasAnswers<Next>
+  {
+    return next_.is_two_way();
+  }
+  Result<std::size_t> write_now(ConstBuffers buffers) noexcept
+    requires HasAnswers<Next>
+  {
+    return next_.write_now(buffers);
+  }
+  Result<std::size_t> read_now(MutableBuffers buffers) noexcept
+    requires HasAnswers<Next>
+  {
+    return next_.read_now(buffers);
+  }
+
   /// Reads, writes and finishes so far, of this transport alone.
   std::uint64_t operation_count() const noexcept { return state_->operations.load(std::memory_order_relaxed); }
 

@@ -34,9 +34,12 @@ class MemoryPipe {
  public:
   explicit MemoryPipe(std::size_t capacity_bytes) : ring_(capacity_bytes) {}
 
-  Result<std::size_t> write(ConstBuffers buffers, std::size_t limit) noexcept {
+  enum class Wait : unsigned char { yes, no };
+
+  Result<std::size_t> write(ConstBuffers buffers, std::size_t limit, Wait wait = Wait::yes) noexcept {
     if (total_bytes(buffers) == 0) return std::size_t{0};
     std::unique_lock lock(mutex_);
+    if (wait == Wait::no && cut_ == Cut::none && !finished_ && used_ == ring_.size()) return std::size_t{0};
     writable_.wait(lock, [&] { return cut_ != Cut::none || finished_ || used_ < ring_.size(); });
     if (cut_ != Cut::none) return broken(Stage::write, "write", Cut::by_writer);
     if (finished_) return fail(Errc::already_closed, Stage::write, "write");
@@ -52,9 +55,10 @@ class MemoryPipe {
     return done;
   }
 
-  Result<std::size_t> read(MutableBuffers buffers, std::size_t limit) noexcept {
+  Result<std::size_t> read(MutableBuffers buffers, std::size_t limit, Wait wait = Wait::yes) noexcept {
     if (total_bytes(buffers) == 0) return std::size_t{0};
     std::unique_lock lock(mutex_);
+    if (wait == Wait::no && cut_ == Cut::none && !finished_ && used_ == 0) return std::size_t{0};
     readable_.wait(lock, [&] { return cut_ != Cut::none || finished_ || used_ > 0; });
     if (cut_ != Cut::none) return broken(Stage::read, "read", Cut::by_reader);
     limit = std::min(limit, used_);  // 0 here: finished, and all of it was read
@@ -149,6 +153,14 @@ class MemoryTransport {
 
   Result<std::size_t> write_some(ConstBuffers buffers) noexcept { return out_->write(buffers, options_.max_io_bytes); }
   Result<std::size_t> read_some(MutableBuffers buffers) noexcept { return in_->read(buffers, options_.max_io_bytes); }
+
+  bool is_two_way() const noexcept { return true; }
+  Result<std::size_t> write_now(ConstBuffers buffers) noexcept {
+    return out_->write(buffers, options_.max_io_bytes, detail::MemoryPipe::Wait::no);
+  }
+  Result<std::size_t> read_now(MutableBuffers buffers) noexcept {
+    return in_->read(buffers, options_.max_io_bytes, detail::MemoryPipe::Wait::no);
+  }
 
   Result<void> finish() noexcept { return out_->finish(); }
 

@@ -142,6 +142,21 @@ class FdTransport {
   /// As read_some(), but a socket waits until all buffers are full. Threads: one reading thread.
   Result<std::size_t> read_full(MutableBuffers buffers) noexcept { return read(buffers, MSG_WAITALL); }
 
+  /// Whether bytes can also come back: on sockets. Threads: any.
+  bool is_two_way() const noexcept { return kind_ != Kind::file; }
+
+  /// write_some() that does not wait for room: 0 then. Sockets only. Threads: one writing thread.
+  Result<std::size_t> write_now(ConstBuffers buffers) noexcept {
+    const msghdr message = as_message(buffers);
+    return unless_it_would_wait(Stage::write, "write", ::sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT));
+  }
+
+  /// read_some() that does not wait for bytes: 0 then, and at the end. Sockets only. Threads: one reading thread.
+  Result<std::size_t> read_now(MutableBuffers buffers) noexcept {
+    msghdr message = as_message(buffers);
+    return unless_it_would_wait(Stage::read, "read", ::recvmsg(fd_.get(), &message, MSG_DONTWAIT));
+  }
+
   /// Ends the writing direction in order. What is not a socket is closed, for reading too.
   /// Errors: `cancelled` after shutdown(); `already_closed` the second time on what is not a socket; errno.
   /// Threads: the writing thread.
@@ -213,6 +228,12 @@ class FdTransport {
       if ((::fcntl(fd_.get(), F_GETFL) & O_NONBLOCK) == 0) return fail(Errc::timed_out, stage, op);
       if (!wait_ready(events)) return fail(Errc::cancelled, stage, op);
     }
+  }
+
+  static Result<std::size_t> unless_it_would_wait(Stage stage, const char* op, ssize_t count) noexcept {
+    if (count >= 0) return static_cast<std::size_t>(count);
+    if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return std::size_t{0};
+    return fail_errno(stage, op);
   }
 
   /// Waits until a call would not block. False: shutdown() of what is not a socket. A socket needs no second

@@ -40,6 +40,17 @@ concept HasReadFull = requires(T& transport, MutableBuffers buffers) {
   { transport.read_full(buffers) } noexcept -> std::same_as<Result<std::size_t>>;
 };
 
+/// A transport whose other end can answer: for Sender::finish(), and to tell a sender why its receiver gave up. Optional.
+///   `is_two_way()` says whether this connection can (a pipe cannot).
+///   `write_now(buffers)`, `read_now(buffers)` are write_some() and read_some() that never wait: 0 also means that there
+///     is no room, or that nothing has arrived. Threads: as those.
+template <class T>
+concept HasAnswers = requires(const T& link, T& transport, ConstBuffers from, MutableBuffers to) {
+  { link.is_two_way() } noexcept -> std::same_as<bool>;
+  { transport.write_now(from) } noexcept -> std::same_as<Result<std::size_t>>;
+  { transport.read_now(to) } noexcept -> std::same_as<Result<std::size_t>>;
+};
+
 /// One connected, reliable, ordered byte stream.
 ///
 /// Semantics:

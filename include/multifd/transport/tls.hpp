@@ -87,6 +87,16 @@ class TlsTransport {
     return session_->read(buffers, &wait);
   }
 
+  /// As FdTransport's: the way back is there on every TLS connection.
+  bool is_two_way() const noexcept { return true; }
+  Result<std::size_t> write_now(ConstBuffers buffers) noexcept { return write_some(buffers, at_once, nullptr); }
+  Result<std::size_t> read_now(MutableBuffers buffers) noexcept {
+    if (!session_ || !session_->established()) return std::size_t{0};
+    const auto arrived = read_some(buffers, at_once, nullptr);
+    if (!arrived && arrived.error().code == Errc::timed_out) return std::size_t{0};
+    return arrived;
+  }
+
   /// Errors: `cancelled` after shutdown(); what a write that failed before said. Threads: the writing thread.
   Result<void> finish() noexcept {
     if (!session_) return fail(Errc::already_closed, Stage::close, "finish");
@@ -111,6 +121,9 @@ class TlsTransport {
                                           const Interrupt* interrupt) noexcept;
 
   explicit TlsTransport(std::unique_ptr<detail::TlsSession> session) noexcept : session_(std::move(session)) {}
+
+  /// Long enough for the parts of a record that is there to be taken, with nothing to wait for.
+  static constexpr std::chrono::milliseconds at_once{1};
 
   std::unique_ptr<detail::TlsSession> session_;
 };

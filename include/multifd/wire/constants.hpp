@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 namespace multifd::wire {
 
@@ -19,6 +20,11 @@ inline constexpr std::uint32_t main_stream_magic = 0x5145564d;
 // Section 2.
 inline constexpr std::size_t init_packet_bytes = 64;
 inline constexpr unsigned max_channels = 255;  // section 1.3
+
+// Bytes 25 to 63 of an initial packet, which every known receiver ignores. Ours: see announcement.hpp.
+inline constexpr std::size_t announcement_offset = 28;
+inline constexpr std::uint32_t announcement_tag = 0x6d66414e;  // "mfAN"
+inline constexpr std::uint8_t announcement_version = 1;
 
 // Section 3: page bytes of one full packet; the header has a slot for each of its pages, used or not.
 inline constexpr std::size_t packet_page_bytes = 512 * 1024;
@@ -50,7 +56,21 @@ inline constexpr std::uint32_t flag_qpl = 0x08;               // since 9.1
 inline constexpr std::uint32_t flag_uadk = 0x10;              // since 9.1
 inline constexpr std::uint32_t flag_qatzip = 0x20;            // since 9.2
 inline constexpr std::uint32_t flag_compression_mask = 0x3e;  // five bits since 9.2
-inline constexpr std::uint32_t flag_device_state = 0x40;      // since 10.0, another header (section 13)
+
+/// A method as people type it; the one of several bits, or an unknown one, has no name.
+constexpr std::string_view method_name(std::uint32_t method) noexcept {
+  switch (method) {
+    case flag_none: return "none";
+    case flag_zlib: return "zlib";
+    case flag_zstd: return "zstd";
+    case flag_qpl: return "qpl";
+    case flag_uadk: return "uadk";
+    case flag_qatzip: return "qatzip";
+    default: return "a method of its own";
+  }
+}
+
+inline constexpr std::uint32_t flag_device_state = 0x40;  // since 10.0, another header (section 13)
 
 // Section 4.2: the receive buffer for compressed payloads in every QEMU; never send more.
 inline constexpr std::size_t max_payload_bytes = 1024 * 1024;

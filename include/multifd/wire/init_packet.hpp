@@ -7,14 +7,16 @@
 //     4     4  version    anything but 1
 //     8    16  uuid       by the receiver's policy, see UuidCheck
 //    24     1  id         id >= channel count; an id seen before (the receiver's matter)
-//    25    39  reserved   nothing: written as zero, ignored when read
+//    25    39  reserved   nothing: zero from QEMU; our own senders announce their settings there (announcement.hpp)
 #pragma once
 
 #include <array>
 #include <cstring>
+#include <optional>
 #include <span>
 
 #include "multifd/result.hpp"
+#include "multifd/wire/announcement.hpp"
 #include "multifd/wire/byte_order.hpp"
 #include "multifd/wire/constants.hpp"
 
@@ -30,6 +32,7 @@ using InitPacketBytes = std::array<std::byte, init_packet_bytes>;
 struct InitPacket {
   Uuid uuid{};
   std::uint8_t id = 0;
+  std::optional<Announcement> announced{};  ///< by senders of ours
 };
 
 inline InitPacketBytes encode(const InitPacket& packet) noexcept {
@@ -38,12 +41,14 @@ inline InitPacketBytes encode(const InitPacket& packet) noexcept {
   store_be<std::uint32_t>(&bytes[4], version);
   std::memcpy(&bytes[8], packet.uuid.data(), packet.uuid.size());
   bytes[24] = std::byte{packet.id};
+  if (packet.announced) store_announcement(bytes, *packet.announced);
   return bytes;
 }
 
 /// Parses a hello for a receiver of `channels` channels.
 ///
-/// Errors: Errc::bad_magic, bad_version (detail: the value), channel_id_out_of_range (detail: the id).
+/// Errors: Errc::bad_magic, bad_version (detail: the value), channel_count_mismatch (detail: the peer's),
+///   channel_id_out_of_range (detail: the id). What else is announced is for HelloDesk to compare.
 inline Result<InitPacket> parse_init_packet(std::span<const std::byte, init_packet_bytes> bytes,
                                             unsigned channels) noexcept {
   const auto got_magic = load_be<std::uint32_t>(&bytes[0]);
@@ -53,7 +58,11 @@ inline Result<InitPacket> parse_init_packet(std::span<const std::byte, init_pack
   InitPacket packet;
   std::memcpy(packet.uuid.data(), &bytes[8], packet.uuid.size());
   packet.id = std::to_integer<std::uint8_t>(bytes[24]);
-  if (packet.id >= channels) return fail(Errc::channel_id_out_of_range, Stage::hello, "initial packet", packet.id);
+  packet.announced = load_announcement(bytes);
+  if (packet.announced && packet.announced->channels != channels)
+    return fail(Errc::channel_count_mismatch, Stage::hello, "initial packet", packet.announced->channels, channels);
+  if (packet.id >= channels)
+    return fail(Errc::channel_id_out_of_range, Stage::hello, "initial packet", packet.id, channels);
   return packet;
 }
 

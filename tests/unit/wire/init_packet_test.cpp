@@ -106,9 +106,45 @@ TEST_CASE("The reserved bytes may hold anything (section 3.3)") {
   for (int round = 0; round < 100; ++round) {
     Bytes bytes = by_the_table(counting_uuid(), 1);
     for (std::size_t at = 25; at < 64; ++at) put(bytes, at, 1, random());
+    put(bytes, 28, 1, round % 2 == 0 ? 0 : 'M');  // no tag of ours, whatever random() says
     const auto parsed = wire::parse_init_packet(as_packet(bytes), 2);
     REQUIRE(parsed);
     CHECK(parsed->id == 1);
     CHECK(parsed->uuid == counting_uuid());
   }
+}
+
+TEST_CASE("An announcement is the table of wire/announcement.hpp, byte for byte, and survives the round trip") {
+  const wire::Announcement announced{.channels = 3,
+                                     .page_bytes = 65536,
+                                     .method = 4,
+                                     .blocks = 0x01020304,
+                                     .bytes = 0x1112131415161718,
+                                     .digest = 0x2122232425262728,
+                                     .takes_answer = true};
+  Bytes bytes = by_the_table(counting_uuid(), 2);
+  put_text(bytes, 28, "mfAN");
+  put(bytes, 32, 1, 1);
+  put(bytes, 33, 1, 3);
+  put(bytes, 34, 1, 16);
+  put(bytes, 35, 1, 1);
+  put32(bytes, 36, 4);
+  put64(bytes, 40, 0x1112131415161718);
+  put32(bytes, 48, 0x01020304);
+  put64(bytes, 56, 0x2122232425262728);
+  CHECK(std::ranges::equal(wire::encode({.uuid = counting_uuid(), .id = 2, .announced = announced}), bytes));
+  const auto parsed = wire::parse_init_packet(as_packet(bytes), 3);
+  REQUIRE(parsed);
+  REQUIRE(parsed->announced);
+  CHECK(*parsed->announced == announced);
+}
+
+TEST_CASE("An announced channel count is compared before the id") {
+  const auto bytes = wire::encode({.id = 3, .announced = wire::Announcement{.channels = 4, .page_bytes = 4096}});
+  CHECK(wire::parse_init_packet(bytes, 4).has_value());
+  const auto refused = wire::parse_init_packet(bytes, 3);
+  REQUIRE_FALSE(refused.has_value());
+  CHECK(refused.error().code == Errc::channel_count_mismatch);
+  CHECK(refused.error().detail == 4);
+  CHECK(refused.error().expected == 3);
 }

@@ -184,6 +184,9 @@ class TlsSession {
     return {};
   }
 
+  /// Whether the handshake is made: nothing can be read before. Threads: the writing one.
+  bool established() const noexcept { return established_; }
+
   void shutdown() noexcept { socket_.link().shutdown(); }
   int native_handle() const noexcept { return socket_.native_handle(); }
   std::string cipher() const {

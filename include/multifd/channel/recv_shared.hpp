@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT
+//
+// What the channels of one receiver share: settings, the hellos, the barrier, the first error.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <utility>
+
+#include "multifd/channel/first_error.hpp"
+#include "multifd/channel/hello_desk.hpp"
+#include "multifd/channel/receive_hooks.hpp"
+#include "multifd/channel/sync_point.hpp"
+#include "multifd/memory/populate_ahead.hpp"
+#include "multifd/memory/ram_map.hpp"
+#include "multifd/memory/received_pages.hpp"
+
+namespace multifd {
+
+/// What the receiver's memory holds before the first page arrives.
+enum class DestinationMemory : std::uint8_t {
+  unknown,  ///< anything: a zero page is written, unless the page is found to be zero already
+  zeroed,   ///< fresh memory: the first zero page at a place is not even looked at, so it stays untouched
+};
+
+/// Whether data may come before the first SYNC.
+enum class FirstPacket : std::uint8_t {
+  any,
+  sync,  ///< QEMU's sources open with a SYNC (PROTOCOL.md section 6.5); data before it is refused
+};
+
+/// What all channels of one receiver share.
+struct RecvShared {
+  RecvShared(const RamMap& ram, DestinationMemory memory, FirstPacket first, PacketHook packet, DeviceStateHook device,
+             unsigned channels, std::uint32_t method, const UuidCheck& uuid_check, std::function<void()> stop)
+      : map(ram),
+        destination(memory),
+        first_packet(first),
+        on_packet(std::move(packet)),
+        on_device_state(std::move(device)),
+        hellos(channels, uuid_check, announcement_of(map, channels, method)),
+        error(std::move(stop)) {}
+
+  const RamMap map;
+  const DestinationMemory destination;
+  const FirstPacket first_packet;
+  const PacketHook on_packet;
+  const DeviceStateHook on_device_state;
+  HelloDesk hellos;
+  ReceivedPages received;
+  std::unique_ptr<PopulateAhead> populate;  ///< null: nobody does
+  std::unique_ptr<SyncPoint> barrier;
+  std::atomic<bool> epochs_ended = false;  ///< no page is taken any more
+  FirstError error;
+  std::atomic<bool> peer_takes_answer{false};  ///< as one of its hellos said
+  std::function<std::uint64_t()> progress;     ///< a number that changes while bytes move on any channel
+};
+
+}  // namespace multifd

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+//
+// SenderOptions: the run-time settings of a Sender.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+#include "multifd/channel/send_shared.hpp"
+#include "multifd/compress/policy.hpp"
+#include "multifd/thread.hpp"
+#include "multifd/wire/peer_profile.hpp"
+#include "multifd/zero/policy.hpp"
+
+namespace multifd {
+
+/// Run-time settings of a Sender. Everything has a default.
+template <Compressor C, ZeroPagePolicy Z>
+struct SenderOptions {
+  C compressor{};  ///< parameters: `{.level = 3}`
+  Z zero_pages{};
+  Uuid uuid{};                      ///< the VM's, as the peer expects it
+  PeerProfile peer = peer_multifd;  ///< who receives; wrong values corrupt guests, see PeerProfile
+  std::uint64_t bandwidth = 0;      ///< bytes per second over all channels; 0: no cap
+  /// Batches per channel between the producer and the channels, 2 to 16; 0: as many as make 64 in all. Many, because
+  /// waking the producer costs as much as sending a batch; one is 1 KiB, but 512 KiB more with PageSource::copies:
+  /// choose fewer there.
+  unsigned depth = 0;
+  /// How long the channels may stand still while somebody waits for them: for room, for an epoch, for the end.
+  std::chrono::milliseconds progress_timeout{120'000};
+  /// How long finish() waits for the receiver's confirmation behind the last byte: as long as the receiver may need to
+  /// take in what is under way, and to come to its own finish().
+  std::chrono::milliseconds confirm_timeout{120'000};
+  PageSource pages = PageSource::guest;
+  Digest digest = Digest::off;  ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
+  ThreadHook thread_hook{};     ///< runs in each worker before its first packet
+  ErrorHook on_error{};         ///< told of the first error, once, by the thread that met it
+};
+
+}  // namespace multifd
