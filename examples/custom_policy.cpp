@@ -193,7 +193,7 @@ int migrate(unsigned channels, std::uint64_t memory_bytes, const std::string& js
       Sender<Link, WordRuns, BalloonAware>::open(source, std::move(left), {.zero_pages = {.ballooned = &ballooned}}));
   auto rx = program::need(Receiver<Link, WordRuns>::open(destination, std::move(right)));
   program::need(tx.queue_range(block, 0, guest.size()));
-  program::need(tx.close());
+  program::need(tx.close_channels());
   program::need(rx.finish());
   const double seconds = watch.seconds();
 

@@ -84,7 +84,7 @@ Outcome send(const Settings& settings, const program::Mapping& file, Control& co
       zeros.flush();
       control.send(MessageType::round_end);
     }
-    need(sender->close());
+    need(sender->close_channels());
   }
   return {.spent = meter.spent(), .stats = sender->stats(), .ram_bytes = all};
 }

@@ -53,7 +53,7 @@ double measure_queue(const Image& image, double seconds) {
     need(sender.sync_and_wait());
     return static_cast<double>(thread_cpu_ns() - start) / pages;
   });
-  need(sender.close());
+  need(sender.close_channels());
   return best;
 }
 

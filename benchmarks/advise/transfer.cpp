@@ -90,7 +90,7 @@ Transfer transfer(std::span<std::byte> from, const program::Mapping& to, Destina
     if (auto queued = sender->queue_range(block, 0, from.size(), [&](std::uint64_t) { ++zeros; }); !queued)
       return std::unexpected(queued.error());
     if (auto synced = sender->sync(); !synced) return std::unexpected(synced.error());
-    if (auto closed = sender->close(); !closed) return closed;
+    if (auto closed = sender->close_channels(); !closed) return closed;
     run.producer_cpu_s = static_cast<double>(thread_cpu_ns() - start) * 1e-9;
     return {};
   };

@@ -159,7 +159,7 @@ void migrate(benchmark::State& state, const std::string& pattern, bool tcp, C co
     });
     auto sender = need(Sender<T, C, Z>::open(out, std::move(links.out), {.compressor = compressor}));
     need(sender.queue_range(block, 0, from.size()));
-    need(sender.close());
+    need(sender.close_channels());
     receiving.join();
   });
   if (std::memcmp(from.data(), to.data(), from.size()) != 0) state.SkipWithError("memory differs");

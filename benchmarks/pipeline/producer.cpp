@@ -68,7 +68,7 @@ void measure(benchmark::State& state, std::uint64_t pages_for_one, Queue&& queue
       check(sender.sync_and_wait());
     }
     if (sender.stats().producer_waits != 0) throw std::runtime_error("the producer has waited");
-    check(sender.close());
+    check(sender.close_channels());
     wall += 1e9 * seconds;
     pages += static_cast<double>(queued);
     state.SetIterationTime(seconds / static_cast<double>(queued));

@@ -90,7 +90,7 @@ class AnySender {
   virtual multifd::Result<void> queue_device_state(const multifd::DeviceState& state) = 0;
   virtual multifd::Result<std::uint64_t> sync() = 0;
   virtual multifd::Result<void> wait(std::uint64_t epoch) = 0;
-  virtual multifd::Result<void> close() = 0;
+  virtual multifd::Result<void> close_channels() = 0;
   virtual void cancel() = 0;
   virtual multifd::SenderStats stats() const = 0;
 };
@@ -144,7 +144,7 @@ class SenderOf final : public AnySender {
   }
   multifd::Result<std::uint64_t> sync() override { return sender_.sync(); }
   multifd::Result<void> wait(std::uint64_t epoch) override { return sender_.wait(epoch); }
-  multifd::Result<void> close() override { return sender_.close(); }
+  multifd::Result<void> close_channels() override { return sender_.close_channels(); }
   void cancel() override { sender_.cancel(); }
   multifd::SenderStats stats() const override { return sender_.stats(); }
 

@@ -161,7 +161,7 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
   guest.stop();
   guest.fetch_dirty(dirty);
   run_round(true);
-  need(sender->close());
+  need(sender->close_channels());
   control.send(MessageType::state, guest.save_state());
   control.send_json(MessageType::done, json::object());
   (void)control.expect(MessageType::ready, program::small_message, std::chrono::minutes(2));

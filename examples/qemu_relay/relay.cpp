@@ -281,7 +281,7 @@ void Relay::finish() {
   if (const auto late = source_.finish(*receiver_))
     fmt::print(stderr, "warning: everything is forwarded, but {}\n", *late);
   // A destination that has confirmed may have closed its end already.
-  if (auto closed = pages_->sender().close(); !closed && closed.error().code != Condition::peer_gone)
+  if (auto closed = pages_->sender().close_channels(); !closed && closed.error().code != Condition::peer_gone)
     throw Failure(closed.error(), "destination");
   if (auto closed = destination_->finish(); !closed && closed.error().code != Condition::peer_gone)
     throw Failure(closed.error(), "destination");

@@ -33,14 +33,14 @@ concept NeedsNoZeroSink = Z::stage != ZeroStage::producer;
 
 /// Sends pages of a RamMap over connected transports.
 ///
-/// The order of use: open(), then per epoch any number of queue_*() and one sync(), then close(). A page must be
-/// queued at most once per epoch: inside one there is no order, so the older of two copies might win. A page dirtied
-/// again belongs to a later epoch (PROTOCOL.md section 6). Queued pages leave at the latest at sync() or flush().
+/// The order of use: open(), then per epoch any number of queue_*() and one sync(), then finish() or close_channels(). A
+/// page must be queued at most once per epoch: inside one there is no order, so the older of two copies might win. A page
+/// dirtied again belongs to a later epoch (PROTOCOL.md section 6). Queued pages leave at the latest at sync() or flush().
 ///
 /// Threads: cancel(), stats(), set_bandwidth(), set_level() from any thread; everything else from one, the producer.
 ///   The memory may be written by the guest all the time.
 /// Errors: the first error, from whichever thread, stops all channels and is what every later call returns.
-/// Lifetime: the destructor cancels if close() has not been called, joins, and never waits for the peer.
+/// Lifetime: the destructor cancels if neither has been called, joins, and never waits for the peer.
 template <Transport T, Compressor C, ZeroPagePolicy Z>
 class Sender {
  public:
@@ -258,7 +258,7 @@ class Sender {
   ///
   /// Errors: Errc::peer_lacks_confirmation (nothing has ended yet) with another SenderOptions::peer than peer_multifd, or
   ///   over a transport that carries no answer (a pipe); peer_gave_up with the receiver's own reason; unconfirmed when it
-  ///   ends without an answer; timed_out after confirm_timeout; else as close().
+  ///   ends without an answer; timed_out after confirm_timeout; else as close_channels().
   /// Threads: producer. Wire: wire/answer.hpp.
   Result<void> finish() noexcept {
     State& s = *state_;
@@ -266,7 +266,7 @@ class Sender {
     if (!s.shared.gets_answer()) return fail(Errc::peer_lacks_confirmation, Stage::close, "Sender::finish");
     // Relaxed: the hand-off's end, which comes later, publishes it.
     s.shared.wants_answer.store(true, std::memory_order_relaxed);
-    return close();
+    return close_channels();
   }
 
   /// Ends the channels in order: closes the epoch if pages were queued since the last sync(), waits until everything is
@@ -278,7 +278,7 @@ class Sender {
   ///
   /// Errors: the first error; Errc::already_closed. Threads: producer. Blocks on the peer, at most progress_timeout after
   ///   the last byte that moved; cancel() ends that.
-  Result<void> close() noexcept {
+  Result<void> close_channels() noexcept {
     State& s = *state_;
     if (auto ready = s.check_open(); !ready) return ready;
     if (s.producer.unsynced()) {

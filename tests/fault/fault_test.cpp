@@ -152,7 +152,7 @@ Ends migrate(const Guest& guest, const Plan& plan) {
           if (auto synced = tx->sync_and_wait(); !synced) ends.sending = std::unexpected(synced.error());
       }
       if (tx) {
-        if (ends.sending) ends.sending = tx->close();
+        if (ends.sending) ends.sending = tx->close_channels();
         ends.sent = tx->stats().channels;
       }
     }

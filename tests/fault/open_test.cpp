@@ -89,7 +89,7 @@ struct SenderSide {
       CHECK(tx.queue_page(guest.block, 0).has_value());
     }
     CHECK(tx.sync_and_wait().has_value());
-    CHECK(tx.close().has_value());
+    CHECK(tx.close_channels().has_value());
   }
 };
 
@@ -254,7 +254,7 @@ TEST_CASE("Device state for which there is no memory is refused, and the sender 
   }
   CHECK(code_of(queued) == std::error_code(ENOMEM, std::system_category()));
   CHECK(tx->queue_device_state({"vfio", 0, state}).has_value());
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
 }
 
 TEST_CASE("A channel that gets no memory for device state says which channel and packet" * needs_failing_new) {

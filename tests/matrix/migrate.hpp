@@ -130,7 +130,7 @@ void migrate(const Case& c, Links<T> links) {
     }
     if (round + 1 < rounds) guest.next_round();
   }
-  const auto closed = tx->close();
+  const auto closed = tx->close_channels();
   CHECK_MESSAGE(closed.has_value(), text(closed));
   const auto finished = rx->finish();
   CHECK_MESSAGE(finished.has_value(), text(finished));

@@ -63,7 +63,7 @@ TEST_CASE("An empty migration is one: no pages, no epochs, or only epochs") {
     REQUIRE(tx.has_value());
     REQUIRE(rx.has_value());
     for (unsigned i = 0; i < epochs; ++i) CHECK(tx->sync() == std::uint64_t{i});
-    CHECK(tx->close().has_value());
+    CHECK(tx->close_channels().has_value());
     CHECK(rx->finish().has_value());
     CHECK(rx->stats().epochs == epochs);
   }

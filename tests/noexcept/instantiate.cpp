@@ -75,7 +75,7 @@ Result<QueuedPages> send_everything(std::string_view compressor, std::string_vie
                          const auto on_zero = [](std::uint64_t) {};
                          if (auto queued = tx->queue_range(BlockId{}, 0, 4096, on_zero); !queued) return queued;
                          auto queued = tx->queue_dirty(BlockId{}, bitmap, 0, on_zero);
-                         if (auto closed = tx->close(); !closed) return std::unexpected(closed.error());
+                         if (auto closed = tx->close_channels(); !closed) return std::unexpected(closed.error());
                          return queued;
                        });
 }
@@ -136,7 +136,7 @@ Result<void> relay_everything(Listener& listener, const Address& to, std::string
         };
         if (auto epoch = rx->sync(close_epoch); !epoch) return std::unexpected(epoch.error());
         if (auto finished = rx->finish(); !finished) return finished;
-        return tx->close();
+        return tx->close_channels();
       });
 }
 

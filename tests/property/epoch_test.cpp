@@ -147,7 +147,7 @@ std::size_t rewrite_at_random(std::uint64_t run_seed, bool barrier) {
     // Written, so that the next round cannot change what is on its way. Nothing says that it has arrived.
     REQUIRE(tx->sync_and_wait() == std::uint64_t{epoch});
   }
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   const auto finished = rx->finish();
   CHECK_MESSAGE(finished.has_value(), text(finished));
   std::size_t stale = 0;

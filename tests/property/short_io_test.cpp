@@ -58,7 +58,7 @@ void transfer(std::size_t write_at_most, std::size_t read_at_most, std::size_t c
     fill_page(a.page(7, 4096), Fill::zero, rng);
   }
   REQUIRE(tx->queue_range(*block, 0, a.size()).has_value());
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   const auto finished = rx->finish();
   CHECK_MESSAGE(finished.has_value(), text(finished));
   CHECK(a == b);

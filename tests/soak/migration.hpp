@@ -14,7 +14,7 @@ namespace soak {
 
 using Random = std::mt19937_64;
 
-/// What happens to a migration, at a random moment; destroy_sender: its destructor runs in place of close().
+/// What happens to a migration, at a random moment; destroy_sender: its destructor runs in place of close_channels().
 enum class Trouble { none, cancel_sender, cancel_receiver, fail_sender, fail_receiver, cut, destroy_sender };
 constexpr const char* names_of_trouble[] = {"none",          "cancel_sender", "cancel_receiver", "fail_sender",
                                             "fail_receiver", "cut",           "destroy_sender"};

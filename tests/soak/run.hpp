@@ -100,7 +100,7 @@ Result<void> send(S& sender, const Plan& plan, const RamMap& map, std::vector<st
     if (auto synced = sender.sync_and_wait(); !synced) return std::unexpected(synced.error());
   }
   if (plan.trouble == Trouble::destroy_sender) return {};
-  return sender.close();
+  return sender.close_channels();
 }
 
 template <class T, class C, class Z>

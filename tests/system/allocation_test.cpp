@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Nothing allocates between open() and the end of close() and finish(): neither the library nor zlib, zstd and xxHash
+// Nothing allocates between open() and the end of close_channels() and finish(): neither the library nor zlib, zstd and xxHash
 // under it. Counted at malloc, in the workers (by the thread hook) and in the thread that makes the calls. There is
 // no warm-up: the first packet counts.
 #include <doctest/doctest.h>
@@ -73,7 +73,7 @@ std::uint64_t allocations_of_a_migration(Links<T> links, Digest digest) {
       good &= tx->queue_dirty(*block, dirty, 0, on_zero).has_value();
       good &= tx->sync().has_value();
     }
-    good &= tx->close().has_value();
+    good &= tx->close_channels().has_value();
     good &= rx->finish().has_value();
     counted = all.so_far();
   }

@@ -163,7 +163,7 @@ Longest cancel_sender(Guests& guests, const Case& c, SenderState state) {
       case SenderState::capped:
       case SenderState::closing:
         result = queue(pages / 4);
-        if (result) result = tx->close();
+        if (result) result = tx->close_channels();
         return;
     }
   };
@@ -259,7 +259,7 @@ Longest cancel_migration(Guests& guests, const Case& c, bool sender) {
       else if (auto synced = round == 1 ? tx->sync_and_wait() : tx->sync(); !synced)
         sending = std::unexpected(synced.error());
     }
-    if (sending) sending = tx->close();
+    if (sending) sending = tx->close_channels();
     finisher.join();
   };
   const Longest longest = cancel_after(

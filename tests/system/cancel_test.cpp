@@ -68,7 +68,7 @@ void cancel_senders(const std::function<Links<T>()>& make_links) {
     REQUIRE(tx.has_value());
     body(*tx);
     // The first error stays.
-    CHECK(code_of(tx->close()) == Errc::cancelled);
+    CHECK(code_of(tx->close_channels()) == Errc::cancelled);
     CHECK(code_of(tx->queue_page(source.block, 0)) == Errc::cancelled);
     tx->cancel();
     CHECK(code_of(tx->sync()) == Errc::cancelled);
@@ -85,7 +85,7 @@ void cancel_senders(const std::function<Links<T>()>& make_links) {
   });
   with_sender([&](auto& tx) {
     REQUIRE(tx.queue_range(source.block, 0, 3 << 20).has_value());
-    cancel_during(tx, [&] { return error_of(tx.close()); });
+    cancel_during(tx, [&] { return error_of(tx.close_channels()); });
   });
   with_sender([&](auto& tx) { tx.cancel(); });
 }
@@ -118,7 +118,8 @@ TEST_CASE("A sender is cancelled while its bandwidth cap holds it") {
   auto tx = Sender<CaptureTransport, NoComp, ZeroPagesNone>::open(source.map, captures(2).links, {.bandwidth = 1});
   REQUIRE(tx.has_value());
   REQUIRE(tx->queue_range(source.block, 0, 4 * 128 * page).has_value());
-  cancel_during(*tx, [&] { return error_of(tx->close()); }, [&] { return total(tx->stats().channels).packets > 0; });
+  cancel_during(
+      *tx, [&] { return error_of(tx->close_channels()); }, [&] { return total(tx->stats().channels).packets > 0; });
 }
 
 TEST_CASE_TEMPLATE("A receiver is cancelled while it reads, and at the barrier", T, MemoryTransport, FdTransport) {
@@ -299,7 +300,7 @@ void cancel_at(Links<T> links, std::uint64_t delay_us, unsigned who) {
     else if (auto synced = round == 1 ? tx->sync_and_wait() : tx->sync(); !synced)
       sending = std::unexpected(synced.error());
   }
-  if (sending) sending = tx->close();
+  if (sending) sending = tx->close_channels();
   finisher.join();
   killer.join();
   // Either it was over before, or everybody knows. Who was not cancelled saw its peer go.

@@ -49,7 +49,7 @@ struct Sending {
     tx.emplace(std::move(*opened));
   }
   Bytes close() {
-    const auto closed = tx->close();
+    const auto closed = tx->close_channels();
     REQUIRE_MESSAGE(closed.has_value(), text(closed));
     return read_to_end(links.receiver[0]);
   }
@@ -191,7 +191,7 @@ TEST_CASE_TEMPLATE("queue_zero says a zero page in the policy's form, from guest
       note_zero("pc.ram", p);
     }
     CHECK(tx.sync().has_value());
-    // close() ends an epoch of nothing else.
+    // close_channels() ends an epoch of nothing else.
     queue_zero(second, 0);
     const Sent sent(sending.close());
     const std::size_t first = copies ? 8 : 0;
@@ -408,7 +408,7 @@ TEST_CASE("Pages of a relay are not copied: the sender writes from the buffer th
           return queued ? Result<void>() : std::unexpected(queued.error());
         }});
     CHECK_MESSAGE(outcome.result.has_value(), text(outcome.result));
-    CHECK(tx->close().has_value());
+    CHECK(tx->close_channels().has_value());
   }
   REQUIRE(handed.size() == 20);
   // Each write is a header and the pages, which lie next to each other.

@@ -43,7 +43,7 @@ void check_sender(Call&& call) {
   check_stalled(call(*tx, source), Stage::write);
   CHECK(watch.elapsed() >= limit);
   CHECK(watch.elapsed() < no_hang);
-  check_stalled(tx->close(), Stage::write);  // the first error stays
+  check_stalled(tx->close_channels(), Stage::write);  // the first error stays
 }
 
 }  // namespace
@@ -57,7 +57,7 @@ TEST_CASE("A sender whose peer reads nothing: room for pages, an epoch, and the 
   });
   check_sender([](auto& tx, GuestRam& source) {
     REQUIRE(tx.queue_range(source.block, 0, 64 * page).has_value());
-    return tx.close();
+    return tx.close_channels();
   });
 }
 
@@ -72,7 +72,7 @@ TEST_CASE("A sender is not in a hurry: neither a slow peer nor its own bandwidth
   REQUIRE(tx->queue_range(source.block, 0, 3 * 128 * page).has_value());
   const auto epoch = tx->sync_and_wait();
   CHECK_MESSAGE(epoch.has_value(), text(epoch));
-  const auto closed = tx->close();
+  const auto closed = tx->close_channels();
   CHECK_MESSAGE(closed.has_value(), text(closed));
 }
 
@@ -132,5 +132,5 @@ TEST_CASE("No limit, as people write it, is one") {
   REQUIRE(tx.has_value());
   REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
   CHECK(tx->sync_and_wait().has_value());
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
 }

@@ -515,7 +515,7 @@ TEST_CASE("A sender writes device state as PROTOCOL.md says, from a copy, and it
     // Both are the caller's again.
     std::ranges::fill(bytes, std::byte{});
     std::ranges::fill(idstr, 'x');
-    CHECK(tx->close().has_value());
+    CHECK(tx->close_channels().has_value());
     CHECK(total(tx->stats().channels).packets == 1);
     CHECK(total(tx->stats().channels).syncs == 0);
     CHECK(total(tx->stats().channels).wire_bytes == 64 + 279);
@@ -544,7 +544,7 @@ TEST_CASE("A sender writes device state as PROTOCOL.md says, from a copy, and it
   REQUIRE(tx->queue_page(block, 0).has_value());
   REQUIRE(tx->queue_device_state({"vfio", 0, Bytes(10)}).has_value());
   REQUIRE(tx->queue_page(block, page).has_value());
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   stream = read_to_end(links.receiver[0]);
   REQUIRE(stream.size() == 64 + (1344 + page) + (276 + 10) + (1344 + page) + 1344);
   std::size_t at = 64;
@@ -576,7 +576,7 @@ TEST_CASE("queue_device_state refuses what cannot be sent, and the sender goes o
   const std::span<const std::byte> huge(bytes.data(), std::size_t{1} << 32);
   CHECK(code_of(tx->queue_device_state({"vfio", 0, huge})) == Errc::bad_range);
   CHECK(tx->queue_device_state({std::string(255, 'v'), 0, bytes}).has_value());
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   CHECK(total(tx->stats().channels).packets == 1);
 }
 
@@ -593,7 +593,7 @@ TEST_CASE("Only peers that know device state are sent any") {
     const auto queued = tx->queue_device_state({"vfio", 0, Bytes(1)});
     CHECK(code_of(queued) == (peer.device_state ? std::error_code() : make_error_code(Errc::peer_lacks_device_state)));
     without += !peer.device_state;
-    CHECK(tx->close().has_value());
+    CHECK(tx->close_channels().has_value());
   }
   CHECK(without >= 4);  // QEMU up to 9
 }
@@ -607,7 +607,7 @@ TEST_CASE_TEMPLATE("Compressed channels carry no device state", C, Zlib, Zstd) {
   auto tx = Sender<CaptureTransport, C, ZeroPagesNone>::open(ram, std::move(out.links));
   REQUIRE(tx.has_value());
   CHECK(code_of(tx->queue_device_state({"vfio", 0, Bytes(1)})) == Errc::not_supported);
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   CHECK(out.tapes[0]->bytes.size() == 64);
 }
 
@@ -634,7 +634,7 @@ TEST_CASE("Sender and receiver agree about device state of all sizes, among page
       REQUIRE(tx->sync().has_value());
     }
   }
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   const auto finished = rx->finish();
   CHECK_MESSAGE(finished.has_value(), text(finished));
   std::ranges::sort(target.states, {}, &State::instance_id);
@@ -665,7 +665,7 @@ TEST_CASE("Device state leaves at once: nothing says that a sync follows soon") 
         return target.states.size() == i + 1;
       }));
     }
-    CHECK(tx->close().has_value());
+    CHECK(tx->close_channels().has_value());
     CHECK(rx->finish().has_value());
   }
 }
@@ -681,7 +681,7 @@ TEST_CASE("Device state counts against the bandwidth cap, and a cancelled sender
     REQUIRE(tx.has_value());
     const Stopwatch watch;
     for (int i = 0; i < 4; ++i) REQUIRE(tx->queue_device_state({"vfio", 0, half}).has_value());
-    CHECK(tx->close().has_value());
+    CHECK(tx->close_channels().has_value());
     CHECK(watch.elapsed() >= 350ms);  // what goes out last is paid by the next; 20 ms may go at once
   }
   auto tx = Sender<CaptureTransport, NoComp, ZeroPagesNone>::open(ram, captures(1).links, {.bandwidth = 1});
@@ -690,6 +690,6 @@ TEST_CASE("Device state counts against the bandwidth cap, and a cancelled sender
   CHECK(eventually([&] { return total(tx->stats().channels).packets == 1; }));
   const Stopwatch watch;
   tx->cancel();
-  CHECK(code_of(tx->close()) == Errc::cancelled);
+  CHECK(code_of(tx->close_channels()) == Errc::cancelled);
   CHECK(watch.elapsed() < no_hang);
 }

@@ -285,7 +285,7 @@ TEST_CASE("Where no confirmation can come, Sender::finish() says so and ends not
     auto tx = Tx::open(source.map, std::move(links.sender), {.peer = peer_profiles.front()});
     REQUIRE(tx.has_value());
     CHECK(code_of(tx->finish()) == Errc::peer_lacks_confirmation);
-    CHECK(tx->close().has_value());
+    CHECK(tx->close_channels().has_value());
   }
   SUBCASE("a pipe has no way back") {
     int fds[2];
@@ -308,7 +308,7 @@ TEST_CASE("Hellos to others than our own receiver hold nothing of ours") {
     auto [links, tapes] = captures(1);
     auto tx = Sender<CaptureTransport, NoComp, ZeroPagesNone>::open(source.map, std::move(links), {.peer = peer});
     REQUIRE(tx.has_value());
-    REQUIRE(tx->close().has_value());
+    REQUIRE(tx->close_channels().has_value());
     const auto reserved = std::span(tapes[0]->bytes).subspan(25, 39);
     CHECK(std::ranges::all_of(reserved, [](std::byte b) { return b == std::byte{}; }) == (peer.name != "multifd"));
   }

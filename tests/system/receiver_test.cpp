@@ -127,7 +127,7 @@ TEST_CASE("received() knows the pages that arrived, from any thread while they a
     REQUIRE(tx->queue_page(*block, p * page).has_value());
     sent.insert(p);
   }
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   CHECK(rx->finish().has_value());
   done = true;
   watcher.join();
@@ -152,7 +152,7 @@ TEST_CASE("Digests are verified, and a byte that flips on the way is noticed") {
                                                                      {.digest = Digest::on});
   REQUIRE(tx.has_value());
   REQUIRE(tx->queue_range(*block, 0, source.size()).has_value());
-  REQUIRE(tx->close().has_value());
+  REQUIRE(tx->close_channels().has_value());
   const Bytes good = out.tapes[0]->bytes;
   const auto packets = packets_of(good);
   REQUIRE(packets.size() == 2);
@@ -191,7 +191,7 @@ TEST_CASE_TEMPLATE("Digests go with every compressor", C, NoComp, Zlib, Zstd) {
   REQUIRE(tx.has_value());
   REQUIRE(rx.has_value());
   REQUIRE(tx->queue_range(*block, 0, source.size()).has_value());
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   CHECK(rx->finish().has_value());
   CHECK(rx->stats().pages_verified == 64);
   CHECK(source == target.memory);
@@ -353,7 +353,7 @@ TEST_CASE("An epoch of nothing but zero pages on the main stream ends with SYNCs
   int zeros = 0;
   REQUIRE(tx->queue_range(BlockId{0}, 0, 4 * page, [&](std::uint64_t) { ++zeros; }).has_value());
   CHECK(zeros == 4);
-  REQUIRE(tx->close().has_value());
+  REQUIRE(tx->close_channels().has_value());
   const auto epoch = rx->sync();
   CHECK_MESSAGE(epoch.has_value(), text(epoch));
   CHECK(rx->finish().has_value());

@@ -111,7 +111,7 @@ class Relay {
   Result<void> finish() {
     if (auto finished = rx_->finish(); !finished) return finished;
     finished_ = true;
-    return tx_->close();
+    return tx_->close_channels();
   }
 
   Sender<To, Out, Z>& tx() { return *tx_; }
@@ -193,7 +193,7 @@ bool send_epochs(Tx& tx, Guests& guests, unsigned epochs, Rng& rng, std::uint64_
     // Written, so that the next round cannot change what is on its way. Nothing says that it has arrived.
     good &= tx.sync_and_wait() == std::uint64_t{epoch};
   }
-  return good && tx.close().has_value();
+  return good && tx.close_channels().has_value();
 }
 
 template <Compressor In, ZeroPagePolicy InZeros, Compressor Out, ZeroPagePolicy Z>
@@ -388,7 +388,7 @@ TEST_CASE("Through channels that run far apart, every packet leaves in the epoch
         }
         REQUIRE(tx->sync_and_wait() == std::uint64_t{epoch});
       }
-      CHECK(tx->close().has_value());
+      CHECK(tx->close_channels().has_value());
       Taken none;
       for (unsigned epoch = 0; epoch < epochs; ++epoch) REQUIRE(relay.close_epoch(none) == std::uint64_t{epoch});
       const auto finished = relay.finish();
@@ -524,7 +524,7 @@ TEST_CASE("A sender that is cancelled while a packet hook waits for it ends the 
   REQUIRE(error.has_value());
   CHECK_MESSAGE(error->code == Errc::cancelled, text(*error));
   CHECK(code_of(relay.rx().finish()) == Errc::cancelled);
-  CHECK(code_of(relay.tx().close()) == Errc::cancelled);
+  CHECK(code_of(relay.tx().close_channels()) == Errc::cancelled);
 }
 
 TEST_CASE("An error of while_held is what sync returns, and no channel gets into the next epoch") {
@@ -610,7 +610,7 @@ TEST_CASE("Device state passes a relay among the pages, whole and in the order o
     REQUIRE(source->queue_range(BlockId{0}, (i % 10) * 10 * page, 3 * page).has_value());
     if (i % 10 == 9) REQUIRE(source->sync().has_value());
   }
-  CHECK(source->close().has_value());
+  CHECK(source->close_channels().has_value());
   Taken none;
   for (int epoch = 0; epoch < 3; ++epoch) CHECK(relay.close_epoch(none).has_value());
   CHECK(relay.finish().has_value());

@@ -97,7 +97,7 @@ TEST_CASE_TEMPLATE(
   guest_writes(101, 3);
   guest_writes(102, 0);
   REQUIRE(tx->queue_dirty(*block, dirty, 0, on_zero).has_value());
-  REQUIRE(tx->close().has_value());
+  REQUIRE(tx->close_channels().has_value());
   REQUIRE(rx->finish().has_value());
   CHECK(first_difference(source_memory.bytes(), target_memory.bytes()) == source_memory.bytes().size());
   CHECK(target_memory.bytes()[100 * page_bytes] == std::byte{2});

@@ -69,7 +69,7 @@ TEST_CASE("255 channels work") {
   auto tx = CaptureSender<NoComp, ZeroPagesNone>::open(source.map, std::move(out.links));
   REQUIRE_MESSAGE(tx.has_value(), text(tx));
   REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   for (std::size_t i = 0; i < 255; ++i) {
     CHECK(out.tapes[i]->finished);
     CHECK(get(out.tapes[i]->bytes, 24, 1) == i);
@@ -110,7 +110,7 @@ TEST_CASE("A bad range queues nothing, and the sender goes on") {
   CHECK(tx->queue_range(source.block, 0, 0)->queued == 0);
   CHECK(tx->queue_range(source.block, size, 0).has_value());
   CHECK(tx->queue_page(source.block, size - page) == Queued::queued);
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   const auto packets = packets_of(out.tapes[0]->bytes);
   REQUIRE(packets.size() == 2);
   CHECK(packets[0].offsets == std::vector<std::uint64_t>{size - page});
@@ -155,7 +155,7 @@ TEST_CASE("queue_dirty sends exactly the pages whose bits are set") {
       REQUIRE_MESSAGE(done.has_value(), text(done));
       CHECK(done->queued == expected.size());
     }
-    REQUIRE(tx->close().has_value());
+    REQUIRE(tx->close_channels().has_value());
     std::vector<std::uint64_t> sent;
     for (const SeenPacket& packet : packets_of(out.tapes[0]->bytes))
       sent.insert(sent.end(), packet.offsets.begin(), packet.offsets.end());
@@ -186,7 +186,7 @@ TEST_CASE("What a sender writes is what PROTOCOL.md says") {
   REQUIRE(tx.has_value());
   CHECK(tx->queue_range(source.block, 0, source.memory.size())->queued == 300);
   CHECK(tx->queue_range(*rom_id, 0, rom.size())->queued == 2);
-  REQUIRE(tx->close().has_value());
+  REQUIRE(tx->close_channels().has_value());
   const Bytes& bytes = out.tapes[0]->bytes;
   Bytes hello(64);
   put(hello, 0, 0x11223344, 4);
@@ -245,7 +245,7 @@ TEST_CASE("With ZeroPagesLegacy zero pages go to the caller and not to a channel
   CHECK(reported == std::set<std::uint64_t>{0, 64 * page, 65 * page});
   CHECK(tx->queue_page(source.block, 0) == Queued::zero_on_main);
   CHECK(tx->queue_page(source.block, page) == Queued::queued);
-  REQUIRE(tx->close().has_value());
+  REQUIRE(tx->close_channels().has_value());
   CHECK(tx->stats().zero_on_main == 10);
   for (const SeenPacket& packet : packets_of(out.tapes[0]->bytes))
     for (const std::uint64_t offset : packet.offsets) CHECK_FALSE(zero.contains(offset));
@@ -276,8 +276,8 @@ TEST_CASE("sync counts epochs from 0 and waits for nobody, wait does") {
   gate->open();
   waiter.join();
   CHECK(tx->sync_and_wait() == std::uint64_t{20});
-  CHECK(tx->close().has_value());
-  CHECK(code_of(tx->close()) == Errc::already_closed);
+  CHECK(tx->close_channels().has_value());
+  CHECK(code_of(tx->close_channels()) == Errc::already_closed);
   CHECK(code_of(tx->queue_page(source.block, 0)) == Errc::already_closed);
   CHECK(code_of(tx->sync()) == Errc::already_closed);
   CHECK(code_of(tx->flush()) == Errc::already_closed);
@@ -306,7 +306,7 @@ TEST_CASE("Blocked channels hold up their own packets only") {
     CHECK(eventually([&] { return total(tx->stats().channels).packets >= batches - blocked * 4; }));
     for (unsigned i = 0; i < blocked; ++i) CHECK(tx->stats().channels[i].packets == 0);
     for (const auto& gate : gates) gate->open();
-    CHECK(tx->close().has_value());
+    CHECK(tx->close_channels().has_value());
     CHECK(total(tx->stats().channels).packets == batches);
   };
   run(2, 1);
@@ -332,7 +332,7 @@ TEST_CASE("Pages keep their order within a channel and their epoch") {
     }
     CHECK(tx->sync() == epoch);
   }
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   std::size_t pages = 0;
   for (const auto& tape : out.tapes) {
     std::uint64_t epoch = 0;
@@ -361,8 +361,8 @@ TEST_CASE("flush lets pages leave without a sync") {
   CHECK(tx->flush().has_value());
   CHECK(eventually([&] { return total(tx->stats().channels).packets == 1; }));
   CHECK(total(tx->stats().channels).syncs == 0);
-  CHECK(tx->close().has_value());
-  CHECK(total(tx->stats().channels).syncs == 2);  // close() syncs what was queued since
+  CHECK(tx->close_channels().has_value());
+  CHECK(total(tx->stats().channels).syncs == 2);  // close_channels() syncs what was queued since
 }
 
 TEST_CASE("stats may be asked for all the time, from another thread") {
@@ -388,7 +388,7 @@ TEST_CASE("stats may be asked for all the time, from another thread") {
     REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
     REQUIRE(tx->sync().has_value());
   }
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   done = true;
   watcher.join();
   CHECK(asked > 0);
@@ -403,7 +403,7 @@ TEST_CASE("The bandwidth cap holds, and can be lifted") {
     REQUIRE(tx.has_value());
     const Stopwatch watch;
     REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
-    CHECK(tx->close().has_value());
+    CHECK(tx->close_channels().has_value());
     // 4 MiB at 8 MiB/s; the last packet (1/8 of all) need not wait for itself, and 20 ms are free.
     CHECK(watch.elapsed() >= 400ms);
     const ChannelStats sum = total(tx->stats().channels);
@@ -417,7 +417,7 @@ TEST_CASE("The bandwidth cap holds, and can be lifted") {
       tx->set_bandwidth(0);
     });
     REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
-    CHECK(tx->close().has_value());  // over an hour with the cap
+    CHECK(tx->close_channels().has_value());  // over an hour with the cap
     lifter.join();
     CHECK(total(tx->stats().channels).normal_pages == 1024);
   }
@@ -427,7 +427,7 @@ TEST_CASE("The bandwidth cap holds, and can be lifted") {
     tx->set_bandwidth(16 << 20);
     const Stopwatch watch;
     REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
-    CHECK(tx->close().has_value());
+    CHECK(tx->close_channels().has_value());
     CHECK(watch.elapsed() >= 190ms);
   }
 }
@@ -454,7 +454,7 @@ TEST_CASE("zlib's level changes in the middle of a migration, and the stream sti
     const std::uint64_t all = total(tx->stats().channels).payload_bytes;
     payload.push_back(all - std::exchange(before, all));
   }
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   const auto finished = rx->finish();
   CHECK_MESSAGE(finished.has_value(), text(finished));
   CHECK(source.memory == target);
@@ -470,11 +470,11 @@ TEST_CASE("set_level: an impossible level fails the migration, zstd and none hav
   REQUIRE(zlib.has_value());
   CHECK(zlib->set_level(10).has_value());
   REQUIRE(zlib->queue_page(source.block, 0).has_value());
-  CHECK(code_of(zlib->close()) == Errc::bad_option);
+  CHECK(code_of(zlib->close_channels()) == Errc::bad_option);
   auto zstd = CaptureSender<Zstd, ZeroPagesNone>::open(source.map, captures(1).links);
   REQUIRE(zstd.has_value());
   CHECK(code_of(zstd->set_level(3)) == Errc::not_supported);
-  CHECK(zstd->close().has_value());
+  CHECK(zstd->close_channels().has_value());
   auto none = CaptureSender<NoComp, ZeroPagesNone>::open(source.map, captures(1).links);
   REQUIRE(none.has_value());
   CHECK(code_of(none->set_level(3)) == Errc::not_supported);
@@ -496,7 +496,7 @@ TEST_CASE("The thread hook runs once in each worker, before its first byte") {
   };
   auto tx = CaptureSender<NoComp, ZeroPagesNone>::open(source.map, std::move(out.links), {.thread_hook = hook});
   REQUIRE(tx.has_value());
-  CHECK(tx->close().has_value());
+  CHECK(tx->close_channels().has_value());
   CHECK(threads.size() == 4);
   CHECK_FALSE(threads.contains(std::this_thread::get_id()));
   CHECK(channels == std::multiset<std::uint32_t>{0, 1, 2, 3});
@@ -518,6 +518,6 @@ TEST_CASE("A sender whose peer is gone says so, on every later call") {
   CHECK(failed.error().channel < 2);
   CHECK(failed.error().stage == Stage::write);
   CHECK(code_of(tx->sync()) == failed.error().code);
-  CHECK(code_of(tx->close()) == failed.error().code);
-  CHECK(code_of(tx->close()) == failed.error().code);
+  CHECK(code_of(tx->close_channels()) == failed.error().code);
+  CHECK(code_of(tx->close_channels()) == failed.error().code);
 }

@@ -98,7 +98,7 @@ TEST_CASE("Strangers on the port while a migration is on disturb nobody, and a c
       const auto epoch = tx->sync_and_wait();
       REQUIRE_MESSAGE(epoch.has_value(), text(epoch));
     }
-    CHECK(tx->close().has_value());
+    CHECK(tx->close_channels().has_value());
     finishing.join();
     CHECK_MESSAGE(received.has_value(), text(received));
     CHECK(guests.source == guests.target);

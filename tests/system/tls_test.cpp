@@ -39,7 +39,7 @@ TEST_CASE("A sender over TLS is cancelled while it writes to a peer that does no
     caller.join();
     CHECK(watch.elapsed() < no_hang);
     CHECK(code == Errc::cancelled);
-    CHECK(code_of(tx->close()) == Errc::cancelled);
+    CHECK(code_of(tx->close_channels()) == Errc::cancelled);
   }
 }
 

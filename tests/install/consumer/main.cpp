@@ -51,7 +51,7 @@ int migrate() {
   auto rx = multifd::Receiver<FdTransport, C>::open(destination, std::move(far));
   if (!rx) return complain(rx.error());
   if (auto done = tx->queue_range(*block, 0, from.size()); !done) return complain(done.error());
-  if (auto done = tx->close(); !done) return complain(done.error());
+  if (auto done = tx->close_channels(); !done) return complain(done.error());
   if (auto done = rx->finish(); !done) return complain(done.error());
   return from == to ? 0 : 1;
 }
