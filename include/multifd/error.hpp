@@ -174,7 +174,8 @@ constexpr ErrcInfo errc_info(int value) noexcept {
               "this side's"};
     case Errc::duplicate_channel_id: return {"two channels have the same id", C::peer_protocol};
     case Errc::too_many_channels:
-      return {"the source opened more channels than expected: set the same number on both sides", C::peer_protocol};
+      return {"the source opened more channels than expected: set the same number on both sides", C::peer_protocol,
+              "id", "expected"};
     case Errc::block_list_mismatch:
       return {"the two sides have different RAM blocks: register the same names and sizes on both", C::peer_protocol,
               "the peer's", "this side's"};

@@ -14,6 +14,7 @@
 
 #include "multifd/channel/recv_channel.hpp"
 #include "multifd/transport/interrupt.hpp"
+#include "multifd/transport/listen.hpp"
 
 namespace multifd {
 
@@ -27,6 +28,10 @@ struct ReceiverOptions {
   Populate populate = Populate::off;  ///< `ahead` for fresh memory, where a core is idle
   FirstPacket first_packet = FirstPacket::any;
   std::chrono::milliseconds hello_timeout{10'000};  ///< for all initial packets together
+  /// Where the links were accepted: then a channel more than they are, which waits there for somebody to accept it, is
+  /// too_many_channels; its pages would be missed. For sources that do not announce their number, as QEMU's: those of
+  /// ours are compared anyway. Plain sockets only. Not owned, may be null.
+  Listener* listener = nullptr;
   /// Ends that wait from outside, because until open() returns there is nobody to cancel(). Not owned, may be null.
   const Interrupt* interrupt = nullptr;
   /// How long channels wait at a barrier for others while no header and no payload arrives anywhere.
@@ -63,7 +68,7 @@ class Receiver {
   ///   exactly as many as the peer has channels.
   /// Errors: Errc::bad_channel_count, bad_block_size (no block), read_only_block, block_without_memory; bad_magic, bad_version,
   ///   channel_count_mismatch, page_size_mismatch, wrong_compression, block_list_mismatch when a sender of ours announces
-  ///   other settings than this side's; uuid_mismatch, channel_id_out_of_range, duplicate_channel_id, truncated_hello
+  ///   other settings than this side's; too_many_channels, see ReceiverOptions::listener; uuid_mismatch, channel_id_out_of_range, duplicate_channel_id, truncated_hello
   ///   from the hellos; timed_out, cancelled.
   static Result<Receiver> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
     if (links.empty() || links.size() > wire::max_channels)
@@ -96,6 +101,7 @@ class Receiver {
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     if (s.finished) return fail(Errc::already_closed, Stage::sync);
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
+    if (auto alone = s.refuse_more_channels(); !alone) return std::unexpected(s.first_error(alone.error()));
     const auto epoch = s.shared.barrier->release_when_all(s.shared.progress, while_held);
     if (epoch) return epoch;
     return std::unexpected(s.first_error(epoch.error()));
@@ -183,7 +189,7 @@ class Receiver {
   }
 
   /// The uuid that the peer said.
-  Uuid peer_uuid() const noexcept { return state_->shared.hellos.uuid(); }
+  Uuid peer_uuid() const noexcept { return state_->peer_uuid(); }
 
   Receiver(Receiver&&) noexcept = default;
   Receiver& operator=(Receiver&&) noexcept = default;
@@ -241,6 +247,7 @@ class Receiver {
       if (auto complete = shared.hellos.wait(ProgressWatch::bounded(options.hello_timeout), options.interrupt);
           !complete)
         return std::unexpected(first_error(complete.error()));
+      if (auto alone = refuse_more_channels(); !alone) return std::unexpected(first_error(alone.error()));
       return {};
     }
 
@@ -249,13 +256,36 @@ class Receiver {
       if (shared.error.failed()) return std::unexpected(shared.error.get());
       if (finished) return fail(Errc::already_closed, Stage::close);
       if (auto ended = shared.barrier->end(); !ended) return std::unexpected(first_error(ended.error()));
-      if (auto ended = shared.barrier->wait_for_ends(limit, progress); !ended) return ended;
+      const auto ended = shared.barrier->wait_for_ends(limit, progress);
+      // First: a channel that nobody reads may be why the others stand still.
+      if (auto alone = refuse_more_channels(); !alone) return std::unexpected(first_error(alone.error()));
+      if (!ended) return ended;
       join();
       if (shared.error.failed()) return std::unexpected(shared.error.get());
       finished = true;
       confirm();
       return {};
     }
+
+    /// Errors: Errc::too_many_channels (detail: the id of one).
+    Result<void> refuse_more_channels() noexcept {
+      if (options.listener == nullptr || shared.hellos.announced()) return {};
+      std::uint64_t id = 0;
+      const auto is_one_more = [&](std::span<const std::byte> first) {
+        if (first.size() < wire::init_packet_bytes) return false;
+        const auto hello = wire::parse_init_packet(first.first<wire::init_packet_bytes>(), wire::max_channels + 1);
+        // A lower id, or another VM's: that is a channel of the next migration.
+        if (!hello || hello->announced || hello->id < channels.size() || hello->uuid != peer_uuid()) return false;
+        id = hello->id;
+        return true;
+      };
+      const auto more = catch_bad_alloc(Stage::accept, "look for more channels",
+                                        [&] { return options.listener->any_waiting(is_one_more); });
+      if (!more) return std::unexpected(more.error());
+      return *more ? fail(Errc::too_many_channels, Stage::accept, "accept", id, channels.size()) : Result<void>{};
+    }
+
+    Uuid peer_uuid() const noexcept { return shared.hellos.uuid(); }
 
     /// Makes `error` the first error unless another came before; returns the one that counts.
     Error first_error(const Error& error) noexcept {

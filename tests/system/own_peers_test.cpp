@@ -314,6 +314,67 @@ TEST_CASE("Hellos to others than our own receiver hold nothing of ours") {
   }
 }
 
+TEST_CASE("A channel that nobody accepted is found at its listener, and the next source's channels stay there") {
+  // Sources that announce nothing: channels 0 to 2 are accepted, 3 is not.
+  const auto send = [](const Listener& listener, unsigned id, std::byte uuid, bool announces = false) {
+    auto link = connect_to(listener.local_address());
+    REQUIRE(link.has_value());
+    Bytes hello = RawStream().hello(id, uuid).bytes();
+    if (announces) {
+      put(hello, 28, 0x6d66414e, 4);
+      put(hello, 32, 1, 1);
+      put(hello, 33, 4, 1);
+    }
+    REQUIRE(write_all(*link, std::span<const std::byte>(hello)).has_value());
+    return std::move(*link);
+  };
+  struct Row {
+    const char* what;
+    unsigned id;
+    std::byte uuid;
+    bool announces;
+    bool one_more;
+  };
+  for (const Row row :
+       {Row{"one more", 3, std::byte{1}, false, true}, Row{"the last id", 254, std::byte{1}, false, true},
+        Row{"the next source's first", 0, std::byte{1}, false, false},
+        Row{"another VM's", 3, std::byte{2}, false, false}, Row{"a sender of ours", 3, std::byte{1}, true, false}}) {
+    for (const bool before_open : {true, false}) {
+      CAPTURE(row.what);
+      CAPTURE(before_open);
+      const Watchdog watchdog("a channel too many");
+      GuestRam target(4);
+      auto listener = Listener::listen({.host = "127.0.0.1"}, 8);
+      REQUIRE(listener.has_value());
+      std::vector<FdTransport> source;
+      for (unsigned id = 0; id < 3; ++id) source.push_back(send(*listener, id, std::byte{1}));
+      auto links = listener->accept_channels(3, 10s);
+      REQUIRE(links.has_value());
+      if (before_open) source.push_back(send(*listener, row.id, row.uuid, row.announces));
+      auto rx = Receiver<FdTransport, NoComp>::open(target.map, std::move(*links), {.listener = &*listener});
+      Result<void> outcome = rx ? Result<void>() : std::unexpected(rx.error());
+      CHECK(outcome.has_value() == !(row.one_more && before_open));
+      if (!before_open) source.push_back(send(*listener, row.id, row.uuid, row.announces));
+      if (rx) {
+        for (unsigned id = 0; id < 3; ++id) REQUIRE(source[id].finish().has_value());
+        outcome = rx->finish();
+      }
+      if (row.one_more) {
+        REQUIRE_MESSAGE(code_of(outcome) == Errc::too_many_channels, text(outcome));
+        CHECK(outcome.error().detail == row.id);
+        CHECK(outcome.error().expected == 3);
+      } else {
+        CHECK_MESSAGE(outcome.has_value(), text(outcome));
+        auto next = listener->accept_channels(1, 10s);
+        REQUIRE_MESSAGE(next.has_value(), text(next));
+        std::byte hello[64];
+        REQUIRE(read_exact((*next)[0], std::span<std::byte>(hello)).has_value());
+        CHECK(hello[24] == std::byte(row.id));
+      }
+    }
+  }
+}
+
 #if defined(MULTIFD_HAS_TLS)
 TEST_CASE("Over TLS, too, a sender hears that everything has arrived, or why not") {
   const Side same({{"pc.ram", 4}}), other({{"pc.ram", 5}});

@@ -12,6 +12,9 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <memory>
+#include <mutex>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -141,7 +144,7 @@ class Listener {
 
   /// Waits for `channels` connections, in the order in which they come: which channel one is, its hello says.
   /// Params `channels`: 1 to 255. `timeout`: for all of them together.
-  /// Errors: `bad_channel_count`; those of accept(), detail: how many had come.
+  /// Errors: `bad_channel_count`; those of accept(), detail: how many had come, expected: `channels`.
   Result<std::vector<FdTransport>> accept_channels(unsigned channels, std::chrono::milliseconds timeout,
                                                    const Interrupt* interrupt = nullptr) {
     if (channels < 1 || channels > detail::max_channel_count) {
@@ -154,11 +157,38 @@ class Listener {
       Result<FdTransport> link = accept_until(deadline, interrupt);
       if (!link) {
         link.error().detail = links.size();
+        link.error().expected = channels;
+        if (link.error().code == Errc::timed_out)
+          link.error().op = "fewer channels came than expected: do both sides use the same number?";
         return std::unexpected(link.error());
       }
       links.push_back(std::move(*link));
     }
     return links;
+  }
+
+  /// Looks, without waiting, at the first bytes of the connections that nobody has accepted: whether `is_it(bytes)` holds
+  /// for one of them. All stay for accept() (which native_handle() then does not tell).
+  /// Params `is_it`: gets up to 64 bytes, as many as have come. Errors: those of accept(), but `timed_out`.
+  /// Threads: any thread.
+  template <class IsIt>
+  Result<bool> any_waiting(IsIt&& is_it) {
+    const std::scoped_lock lock(waiting_->mutex);
+    auto& links = waiting_->links;
+    while (links.size() < most_waiting) {
+      Result<FdTransport> link = accept_from_system(detail::Clock::now(), nullptr);
+      if (!link && link.error().code == Errc::timed_out) break;
+      if (!link) return std::unexpected(link.error());
+      links.push_back(std::move(*link));
+    }
+    for (auto link = links.begin(); link != links.end();) {
+      std::byte first[64];
+      const ssize_t count = ::recv(link->native_handle(), first, sizeof first, MSG_PEEK | MSG_DONTWAIT);
+      if (count > 0 && is_it(std::span<const std::byte>(first, static_cast<std::size_t>(count)))) return true;
+      const bool ended = count == 0 || (count < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
+      link = ended ? links.erase(link) : link + 1;
+    }
+    return false;
   }
 
   /// The listening descriptor, still owned by this object; non-blocking, readable when accept() would not
@@ -169,10 +199,22 @@ class Listener {
   const Interrupt* interrupt() const noexcept { return interrupt_; }
 
  private:
-  Listener(detail::UniqueFd fd, Address address, detail::BoundPath path, const Interrupt* interrupt) noexcept
+  Listener(detail::UniqueFd fd, Address address, detail::BoundPath path, const Interrupt* interrupt)
       : fd_(std::move(fd)), address_(std::move(address)), path_(std::move(path)), interrupt_(interrupt) {}
 
   Result<FdTransport> accept_until(detail::Clock::time_point deadline, const Interrupt* interrupt) noexcept {
+    {
+      const std::scoped_lock lock(waiting_->mutex);
+      if (auto& links = waiting_->links; !links.empty()) {
+        FdTransport link = std::move(links.front());
+        links.erase(links.begin());
+        return link;
+      }
+    }
+    return accept_from_system(deadline, interrupt);
+  }
+
+  Result<FdTransport> accept_from_system(detail::Clock::time_point deadline, const Interrupt* interrupt) noexcept {
     if (!interrupt) interrupt = interrupt_;
     for (;;) {
       const Result<void> waited = detail::wait_for(fd_.get(), POLLIN, deadline, interrupt, Stage::accept, "accept");
@@ -239,10 +281,18 @@ class Listener {
     return Listener(std::move(*fd), address, std::move(path), options.interrupt);
   }
 
+  /// Connections that any_waiting() has taken from the system, in the order in which they came.
+  struct Waiting {
+    std::mutex mutex;
+    std::vector<FdTransport> links;
+  };
+  static constexpr std::size_t most_waiting = 512;  ///< beyond 255 channels; more stay with the system
+
   detail::UniqueFd fd_;
   Address address_;
   detail::BoundPath path_;
   const Interrupt* interrupt_ = nullptr;
+  std::unique_ptr<Waiting> waiting_ = std::make_unique<Waiting>();  // on the heap, so that a Listener can move
 };
 
 /// Returns the first four bytes of a connection, big-endian, and leaves them there to be read: a program that takes its
