@@ -35,14 +35,14 @@ int migrate(const relay::Settings& settings) {
       fmt::print("relayed {} of {} in {:.2f} s: {:.2f} GiB/s, {} epochs; {}{}\n",
                  program::format_bytes(report["ram_bytes"].get<double>()), report["machine"].get<std::string>(),
                  report["seconds"].get<double>(), report["gib_per_s"].get<double>(),
-                 report["epochs"].get<std::uint64_t>(),
-                 report["confirmed"].get<bool>() ? "the destination confirmed"
-                                                 : "no return path, so nobody confirmed: ask the destination",
-                 ciphers(report));
+                 report["epochs"].get<std::uint64_t>(), report["outcome"].get<std::string>(), ciphers(report));
     json_file.write(report);
     return program::exit_done;
   } catch (const Failure& failure) {
-    json_file.write(program::failure_report(failure.what(), watch.seconds()));
+    json report = program::failure_report(failure.what(), watch.seconds());
+    if (const auto* unfinished = dynamic_cast<const relay::Unfinished*>(&failure))
+      report["guest"] = relay::to_string(unfinished->guest);
+    json_file.write(report);
     throw;
   }
 }

@@ -6,8 +6,6 @@
 
 #include <array>
 
-#include "common/program.hpp"
-
 namespace relay {
 
 using namespace multifd;
@@ -25,8 +23,24 @@ void MainWriter::page(std::string_view idstr, std::uint64_t offset, std::span<co
 
 void MainWriter::flush() {
   if (buffer_.empty()) return;
-  program::need(write_all(link_, std::span<const std::byte>(buffer_)), "destination: main stream");
+  const auto written = write_all(link_, std::span<const std::byte>(buffer_));
   buffer_.clear();
+  if (!written) on_error_(written.error());
+}
+
+void MainWriter::footer(std::uint32_t section_id) {
+  std::array<std::byte, 5> bytes{std::byte{qemu::element_footer}};
+  wire::store_be<std::uint32_t>(&bytes[1], section_id);
+  append(bytes);
+}
+
+void MainWriter::ping(std::uint32_t value) {
+  std::array<std::byte, 9> command;
+  command[0] = std::byte{qemu::element_command};
+  wire::store_be<std::uint16_t>(&command[1], qemu::command_ping);
+  wire::store_be<std::uint16_t>(&command[3], sizeof value);
+  wire::store_be<std::uint32_t>(&command[5], value);
+  append(command);
 }
 
 void MainWriter::append(std::span<const std::byte> bytes) {

@@ -7,6 +7,7 @@
 
 #include <multifd/qemu/element.hpp>
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -14,18 +15,23 @@
 
 namespace relay {
 
-/// Collects bytes and writes them when there are many, or when flush() is called. Throws program::Failure.
+/// Collects bytes and writes them when there are many, or when flush() is called. `on_error` is told why that failed, and
+/// throws.
 ///
 /// Threads: one.
 class MainWriter {
  public:
-  explicit MainWriter(program::Link& link) : link_(link) {}
+  using OnError = std::function<void(const multifd::Error&)>;
+  MainWriter(program::Link& link, OnError on_error) : link_(link), on_error_(std::move(on_error)) {}
 
   /// Any element that is no page.
   void forward(const multifd::qemu::Element& element) { append(element.bytes); }
   /// A ZERO record, only inside a RAM section, ahead of the record that closes it.
   void zero_page(std::string_view idstr, std::uint64_t offset);
   void page(std::string_view idstr, std::uint64_t offset, std::span<const std::byte> bytes);
+  void footer(std::uint32_t section_id);
+  /// A PING command, only between sections, and where the return path is open.
+  void ping(std::uint32_t value);
   void flush();
 
  private:
@@ -34,6 +40,7 @@ class MainWriter {
   std::string_view name_for(std::string_view idstr);
 
   program::Link& link_;
+  const OnError on_error_;
   std::vector<std::byte> buffer_;
   std::string block_;  ///< of the last record that was written
 };

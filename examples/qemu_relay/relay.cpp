@@ -2,10 +2,13 @@
 #include "qemu_relay/relay.hpp"
 
 #include <fmt/format.h>
+#include <linux/sockios.h>
+#include <netinet/tcp.h>
 #include <poll.h>
-#include <multifd/qemu/return_path.hpp>
+#include <sys/ioctl.h>
 #include <multifd/transport/connect.hpp>
 
+#include <array>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -20,16 +23,40 @@ using qemu::ElementKind;
 
 namespace {
 
-/// A destination that refuses just goes; nothing of what it dislikes is negotiated.
-Failure destination_failure(const Error& error) {
-  if (error.code == Condition::timed_out)
-    return Failure(
-        error, "destination: takes nothing more. Does it expect more channels than --out-channels? Or does it hang");
-  if (error.code == Condition::peer_gone)
-    return Failure(error,
-                   "destination: has gone; its own message says why. Channels, compression, uuid and machine type must "
-                   "be those it expects");
-  return Failure(error, "destination");
+/// "MFDR", which no source asks with.
+constexpr std::uint32_t question = 0x4d46'4452;
+/// Who waits for a SYNC that nobody sends does so for good; who does not answers in the time of a round trip.
+constexpr auto answer_limit = 6s;
+constexpr auto style_limit = 1000ms;
+
+std::int64_t now_ms() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+/// Waits for one of them, or for the time; whether the first has triggered.
+bool wait_for(const Interrupt& wanted, std::chrono::milliseconds limit, const Interrupt* other = nullptr) {
+  std::array<pollfd, 2> entries{
+      {{.fd = wanted.native_handle(), .events = POLLIN, .revents = 0},
+       {.fd = other != nullptr ? other->native_handle() : -1, .events = POLLIN, .revents = 0}}};
+  while (::poll(entries.data(), entries.size(), static_cast<int>(limit.count())) < 0 && errno == EINTR) {
+  }
+  return wanted.triggered();
+}
+
+/// How a TCP connection stands whose other end has closed it: false when it was reset, or does not take what was written
+/// last. True for other sockets, where a write that nobody will read fails at once.
+bool took_all(int socket) {
+  for (int tries = 0;; ++tries) {
+    tcp_info info{};
+    socklen_t size = sizeof info;
+    if (::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) return true;
+    int unsent = 0;
+    if (info.tcpi_state == TCP_CLOSE) return false;
+    if (::ioctl(socket, SIOCOUTQ, &unsent) != 0 || unsent == 0) return true;
+    if (tries == 200) return false;
+    std::this_thread::sleep_for(10ms);  // a peer that has gone answers with a reset, in a round trip
+  }
 }
 
 std::uint64_t peak_rss_bytes() {
@@ -53,8 +80,9 @@ Relay::Relay(const Settings& settings, program::QemuSource& source, const Interr
              .on_silence = [this] { return give_up_on_silence(); }}),
       ram_(settings.source.page_size),
       interrupt_(interrupt),
+      ponged_(need(Interrupt::create())),
       return_path_ended_(need(Interrupt::create())),
-      on_signal_(interrupt, [this] { fail(Failure("cancelled by a signal")); }) {}
+      on_signal_(interrupt, [this] { take_signal(); }) {}
 
 Relay::~Relay() {
   if (return_path_.joinable()) return_path_.join();
@@ -69,12 +97,42 @@ json Relay::run() {
     forward();
     finish();
   } catch (const std::exception& error) {
+    // A destination that has everything is about to answer: to know who has the guest is worth a moment.
+    if (all_forwarded_ && return_path_open_ && !confirmed_) return_path_ends(2000ms, &interrupt_);
     const auto* failure = dynamic_cast<const Failure*>(&error);
     fail(failure != nullptr ? *failure : Failure(error.what()));
   }
   if (return_path_.joinable()) return_path_.join();
-  check();
-  return report(watch.seconds());
+  const Outcome outcome = end();
+  if (!outcome.moved) {
+    const std::lock_guard lock(mutex_);
+    throw Unfinished(failure_ ? failure_->what() : "the source closed its connection before it had the answer",
+                     outcome);
+  }
+  json result = report(watch.seconds());
+  result["guest"] = to_string(outcome.guest);
+  result["outcome"] = outcome.text;
+  return result;
+}
+
+Answer Relay::answer() const {
+  if (refused_) return Answer::refused;
+  if (!confirmed_) return Answer::none;
+  if (!passed_on_ || !took_all(source_.main().native_handle())) return Answer::confirmed;
+  return source_ended_ ? Answer::taken : Answer::passed_on;
+}
+
+/// Behind everything, all threads but the workers' have ended.
+Outcome Relay::end() {
+  const bool failed = [this] {
+    const std::lock_guard lock(mutex_);
+    return failure_.has_value();
+  }();
+  return outcome({.return_path = return_path_open_,
+                  .answer = answer(),
+                  .all_forwarded = all_forwarded_,
+                  .destination_failed = destination_failed_,
+                  .destination_ended = destination_ended_ && !failed});
 }
 
 /// Main first, and established, before the channels: QEMU up to 7.2 tells them apart by that (section 1.2).
@@ -94,7 +152,10 @@ void Relay::connect() {
   {
     const std::lock_guard lock(mutex_);
     destination_ = std::move(secured);
-    writer_.emplace(*destination_);
+    writer_.emplace(*destination_, [this](const Error& error) {
+      lose_destination(error);
+      check();
+    });
   }
   check();
   auto links = need(connect_channels(address, settings_.out.channels, options), "destination " + settings_.connect);
@@ -109,9 +170,10 @@ void Relay::forward() {
     take(*element);
     check();
   }
+  source_ended_ = main_.ended();
   check();
   writer_->flush();
-  if (main_.parser().return_path_open() && !confirmed_)
+  if (return_path_open_ && !confirmed_)
     throw program::source_lost("main connection: closed before the destination had confirmed");
   if (main_.parser().tail() != qemu::StreamTail::description)
     fmt::print(stderr,
@@ -120,6 +182,8 @@ void Relay::forward() {
 }
 
 void Relay::take(const qemu::Element& element) {
+  // A machine without section footers: whatever follows is no part of the section.
+  if (first_section_ == FirstSection::ended && element.kind != ElementKind::footer) ask_destination();
   switch (element.kind) {
     case ElementKind::zero_page: {
       const bool as_record = need(pages_->take_zero(BlockId{element.block}, element.offset), "destination");
@@ -133,12 +197,20 @@ void Relay::take(const qemu::Element& element) {
       break;
     default: break;
   }
+  if (element.kind == ElementKind::section_start) ram_section_ = element.section_id;
+  if (element.kind == ElementKind::end_of_records && first_section_ == FirstSection::open)
+    first_section_ = FirstSection::ended;
   if (element.closes_epoch) {
     close_epoch(element);
     return;
   }
   if (element.kind == ElementKind::end_of_records) pages_->write_zero_records(*writer_);
-  writer_->forward(element);
+  if (!(footer_written_ && element.kind == ElementKind::footer)) writer_->forward(element);
+  if (element.kind == ElementKind::footer) {
+    footer_written_ = false;
+    if (first_section_ == FirstSection::ended) ask_destination();
+  }
+  if (main_.parser().return_path_open()) return_path_open_ = true;
   if (element.kind == ElementKind::block && main_.parser().block_list_complete()) open_channels();
 }
 
@@ -146,7 +218,8 @@ void Relay::take(const qemu::Element& element) {
 /// be waited for any more.
 bool Relay::give_up_on_silence() {
   ++silent_seconds_;
-  if (confirmed_) return silent_seconds_ > 10;  // it has its answer and keeps the connection nevertheless
+  // It has its answer and keeps the connection nevertheless.
+  if (confirmed_) return silent_seconds_ > 10 || interrupt_.triggered();
   if (!main_.parser().ram_complete()) {
     source_.check_channels(receiver_.get());
   } else if (all_forwarded_ && silent_seconds_ > 300) {
@@ -187,7 +260,7 @@ void Relay::open_channels() {
   out.on_error = [this](const Error& error) {
     // A destination that has confirmed may close its channels before we do.
     if (confirmed_ && error.code == Condition::peer_gone) return;
-    fail(destination_failure(error));
+    lose_destination(error);
   };
   auto pages = std::make_unique<Pages>(ram_, out, settings_.out_memory, std::move(out_links_));
   {
@@ -218,23 +291,85 @@ program::StackOptions Relay::out_options() const {
 
 /// Section 11, step 7: all pages of the epoch have been handed on when the source's channels are held.
 void Relay::close_epoch(const qemu::Element& element) {
+  bool forwarded = false;
   if (epochs_ == 0) {
     source_.refuse_more_channels();
-    if (element.kind == ElementKind::flush && settings_.out_peer &&
-        settings_.out_peer->sync_style == SyncStyle::per_section)
-      throw Failure(
-          fmt::format("the source's machine type {} ends epochs with FLUSH records, which {} does not know: "
-                      "another --out-peer, or an older machine type on both sides",
-                      program::printable(main_.parser().machine_type()), settings_.out_peer->name));
+    if (has_to_prove_sections()) {
+      forwarded = true;
+      prove_sections(element);
+    }
+  } else if (epochs_ == 1 && asked_ms_ != 0) {
+    // The SYNCs that follow are what a destination of the other kind would go on by. Ends with the return path at last.
+    wait_for(ponged_, no_timeout, &return_path_ended_);
+    check();
   }
   const auto closed = receiver_->sync([&]() -> Result<void> {
     if (auto done = at_destination(pages_->close_epoch(*writer_)); !done) return done;
-    writer_->forward(element);
+    if (!forwarded) writer_->forward(element);
     writer_->flush();
     return {};
   });
   if (!closed) throw source_.failure(closed.error());
   ++epochs_;
+}
+
+/// Looks at what names tell of how both sides end epochs. Returns whether the destination has to be asked before the
+/// first epoch ends.
+bool Relay::has_to_prove_sections() const {
+  const auto& parser = main_.parser();
+  const std::string machine = program::printable(parser.machine_type());
+  const SyncStyle style = *parser.sync_style();
+  if (settings_.out_peer && settings_.out_peer->sync_style == SyncStyle::per_section) {
+    if (style == SyncStyle::per_section) return false;
+    throw Failure(
+        fmt::format("the source's machine type {} ends epochs with FLUSH records, which {} does not know: "
+                    "another --out-peer, or an older machine type on both sides",
+                    machine, settings_.out_peer->name));
+  }
+  const bool named = version_of_machine_type(parser.machine_type()).has_value();
+  if (named && peer_of_machine_type(parser.machine_type()).sync_style == style) return false;
+  // Set by hand at the source. So it may be at the destination, which only its answers tell.
+  if (named && !return_path_open_)
+    throw styles_differ(style, machine,
+                        "which its machine type alone does not, and without a return path nothing shows what the "
+                        "destination does; switch the capability return-path on at the source");
+  return return_path_open_ && style == SyncStyle::per_section;
+}
+
+/// A destination that ends epochs with each section waits behind the first one for a SYNC of each channel. An answer
+/// before there was any shows the other kind.
+///
+/// The section's footer is ours: the source keeps its own back, for channels that nobody reads before these SYNCs.
+void Relay::prove_sections(const qemu::Element& end_of_section) {
+  writer_->forward(end_of_section);
+  writer_->footer(ram_section_);
+  footer_written_ = true;
+  writer_->ping(question);
+  writer_->flush();
+  if (wait_for(ponged_, style_limit, &return_path_ended_))
+    throw styles_differ(SyncStyle::per_section, program::printable(main_.parser().machine_type()),
+                        "the destination goes on behind a section without a SYNC");
+  check();
+}
+
+/// Behind a FLUSH and its SYNCs, a destination that ends epochs with each section waits at the section's end for SYNCs
+/// that nobody sends, and does not answer.
+void Relay::ask_destination() {
+  first_section_ = FirstSection::over;
+  if (!return_path_open_ || *main_.parser().sync_style() == SyncStyle::per_section) return;
+  writer_->ping(question);
+  writer_->flush();
+  asked_ms_ = now_ms();
+}
+
+void Relay::check_answer_in_time() const {
+  if (asked_ms_ == 0 || ponged_.triggered()) return;
+  const auto waited = std::chrono::milliseconds(now_ms() - asked_ms_);
+  const std::chrono::seconds limit(settings_.source.timeout_s);
+  if (heard_ && waited >= std::min<std::chrono::milliseconds>(answer_limit, limit))
+    throw styles_differ(SyncStyle::per_round, program::printable(main_.parser().machine_type()),
+                        "and behind the first section the destination does not answer, as one that waits for a SYNC");
+  if (!heard_ && waited >= limit) throw destination_failure(Error{.code = Errc::timed_out, .op = "return path"});
 }
 
 void Relay::forward_return_path() noexcept {
@@ -247,37 +382,75 @@ void Relay::forward_return_path() noexcept {
   return_path_ended_.trigger();
 }
 
-/// What the destination says goes to the source unchanged.
+/// What the destination says goes to the source unchanged, but for the answer to the relay's own question.
 void Relay::copy_return_path() {
   qemu::ReturnPathParser parser;
   for (;;) {
     const auto message = need(parser.next(), "destination: return path");
     if (message) {
-      if (message->type == qemu::return_shut) {
-        // Not sent on: the source learns it from its connections, which are about to be reset.
-        if (message->value != 0)
-          throw Failure(fmt::format("destination: says that it failed (SHUT {})", message->value));
-        if (!all_forwarded_) throw Failure("destination: confirmed before it had everything");
-        confirmed_ = true;  // before the source has it, which may close its connections at once
-      }
-      need(write_all(source_.main(), message->bytes), "source: return path");
+      take_answer(*message);
       continue;
     }
-    const iovec room = mutable_buffer(parser.room());
-    const auto read = destination_->read_some(std::span(&room, 1));
-    if (!read && confirmed_) return;
-    const std::size_t got = need(read, "destination: main connection");
+    const auto read = read_destination(parser.room());
+    if (!read) {
+      check_answer_in_time();
+      continue;
+    }
+    if (!*read && confirmed_) return;
+    if (!*read && read->error().code == Condition::peer_gone) throw destination_lost();
+    const std::size_t got = need(*read, "destination: main connection");
     if (got == 0) {
-      if (all_forwarded_ || confirmed_) return;
-      throw Failure("destination: closed the main connection in the middle of the migration");
+      destination_ended_ = true;
+      // One that is to confirm, and goes without, has failed.
+      if (confirmed_ || (all_forwarded_ && !return_path_open_)) return;
+      throw destination_lost();
     }
     parser.commit(got);
   }
 }
 
+void Relay::take_answer(const qemu::ReturnMessage& message) {
+  if (message.type == qemu::return_pong && message.value == question) {
+    ponged_.trigger();
+    return;
+  }
+  heard_ = true;
+  if (message.type == qemu::return_shut) {
+    // Not sent on: the source learns it from its connections, which are about to be reset.
+    if (message.value != 0) {
+      refused_ = true;
+      throw destination_lost(message.value);
+    }
+    if (!all_forwarded_) throw Failure("destination: confirmed before it had everything");
+    confirmed_ = true;  // before the source has it, which may close its connections at once
+  }
+  // Under the lock, because who fails meanwhile resets the source's connection, and what was written to it with it.
+  const std::lock_guard lock(mutex_);
+  if (failure_) throw *failure_;
+  if (message.type == qemu::return_shut && source_ended_)
+    throw program::source_lost("main connection: closed before the destination had confirmed");
+  need(write_all(source_.main(), message.bytes), "source: return path");
+  passed_on_ = confirmed_.load();
+}
+
+std::optional<Result<std::size_t>> Relay::read_destination(std::span<std::byte> room) {
+  constexpr auto slice = 500ms;
+  if (!destination_->secured()) {
+    pollfd entry{.fd = destination_->native_handle(), .events = POLLIN, .revents = 0};
+    if (::poll(&entry, 1, static_cast<int>(std::chrono::milliseconds(slice).count())) == 0) return std::nullopt;
+  }
+  const iovec buffer = mutable_buffer(room);
+  auto read = destination_->read_some(std::span(&buffer, 1), slice, nullptr);
+  if (!read && read.error().code == Errc::timed_out) return std::nullopt;
+  return read;
+}
+
+bool Relay::return_path_ends(std::chrono::milliseconds limit, const Interrupt* interrupt) const {
+  return wait_for(return_path_ended_, limit, interrupt);
+}
+
 /// Everything is forwarded and the source is content: ends the streams in order, and waits for the destination's end.
 void Relay::finish() {
-  pollfd ended{.fd = return_path_ended_.native_handle(), .events = POLLIN, .revents = 0};
   if (const auto late = source_.finish(*receiver_))
     fmt::print(stderr, "warning: everything is forwarded, but {}\n", *late);
   // A destination that has confirmed may have closed its end already.
@@ -285,9 +458,12 @@ void Relay::finish() {
     throw Failure(closed.error(), "destination");
   if (auto closed = destination_->finish(); !closed && closed.error().code != Condition::peer_gone)
     throw Failure(closed.error(), "destination");
-  if (::poll(&ended, 1, 30'000) == 0) {
+  if (!return_path_ends(30'000ms, passed_on_ ? &interrupt_ : nullptr)) {
     // Without a return path this is all that says it has loaded everything.
-    if (!confirmed_) throw Failure("destination: did not end within 30 s after the last byte");
+    if (!confirmed_)
+      throw Failure(
+          "destination: did not end within 30 s after the last byte (it hangs for good where it ends epochs in another "
+          "way than the source: migration.multifd-flush-after-each-section must be alike)");
     destination_->shutdown();
   }
 }
@@ -298,8 +474,9 @@ void Relay::fail(const Failure& failure) noexcept {
   std::unique_lock<std::mutex> stopping;
   {
     const std::lock_guard lock(mutex_);
-    if (failure_) return;
+    if (failure_ || passed_on_) return;
     failure_ = failure;
+    if (dynamic_cast<const DestinationFailure*>(&failure) != nullptr) destination_failed_ = true;
     stopping = std::unique_lock(stopping_);
     source_.main().shutdown();
     if (destination_) destination_->shutdown();
@@ -311,6 +488,30 @@ void Relay::fail(const Failure& failure) noexcept {
   if (pages != nullptr) pages->sender().cancel();
 }
 
+void Relay::lose_destination(const Error& error) noexcept {
+  if (error.code != Condition::peer_gone) {
+    fail(destination_failure(error));
+    return;
+  }
+  // The connections of one that dies break one after the other, and what it said is on the main one.
+  return_path_ends(1000ms, &interrupt_);
+  if (destination_ended_ && all_forwarded_ && !return_path_open_) return;  // it has loaded everything and closes
+  fail(destination_lost());
+}
+
+void Relay::take_signal() noexcept {
+  fail(Failure("cancelled by a signal"));
+  program::AnyReceiver* receiver = nullptr;
+  std::unique_lock<std::mutex> stopping;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!passed_on_) return;
+    stopping = std::unique_lock(stopping_);
+    receiver = receiver_.get();
+  }
+  if (receiver != nullptr) receiver->cancel();  // it waits for the source's channels to close
+}
+
 void Relay::check() const {
   const std::lock_guard lock(mutex_);
   if (failure_) throw *failure_;
@@ -318,7 +519,7 @@ void Relay::check() const {
 
 template <class T>
 Result<T> Relay::at_destination(Result<T> result) {
-  if (!result) fail(destination_failure(result.error()));
+  if (!result) lose_destination(result.error());
   return result;
 }
 

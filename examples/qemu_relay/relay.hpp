@@ -8,6 +8,8 @@
 //   channels ------>  AnyReceiver -> Pages -> AnySender             ------->
 #pragma once
 
+#include <multifd/qemu/return_path.hpp>
+
 #include <nlohmann/json_fwd.hpp>
 
 #include <atomic>
@@ -20,6 +22,7 @@
 #include "common/qemu_source.hpp"
 #include "common/report.hpp"
 #include "qemu_relay/main_writer.hpp"
+#include "qemu_relay/outcome.hpp"
 #include "qemu_relay/pages.hpp"
 
 namespace relay {
@@ -39,13 +42,14 @@ struct Settings {
 };
 
 /// One migration. What fails first, anywhere, closes every connection hard on both sides at once, so that neither side
-/// waits for the other (section 16, row 26), and is what run() throws.
+/// waits for the other (section 16, row 26), and is what run() throws, with where the guest is then. Once the
+/// destination's confirmation is passed on nothing fails any more: the guest has moved, and only waits end.
 class Relay {
  public:
   Relay(const Settings& settings, program::QemuSource& source, const multifd::Interrupt& interrupt);
   ~Relay();
 
-  /// Returns the report.
+  /// Returns the report. Throws Unfinished.
   nlohmann::json run();
 
  private:
@@ -56,12 +60,32 @@ class Relay {
   bool give_up_on_silence();
   program::StackOptions out_options() const;
   void close_epoch(const multifd::qemu::Element& element);
+
+  // Whether the destination ends epochs as the source does (section 6.1), of which the stream says nothing: a PING of our
+  // own behind the first section, and whether its PONG comes when it should.
+  bool has_to_prove_sections() const;
+  void prove_sections(const multifd::qemu::Element& end_of_section);
+  void ask_destination();
+  void check_answer_in_time() const;
+
   void forward_return_path() noexcept;
   void copy_return_path();
+  void take_answer(const multifd::qemu::ReturnMessage& message);
+  /// One wait for the destination; nothing when it has said nothing in time.
+  std::optional<multifd::Result<std::size_t>> read_destination(std::span<std::byte> room);
+  /// Whether the return path's thread has ended within that time.
+  bool return_path_ends(std::chrono::milliseconds limit, const multifd::Interrupt* interrupt) const;
   void finish();
+
+  Answer answer() const;
+  Outcome end();
 
   /// Makes `failure` the one that counts unless another came before, and closes everything. Threads: any.
   void fail(const program::Failure& failure) noexcept;
+  /// fail() with a connection of the destination's, in the words of what the destination itself says about it, if it
+  /// does at all. Threads: any but the return path's.
+  void lose_destination(const multifd::Error& error) noexcept;
+  void take_signal() noexcept;
   void check() const;
   /// A failure of the destination's side on a channel thread: counts as such, and stops the source's channel, too.
   template <class T>
@@ -79,6 +103,9 @@ class Relay {
   multifd::RamMap ram_;
   std::uint64_t epochs_ = 0;
   unsigned silent_seconds_ = 0;  ///< since the source's last byte
+  std::uint32_t ram_section_ = 0;
+  enum class FirstSection : std::uint8_t { open, ended, over } first_section_ = FirstSection::open;
+  bool footer_written_ = false;  ///< ahead of the source's own
   std::thread return_path_;
 
   const multifd::Interrupt& interrupt_;
@@ -89,6 +116,15 @@ class Relay {
   std::unique_ptr<program::AnyReceiver> receiver_;  // behind pages_, which its threads use until it is gone
   std::atomic<bool> all_forwarded_ = false;         ///< the destination may close its connection now
   std::atomic<bool> confirmed_ = false;             ///< it said SHUT(0)
+  std::atomic<bool> passed_on_ = false;             ///< and that was written to the source; set under mutex_
+  std::atomic<bool> refused_ = false;               ///< it said SHUT with another status
+  std::atomic<bool> destination_failed_ = false;    ///< it cannot have the guest
+  std::atomic<bool> destination_ended_ = false;     ///< it closed its main connection in order
+  std::atomic<bool> source_ended_ = false;          ///< so did the source
+  std::atomic<bool> return_path_open_ = false;
+  std::atomic<bool> heard_ = false;         ///< the destination has answered something before it was asked
+  std::atomic<std::int64_t> asked_ms_ = 0;  ///< when it was asked something that has to be answered in time; 0: never
+  multifd::Interrupt ponged_;               ///< by it, to the question
   multifd::Interrupt return_path_ended_;
   program::OnInterrupt on_signal_;  // last: its action uses the others
 };

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+//
+// Who has the guest when a relay ends, in whatever way: the one place where that is decided and put into words. Also the
+// words for a destination that is lost, which are the same wherever that is noticed first.
+#pragma once
+
+#include <multifd/wire/peer_profile.hpp>
+
+#include <cstdint>
+#include <string>
+
+#include "common/program.hpp"
+
+namespace relay {
+
+/// What the destination answered on the return path, and how far that came.
+enum class Answer {
+  none,       ///< nothing: it has not come to the end, or has gone before
+  refused,    ///< SHUT with a status that is not 0
+  confirmed,  ///< SHUT(0), but the source did not get it
+  passed_on,  ///< SHUT(0), written to the source, which has not closed its connection
+  taken,      ///< SHUT(0), and the source ended in order behind it
+};
+
+/// All that decides who has the guest.
+struct EndState {
+  bool return_path = false;  ///< the source opened it: it completes when it is answered, else with its last byte
+  Answer answer = Answer::none;
+  bool all_forwarded = false;       ///< the destination has been sent the whole stream, so it may have loaded it
+  bool destination_failed = false;  ///< it said so, has gone, or cannot load this stream
+  bool destination_ended = false;   ///< it closed its main connection in order after the last byte
+};
+
+enum class Guest {
+  at_destination,
+  at_source,
+  at_source_completed,  ///< which believes that it has gone, and keeps it stopped
+  unknown,              ///< the destination has to be asked
+  perhaps_at_both,      ///< at the destination, and the source may let its own run on
+};
+
+struct Outcome {
+  Guest guest;
+  bool moved;        ///< exit status 0
+  std::string text;  ///< where the guest is, and what to do
+};
+
+/// One row of a table for each way in which a migration through a relay can end.
+Outcome outcome(const EndState& end);
+
+/// For --json.
+const char* to_string(Guest guest);
+
+/// How a relayed migration failed: what went wrong, and where the guest is.
+class Unfinished : public program::Failure {
+ public:
+  Unfinished(const std::string& cause, const Outcome& outcome)
+      : Failure(cause + "; " + outcome.text), guest(outcome.guest) {}
+  const Guest guest;
+};
+
+/// A failure after which the destination does not have the guest.
+class DestinationFailure : public program::Failure {
+ public:
+  using Failure::Failure;
+};
+
+/// A destination that has closed or reset one of its connections, or said that it failed. `status`: of its SHUT; 0: none.
+DestinationFailure destination_lost(std::uint32_t status = 0);
+
+/// Any other failure of a connection to the destination.
+program::Failure destination_failure(const multifd::Error& error);
+
+/// Source and destination end epochs in different ways (PROTOCOL.md section 6.1). `seen`: what shows it.
+DestinationFailure styles_differ(multifd::SyncStyle source, const std::string& machine, const std::string& seen);
+
+}  // namespace relay
