@@ -11,6 +11,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "common/mapped_file.hpp"
 #include "common/mapping.hpp"
 #include "common/part_file.hpp"
 #include "common/program.hpp"
@@ -71,10 +72,19 @@ class Dump {
                    }}),
         on_signal_(interrupt, [this] { cancel(); }) {}
 
-  /// Receives everything; throws the Failure that came first on any connection.
+  /// Receives everything; throws the Failure that came first on any connection, or of a file.
   ///
   /// What can fail comes before the source hears that all is well, and what comes after that takes nothing back.
   json run() {
+    try {
+      return receive();
+    } catch (const Failure& failure) {
+      throw program::cause_of(failure);
+    }
+  }
+
+ private:
+  json receive() {
     const program::Stopwatch watch;
     try {
       const program::Progress progress([&] { return progress_line(watch.seconds()); });
@@ -99,7 +109,6 @@ class Dump {
     return report(watch.seconds());
   }
 
- private:
   /// A signal. When everything has arrived, it is too late to cancel: only nobody is waited for any more.
   void cancel() {
     const std::lock_guard lock(mutex_);

@@ -95,8 +95,17 @@ int migrate(const Settings& settings) {
       const program::Spent spent = meter.spent();
 
       const std::string digest = target.file ? target.file->make_sparse(page_size).digest : target.mapping().digest();
-      if (const auto theirs = program::field<std::string>(received.done, "digest"); digest != theirs)
-        throw Failure(fmt::format("what arrived is not what was sent: digest {}, the source says {}", digest, theirs));
+      if (const auto theirs = program::field<std::string>(received.done, "digest"); digest != theirs) {
+        // Where the wire is checked, by packet or by TLS, there is no other reason.
+        const bool changed =
+            received.done.value("changed", false) || received.stats.pages_verified > 0 || settings.tls.on();
+        throw Failure(fmt::format(
+            "what arrived is not what the source's file holds now: digest {}, the source says {}: {}", digest, theirs,
+            changed
+                ? "the file was changed while it was being sent"
+                : "the file was written to while it was being sent, as a running guest does, or the data was damaged "
+                  "on the way (--digest at the source tells which)"));
+      }
       if (interrupt.triggered()) throw Failure(Error{.code = Errc::cancelled});
       if (target.file) target.file->keep();
       // What has been verified stays, also when the source is no longer there to hear it.

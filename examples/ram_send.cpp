@@ -107,8 +107,17 @@ int migrate(const Settings& settings) {
                                              {"channels", settings.stack.channels},
                                              {"compression", settings.stack.compression}});
       const Outcome outcome = send(settings, file, control, interrupt);
-      control.send_json(MessageType::done, {{"digest", file.digest()}});
-      const json result = control.expect(MessageType::result, program::small_message, settings.limits.result).json();
+      const std::string digest = file.digest();
+      const bool changed = file.changed();
+      control.send_json(MessageType::done, {{"digest", digest}, {"changed", changed}});
+      const json result = [&] {
+        try {
+          return control.expect(MessageType::result, program::small_message, settings.limits.result).json();
+        } catch (const Failure& failure) {
+          if (!changed) throw;
+          throw Failure(fmt::format("{}: was changed while it was being sent ({})", settings.file, failure.what()));
+        }
+      }();
       control.finish();
 
       json report =

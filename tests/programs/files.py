@@ -266,7 +266,122 @@ def discarded_holes(lab):
         check(usage.ru_maxrss < 256 * 1024, f"{mode}: {usage.ru_maxrss} KiB in memory")
 
 
-CASES = (holes_stay_holes, discarded_holes, two_dumps, two_receivers, one_report_of_two, an_earlier_report, a_file_of_that_name, a_file_that_appears,
+# ---- files that change under a program
+
+
+def lost(lab, victim, size, receiver_options, sender_options, image):
+    """Either end's file gets shorter in the middle: both ends name it, and nothing is left."""
+    home = lab.home / "to"
+    home.mkdir()
+    copy = home / "copy"
+    receiver = lab.receiver("--file", copy, *receiver_options)
+    sender = lab.sender(receiver, image, "--bandwidth", "8M", *sender_options)
+    part = home / "copy.part"
+    wait_for("data", 10, lambda: part.exists() and part.stat().st_blocks > 0)
+    file = image if victim == "source" else part
+    os.truncate(file, size)
+    text = f"{file}: has shrunk from "
+    for process in (sender, receiver):
+        status, lines = process.wait_exit(20), survivors.told(process)
+        if status != 1 or len(lines) != 1 or text not in lines[0]:
+            raise LabError(f"{victim}, {sender_options}: {process.name} ended with {status}: {lines}")
+    check(not any(home.iterdir()), f"{victim}, {sender_options}: left behind")
+    home.rmdir()
+
+
+def files_that_shrink(lab):
+    plain = ("--zero-pages", "none", "--compression", "none")
+    for victim, size, receiver_options, sender_options in (
+            ("source", 0, (), ("--compression", "zstd")),
+            ("source", 4096, (), ("--digest",)),
+            ("source", 0, (), ("--channels", 1, "--zero-pages", "legacy")),
+            ("source", 0, (), plain),
+            ("source", 12288, (), ("--compression", "zlib", "--rounds", 3)),
+            ("destination", 0, (), ("--compression", "zstd")),
+            ("destination", 8192, (), ("--compression", "zlib", "--level", 0)),
+            ("destination", 0, (), plain),
+            ("destination", 0, ("--populate-ahead",), ("--digest",))):
+        lost(lab, victim, size, receiver_options, sender_options, lab.image(16))
+
+
+def a_file_that_is_rewritten(lab):
+    """The wire is not blamed."""
+    for options, text in (((), "was changed while it was being sent"),
+                          (("--compression", "zstd", "--channels", 1), "was changed while it was being sent")):
+        image = lab.image(16)
+        receiver = lab.receiver("--discard")
+        sender = lab.sender(receiver, image, "--bandwidth", "16M", *options)
+        wait_for("data", 10, lambda: "mfd-send" in threads_of(sender))
+        time.sleep(0.3)  # some of it has gone by then; all of it would be changed too late
+        with open(image, "r+b") as file:
+            for offset in range(0, 16 * MIB, 4096):
+                file.seek(offset)
+                file.write(b"other")
+        sender.wait_exit(20)
+        for process in (sender, receiver):
+            process.wait_exit(20)
+            survivors.check_failure(process, text)
+
+
+def threads_of(process):
+    """The names of a process's threads."""
+    names = ""
+    for task in os.listdir(f"/proc/{process.pid}/task"):
+        with contextlib.suppress(OSError):
+            names += Path(f"/proc/{process.pid}/task/{task}/comm").read_text()
+    return names
+
+
+def a_full_disk(lab):
+    """A file system of 8 MiB of its own for 32 MiB."""
+    home = lab.home / "small"
+    home.mkdir()
+    inside = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=8m none "$0" && exec "$@"', home]
+    if os.geteuid() != 0 or subprocess.run([*inside[:-1], home, "true"], capture_output=True, timeout=20).returncode != 0:
+        return "skipped: no right to mount a file system"
+    image = lab.image(32)
+    for receiver_options, sender_options in (((), ()), ((), ("--compression", "zstd")), (("--populate-ahead",), ()),
+                                             ((), ("--zero-pages", "none", "--channels", 1))):
+        receiver = lab.stack.enter_context(Program(lab.folder, [
+            *inside, lab.programs / "ram_receive", "--listen", "tcp:127.0.0.1:0", "--file", home / "copy",
+            *receiver_options]))
+        sender = lab.sender(receiver, image, *sender_options)
+        for process in (sender, receiver):
+            status = process.wait_exit(20)
+            if status != 1 or "copy.part: No space left on device" not in process.stderr():
+                raise LabError(f"{receiver_options} {sender_options}: {process.stderr()}, status {status}")
+    done = subprocess.run([*inside, lab.programs / "ram_receive", "--listen", "tcp:127.0.0.1:0", "--file", home / "copy",
+                           "--populate", "--size", "32M"], capture_output=True, text=True, timeout=20)
+    check(done.returncode == 1 and "No space left on device" in done.stderr, f"--populate: {done.stderr}")
+    return None
+
+
+def a_dump_that_shrinks(lab):
+    """And the source keeps its guest."""
+    import lab as qemus  # only here: what it needs is not everywhere
+    version = next((each for each in qemus.VERSIONS if qemus.find_qemu(each)[0]), None)
+    if version is None:
+        return "skipped: no QEMU"
+    out = lab.home / "out"
+    machine = {"7.2": "pc-i440fx-7.2"}.get(version, f"pc-i440fx-{version}")
+
+    def noise(file):
+        file.write(random.Random(1).randbytes(48 * MIB))
+
+    dump = lab.dump(out, "--channels", 2)
+    with qemus.Qemu(lab.folder, version, machine, ram_mib=64, fill=noise) as source:
+        source.configure(channels=2, return_path=True, max_bandwidth=8 * MIB)
+        source.migrate(dump.address)
+        part = wait_for("data", 20, lambda: next((each for each in out.glob("*.part") if each.stat().st_blocks > 2048),
+                                                 None) if out.exists() else None)
+        os.truncate(part, 0)
+        check(f"{part}: has shrunk from " in dump.fail(20), dump.message())
+        source.wait_migration("failed", 20)
+    check(not any(out.iterdir()), "left behind")
+    return None
+
+
+CASES = (files_that_shrink, a_file_that_is_rewritten, a_full_disk, a_dump_that_shrinks, holes_stay_holes, discarded_holes, two_dumps, two_receivers, one_report_of_two, an_earlier_report, a_file_of_that_name, a_file_that_appears,
          a_dump_folder_in_use, a_killed_receiver, a_killed_dump, a_part_of_somebody_else, a_part_that_goes_away)
 
 
