@@ -369,6 +369,7 @@ std::unique_ptr<program::PartFile> prepare_output(const std::string& path) {
     if (entry.path().extension() == ".ram")
       throw Failure(entry.path().string() + ": is no part of this dump; choose another --output or remove it");
   if (error) throw Failure(fmt::format("{}: {}", path, error.message()));
+  manifest->check_writes();
   return manifest;
 }
 

@@ -125,6 +125,9 @@ Mapping Mapping::map(std::uint64_t bytes, int protection, int flags, Descriptor 
   const std::size_t unit = of_file ? page_bytes_of(file.get(), what) : 4096;
   const std::size_t length = (bytes + unit - 1) / unit * unit;
   void* const memory = ::mmap(nullptr, bytes, protection, flags, file.get(), 0);
+  if (memory == MAP_FAILED && errno == ENOMEM && unit > 4096)
+    throw Failure(fmt::format("{}: {} huge pages of {} are needed, more than are free (/proc/sys/vm/nr_hugepages)",
+                              what, length / unit, format_bytes(static_cast<double>(unit))));
   if (memory == MAP_FAILED) fail_path(what);
   Mapping mapping;
   mapping.memory_ = {static_cast<std::byte*>(memory), detail::Unmap{length}};

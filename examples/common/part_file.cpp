@@ -3,9 +3,11 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
 #include <poll.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -110,6 +112,15 @@ bool PartFile::is_ours(const std::string& path) const {
   struct stat named{};
   return ::fstat(file_.get(), &here) == 0 && ::lstat(path.c_str(), &named) == 0 && here.st_dev == named.st_dev &&
          here.st_ino == named.st_ino;
+}
+
+void PartFile::check_writes() {
+  struct statfs system{};
+  if (::fstatfs(file_.get(), &system) == 0 && system.f_type == HUGETLBFS_MAGIC)
+    throw Failure(part_ + ": lies on hugetlbfs, where only memory can be written to: choose another folder");
+  write_text(file_.get(), "\n", part_);
+  if (::fsync(file_.get()) != 0 || ::ftruncate(file_.get(), 0) != 0 || ::lseek(file_.get(), 0, SEEK_SET) != 0)
+    fail_path(part_);
 }
 
 void PartFile::sync() {

@@ -52,6 +52,9 @@ class PartFile {
   const std::string& path() const noexcept { return path_; }
   const std::string& part() const noexcept { return part_; }
 
+  /// Writes something and takes it back: what would fail at the end fails now. Throws Failure.
+  void check_writes();
+
   /// The bytes are on the disk after it: what could fail beside rename() has failed by then. Throws Failure.
   void sync();
 

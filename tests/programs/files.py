@@ -8,8 +8,10 @@ import argparse
 import contextlib
 import filecmp
 import json
+import mmap
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -266,6 +268,73 @@ def discarded_holes(lab):
         check(usage.ru_maxrss < 256 * 1024, f"{mode}: {usage.ru_maxrss} KiB in memory")
 
 
+# ---- huge pages
+
+
+def hugetlbfs(lab):
+    """A file system of ours with 8 huge pages to use, or why there is none."""
+    setting = Path("/proc/sys/vm/nr_hugepages")
+    if os.geteuid() != 0 or not os.access(setting, os.W_OK):
+        return None, "skipped: no right to reserve huge pages"
+    before, home = setting.read_text(), lab.home / "huge"
+    lab.stack.callback(setting.write_text, before)
+    setting.write_text(str(int(before) + 8))
+    home.mkdir()
+    size = int(re.search(r"Hugepagesize:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) << 10
+    command = ["mount", "-t", "hugetlbfs", "-o", f"size={8 * size}", "none", home]
+    if subprocess.run(command, capture_output=True, timeout=20).returncode != 0 or size > 4 * MIB:
+        return None, "skipped: no hugetlbfs of small pages"
+    lab.stack.callback(subprocess.run, ["umount", home], timeout=20, check=True)
+    if os.statvfs(home).f_bavail < 8 or int(setting.read_text()) < int(before) + 8:
+        return None, "skipped: no huge pages are free"
+    return home, size
+
+
+def huge_pages_at_the_source(lab):
+    """All of them in use by the file: nobody needs as many again."""
+    home, size = hugetlbfs(lab)
+    if home is None:
+        return size
+    image, copy = home / "guest", lab.home / "copy"
+    with open(image, "w+b") as file:
+        file.truncate(8 * size)
+        with mmap.mmap(file.fileno(), 8 * size) as memory:
+            for page in range(8):
+                memory[page * size:page * size + 5] = b"guest"
+    for options in ((), ("--zero-pages", "none"), ("--size", size // 2, "--populate")):
+        receiver = lab.receiver("--file", copy)
+        check(lab.sender(receiver, image, *options).wait_exit(30) == 0, f"{options}: the source")
+        receiver.finish(20)
+        bytes_ = copy.read_bytes()
+        check(bytes_.count(b"guest") == (1 if "--size" in options else 8), "the copy is not the image")
+        copy.unlink()
+    return None
+
+
+def huge_pages_at_the_destination(lab):
+    """Work for one file; what cannot work is said before a source is taken, or has sent."""
+    home, size = hugetlbfs(lab)
+    if home is None:
+        return size
+    image, copy = lab.home / "image", home / "copy"
+    survivors.make_image(image, 2 * size // MIB)
+    with open(image, "r+b") as file:
+        file.truncate(6 * size)
+    lab.receive(lab.receiver("--file", copy), image, copy, "--zero-pages", "none")
+    check(copy.stat().st_blocks * 512 == 2 * size, "zero pages have kept their huge pages")
+    copy.unlink()
+    for mib, text in ((2 * size + 4096, "whole pages"), (9 * size, "9 huge pages of")):
+        with open(image, "r+b") as file:
+            file.truncate(mib)
+        receiver = lab.receiver("--file", copy)
+        check(lab.sender(receiver, image).wait_exit(30) == 1, "the source is not told")
+        check(text in receiver.fail(20), receiver.message())
+        check(not os.listdir(home), "left behind")
+    lab.refused("choose another folder", "qemu_dump", "--listen", "tcp:127.0.0.1:0", "--output", home)
+    check(not os.listdir(home), "left behind")
+    return None
+
+
 # ---- files that change under a program
 
 
@@ -381,7 +450,7 @@ def a_dump_that_shrinks(lab):
     return None
 
 
-CASES = (files_that_shrink, a_file_that_is_rewritten, a_full_disk, a_dump_that_shrinks, holes_stay_holes, discarded_holes, two_dumps, two_receivers, one_report_of_two, an_earlier_report, a_file_of_that_name, a_file_that_appears,
+CASES = (huge_pages_at_the_source, huge_pages_at_the_destination, files_that_shrink, a_file_that_is_rewritten, a_full_disk, a_dump_that_shrinks, holes_stay_holes, discarded_holes, two_dumps, two_receivers, one_report_of_two, an_earlier_report, a_file_of_that_name, a_file_that_appears,
          a_dump_folder_in_use, a_killed_receiver, a_killed_dump, a_part_of_somebody_else, a_part_that_goes_away)
 
 
