@@ -15,6 +15,7 @@
 #include "common/mapping.hpp"
 #include "common/part_file.hpp"
 #include "common/program.hpp"
+#include "common/progress.hpp"
 #include "common/qemu_source.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
@@ -87,7 +88,7 @@ class Dump {
   json receive() {
     const program::Stopwatch watch;
     try {
-      const program::Progress progress([&] { return progress_line(watch.seconds()); });
+      const program::Progress progress([&] { return look(watch.seconds()); }, settings_.source.limits.hint);
       receive_ram();
       drain();
       close_memory();
@@ -158,6 +159,7 @@ class Dump {
     for (const qemu::BlockInfo& info : main_.parser().blocks()) {
       Block block{.idstr = std::string(info.idstr), .file_name = file_name_of(info.idstr, taken), .file = nullptr};
       block.file = std::make_unique<program::NewFile>(settings_.output + "/" + block.file_name, info.used_length);
+      ram_pages_ += info.used_length / ram_.page_bytes();
       need(ram_.add(info.idstr, block.file->mapping().bytes()), "RAM block " + program::printable(info.idstr));
       blocks_.push_back(std::move(block));
     }
@@ -327,14 +329,25 @@ class Dump {
     return report;
   }
 
-  std::string progress_line(double seconds) {
+  program::Snapshot look(double seconds) {
     const std::lock_guard lock(mutex_);
-    if (!receiver_) return "waiting for the list of RAM blocks";
+    program::Snapshot now{.line = "waiting for the list of RAM blocks", .moved = main_.bytes()};
+    now.stalled = program::source_stands_still;
+    if (!receiver_) return now;
     const auto stats = receiver_->stats();
     const auto sum = total(stats.channels);
     const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram_.page_bytes());
-    return fmt::format("received {}  {:.2f} GiB/s  epoch {}", program::format_bytes(moved),
-                       program::rate(moved, seconds), stats.epochs);
+    now.line = fmt::format("received {}  {:.2f} GiB/s  epoch {}", program::format_bytes(moved),
+                           program::rate(moved, seconds), stats.epochs);
+    now.moved += sum.wire_bytes;
+    now.again = sum.normal_pages + sum.zero_pages + main_pages_ >= ram_pages_;
+    now.endless =
+        fmt::format("{}. {}", program::source_goes_on,
+                    settings_.switchover_ack
+                        ? "Or does the source take a switchover-ack only from devices (machine type 11.1 or newer)"
+                        : "Or its capability switchover-ack is on, with a machine type up to 11.0: then it waits "
+                          "for --switchover-ack here");
+    return now;
   }
 
   const Settings& settings_;
@@ -348,7 +361,8 @@ class Dump {
   std::unique_ptr<program::AnyReceiver> receiver_;
   json manifest_blocks_ = json::array();
   std::uint64_t epochs_ = 0;
-  std::uint64_t main_pages_ = 0;
+  std::atomic<std::uint64_t> main_pages_ = 0;
+  std::uint64_t ram_pages_ = 0;  ///< in all blocks, once receiver_ is there
   std::atomic<bool> cancelled_ = false;
   std::atomic<bool> whole_ = false;  ///< everything has arrived, and is worth keeping
   bool answered_ = false;            ///< the source has heard that; under mutex_

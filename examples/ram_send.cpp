@@ -9,6 +9,7 @@
 #include "common/control.hpp"
 #include "common/mapping.hpp"
 #include "common/program.hpp"
+#include "common/progress.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
 
@@ -61,16 +62,23 @@ Outcome send(const Settings& settings, const program::Mapping& file, Control& co
   program::ZeroRuns zeros(control, settings.page_size);
   const std::uint64_t all = bytes.size() * settings.rounds;
   {
-    const program::Progress progress([&] {
-      const SenderStats stats = sender->stats();
-      const ChannelStats sum = total(stats.channels);
-      const auto moved =
-          static_cast<double>((sum.normal_pages + sum.zero_pages + stats.zero_on_main) * settings.page_size);
-      return fmt::format("{:3.0f} %  {} of {}  {:.2f} GiB/s  wire {}", 100 * moved / static_cast<double>(all),
-                         program::format_bytes(moved), program::format_bytes(static_cast<double>(all)),
-                         program::rate(moved, watch.seconds()),
-                         program::format_bytes(static_cast<double>(sum.wire_bytes)));
-    });
+    const program::Progress progress(
+        [&]() -> program::Snapshot {
+          const SenderStats stats = sender->stats();
+          const ChannelStats sum = total(stats.channels);
+          const auto moved =
+              static_cast<double>((sum.normal_pages + sum.zero_pages + stats.zero_on_main) * settings.page_size);
+          return {
+              .line = fmt::format("{:3.0f} %  {} of {}  {:.2f} GiB/s  wire {}", 100 * moved / static_cast<double>(all),
+                                  program::format_bytes(moved), program::format_bytes(static_cast<double>(all)),
+                                  program::rate(moved, watch.seconds()),
+                                  program::format_bytes(static_cast<double>(sum.wire_bytes))),
+              .moved = sum.wire_bytes,
+              .stalled =
+                  "Is the receiver stopped (SIGSTOP, a debugger, its host paused), or its disk full or slow, "
+                  "or the network between cut? --progress-timeout ends the wait"};
+        },
+        settings.limits.hint);
     for (unsigned round = 0; round < settings.rounds; ++round) {
       const auto on_zero = [&](std::uint64_t offset) { zeros.add(offset); };
       std::uint64_t done = 0;
@@ -110,6 +118,10 @@ int migrate(const Settings& settings) {
       const std::string digest = file.digest();
       const bool changed = file.changed();
       control.send_json(MessageType::done, {{"digest", digest}, {"changed", changed}});
+      const program::Progress waiting("all is sent, waiting for the receiver's verdict",
+                                      "The receiver compares digests and writes its file: is it stopped, or its disk "
+                                      "slow? --result-timeout ends the wait",
+                                      settings.limits.hint);
       const json result = [&] {
         try {
           return control.expect(MessageType::result, program::small_message, settings.limits.result).json();

@@ -17,6 +17,7 @@
 #include "advise/plot.hpp"
 #include "advise/rate.hpp"
 #include "common/program.hpp"
+#include "common/progress.hpp"
 #include "common/report.hpp"
 #include "corpus.hpp"
 
@@ -146,8 +147,12 @@ int advise_on(const Settings& settings) {
   Steps steps(interrupt);
   try {
     if (!settings.plot.empty()) need_gnuplot();
-    std::optional<program::Progress> progress(
-        [&] { return fmt::format("measuring, {:.0f} s: {}", watch.seconds(), steps.now()); });
+    std::optional<program::Progress> progress;
+    progress.emplace(
+        [&] {
+          return program::Snapshot{.line = fmt::format("measuring, {:.0f} s: {}", watch.seconds(), steps.now())};
+        },
+        std::chrono::hours(1));
     steps.next("reading the image");
     Image image = settings.image.empty() ? make_image(settings.patterns, settings.size, settings.sample, settings.seed)
                                          : read_image(settings.image, settings.sample);

@@ -6,11 +6,13 @@
 #include <sys/socket.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 
 #include "common/mapped_file.hpp"
 #include "common/program.hpp"
+#include "common/progress.hpp"
 #include "common/tls_door.hpp"
 
 namespace program {
@@ -252,6 +254,24 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
   const auto first_bytes = std::min<std::chrono::milliseconds>(5s, limits.hello);
   std::optional<TlsDoor> door;
   if (tls.on()) door.emplace(listener, tls, interrupt, first_bytes);
+  std::atomic<std::size_t> announced_channels = 0;  // none before the hello
+  std::atomic<std::size_t> came = 0;
+  const Progress progress(
+      [&, address = to_string(listener.local_address())]() -> Snapshot {
+        const std::size_t announced = announced_channels, channels_there = came;
+        if (announced == 0 && channels_there == 0)
+          return {.line = "waiting for a source on " + address,
+                  .stalled =
+                      "Nobody has connected: has the source been started, with an address that leads here, and "
+                      "does no firewall stand between?"};
+        return {.line = fmt::format("waiting for the source's connections: {} of {} channels", channels_there,
+                                    announced == 0 ? "some" : std::to_string(announced)),
+                .moved = announced + channels_there,
+                .stalled =
+                    "Is the source stopped, or does something between (a proxy, a firewall, a full queue) hold its "
+                    "connections back? --accept-timeout ends the wait"};
+      },
+      limits.hint);
   try {
     while (!control || links.size() < wanted) {
       if (control) control->wait_beside(door ? door->native_handle() : listener.native_handle(), left());
@@ -265,6 +285,7 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
       }();
       if (magic && *magic == wire::magic) {
         links.push_back(std::move(link));
+        came = links.size();
         if (!deadline) deadline = std::chrono::steady_clock::now() + limits.accept;
       } else if (magic && *magic == control_magic && !control) {
         control = Control::adopt(std::move(link), interrupt);
@@ -276,6 +297,7 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
         if (channels != 0 && announced != channels)
           throw Failure(fmt::format("the source sends over {} channels, --channels here says {}", announced, channels));
         wanted = announced;
+        announced_channels = announced;
       } else if (!magic && magic.error().code == multifd::Condition::cancelled) {
         throw Failure(magic.error(), "waiting for a source");
       } else {

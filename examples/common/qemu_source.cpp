@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "common/qemu_source.hpp"
 
+#include "common/progress.hpp"
 #include "common/report.hpp"
 
 #include <fmt/format.h>
@@ -88,6 +89,14 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
           "listen on " + options.listen)),
       links_([&] {
         fmt::print(stderr, "listening on {}\n", to_string(listener_.local_address()));
+        const Progress waiting(
+            fmt::format("waiting for a source's main connection and {} channels on {}", options.channels,
+                        to_string(listener_.local_address())),
+            fmt::format(
+                "If the source has begun to migrate: its capability multifd must be on, with multifd-channels {}, "
+                "and its address must lead here",
+                options.channels),
+            options.limits.hint);
         if (options.tls.on()) door_.emplace(listener_, options.tls, interrupt, 10s);
         return door_ ? accept_under_tls() : accept();
       }()) {}
@@ -214,6 +223,7 @@ std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
       return std::nullopt;
     }
     parser_.commit(got);
+    bytes_ += got;
   }
 }
 

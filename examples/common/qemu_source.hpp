@@ -6,6 +6,7 @@
 #include <multifd/qemu/main_stream.hpp>
 #include <multifd/transport/accept_source.hpp>
 
+#include <atomic>
 #include <chrono>
 #include <optional>
 #include <string>
@@ -90,6 +91,9 @@ class MainStream {
     /// After each second in which nothing came; true ends the wait. May throw.
     std::function<bool()> on_silence{};
   };
+  /// What the source has sent here so far. Threads: any.
+  std::uint64_t bytes() const noexcept { return bytes_; }
+
   MainStream(Link& link, const SourceOptions& options, Hooks hooks);
 
   /// The next element; none at the end of the connection, when nothing has come for `idle`, or as Hooks::on_silence says.
@@ -102,12 +106,22 @@ class MainStream {
   /// One wait for bytes; false when none came in time. None and true: the connection has ended, in order or not.
   bool read(std::chrono::milliseconds timeout, std::size_t& got);
 
+  std::atomic<std::uint64_t> bytes_ = 0;
   Link& link_;
   multifd::qemu::MainStreamParser parser_;
   const Hooks hooks_;
   bool ended_ = false;
   std::string how_it_ended_ = "closed";
 };
+
+/// Likely causes when a QEMU that migrates to a program stands still, and when it goes on for ever.
+inline constexpr const char* source_stands_still =
+    "Is the source's QEMU stopped (SIGSTOP, a debugger, its host paused), or held before its switchover "
+    "(pause-before-switchover: migrate-continue), or the network between cut? `info migrate` in its monitor says more; "
+    "a guest that is paused migrates all the same";
+inline constexpr const char* source_goes_on =
+    "The guest may write memory faster than the connection carries it: raise the source's max-bandwidth or "
+    "downtime-limit, slow the guest down (auto-converge) or pause it";
 
 /// "00112233-4455-6677-8899-aabbccddeeff".
 std::string to_string(const multifd::Uuid& uuid);

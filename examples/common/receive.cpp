@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "common/progress.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
 
@@ -24,13 +25,19 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
   source.control.set_interrupt(wake);
   Received received;
   try {
-    const Progress progress([&] {
-      const auto stats = receiver->stats();
-      const auto sum = multifd::total(stats.channels);
-      const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram.page_bytes());
-      return fmt::format("received {}  {:.2f} GiB/s  epoch {}", format_bytes(moved), rate(moved, watch.seconds()),
-                         stats.epochs);
-    });
+    const Progress progress(
+        [&]() -> Snapshot {
+          const auto stats = receiver->stats();
+          const auto sum = multifd::total(stats.channels);
+          const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram.page_bytes());
+          return Snapshot{.line = fmt::format("received {}  {:.2f} GiB/s  epoch {}", format_bytes(moved),
+                                              rate(moved, watch.seconds()), stats.epochs),
+                          .moved = sum.wire_bytes,
+                          .stalled =
+                              "Is the source stopped (SIGSTOP, a debugger, its host paused), or waiting for memory or "
+                              "a disk, or the network between cut? --progress-timeout ends the wait"};
+        },
+        limits.hint);
     const auto moved = [&] { return multifd::total(receiver->stats().channels).wire_bytes; };
     for (bool more = true; more;) {
       multifd::ProgressWatch standing_still(limits.progress, moved());

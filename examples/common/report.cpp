@@ -52,28 +52,6 @@ Spent Meter::spent() const {
           .minor_faults = now.minor_faults - start_.minor_faults};
 }
 
-Progress::Progress(std::function<std::string()> line) {
-  if (::isatty(STDERR_FILENO) == 0) return;
-  thread_ = std::thread([this, line = std::move(line)] {
-    std::unique_lock lock(mutex_);
-    while (!changed_.wait_for(lock, std::chrono::milliseconds(200), [this] { return ended_; })) {
-      fmt::print(stderr, "\r{}\x1b[K", line());
-      std::fflush(stderr);
-    }
-    fmt::print(stderr, "\r\x1b[K");
-    std::fflush(stderr);
-  });
-}
-
-Progress::~Progress() {
-  {
-    const std::lock_guard lock(mutex_);
-    ended_ = true;
-  }
-  changed_.notify_all();
-  if (thread_.joinable()) thread_.join();
-}
-
 double rate(double bytes, double seconds) { return seconds > 0 ? bytes / seconds / double(1 << 30) : 0; }
 
 nlohmann::json report(double seconds, std::uint64_t ram_bytes, std::uint64_t main_zero_pages,

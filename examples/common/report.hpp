@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: MIT
 //
-// What the programs print: a live progress line on a terminal, and the JSON object with the keys that all share.
+// What the programs say at their end: the JSON object with the keys that all share.
 #pragma once
 
 #include <multifd/stats.hpp>
 
 #include <chrono>
-#include <condition_variable>
-#include <functional>
-#include <mutex>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
-#include <thread>
 
 #include "common/part_file.hpp"
 
@@ -44,22 +40,6 @@ class Meter {
  private:
   static Spent whole_process();
   Spent start_;
-};
-
-/// Rewrites one line on stderr five times a second, as long as it lives; does nothing when stderr is no terminal.
-class Progress {
- public:
-  /// `line`: called on a thread of its own.
-  explicit Progress(std::function<std::string()> line);
-  ~Progress();
-  Progress(const Progress&) = delete;
-  Progress& operator=(const Progress&) = delete;
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool ended_ = false;
-  std::thread thread_;
 };
 
 /// The keys that every program's JSON has, for a run that went well.

@@ -26,6 +26,9 @@ void TimeLimits::add_peer(CLI::App& app) {
   add_duration(app, "--peer-timeout", peer,
                "TCP: give up when the other side's host has acknowledged nothing for that long. Longer than the other "
                "side may stand still, because a full one counts as well");
+  add_duration(app, "--hint-after", hint,
+               "Say on stderr what the causes may be when nothing has moved for that long, or when sending again what "
+               "has changed takes longer than this and than everything before it; ends nothing");
 }
 
 void TimeLimits::add_to_sender(CLI::App& app) {

@@ -22,13 +22,15 @@ struct TimeLimits {
       multifd::SenderOptions<multifd::NoComp, multifd::ZeroPagesNone>{}.progress_timeout;
   std::chrono::milliseconds result = std::chrono::minutes(10);
   std::chrono::milliseconds peer = multifd::SocketOptions{}.user_timeout;
+  std::chrono::milliseconds hint = std::chrono::seconds(20);  ///< Progress: ends nothing
 
-  /// --connect-timeout, --progress-timeout, --result-timeout, --peer-timeout.
+  /// --connect-timeout, --progress-timeout, --result-timeout, --peer-timeout, --hint-after.
   void add_to_sender(CLI::App& app);
-  /// --accept-timeout, --hello-timeout, --progress-timeout, --peer-timeout.
+  /// --accept-timeout, --hello-timeout, --progress-timeout, --peer-timeout, --hint-after.
   void add_to_receiver(CLI::App& app);
   /// Both, for a program that can be either.
   void add_to_both(CLI::App& app);
+  /// --peer-timeout and --hint-after.
   void add_peer(CLI::App& app);
 
   /// What of it is a socket's matter.

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "common/control.hpp"
+#include "common/progress.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
 #include "live_migration/migration.hpp"
@@ -105,12 +106,19 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
     Round round;
     const program::Stopwatch watch;
     {
-      const program::Progress progress([&] {
-        const ChannelStats now = total(sender->stats().channels);
-        return fmt::format("round {}: wire {}  {:.1f} s", result.rounds.size(),
-                           program::format_bytes(static_cast<double>(now.wire_bytes - before.wire_bytes)),
-                           watch.seconds());
-      });
+      const program::Progress progress(
+          [&]() -> program::Snapshot {
+            const ChannelStats now = total(sender->stats().channels);
+            return {
+                .line = fmt::format("round {}: wire {}  {:.1f} s", result.rounds.size(),
+                                    program::format_bytes(static_cast<double>(now.wire_bytes - before.wire_bytes)),
+                                    watch.seconds()),
+                .moved = now.wire_bytes,
+                .stalled =
+                    "Is the destination stopped (SIGSTOP, a debugger, its host paused), or the network between cut? "
+                    "--progress-timeout ends the wait"};
+          },
+          settings.limits.hint);
       if (result.rounds.empty()) {
         round.dirty_pages = all_pages;
         need(sender->queue_range(block, 0, guest.memory().size(), on_zero));
@@ -164,6 +172,9 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
   need(sender->close_channels());
   control.send(MessageType::state, guest.save_state());
   control.send_json(MessageType::done, json::object());
+  const program::Progress loading("all is sent, waiting for the destination to load the guest",
+                                  "Is the destination stopped (SIGSTOP, a debugger, its host paused)?",
+                                  settings.limits.hint);
   (void)control.expect(MessageType::ready, program::small_message, std::chrono::minutes(2));
   result.downtime = stopped.seconds();
   result.seconds = whole.seconds();
@@ -197,6 +208,11 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
     const GuestReport here = guest->report();
     const program::Stopwatch verifying;
     control.send(MessageType::digests, page_digests(guest->memory()));
+    const program::Progress waiting(
+        "waiting for the destination's verdict",
+        "The destination compares every page and runs the guest for --run-after: is it stopped? "
+        "--result-timeout ends the wait",
+        settings.limits.hint);
     const json verdict = control.expect(MessageType::result, program::small_message, settings.limits.result).json();
     control.finish();
     const double verify_s = verifying.seconds() - settings.run_after_s;

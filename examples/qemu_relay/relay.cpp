@@ -92,7 +92,7 @@ Relay::~Relay() {
 json Relay::run() {
   const program::Stopwatch watch;
   try {
-    const program::Progress progress([&] { return progress_line(watch.seconds()); });
+    const program::Progress progress([&] { return look(watch.seconds()); }, settings_.source.limits.hint);
     connect();
     forward();
     finish();
@@ -186,6 +186,7 @@ void Relay::take(const qemu::Element& element) {
   if (first_section_ == FirstSection::ended && element.kind != ElementKind::footer) ask_destination();
   switch (element.kind) {
     case ElementKind::zero_page: {
+      ++main_pages_;
       const bool as_record = need(pages_->take_zero(BlockId{element.block}, element.offset), "destination");
       if (as_record) writer_->zero_page(element.name, element.offset);
       return;
@@ -230,8 +231,10 @@ bool Relay::give_up_on_silence() {
 
 /// The blocks are known: the channels on both sides can begin.
 void Relay::open_channels() {
-  for (const qemu::BlockInfo& block : main_.parser().blocks())
+  for (const qemu::BlockInfo& block : main_.parser().blocks()) {
     need(ram_.add_elsewhere(block.idstr, block.used_length), "RAM block " + program::printable(block.idstr));
+    ram_pages_ += block.used_length / ram_.page_bytes();
+  }
 
   const auto take_packet = [this](ReceivedPacket& packet) { return at_destination(pages_->take(packet)); };
   const auto take_device = [this](const DeviceState& state) -> Result<void> {
@@ -523,14 +526,27 @@ Result<T> Relay::at_destination(Result<T> result) {
   return result;
 }
 
-std::string Relay::progress_line(double seconds) const {
+program::Snapshot Relay::look(double seconds) const {
   const std::lock_guard lock(mutex_);
-  if (!receiver_) return "waiting for the list of RAM blocks";
+  program::Snapshot now{.line = "waiting for the list of RAM blocks", .moved = main_.bytes()};
+  now.stalled = program::source_stands_still;
+  if (!receiver_) return now;
   const auto stats = receiver_->stats();
   const auto sum = total(stats.channels);
   const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram_.page_bytes());
-  return fmt::format("relayed {}  {:.2f} GiB/s  epoch {}", program::format_bytes(moved), program::rate(moved, seconds),
-                     stats.epochs);
+  now.line = fmt::format("relayed {}  {:.2f} GiB/s  epoch {}", program::format_bytes(moved),
+                         program::rate(moved, seconds), stats.epochs);
+  now.moved += sum.wire_bytes;
+  now.again = sum.normal_pages + sum.zero_pages + main_pages_ >= ram_pages_;
+  if (all_forwarded_)
+    now.stalled = "The destination has everything and loads its devices: `info migrate` in its monitor says more";
+  else
+    now.stalled +=
+        ". Or does the destination take nothing: is it stopped, or does it expect another number of channels";
+  now.endless =
+      fmt::format("{}. Or the source's capability switchover-ack is on, and the destination does not send one",
+                  program::source_goes_on);
+  return now;
 }
 
 json Relay::report(double seconds) const {

@@ -19,6 +19,7 @@
 #include <string>
 #include <thread>
 
+#include "common/progress.hpp"
 #include "common/qemu_source.hpp"
 #include "common/report.hpp"
 #include "qemu_relay/main_writer.hpp"
@@ -91,7 +92,7 @@ class Relay {
   template <class T>
   multifd::Result<T> at_destination(multifd::Result<T> result);
 
-  std::string progress_line(double seconds) const;
+  program::Snapshot look(double seconds) const;
   nlohmann::json report(double seconds) const;
 
   const Settings& settings_;
@@ -102,7 +103,9 @@ class Relay {
   std::vector<program::Link> out_links_;
   multifd::RamMap ram_;
   std::uint64_t epochs_ = 0;
-  unsigned silent_seconds_ = 0;  ///< since the source's last byte
+  std::atomic<std::uint64_t> main_pages_ = 0;  ///< that came as records of the main stream
+  std::uint64_t ram_pages_ = 0;                ///< in all blocks, once receiver_ is there
+  unsigned silent_seconds_ = 0;                ///< since the source's last byte
   std::uint32_t ram_section_ = 0;
   enum class FirstSection : std::uint8_t { open, ended, over } first_section_ = FirstSection::open;
   bool footer_written_ = false;  ///< ahead of the source's own

@@ -14,7 +14,7 @@ import time
 
 import cases
 from lab import PEERS, VERSIONS, Qemu, mixed_pages
-from processes import LabError, Program
+from processes import LabError, Program, wait_for
 from proxy import parse_address
 
 MACHINE = "pc-i440fx-7.2"
@@ -32,6 +32,8 @@ SOURCE_MISTAKES = {
     "uuid": (dict(), OTHER_UUID),
     "no-multifd": (dict(multifd=False, channels=None), r"multifd"),
 }
+# Ends nothing, so the program only gives a hint, and goes on.
+HINTS = {"no-switchover-ack": (dict(switchover_ack=True), r"hint: .*all memory had come once .*--switchover-ack")}
 DESTINATION_MISTAKES = {
     "compression": (dict(compression="zstd"), r"destination"),
     "fewer-channels": (dict(channels=1), r"destination"),
@@ -49,6 +51,7 @@ def all_cases():
              for qemu in VERSIONS for program in ("qemu_dump", "qemu_relay") for mistake in SOURCE_MISTAKES]
     found += [dict(qemu=qemu, program="qemu_relay", wrong_side="destination", mistake=mistake)
               for qemu in VERSIONS for mistake in DESTINATION_MISTAKES]
+    found += [dict(qemu="10.0", program="qemu_dump", wrong_side="hint", mistake=mistake) for mistake in HINTS]
     found += [dict(qemu=qemu, program=program, wrong_side="stranger", mistake=mistake)
               for qemu in VERSIONS for program in ("qemu_dump", "qemu_relay") for mistake in STRANGERS]
     return found
@@ -75,6 +78,8 @@ class Bench:
                         "--out-peer", PEERS[case["qemu"]]]
         else:
             command += ["--channels", 2, "--compression", "zlib", "--output", self.output]
+        if case["wrong_side"] == "hint":
+            command += ["--hint-after", "1s"]
         self.program = stack.enter_context(Program(folder, command))
         self.source = None
 
@@ -97,7 +102,8 @@ class Bench:
 def run_one(folder, _group, group_cases, report, programs):
     for case in group_cases:
         with contextlib.ExitStack() as stack:
-            test = {"source": wrong_source, "destination": wrong_destination, "stranger": stranger}[case["wrong_side"]]
+            test = {"source": wrong_source, "destination": wrong_destination, "stranger": stranger,
+                    "hint": hint}[case["wrong_side"]]
             cases.timed(report, case, lambda: test(folder, stack, case, programs))
 
 
@@ -106,6 +112,17 @@ def wrong_source(folder, stack, case, programs):
     bench = Bench(folder, case, programs, stack, uuid=OTHER_UUID if case["mistake"] == "uuid" else UUID)
     bench.start_source(folder, stack, case, settings)
     return bench.refuses(wanted)
+
+
+def hint(folder, stack, case, programs):
+    settings, wanted = HINTS[case["mistake"]]
+    bench = Bench(folder, case, programs, stack)
+    bench.start_source(folder, stack, case, settings, running=True)
+    wait_for(f"the hint /{wanted}/", 30, lambda: re.search(wanted, bench.program.stderr()))
+    if not bench.program.alive() or bench.source.migration()["status"] != "active":
+        raise LabError("the migration does not go on")
+    bench.source.qmp.call("migrate_cancel")
+    return bench.program.fail(TIMEOUT + 20) and bench.program.stderr().splitlines()[-2]
 
 
 def wrong_destination(folder, stack, case, programs):

@@ -109,9 +109,10 @@ class Program(Process):
         return found
 
     def message(self):
-        """What it said on stderr besides where it listens and how far it is."""
+        """What it said on stderr besides where it listens, how far it is, and why it may wait."""
         lines = re.split(r"[\r\n]+", self.stderr())
-        return "\n".join(line for line in lines if line.strip() and "listening on" not in line)
+        return "\n".join(line for line in lines if line.strip() and "listening on" not in line
+                         and not line.startswith("hint: "))
 
     def finish(self, limit):
         """Waits for success."""

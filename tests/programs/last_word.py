@@ -112,8 +112,10 @@ def main():
             name = "tcp" if tcp else "unix"
             # A connection that ends without the source's finish() cannot be told from its end on a UNIX socket.
             if tcp:
-                checks.append((f"{name}: cut", lambda: check_unheard(folder, programs, image, Cutting, True, "reset by peer")))
-            checks.append((f"{name}: withheld", lambda tcp=tcp: check_unheard(folder, programs, image, Withholding, tcp, "silent")))
+                checks.append((f"{name}: cut",
+                               lambda: check_unheard(folder, programs, image, Cutting, True, "reset by peer")))
+            checks.append((f"{name}: withheld",
+                           lambda tcp=tcp: check_unheard(folder, programs, image, Withholding, tcp, "silent")))
         checks.append(("guests", lambda: check_guests(folder, programs)))
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             for (name, _), done in [(check, pool.submit(check[1])) for check in checks]:

@@ -60,9 +60,10 @@ def seconds_to_end(process, limit, since):
 
 
 def told(process):
-    """What a program said on stderr, besides where it listens, whom it turned away, and that TLS is off."""
+    """What a program said on stderr besides where it listens, whom it turned away, that TLS is off, why it may wait."""
     lines = process.stderr().splitlines()
-    return [line for line in lines if not line.startswith(("listening on", "closed a connection", "not encrypted"))]
+    others = "listening on", "closed a connection", "not encrypted", "hint: "
+    return [line for line in lines if not line.startswith(others)]
 
 
 def check_failure(process, cause):

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+#include "common/progress.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace program {
+
+using namespace std::chrono_literals;
+
+namespace {
+
+/// "1.5 s", "40 s", "12 min".
+std::string text_of(Patience::Clock::duration time) {
+  const double seconds = std::chrono::duration<double>(time).count();
+  if (seconds < 10) return fmt::format("{:.1f} s", seconds);
+  return seconds < 120 ? fmt::format("{:.0f} s", seconds) : fmt::format("{:.0f} min", seconds / 60);
+}
+
+}  // namespace
+
+std::string Patience::look(const Snapshot& snapshot, Clock::time_point now) {
+  if (snapshot.moved != moved_) {
+    moved_ = snapshot.moved;
+    still_since_ = now;
+    next_still_ = hint_after_;
+  }
+  still_ = now - still_since_;
+  if (snapshot.again && again_since_ == Clock::time_point::max()) {
+    again_since_ = now;
+    next_endless_ = std::max(hint_after_, now - began_);
+  }
+  if (!snapshot.stalled.empty() && still_ >= next_still_) {
+    next_still_ = 2 * still_;
+    return fmt::format("{}: nothing has moved for {}. {}", snapshot.line, text_of(still_), snapshot.stalled);
+  }
+  if (snapshot.again && !snapshot.endless.empty() && now - again_since_ >= next_endless_) {
+    const Clock::duration lasting = now - again_since_;
+    next_endless_ = 2 * lasting;
+    return fmt::format("{}: all memory had come once {} ago, and the source goes on. {}", snapshot.line,
+                       text_of(lasting), snapshot.endless);
+  }
+  return {};
+}
+
+Progress::Progress(Look look, std::chrono::milliseconds hint_after)
+    : thread_([this, look = std::move(look), hint_after] { run(look, hint_after); }) {}
+
+void Progress::run(const Look& look, std::chrono::milliseconds hint_after) {
+  const bool terminal = ::isatty(STDERR_FILENO) != 0;
+  const auto interval = terminal ? 200ms : std::clamp<std::chrono::milliseconds>(hint_after / 4, 20ms, 500ms);
+  const char* const clear = terminal ? "\r\x1b[K" : "";
+  Patience patience(hint_after, Patience::Clock::now());
+  std::unique_lock lock(mutex_);
+  while (!changed_.wait_for(lock, interval, [this] { return ended_; })) {
+    const Snapshot snapshot = look();
+    if (const std::string hint = patience.look(snapshot, Patience::Clock::now()); !hint.empty())
+      fmt::print(stderr, "{}hint: {}\n", clear, hint);
+    if (!terminal) continue;
+    const bool still = patience.still() >= 2s;
+    fmt::print(stderr, "{}{}{}", clear, snapshot.line,
+               still ? "  nothing has moved for " + text_of(patience.still()) : std::string());
+    std::fflush(stderr);
+  }
+  fmt::print(stderr, "{}", clear);
+  std::fflush(stderr);
+}
+
+Progress::~Progress() {
+  {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+}  // namespace program

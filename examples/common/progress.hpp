@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+//
+// What a program says while it works: a line on a terminal that is rewritten, and, wherever stderr goes, a line of its own
+// when nothing has moved for long or a source does not come to an end. The program says what it does and what the
+// likely causes would be; when to say so is decided here.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+
+namespace program {
+
+/// What a program does at one moment.
+struct Snapshot {
+  std::string line;         ///< the progress line: "received 1.20 GiB  0.80 GiB/s  epoch 3"
+  std::uint64_t moved = 0;  ///< another value whenever something has moved
+  std::string stalled{};    ///< likely causes when nothing moves; empty: nobody need know
+  bool again = false;       ///< all memory has come once; what comes now has been sent before
+  std::string endless{};    ///< likely causes when that does not end; empty: nobody need know
+};
+
+/// Decides when a hint is due: first when nothing has moved for `hint_after`, or when sending again has taken as long as
+/// everything before it, and at least that long; then each time after twice the time.
+class Patience {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  Patience(std::chrono::milliseconds hint_after, Clock::time_point now)
+      : hint_after_(hint_after), began_(now), still_since_(now), next_still_(hint_after) {}
+
+  /// Takes note of what the program does now. Returns a line to be printed, or an empty text.
+  std::string look(const Snapshot& snapshot, Clock::time_point now);
+
+  /// For how long nothing had moved at the last look().
+  Clock::duration still() const noexcept { return still_; }
+
+ private:
+  const Clock::duration hint_after_;
+  const Clock::time_point began_;
+  std::uint64_t moved_ = 0;
+  Clock::time_point still_since_;
+  Clock::duration still_{};
+  Clock::duration next_still_;
+  Clock::time_point again_since_ = Clock::time_point::max();
+  Clock::duration next_endless_{};
+};
+
+/// As long as it lives: rewrites the progress line five times a second where stderr is a terminal, and prints hints.
+class Progress {
+ public:
+  using Look = std::function<Snapshot()>;
+
+  /// Params `look`: called on a thread of its own. `hint_after`: TimeLimits::hint.
+  Progress(Look look, std::chrono::milliseconds hint_after);
+  /// For a wait in which nothing moves until it is over.
+  Progress(const std::string& line, const std::string& causes, std::chrono::milliseconds hint_after)
+      : Progress([=] { return Snapshot{.line = line, .stalled = causes}; }, hint_after) {}
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+ private:
+  void run(const Look& look, std::chrono::milliseconds hint_after);
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool ended_ = false;
+  std::thread thread_;
+};
+
+}  // namespace program

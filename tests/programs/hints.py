@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""A program that waits says for what, since when, and why that may be: each kind of wait, with a peer at rest.
+
+    python3 tests/programs/hints.py build/dev/examples
+"""
+
+import argparse
+import concurrent.futures
+import os
+import pty
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import survivors
+from silence import fake
+from survivors import Folder, LabError, Process, Program, wait_for
+
+HINT = ("--hint-after", "200ms")
+LIMIT = 30  # for what does come
+
+
+def check(process, wanted):
+    wanted = "hint: .*nothing has moved for .*" + wanted
+    wait_for(f"{process.name} to say {wanted!r}", LIMIT,
+             lambda: re.search(wanted, process.stderr()) or not process.alive())
+    hints = [line for line in process.stderr().splitlines() if line.startswith("hint: ")]
+    if not process.alive() or not any(re.search(wanted, line) for line in hints):
+        raise LabError(f"{process.name} does not say {wanted!r} and wait on: {process.stderr()[-500:]}")
+    return hints[-1]
+
+
+def receiver(folder, programs, *options):
+    copy = folder.memory / folder.new("received").name / "copy"
+    copy.parent.mkdir()
+    return survivors.receiver(folder, programs, "tcp:127.0.0.1:0", copy, *HINT, *options)
+
+
+def receiver_alone(folder, programs, _image):
+    with receiver(folder, programs) as alone:
+        return check(alone, "Nobody has connected")
+
+
+def receiver_and(until, wanted):
+    def run(folder, programs, _image):
+        with receiver(folder, programs) as waiting:
+            other, _ = fake(folder, "--connect", waiting.address, "--until", until)
+            with other:
+                return check(waiting, wanted)
+    return run
+
+
+def sender_to(peer, wanted, *options):
+    def run(folder, programs, image):
+        other, address = fake(folder, "--listen", "tcp:127.0.0.1:0", *peer)
+        with other, survivors.sender(folder, programs, address, image, *HINT, *options) as sender:
+            return check(sender, wanted)
+    return run
+
+
+def guest_to(peer, wanted):
+    def run(folder, programs, _image):
+        other, address = fake(folder, "--listen", "tcp:127.0.0.1:0", *peer)
+        command = [programs / "live_migration", "--backend", "thread", "--memory", "64M", "--working-set", "1M",
+                   "--run-before", "0", "--connect", address, *HINT]
+        with other, Process(folder, "live_migration", command) as migration:
+            return check(migration, wanted)
+    return run
+
+
+def qemu_program(name, begins, wanted):
+    def run(folder, programs, _image):
+        command = [programs / name, "--listen", "tcp:127.0.0.1:0", *HINT]
+        if name == "qemu_dump":
+            command += ["--output", folder.memory / folder.new("dump").name, "--channels", "3"]
+        else:
+            command += ["--connect", "tcp:127.0.0.1:1", "--in-channels", "3"]
+        with Program(folder, command) as program, socket.socket() as source:
+            if begins:
+                host, port = program.address.split(":")[1:]
+                source.connect((host, int(port)))
+                source.sendall(begins)
+            return check(program, wanted)
+    return run
+
+
+def terminal(folder, programs, _image):
+    """On a terminal the progress line itself says since when."""
+    here, there = pty.openpty()
+    command = [programs / "ram_receive", "--listen", "tcp:127.0.0.1:0", "--discard"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=there) as program:
+        os.close(there)
+        try:
+            text = b""
+            while b"waiting for a source on tcp:127.0.0.1:" not in text or b"nothing has moved for " not in text:
+                read = os.read(here, 4096)  # until it ends, if it says nothing of that; the test has a time limit
+                if not read:
+                    raise LabError(f"the progress line ends without a word: {text[-300:]}")
+                text += read
+            return text.decode(errors="replace").split("\r")[-1]
+        finally:
+            program.kill()
+            os.close(here)
+
+
+CASES = {
+    "ram_receive, nobody comes": receiver_alone,
+    "ram_receive, no channels come": receiver_and("main", "hold its connections back"),
+    "ram_receive, the source stands still": receiver_and("hellos", "Is the source stopped"),
+    "ram_send, the receiver stands still": sender_to((), "Is the receiver stopped"),
+    "ram_send, no verdict": sender_to(("--read",), "compares digests"),
+    "live_migration, the destination stands still": guest_to((), "Is the destination stopped"),
+    "live_migration, no word that it has loaded": guest_to(("--read",), "load the guest|destination stopped"),
+    "qemu_dump, nobody comes": qemu_program("qemu_dump", b"", "multifd-channels 3"),
+    "qemu_dump, no channels come": qemu_program("qemu_dump", b"QEVM", "multifd-channels 3"),
+    "qemu_relay, no channels come": qemu_program("qemu_relay", b"QEVM", "multifd-channels 3"),
+    "a terminal": terminal,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="what a program says while it waits")
+    parser.add_argument("programs", type=Path, help="folder of the programs")
+    programs = parser.parse_args().programs.resolve()
+    failed = 0
+    with Folder() as folder:
+        image = survivors.make_image(folder.memory / "image", 32)
+        with concurrent.futures.ThreadPoolExecutor(len(CASES)) as pool:
+            running = {name: pool.submit(run, folder, programs, image) for name, run in CASES.items()}
+            for name, done in running.items():
+                try:
+                    print(f"{name}: {done.result()}")
+                except (LabError, subprocess.SubprocessError, OSError) as error:
+                    print(f"FAILED: {name}: {error}")
+                    failed += 1
+    print(f"{len(CASES)} waits, {failed} failures")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
