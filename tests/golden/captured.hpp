@@ -38,6 +38,8 @@ struct Capture {
 
   bool from_qemu_7_2() const { return how.at("qemu").starts_with("7.2"); }
   bool machine_is(const char* version) const { return how.at("machine").ends_with(std::string("-") + version); }
+  /// SWITCHOVER_START: machine types from 10.0 on.
+  bool announces_switchover() const { return machine_is("10.0") || machine_is("11.1"); }
   bool has_return_path() const { return how.at("return-path") == "on"; }
 };
 

@@ -62,6 +62,9 @@ CASES = (
     Case("10.0-none", "10.0", "pc-q35-10.0", 3, "none", "multifd", True),
     Case("10.0-zlib", "10.0", "pc-i440fx-10.0", 2, "zlib", "multifd"),
     Case("10.0-zstd", "10.0", "pc-i440fx-10.0", 3, "zstd", "multifd", True),
+    Case("11.1-none", "11.1", "pc-q35-11.1", 3, "none", "multifd", True),
+    Case("11.1-zlib", "11.1", "pc-i440fx-11.1", 2, "zlib", "multifd"),
+    Case("11.1-zstd", "11.1", "pc-q35-11.1", 3, "zstd", "multifd", True),
 )
 
 
