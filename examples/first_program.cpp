@@ -36,8 +36,8 @@ Result<void> receive_guest(std::span<std::byte> memory, multifd::Listener& liste
   auto links = listener.accept_channels(4, std::chrono::seconds(30));
   if (!links) return std::unexpected(links.error());
 
-  auto rx =
-      multifd::Receiver<multifd::FdTransport, multifd::Zstd>::open(ram, std::move(*links), {.listener = &listener});
+  using Receiver = multifd::Receiver<multifd::FdTransport, multifd::Zstd>;
+  auto rx = Receiver::open(ram, std::move(*links), {.listener = &listener});
   if (!rx) return std::unexpected(rx.error());
   return rx->finish();
 }

@@ -17,6 +17,7 @@ set(table [[
 1  error_value.hpp   0 +
 1  result.hpp        0 +
 1  stats.hpp         0 +
+1  time_limit.hpp    0 +
 1  thread.hpp        0 +
 2  wire/             0-1 +
 3  memory/           0-2 +

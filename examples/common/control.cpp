@@ -32,11 +32,6 @@ std::string printable(std::string text) {
   return text;
 }
 
-/// Control's 0 is no limit.
-std::chrono::milliseconds limit_of(std::chrono::milliseconds timeout) {
-  return timeout.count() > 0 ? timeout : multifd::no_timeout;
-}
-
 const char* name_of(MessageType type) {
   constexpr const char* names[] = {"?",       "hello", "zero runs", "round end", "state",
                                    "digests", "done",  "ready",     "result",    "failed"};
@@ -160,7 +155,7 @@ void Control::give_up(const Failure& noticed) {
 
 bool Control::ready(short events, std::chrono::milliseconds timeout) {
   if (link_.secured() && events == POLLIN) {  // no message is shorter than the four bytes that are looked at
-    const auto first = link_.peek_magic(limit_of(timeout), interrupt_);
+    const auto first = link_.peek_magic(multifd::as_timeout(timeout), interrupt_);
     if (!first && first.error().code == multifd::Errc::cancelled) throw Failure(first.error());
     return first || first.error().code != multifd::Errc::timed_out;  // the read says what else it is
   }
@@ -234,7 +229,7 @@ void Control::read(std::span<std::byte> bytes, std::chrono::milliseconds timeout
     if (!link_.secured()) wait(POLLIN, timeout);
     const iovec buffer = multifd::mutable_buffer(bytes);
     const std::size_t got =
-        need(link_.read_some(std::span(&buffer, 1), limit_of(timeout), interrupt_), "main connection");
+        need(link_.read_some(std::span(&buffer, 1), multifd::as_timeout(timeout), interrupt_), "main connection");
     if (got == 0) throw Failure(multifd::Error{.code = multifd::Errc::peer_closed}, "main connection");
     bytes = bytes.subspan(got);
   }
@@ -247,11 +242,14 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
   std::vector<Link> links;
   std::size_t wanted = channels == 0 ? multifd::wire::max_channels : channels;
   std::optional<std::chrono::steady_clock::time_point> deadline;  // none before the first connection
+  const auto after = [](std::chrono::milliseconds limit) {
+    return limit.count() > 0 ? std::optional(std::chrono::steady_clock::now() + limit) : std::nullopt;
+  };
   const auto left = [&]() -> std::chrono::milliseconds {
     if (!deadline) return multifd::no_timeout;
     return std::max(0ms, std::chrono::ceil<std::chrono::milliseconds>(*deadline - std::chrono::steady_clock::now()));
   };
-  const auto first_bytes = std::min<std::chrono::milliseconds>(5s, limits.hello);
+  const auto first_bytes = std::min<std::chrono::milliseconds>(5s, multifd::as_timeout(limits.hello));
   std::optional<TlsDoor> door;
   if (tls.on()) door.emplace(listener, tls, interrupt, first_bytes);
   std::atomic<std::size_t> announced_channels = 0;  // none before the hello
@@ -286,10 +284,10 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
       if (magic && *magic == wire::magic) {
         links.push_back(std::move(link));
         came = links.size();
-        if (!deadline) deadline = std::chrono::steady_clock::now() + limits.accept;
+        if (!deadline) deadline = after(limits.accept);
       } else if (magic && *magic == control_magic && !control) {
         control = Control::adopt(std::move(link), interrupt);
-        if (!deadline) deadline = std::chrono::steady_clock::now() + limits.accept;
+        if (!deadline) deadline = after(limits.accept);
         hello = control->expect(MessageType::hello, small_message, 10s).json();
         const auto announced = field<unsigned>(hello, "channels");
         if (announced < 1 || announced > wire::max_channels)

@@ -143,10 +143,13 @@ CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& byt
 CLI::Option* add_duration(CLI::App& app, const std::string& name, std::chrono::milliseconds& time,
                           const std::string& help) {
   const std::map<std::string, double> units{{"ms", 0.001}, {"s", 1}, {"min", 60}, {"h", 3600}};
-  const auto take = [&time](double seconds) { time = std::chrono::milliseconds(std::llround(seconds * 1000)); };
-  return app.add_option_function<double>(name, take, help)
+  // The library's rule (time_limit.hpp): 0 is no limit. What is less than a millisecond is none of these zeros.
+  const auto take = [&time](double seconds) {
+    time = std::chrono::milliseconds(seconds > 0 ? std::max(std::llround(seconds * 1000), 1LL) : 0);
+  };
+  return app.add_option_function<double>(name, take, help + "; 0: no limit")
       ->transform(CLI::AsNumberWithUnit(units).description(""))
-      ->check(CLI::Range(0.001, 86'400.0).description(""))
+      ->check(CLI::Range(0.0, 86'400.0).description(""))
       ->default_str(fmt::format("{:g}s", static_cast<double>(time.count()) / 1000))
       ->type_name("SECONDS");
 }

@@ -55,6 +55,7 @@ multifd::SocketOptions TimeLimits::socket(const multifd::Interrupt* interrupt) c
   multifd::SocketOptions options;
   options.connect_timeout = connect;
   options.interrupt = interrupt;
+  options.keepalive = peer.count() > 0;
   // An idle connection is asked early enough for the answer to be missed in time.
   const auto seconds = std::chrono::ceil<std::chrono::seconds>(peer);
   options.user_timeout = peer;

@@ -18,7 +18,7 @@
 
 namespace multifd {
 
-/// Run-time settings of a Receiver. Everything has a default.
+/// Run-time settings of a Receiver. Everything has a default. Time limits: 0 is none (time_limit.hpp).
 template <Compressor C>
 struct ReceiverOptions {
   C compressor{};  ///< limits of the decoder; levels are the sender's matter
@@ -66,7 +66,8 @@ class Receiver {
   ///
   /// Params: `ram`: copied (the memory is not); all blocks writable, unless a PacketHook takes the pages; `links`:
   ///   exactly as many as the peer has channels.
-  /// Errors: Errc::bad_channel_count, bad_block_size (no block), read_only_block, block_without_memory; bad_magic, bad_version,
+  /// Errors: Errc::bad_channel_count, bad_block_size (no block), read_only_block, block_without_memory, bad_option (a
+  ///   negative time limit); bad_magic, bad_version,
   ///   channel_count_mismatch, page_size_mismatch, wrong_compression, block_list_mismatch when a sender of ours announces
   ///   other settings than this side's; too_many_channels, see ReceiverOptions::listener; uuid_mismatch, channel_id_out_of_range, duplicate_channel_id, truncated_hello
   ///   from the hellos; timed_out, cancelled.
@@ -79,6 +80,10 @@ class Receiver {
       if (block.access == Access::read_only) return fail(Errc::read_only_block, Stage::setup, "Receiver::open");
       if (block.access == Access::none) return fail(Errc::block_without_memory, Stage::setup, "Receiver::open");
     }
+    for (const auto& [name, limit] : {std::pair("ReceiverOptions::hello_timeout", options.hello_timeout),
+                                      std::pair("ReceiverOptions::barrier_timeout", options.barrier_timeout),
+                                      std::pair("ReceiverOptions::progress_timeout", options.progress_timeout)})
+      if (auto checked = check_time_limit(name, limit, Stage::setup); !checked) return std::unexpected(checked.error());
     return catch_bad_alloc(Stage::setup, "Receiver::open", [&]() -> Result<Receiver> {
       auto state = std::make_unique<State>(ram, std::move(options), static_cast<unsigned>(links.size()));
       if (auto started = state->start(std::move(links)); !started) return std::unexpected(started.error());

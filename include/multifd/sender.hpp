@@ -63,6 +63,9 @@ class Sender {
         return fail(Errc::block_without_memory, Stage::setup, "Sender::open");
     if (options.digest == Digest::on && !options.peer.digests)
       return fail(Errc::bad_option, Stage::setup, "digest: only our own receiver verifies it");
+    for (const auto& [name, limit] : {std::pair("SenderOptions::progress_timeout", options.progress_timeout),
+                                      std::pair("SenderOptions::confirm_timeout", options.confirm_timeout)})
+      if (auto checked = check_time_limit(name, limit, Stage::setup); !checked) return std::unexpected(checked.error());
     return catch_bad_alloc(Stage::setup, "Sender::open", [&]() -> Result<Sender> {
       const auto channels = static_cast<unsigned>(links.size());
       // Only to our own receivers: others ignore these bytes today, and may give them a meaning tomorrow.

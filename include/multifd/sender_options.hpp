@@ -14,7 +14,7 @@
 
 namespace multifd {
 
-/// Run-time settings of a Sender. Everything has a default.
+/// Run-time settings of a Sender. Everything has a default. Time limits: 0 is none (time_limit.hpp).
 template <Compressor C, ZeroPagePolicy Z>
 struct SenderOptions {
   C compressor{};  ///< parameters: `{.level = 3}`

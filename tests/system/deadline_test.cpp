@@ -5,13 +5,20 @@
 // accepting in unit/transport.
 #include <doctest/doctest.h>
 
+#include <array>
+#include <functional>
 #include <thread>
+#include <vector>
 
 #include "multifd/compress/nocomp.hpp"
 #include "multifd/receiver.hpp"
 #include "multifd/sender.hpp"
+#include "multifd/transport/accept_source.hpp"
 #include "support/feed.hpp"
 #include "support/memory.hpp"
+#if defined(MULTIFD_HAS_TLS)
+#include "support/tls_links.hpp"
+#endif
 
 using namespace multifd;
 using namespace test;
@@ -133,4 +140,162 @@ TEST_CASE("No limit, as people write it, is one") {
   REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
   CHECK(tx->sync_and_wait().has_value());
   CHECK(tx->close_channels().has_value());
+}
+
+namespace {
+
+/// Opens something with one time limit set, by name; the rest is as it is by default.
+struct Setting {
+  const char* name;
+  std::function<Result<void>(std::chrono::milliseconds)> open;
+};
+
+template <class T>
+Result<void> outcome_of(const Result<T>& opened) {
+  return opened ? Result<void>() : std::unexpected(opened.error());
+}
+
+/// Every std::chrono field of every options struct.
+std::vector<Setting> settings() {
+  using Tx = Sender<FdTransport, NoComp, ZeroPagesNone>;
+  using Rx = Receiver<FdTransport, NoComp>;
+  const auto sender = [](auto field) {
+    return [field](std::chrono::milliseconds time) {
+      GuestRam source(4);
+      SenderOptions<NoComp, ZeroPagesNone> options;
+      options.*field = time;
+      return outcome_of(Tx::open(source.map, unix_links(1).sender, options));
+    };
+  };
+  const auto receiver = [](auto field) {
+    return [field](std::chrono::milliseconds time) {
+      GuestRam target(4);
+      auto links = unix_links(1);
+      const auto hello = RawStream().hello(0).bytes();
+      REQUIRE(write_all(links.sender[0], std::span<const std::byte>(hello)).has_value());
+      ReceiverOptions<NoComp> options;
+      options.*field = time;
+      return outcome_of(Rx::open(target.map, std::move(links.receiver), options));
+    };
+  };
+  const auto socket = [](auto field) {
+    return [field](std::chrono::milliseconds time) {
+      auto listener = Listener::listen({.host = "127.0.0.1"}, 1);
+      REQUIRE(listener.has_value());
+      SocketOptions options;
+      using Field = std::remove_reference_t<decltype(options.*field)>;
+      options.*field = time.count() < 0 ? Field(-1) : std::chrono::duration_cast<Field>(time);
+      auto there = Listener::listen({.host = "127.0.0.1"}, 1, options);
+      auto link = connect_to(listener->local_address(), options);
+      CHECK(there.has_value() == link.has_value());
+      return outcome_of(link);
+    };
+  };
+  const auto accepting = [](std::chrono::milliseconds time) {
+    auto listener = Listener::listen({.host = "127.0.0.1"}, 1);
+    REQUIRE(listener.has_value());
+    auto link = connect_to(listener->local_address());
+    REQUIRE(link.has_value());
+    return outcome_of(listener->accept_channels(1, time));
+  };
+  const auto accepting_source = [](auto field) {
+    return [field](std::chrono::milliseconds time) {
+      auto listener = Listener::listen({.host = "127.0.0.1"}, 2);
+      REQUIRE(listener.has_value());
+      std::vector<FdTransport> links;
+      for (const char first : {'m', 'c'}) {
+        links.push_back(std::move(*connect_to(listener->local_address())));
+        const std::array<std::byte, 4> magic{std::byte(first)};
+        REQUIRE(write_all(links.back(), std::span<const std::byte>(magic)).has_value());
+      }
+      AcceptSourceOptions options;
+      options.*field = time;
+      return outcome_of(accept_source(*listener, {.main = 0x6d000000, .channel = 0x63000000}, 1, options));
+    };
+  };
+  using S = SenderOptions<NoComp, ZeroPagesNone>;
+  using R = ReceiverOptions<NoComp>;
+  std::vector<Setting> all{
+      {"SenderOptions::progress_timeout", sender(&S::progress_timeout)},
+      {"SenderOptions::confirm_timeout", sender(&S::confirm_timeout)},
+      {"ReceiverOptions::hello_timeout", receiver(&R::hello_timeout)},
+      {"ReceiverOptions::barrier_timeout", receiver(&R::barrier_timeout)},
+      {"ReceiverOptions::progress_timeout", receiver(&R::progress_timeout)},
+      {"SocketOptions::connect_timeout", socket(&SocketOptions::connect_timeout)},
+      {"SocketOptions::keepalive_idle", socket(&SocketOptions::keepalive_idle)},
+      {"SocketOptions::keepalive_interval", socket(&SocketOptions::keepalive_interval)},
+      {"SocketOptions::user_timeout", socket(&SocketOptions::user_timeout)},
+      {"accept_channels: timeout", accepting},
+      {"AcceptSourceOptions::first_timeout", accepting_source(&AcceptSourceOptions::first_timeout)},
+      {"AcceptSourceOptions::timeout", accepting_source(&AcceptSourceOptions::timeout)},
+  };
+#if defined(MULTIFD_HAS_TLS)
+  all.push_back({"TlsOptions::handshake_timeout", [](std::chrono::milliseconds time) {
+                   auto [client, server] =
+                       handshake_both(unix_links(1), credentials("good", TlsRole::client),
+                                      credentials("good", TlsRole::server), {.handshake_timeout = time});
+                   CHECK(client.has_value() == server.has_value());
+                   return outcome_of(client);
+                 }});
+#endif
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("Every time limit: 0 is none, a negative one is refused by its name") {
+  const Watchdog watchdog("time limits of 0");
+  for (const Setting& setting : settings()) {
+    CAPTURE(setting.name);
+    for (const auto time : {0ms, 60'000ms}) {
+      const auto opened = setting.open(time);
+      CHECK_MESSAGE(opened.has_value(), text(opened));
+    }
+    for (const auto time : {-1ms, std::chrono::milliseconds(-5'000)}) {
+      const auto opened = setting.open(time);
+      REQUIRE_MESSAGE(code_of(opened) == Errc::bad_option, text(opened));
+      CHECK_MESSAGE(text(opened).contains(setting.name), text(opened));
+    }
+  }
+}
+
+TEST_CASE("A progress_timeout of 0 lets both ends stand still for as long as it takes") {
+  const Watchdog watchdog("no limit");
+  GuestRam source(1024), target(1024);
+  auto links = memory_links(1, 1000);
+  std::thread destination([&] {
+    auto rx = Receiver<MemoryTransport, NoComp>::open(
+        target.map, std::move(links.receiver),
+        {.hello_timeout = 0ms, .barrier_timeout = 0ms, .progress_timeout = 0ms, .thread_hook = [](const ThreadInfo&) {
+           std::this_thread::sleep_for(50ms);
+         }});
+    REQUIRE_MESSAGE(rx.has_value(), text(rx));
+    CHECK(rx->finish().has_value());
+  });
+  using Tx = Sender<MemoryTransport, NoComp, ZeroPagesNone>;
+  auto tx = Tx::open(source.map, std::move(links.sender), {.progress_timeout = 0ms, .confirm_timeout = 0ms});
+  REQUIRE(tx.has_value());
+  CHECK(tx->queue_range(source.block, 0, source.memory.size()).has_value());
+  const auto ended = tx->finish();
+  CHECK_MESSAGE(ended.has_value(), text(ended));
+  destination.join();
+}
+
+TEST_CASE("Waiting for this side's own bandwidth cap is no lack of progress") {
+  const Watchdog watchdog("a cap below a packet per progress_timeout");
+  GuestRam source(256), target(256);
+  auto links = memory_links(1);
+  std::thread destination([&] {
+    auto rx = Receiver<MemoryTransport, NoComp>::open(target.map, std::move(links.receiver));
+    REQUIRE_MESSAGE(rx.has_value(), text(rx));
+    CHECK(rx->finish().has_value());
+  });
+  using Tx = Sender<MemoryTransport, NoComp, ZeroPagesNone>;
+  // A packet of 512 KiB takes half a second.
+  auto tx = Tx::open(source.map, std::move(links.sender), {.bandwidth = 1'000'000, .progress_timeout = 100ms});
+  REQUIRE(tx.has_value());
+  CHECK(tx->queue_range(source.block, 0, source.memory.size()).has_value());
+  const auto ended = tx->finish();
+  CHECK_MESSAGE(ended.has_value(), text(ended));
+  destination.join();
 }

@@ -7,6 +7,8 @@
 #include <chrono>
 #include <cstdint>
 
+#include "multifd/time_limit.hpp"
+
 namespace multifd {
 
 /// Threads: one, which looks at least every slice() while it waits.
@@ -14,10 +16,10 @@ class ProgressWatch {
  public:
   using Clock = std::chrono::steady_clock;
 
-  /// "No limit" as people write it, milliseconds::max(), overflows in the clock's arithmetic.
+  /// A limit (time_limit.hpp) that the clock's arithmetic can take: none at all, as a number, would overflow in it.
   static constexpr std::chrono::milliseconds bounded(std::chrono::milliseconds limit) noexcept {
     constexpr std::chrono::milliseconds year = std::chrono::hours(24 * 365);
-    return std::min(limit, year);
+    return std::min(as_timeout(limit), year);
   }
 
   /// Begins to watch. `limit`: how long a sum may stay the same; `sum`: what it is now.

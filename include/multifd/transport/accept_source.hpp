@@ -32,10 +32,11 @@ struct SourceLinks {
   std::vector<FdTransport> channels;  ///< in the order in which they came: which one is which, its hello says
 };
 
+/// Time limits: 0 is none (time_limit.hpp).
 struct AcceptSourceOptions {
-  std::chrono::milliseconds first_timeout = no_timeout;  ///< until the first connection of a source is there
-  std::chrono::milliseconds timeout{10'000};             ///< from then until all are
-  const Interrupt* interrupt = nullptr;                  ///< null: that of the listener
+  std::chrono::milliseconds first_timeout{0};  ///< until the first connection of a source is there
+  std::chrono::milliseconds timeout{10'000};   ///< from then until all are
+  const Interrupt* interrupt = nullptr;        ///< null: that of the listener
   /// Told of each connection that is neither, with its first bytes (0: it said too little); it is closed then.
   std::function<void(std::uint32_t first_bytes)> on_stranger{};
 };
@@ -114,13 +115,16 @@ inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, 
                                          const AcceptSourceOptions& options = {}) {
   if (channels < 1 || channels > detail::max_channel_count)
     return fail(Errc::bad_channel_count, Stage::accept, "accept", channels);
+  for (const auto& [name, limit] : {std::pair("AcceptSourceOptions::first_timeout", options.first_timeout),
+                                    std::pair("AcceptSourceOptions::timeout", options.timeout)})
+    if (auto checked = check_time_limit(name, limit, Stage::accept); !checked) return std::unexpected(checked.error());
   const Interrupt* const interrupt = options.interrupt ? options.interrupt : listener.interrupt();
   detail::Newcomers newcomers(listener);
   if (auto started = newcomers.start(); !started) return std::unexpected(started.error());
   std::optional<FdTransport> main;
   std::vector<FdTransport> links;
   links.reserve(channels);
-  detail::Clock::time_point deadline = detail::deadline_after(options.first_timeout);
+  detail::Clock::time_point deadline = detail::deadline_after(as_timeout(options.first_timeout));
   while (!main || links.size() < channels) {
     auto next = newcomers.next(deadline, interrupt);
     if (!next) {
@@ -150,7 +154,7 @@ inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, 
       if (options.on_stranger) options.on_stranger(first.value_or(0));
       continue;
     }
-    if (is_first) deadline = detail::deadline_after(options.timeout);
+    if (is_first) deadline = detail::deadline_after(as_timeout(options.timeout));
   }
   // Who has connected by now and not spoken yet may be a channel too many, whose pages would be missed.
   for (const auto soon = detail::deadline_after(std::chrono::milliseconds(200)); newcomers.pending();) {

@@ -82,6 +82,7 @@ inline Result<FdTransport> connect_unix(const Address& address, Clock::time_poin
 
 inline Result<FdTransport> connect_until(const Address& address, Clock::time_point deadline,
                                          const SocketOptions& options) {
+  if (auto checked = check_socket_options(options, Stage::connect); !checked) return std::unexpected(checked.error());
   if (options.interrupt && options.interrupt->triggered()) return fail(Errc::cancelled, Stage::connect, "connect");
   if (address.kind == AddressKind::unix_socket) return connect_unix(address, deadline, options);
   if (address.port == 0) return fail(Errc::bad_address, Stage::connect, "port 0");
@@ -113,7 +114,7 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
 /// Threads: any thread.
 /// Example: `auto link = multifd::connect_to({.host = "192.0.2.7", .port = 4444});`
 [[nodiscard]] inline Result<FdTransport> connect_to(const Address& address, const SocketOptions& options = {}) {
-  return detail::connect_until(address, detail::deadline_after(options.connect_timeout), options);
+  return detail::connect_until(address, detail::deadline_after(as_timeout(options.connect_timeout)), options);
 }
 
 /// Connects once for each channel, one after the other; a channel's id is its index.
@@ -125,7 +126,7 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
   if (channels < 1 || channels > detail::max_channel_count) {
     return fail(Errc::bad_channel_count, Stage::connect, "connect", channels);
   }
-  const detail::Clock::time_point deadline = detail::deadline_after(options.connect_timeout);
+  const detail::Clock::time_point deadline = detail::deadline_after(as_timeout(options.connect_timeout));
   std::vector<FdTransport> links;
   links.reserve(channels);
   for (unsigned id = 0; id < channels; ++id) {

@@ -134,7 +134,7 @@ class Listener {
   /// Where it listens, with the port that the system chose if 0 was asked.
   const Address& local_address() const noexcept { return address_; }
 
-  /// Waits for one connection.
+  /// Waits for one connection: with a timeout of 0 only looks.
   /// Errors (stage `accept`): `timed_out`; `cancelled` once `interrupt` is triggered (null: that of the options);
   ///   errno, for instance EMFILE.
   /// Threads: any thread.
@@ -143,14 +143,17 @@ class Listener {
   }
 
   /// Waits for `channels` connections, in the order in which they come: which channel one is, its hello says.
-  /// Params `channels`: 1 to 255. `timeout`: for all of them together.
-  /// Errors: `bad_channel_count`; those of accept(), detail: how many had come, expected: `channels`.
+  /// Params `channels`: 1 to 255. `timeout`: for all of them together; 0: no limit.
+  /// Errors: `bad_channel_count`; `bad_option` for a negative timeout; those of accept(), detail: how many had come, expected: `channels`.
   Result<std::vector<FdTransport>> accept_channels(unsigned channels, std::chrono::milliseconds timeout,
                                                    const Interrupt* interrupt = nullptr) {
     if (channels < 1 || channels > detail::max_channel_count) {
       return fail(Errc::bad_channel_count, Stage::accept, "accept", channels);
     }
-    const detail::Clock::time_point deadline = detail::deadline_after(timeout);
+    if (auto checked = check_time_limit("accept_channels: timeout", timeout, Stage::accept); !checked) {
+      return std::unexpected(checked.error());
+    }
+    const detail::Clock::time_point deadline = detail::deadline_after(as_timeout(timeout));
     std::vector<FdTransport> links;
     links.reserve(channels);
     while (links.size() < channels) {

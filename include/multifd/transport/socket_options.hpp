@@ -20,15 +20,16 @@
 #include <system_error>
 
 #include "multifd/result.hpp"
+#include "multifd/time_limit.hpp"
 #include "multifd/transport/address.hpp"
 #include "multifd/transport/detail/unique_fd.hpp"
 #include "multifd/transport/interrupt.hpp"
 
 namespace multifd {
 
-/// Settings of new sockets. A time of 0 leaves the system's own setting.
+/// Settings of new sockets. Time limits: see time_limit.hpp.
 struct SocketOptions {
-  /// How long connecting may take in all. Looking up a name is not part of it, because it cannot be ended.
+  /// How long connecting may take in all; 0: no limit. Looking up a name is not part of it, because it cannot be ended.
   std::chrono::milliseconds connect_timeout = std::chrono::seconds(10);
 
   /// SO_SNDBUF and SO_RCVBUF; 0 leaves the kernel's choice, whose auto-tuning is right between machines. For the
@@ -150,13 +151,25 @@ inline Result<void> choose_congestion_control(int fd, const sockaddr& address, c
   return {};
 }
 
+/// Errors: bad_option (op: the first option that is out of its range).
+inline Result<void> check_socket_options(const SocketOptions& options, Stage stage) noexcept {
+  if (options.send_buffer_bytes < 0) return fail(Errc::bad_option, stage, "SocketOptions::send_buffer_bytes");
+  if (options.receive_buffer_bytes < 0) return fail(Errc::bad_option, stage, "SocketOptions::receive_buffer_bytes");
+  if (options.keepalive_probes < 0) return fail(Errc::bad_option, stage, "SocketOptions::keepalive_probes");
+  if (auto checked = check_time_limit("SocketOptions::connect_timeout", options.connect_timeout, stage); !checked)
+    return checked;
+  if (auto checked = check_time_limit("SocketOptions::keepalive_idle", options.keepalive_idle, stage); !checked)
+    return checked;
+  if (auto checked = check_time_limit("SocketOptions::keepalive_interval", options.keepalive_interval, stage); !checked)
+    return checked;
+  return check_time_limit("SocketOptions::user_timeout", options.user_timeout, stage);
+}
+
 /// Sets what an unconnected or listening socket can take; `address` is what it will connect or be bound to. Buffer
 /// sizes must come before the connection, because the window scale is agreed on then; a listening socket hands all of
 /// it down to those it accepts.
 inline Result<void> apply_options(int fd, const sockaddr& address, const SocketOptions& options, Stage stage) noexcept {
-  if (options.send_buffer_bytes < 0 || options.receive_buffer_bytes < 0 || options.keepalive_probes < 0) {
-    return fail(Errc::bad_option, stage, "socket options");
-  }
+  if (auto checked = check_socket_options(options, stage); !checked) return checked;
   const auto as_int = [](auto count) {
     return static_cast<int>(std::clamp<std::int64_t>(count, 0, std::numeric_limits<int>::max()));
   };

@@ -176,7 +176,7 @@ class TlsHandshake {
 [[nodiscard]] inline Result<std::vector<TlsTransport>> tls_handshakes(std::vector<FdTransport> links,
                                                                       const TlsCredentials& credentials,
                                                                       const TlsOptions& options = {}) {
-  const detail::Clock::time_point deadline = detail::deadline_after(options.handshake_timeout);
+  const detail::Clock::time_point deadline = detail::deadline_after(as_timeout(options.handshake_timeout));
   std::vector<TlsHandshake> running;
   running.reserve(links.size());
   for (FdTransport& link : links) {

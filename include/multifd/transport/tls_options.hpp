@@ -28,7 +28,7 @@ enum class TlsCipher : unsigned char {
 struct TlsOptions {
   /// Of a client with certificates: the name or number that the server's certificate must be for. Needed.
   std::string hostname = {};
-  /// How long the handshakes may take, all together.
+  /// How long the handshakes may take, all together; 0: no limit (time_limit.hpp).
   std::chrono::milliseconds handshake_timeout{10'000};
   const Interrupt* interrupt = nullptr;  ///< ends the handshakes from outside; not owned, may be null
   TlsEnd end = TlsEnd::close_notify;

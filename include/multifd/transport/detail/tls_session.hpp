@@ -43,6 +43,9 @@ class TlsSession {
 
   static Result<std::unique_ptr<TlsSession>> create(FdTransport link, const TlsCredentials& credentials,
                                                     const TlsOptions& options) {
+    if (auto checked = check_time_limit("TlsOptions::handshake_timeout", options.handshake_timeout, Stage::setup);
+        !checked)
+      return std::unexpected(checked.error());
     if (credentials.verifies_hostname() && options.hostname.empty())
       return fail(Errc::bad_option, Stage::setup, "TLS: the name to expect in the server's certificate is missing");
     std::unique_ptr<TlsSession> made(new TlsSession(std::move(link), credentials, options));
@@ -76,7 +79,7 @@ class TlsSession {
 
   /// The whole handshake, where step() has not made it: in the writing thread, before anything is read.
   Result<void> handshake() noexcept {
-    for (const Clock::time_point deadline = deadline_after(options_.handshake_timeout);;) {
+    for (const Clock::time_point deadline = deadline_after(as_timeout(options_.handshake_timeout));;) {
       const auto progress = step();
       if (!progress) return std::unexpected(progress.error());
       if (*progress == Progress::done) return {};

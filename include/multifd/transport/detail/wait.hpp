@@ -11,12 +11,10 @@
 #include <limits>
 
 #include "multifd/result.hpp"
+#include "multifd/time_limit.hpp"
 #include "multifd/transport/interrupt.hpp"
 
 namespace multifd {
-
-/// A time limit that never passes.
-inline constexpr std::chrono::milliseconds no_timeout = std::chrono::milliseconds::max();
 
 namespace detail {
 
