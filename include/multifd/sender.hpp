@@ -297,6 +297,11 @@ class Sender {
     return {};
   }
 
+  [[deprecated("its success says nothing about the receiver: finish(), or close_channels()")]]
+  Result<void> close() noexcept {
+    return close_channels();
+  }
+
   /// Makes every call, blocked or to come, return Errc::cancelled (or the error that came before). The peer sees a
   /// broken stream.
   ///
