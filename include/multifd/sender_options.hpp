@@ -21,7 +21,9 @@ struct SenderOptions {
   Z zero_pages{};
   Uuid uuid{};                      ///< the VM's, as the peer expects it
   PeerProfile peer = peer_multifd;  ///< who receives; wrong values corrupt guests, see PeerProfile
-  std::uint64_t bandwidth = 0;      ///< bytes per second over all channels; 0: no cap
+  /// Bytes per second over all channels; 0: no cap. A packet, up to 512 KiB, leaves in one piece: with less than that in
+  /// the receiver's progress_timeout the receiver takes the pause for a stand-still.
+  std::uint64_t bandwidth = 0;
   /// Batches per channel between the producer and the channels, 2 to 16; 0: as many as make 64 in all. Many, because
   /// waking the producer costs as much as sending a batch; one is 1 KiB, but 512 KiB more with PageSource::copies:
   /// choose fewer there.

@@ -111,7 +111,7 @@ struct RunLength {
         }
       }
       view_ = const_buffer(payload_);
-      return ConstBuffers(&view_, payload_.empty() ? 0 : 1);
+      return ConstBuffers(&view_, 1);
     }
 
    private:
@@ -180,4 +180,88 @@ TEST_CASE("the contract finds a decoder that ignores bytes left over") {
 
 TEST_CASE("the contract finds a decoder that writes outside the pages") {
   CHECK(check_run_length<Fault::writes_past_end>().text().find("outside the pages") != std::string::npos);
+}
+
+namespace {
+
+enum class Payload { one_part, empty, too_many_parts };
+
+// A block format with a header: it knows of no packets without pages and of no empty payloads, and need not, because the
+// library has neither.
+template <Payload form>
+struct Framed {
+  static constexpr std::string_view name = "framed";
+  static constexpr std::uint32_t method = 0x06;
+  static constexpr PayloadForm payload_form = PayloadForm::encoded;
+  static constexpr std::size_t header = 8;
+
+  struct Encoder {
+    std::vector<std::byte> out;
+    std::vector<iovec> parts;
+    static Result<Encoder> open(const Framed&, const CodecLimits& limits) noexcept {
+      return Encoder{std::vector<std::byte>(limits.packet_bytes + header), {}};
+    }
+    Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
+      const std::uint64_t bytes = total_bytes(pages);
+      REQUIRE(bytes > 0);
+      std::memcpy(out.data(), &bytes, header);
+      std::size_t at = header;
+      for (const iovec& run : pages) {
+        std::memcpy(out.data() + at, run.iov_base, run.iov_len);
+        at += run.iov_len;
+      }
+      const std::size_t parts_wanted = form == Payload::too_many_parts ? 129 : 1;
+      parts.clear();
+      for (std::size_t i = 0, done = 0; form != Payload::empty && i < parts_wanted; ++i) {
+        const std::size_t some = i + 1 == parts_wanted ? at - done : 1;
+        parts.push_back({out.data() + done, some});
+        done += some;
+      }
+      return ConstBuffers(parts);
+    }
+  };
+
+  struct Decoder {
+    bool refused = false;
+    static Result<Decoder> open(const Framed&, const CodecLimits&) noexcept { return Decoder{}; }
+    Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
+      const std::uint64_t wanted = total_bytes(pages);
+      // What the library never does, in packets and behind a refusal.
+      CHECK(wanted > 0);
+      CHECK_FALSE(payload.empty());
+      CHECK_FALSE(refused);
+      refused = true;
+      std::uint64_t bytes = 0;
+      if (payload.size() < header) return fail(Errc::corrupt_payload, Stage::decode, "framed");
+      std::memcpy(&bytes, payload.data(), header);
+      if (bytes != wanted || payload.size() != header + bytes)
+        return fail(Errc::bad_payload_size, Stage::decode, "framed");
+      const std::byte* from = payload.data() + header;
+      for (const iovec& run : pages) {
+        std::memcpy(run.iov_base, from, run.iov_len);
+        from += run.iov_len;
+      }
+      refused = false;
+      return {};
+    }
+  };
+};
+
+}  // namespace
+
+TEST_CASE("the contract asks for nothing that the library never does: a block format passes") {
+  for (const std::size_t page_bytes : {1024u, 4096u, 65536u}) {
+    CAPTURE(page_bytes);
+    const auto report = check_compressor_contract(Framed<Payload::one_part>{}, {.page_bytes = page_bytes});
+    CHECK_MESSAGE(report.ok(), report.text());
+  }
+  // A packet of one page, too.
+  const auto report =
+      check_compressor_contract(Framed<Payload::one_part>{}, {.page_bytes = 4096, .packet_bytes = 4096});
+  CHECK_MESSAGE(report.ok(), report.text());
+}
+
+TEST_CASE("the contract finds an encoder whose payload the sender refuses") {
+  CHECK(check_compressor_contract(Framed<Payload::empty>{}).text().find("empty payload") != std::string::npos);
+  CHECK(check_compressor_contract(Framed<Payload::too_many_parts>{}).text().find("in more parts") != std::string::npos);
 }

@@ -67,14 +67,19 @@ concept HasLiveLevel = requires(typename C::Encoder& encoder, int level) {
 /// Turns pages into payloads and back.
 ///
 /// Semantics:
-///   `name` is the value people type: "none", "zlib". `method` is the packet header's compression bits
-///     (PROTOCOL.md section 3.2), inside wire::flag_compression_mask.
-///   `encode(pages)` gets the normal pages of one packet as runs (each a whole number of pages) and returns the
-///     payload; it stays valid until the next call. All of it must be decodable when the packet has arrived (flush).
-///     The pages may change while they are read (live guest): an encoder must stay memory-safe, the content of a
-///     torn page does not matter because it is sent again.
-///   `decode(payload, pages)` must fill every byte of `pages` and consume every byte of `payload`, and refuse
-///     anything else, whatever the payload holds. Not called when payload_form is `pages`.
+///   `name` is the value people type: "none", "zlib". `method` is the packet header's compression bits, inside
+///     wire::flag_compression_mask, 0x3e. No bit and each single bit are QEMU's (PROTOCOL.md section 3.2): who has one of
+///     these speaks that format. Free for compressors of one's own is every value of two bits or more, 0x06 to 0x3e: no
+///     QEMU sends them or lets them in. Give two formats two values, then their ends refuse each other.
+///   `encode(pages)` gets the normal pages of one packet as runs (each a whole number of pages, at least one page in all)
+///     and returns the payload, 1 to CodecLimits::payload_bytes bytes in at most as many parts as a packet has pages; it
+///     stays valid until the next call. All of it must be decodable when the packet has arrived (flush). The pages may
+///     change while they are read (live guest): an encoder must stay memory-safe, and what it makes of a torn page must
+///     decode, to whatever: that page is sent again.
+///   `decode(payload, pages)` gets as many pages, at least one, in runs that may be cut elsewhere, and a payload of 1 to
+///     payload_bytes bytes. It must fill every byte of `pages` and consume every byte of `payload`, and refuse anything
+///     else, whatever the payload holds; after a refusal it is not called again. Not called when payload_form is `pages`.
+///   Encoder and Decoder see the same packets in the same order, so each may remember those before.
 /// Errors: Errc::payload_too_large, corrupt_payload, bad_payload_size, bad_option; stage `encode` or `decode`.
 /// Threads: an Encoder or Decoder is used by one thread at a time, its channel's. open() is called on another.
 /// Cost: nothing may be allocated after open().

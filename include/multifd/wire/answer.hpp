@@ -15,7 +15,7 @@
 //    32     8  expected   Error::expected
 //    40     8  packet     Error::packet
 //    48    16  zero
-//    64    64  subject    Error::subject, NUL padded
+//    64    64  subject    Error::subject, else Error::op, NUL padded
 #pragma once
 
 #include <array>
@@ -52,7 +52,9 @@ inline AnswerBytes encode_answer(const Error& error = {}) noexcept {
   store_be<std::uint64_t>(&bytes[32], error.expected);
   store_be<std::uint64_t>(&bytes[40], error.packet);
   static_assert(Subject::most < 64);
-  const std::string_view subject = error.subject.view();
+  // The operation is text of that process; it is worth more than an empty place.
+  const Subject about = error.subject.view().empty() ? Subject(error.op) : error.subject;
+  const std::string_view subject = about.view();
   std::memcpy(&bytes[64], subject.data(), subject.size());
   return bytes;
 }
