@@ -21,7 +21,8 @@
 namespace program {
 namespace {
 
-std::string with_context(const multifd::Error& error, const std::string& context) {
+std::string with_context(multifd::Error error, const std::string& context) {
+  if (context.contains(error.subject.view())) error.subject = {};  // it is named already
   std::string text = multifd::describe(error);
   // What the system says when nobody acknowledges what was sent; a time limit of our own has a code of ours.
   if (error.code == std::error_code(ETIMEDOUT, std::system_category()) && error.stage != multifd::Stage::connect)

@@ -5,12 +5,29 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <cstdio>
 #include <cstdlib>
+#include <string_view>
 
 /// Ends the program when a rule of the library itself, or a caller's documented contract, is broken.
 /// Never used for anything that a peer, a file or a command line can cause: those get an Error.
 #ifndef MULTIFD_ASSERT
 #define MULTIFD_ASSERT(condition) ((condition) ? static_cast<void>(0) : ::std::abort())
+#endif
+
+/// 1: a checking build, for the whole program (-DMULTIFD_CHECKED=1, the same in every file that includes multifd). A page
+/// that is queued twice in an epoch, two threads in a Sender's producer calls at once, and the use of a Sender or Receiver
+/// that was moved from end the program at the call that is wrong, through MULTIFD_MISUSE. It costs a bit for each page and
+/// a look at it. Otherwise nothing is checked, and nothing is paid.
+#ifndef MULTIFD_CHECKED
+#define MULTIFD_CHECKED 0
+#endif
+
+/// MULTIFD_MISUSE(what, block, offset): says on stderr what the caller did, to which RAM block (may be empty), and ends the
+/// program. Define it to do something else first; it must not return.
+#ifndef MULTIFD_MISUSE
+#define MULTIFD_MISUSE(what, block, offset) ::multifd::detail::end_of_misuse(what, block, offset)
 #endif
 
 #if defined(__x86_64__)
@@ -30,5 +47,18 @@ namespace multifd {
 /// Distance in bytes that keeps two threads' data on different cache lines. Fixed, because
 /// std::hardware_destructive_interference_size changes with -mtune and would change layouts with it.
 inline constexpr std::size_t cache_line = 64;
+
+namespace detail {
+
+[[noreturn]] inline void end_of_misuse(const char* what, std::string_view block, std::uint64_t offset) noexcept {
+  if (block.empty())
+    std::fprintf(stderr, "multifd: misuse: %s\n", what);
+  else
+    std::fprintf(stderr, "multifd: misuse: %s: RAM block %.*s, offset %llu\n", what, static_cast<int>(block.size()),
+                 block.data(), static_cast<unsigned long long>(offset));
+  std::abort();
+}
+
+}  // namespace detail
 
 }  // namespace multifd

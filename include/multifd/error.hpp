@@ -107,11 +107,10 @@ enum class Errc {
   peer_lacks_confirmation,
   unknown_policy,
   not_supported,
-  already_closed,  // the last one: see last_errc
+  already_closed,  // the last: see last_errc
 };
 
-/// How many codes there are. Receivers tell their senders a code as a number, which means the same only where the list
-/// is the same (wire/answer.hpp).
+/// Codes travel as numbers (wire/answer.hpp), which mean the same only where the list is the same.
 inline constexpr int last_errc = static_cast<int>(Errc::already_closed);
 
 /// Few conditions for programs to branch on: `if (error.code == Condition::peer_gone)`.
@@ -185,9 +184,11 @@ constexpr ErrcInfo errc_info(int value) noexcept {
               C::peer_protocol, "flag bits"};
     case Errc::bad_block_name: return {"RAM block name is empty or not terminated", C::peer_protocol};
     case Errc::unknown_block: return {"RAM block is not known here", C::peer_protocol};
-    case Errc::offset_misaligned: return {"page offset is not a multiple of the page size", C::peer_protocol};
-    case Errc::offset_past_block: return {"page offset lies past the end of its RAM block", C::peer_protocol};
-    case Errc::duplicate_page: return {"the same page twice in one packet", C::peer_protocol};
+    case Errc::offset_misaligned:
+      return {"page offset is not a multiple of the page size", C::peer_protocol, "offset", "page size"};
+    case Errc::offset_past_block:
+      return {"page offset lies past the end of its RAM block", C::peer_protocol, "offset", "block's bytes"};
+    case Errc::duplicate_page: return {"the same page twice in one packet", C::peer_protocol, "offset"};
     case Errc::bad_payload_size: return {"payload size does not fit the packet's pages", C::peer_protocol};
     case Errc::payload_too_large: return {"payload is larger than its bound", C::peer_protocol};
     case Errc::corrupt_payload: return {"compressed payload is corrupt", C::peer_protocol};
@@ -285,23 +286,23 @@ constexpr ErrcInfo errc_info(int value) noexcept {
               C::peer_protocol};
     case Errc::peer_closed: return {"the peer closed the connection", C::peer_gone};
     case Errc::peer_gave_up: return {"the receiver gave up", C::peer_gone};
-    case Errc::unconfirmed:
-      return {"the receiver ended without the confirmation that everything has arrived", C::peer_gone};
+    case Errc::unconfirmed: return {"the receiver ended, and has not confirmed that all arrived", C::peer_gone};
     case Errc::tls_truncated:
       return {"the TLS stream was cut without a close_notify: the peer failed, or somebody on the way cut it",
               C::peer_gone};
     case Errc::timed_out: return {"time limit passed", C::timed_out};
     case Errc::cancelled: return {"cancelled", C::cancelled};
     case Errc::bad_page_size: return {"page size is not a power of two from 1024 to 65536", C::misuse};
-    case Errc::bad_block_size: return {"RAM block is empty or not a whole number of pages", C::misuse};
+    case Errc::bad_block_size:
+      return {"RAM block is empty or not a whole number of pages", C::misuse, "bytes", "page size"};
     case Errc::bad_block_idstr: return {"RAM block idstr must have 1 to 255 bytes and no NUL", C::misuse};
     case Errc::duplicate_block: return {"a RAM block of that idstr is already registered", C::misuse};
     case Errc::bad_channel_count: return {"channel count must be from 1 to 255", C::misuse};
-    case Errc::bad_range: return {"page range is not inside its RAM block, or not page aligned", C::misuse};
+    case Errc::bad_range: return {"page range is not inside its RAM block, or not page aligned", C::misuse, "at", "of"};
     case Errc::bad_address: return {"address must be tcp:HOST:PORT or unix:PATH", C::misuse};
     case Errc::bad_option: return {"option is out of its range", C::misuse};
     case Errc::read_only_block: return {"RAM block was registered read-only", C::misuse};
-    case Errc::block_without_memory: return {"RAM block was registered without memory", C::misuse};
+    case Errc::block_without_memory: return {"RAM block has no memory here", C::misuse};
     case Errc::peer_lacks_device_state:
       return {"this peer does not know device-state packets (PeerProfile)", C::misuse};
     case Errc::peer_lacks_zero_lists:

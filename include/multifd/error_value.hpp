@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -28,7 +29,11 @@ class Subject {
 
   constexpr Subject() noexcept = default;
   // Implicit: `.subject = block.idstr` is how it is written.
-  constexpr Subject(std::string_view name) noexcept { append(name); }
+  template <class Name>
+    requires std::convertible_to<const Name&, std::string_view>
+  constexpr Subject(const Name& name) noexcept {
+    append(name);
+  }
 
   constexpr Subject& append(std::string_view more) noexcept {
     constexpr std::string_view cut = "...";

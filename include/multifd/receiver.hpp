@@ -77,8 +77,10 @@ class Receiver {
     if (ram.blocks().empty()) return fail(Errc::bad_block_size, Stage::setup, "Receiver::open: no RAM block");
     for (const RamBlock& block : ram.blocks()) {
       if (options.on_packet) break;
-      if (block.access == Access::read_only) return fail(Errc::read_only_block, Stage::setup, "Receiver::open");
-      if (block.access == Access::none) return fail(Errc::block_without_memory, Stage::setup, "Receiver::open");
+      if (block.access == Access::read_only)
+        return fail(Errc::read_only_block, Stage::setup, "Receiver::open", 0, 0, block.idstr);
+      if (block.access == Access::none)
+        return fail(Errc::block_without_memory, Stage::setup, "Receiver::open", 0, 0, block.idstr);
     }
     for (const auto& [name, limit] : {std::pair("ReceiverOptions::hello_timeout", options.hello_timeout),
                                       std::pair("ReceiverOptions::barrier_timeout", options.barrier_timeout),
@@ -102,7 +104,7 @@ class Receiver {
   /// relay closes its own epoch there (PROTOCOL.md section 11.7). It returns a Result<void>; its error is the migration's.
   template <class WhileHeld = SyncPoint::Nothing>
   Result<std::uint64_t> sync(WhileHeld&& while_held = {}) {
-    State& s = *state_;
+    State& s = checked();
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     if (s.finished) return fail(Errc::already_closed, Stage::sync);
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
@@ -121,7 +123,7 @@ class Receiver {
   /// Errors: Errc::sync_mismatch when a channel still waits at a manual barrier; timed_out when nothing arrives for
   ///   ReceiverOptions::progress_timeout; the first error; already_closed.
   Result<void> finish() noexcept {
-    State& s = *state_;
+    State& s = checked();
     const auto finished = s.finish(s.options.progress_timeout, s.shared.progress);
     if (!finished && finished.error().code == Errc::timed_out) return std::unexpected(s.first_error(finished.error()));
     return finished;
@@ -130,7 +132,7 @@ class Receiver {
   /// finish() that waits no longer than `limit`, whatever arrives meanwhile. Then the error is timed_out and nothing
   /// else changes: the channels go on, and either finish() may be called again.
   Result<void> finish(std::chrono::milliseconds limit) noexcept {
-    return state_->finish(limit, [] { return std::uint64_t{0}; });
+    return checked().finish(limit, [] { return std::uint64_t{0}; });
   }
 
   /// Says that the last epoch is over (Barrier::manual): from here on no packet changes memory, so that the pages can be
@@ -139,7 +141,7 @@ class Receiver {
   /// Errors: Errc::data_after_end when a page has come behind the last epoch, and from finish() when one comes later;
   ///   sync_mismatch likewise for a SYNC; not_supported with Barrier::automatic; the first error; already_closed.
   Result<void> end_epochs() noexcept {
-    State& s = *state_;
+    State& s = checked();
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     if (s.finished) return fail(Errc::already_closed, Stage::close);
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
@@ -156,11 +158,11 @@ class Receiver {
   /// broken stream.
   ///
   /// Threads: any; it must have begun before the destructor does. Bounded: it waits for no thread and no peer.
-  void cancel() noexcept { state_->shared.error.raise({.code = Errc::cancelled, .op = "Receiver::cancel"}); }
+  void cancel() noexcept { checked().shared.error.raise({.code = Errc::cancelled, .op = "Receiver::cancel"}); }
 
   /// Threads: any. Allocates the snapshot.
   ReceiverStats stats() const {
-    const State& s = *state_;
+    const State& s = checked();
     ReceiverStats stats;
     for (const auto& channel : s.channels) {
       stats.channels.push_back(channel->stats());
@@ -174,11 +176,11 @@ class Receiver {
 
   /// How many channels have ended in order. For who knows from a main stream that more must come: a source that gives up
   /// may leave nothing else to be seen. Threads: any.
-  unsigned ended_channels() const noexcept { return state_->shared.barrier->ended(); }
+  unsigned ended_channels() const noexcept { return checked().shared.barrier->ended(); }
 
   /// Which pages packets have announced so far, as bytes or as zero; after finish(): which have arrived. Not kept with a
   /// PacketHook. Threads: any.
-  const ReceivedPages& received() const noexcept { return state_->shared.received; }
+  const ReceivedPages& received() const noexcept { return checked().shared.received; }
 
   /// Marks a page that arrived on the caller's main stream (a legacy zero record, PROTOCOL.md section 9.6), and says
   /// whether it had arrived before.
@@ -186,7 +188,7 @@ class Receiver {
   /// Errors: Errc::bad_range, offset_misaligned, offset_past_block: the numbers may be the peer's; not_supported with a
   ///   PacketHook.
   Result<bool> mark_received(BlockId block, std::uint64_t offset) noexcept {
-    RecvShared& shared = state_->shared;
+    RecvShared& shared = checked().shared;
     if (shared.on_packet) return fail(Errc::not_supported, Stage::parse, "mark_received with a PacketHook");
     if (!shared.map.contains(block)) return fail(Errc::bad_range, Stage::parse, "block", index(block));
     if (auto page = shared.map.resolve(block, offset); !page) return std::unexpected(page.error());
@@ -194,7 +196,7 @@ class Receiver {
   }
 
   /// The uuid that the peer said.
-  Uuid peer_uuid() const noexcept { return state_->peer_uuid(); }
+  Uuid peer_uuid() const noexcept { return checked().peer_uuid(); }
 
   Receiver(Receiver&&) noexcept = default;
   Receiver& operator=(Receiver&&) noexcept = default;
@@ -338,6 +340,11 @@ class Receiver {
   };
 
   explicit Receiver(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+
+  State& checked() const noexcept {
+    if (MULTIFD_CHECKED != 0 && !state_) MULTIFD_MISUSE("a Receiver is used that was moved from", {}, 0);
+    return *state_;
+  }
 
   std::unique_ptr<State> state_;
 };

@@ -15,6 +15,7 @@
 
 #include "multifd/channel/announce.hpp"
 #include "multifd/channel/batch_producer.hpp"
+#include "multifd/channel/misuse.hpp"
 #include "multifd/memory/dirty_bitmap.hpp"
 #include "multifd/sender_options.hpp"
 
@@ -34,8 +35,9 @@ concept NeedsNoZeroSink = Z::stage != ZeroStage::producer;
 /// Sends pages of a RamMap over connected transports.
 ///
 /// The order of use: open(), then per epoch any number of queue_*() and one sync(), then finish() or close_channels(). A
-/// page must be queued at most once per epoch: inside one there is no order, so the older of two copies might win. A page
-/// dirtied again belongs to a later epoch (PROTOCOL.md section 6). Queued pages leave at the latest at sync() or flush().
+/// page must be queued at most once per epoch (MULTIFD_CHECKED finds it): inside one there is no order, so the older of
+/// two copies might win. A page dirtied again belongs to a later epoch (PROTOCOL.md section 6). Queued pages leave at the
+/// latest at sync() or flush().
 ///
 /// Threads: cancel(), stats(), set_bandwidth(), set_level() from any thread; everything else from one, the producer.
 ///   The memory may be written by the guest all the time.
@@ -60,7 +62,7 @@ class Sender {
       return fail(Errc::peer_lacks_zero_lists, Stage::setup, "Sender::open");
     for (const RamBlock& block : ram.blocks())
       if (block.access == Access::none && options.pages == PageSource::guest)
-        return fail(Errc::block_without_memory, Stage::setup, "Sender::open");
+        return fail(Errc::block_without_memory, Stage::setup, "Sender::open", 0, 0, block.idstr);
     if (options.digest == Digest::on && !options.peer.digests)
       return fail(Errc::bad_option, Stage::setup, "digest: only our own receiver verifies it");
     for (const auto& [name, limit] : {std::pair("SenderOptions::progress_timeout", options.progress_timeout),
@@ -86,8 +88,10 @@ class Sender {
   /// Errors: Errc::bad_range (nothing is queued, the sender goes on); the first error.
   /// Threads: producer. Blocks while every channel is full.
   Result<Queued> queue_page(BlockId block, std::uint64_t offset) noexcept {
-    State& s = *state_;
+    State& s = checked();
+    [[maybe_unused]] const auto turn = s.checks.enter();
     if (auto ready = s.check(block, offset, s.page_bytes); !ready) return std::unexpected(ready.error());
+    s.checks.note_run(s.shared.map, block, offset, 1);
     if constexpr (Z::stage == ZeroStage::producer) {
       const std::byte* host = s.shared.map.block(block).host.data();
       if (s.options.zero_pages.is_zero({block, offset, {host + offset, s.page_bytes}})) {
@@ -106,8 +110,10 @@ class Sender {
   /// Errors, Threads: as queue_page().
   template <class OnZero>
   Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes, OnZero&& on_zero) {
-    State& s = *state_;
+    State& s = checked();
+    [[maybe_unused]] const auto turn = s.checks.enter();
     if (auto ready = s.check(block, offset, bytes); !ready) return std::unexpected(ready.error());
+    s.checks.note_run(s.shared.map, block, offset, bytes / s.page_bytes);
     QueuedPages done;
     if (auto queued = s.producer.queue(block, offset, bytes / s.page_bytes, on_zero, done); !queued)
       return std::unexpected(queued.error());
@@ -129,17 +135,20 @@ class Sender {
   template <class OnZero>
   Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap, std::uint64_t first_page,
                                   OnZero&& on_zero) {
-    State& s = *state_;
+    State& s = checked();
+    [[maybe_unused]] const auto turn = s.checks.enter();
     if (auto ready = s.check(block, 0, 0); !ready) return std::unexpected(ready.error());
     const std::uint64_t pages = s.shared.map.pages(block);
-    if (first_page > pages) return fail(Errc::bad_range, Stage::produce, "queue_dirty", first_page);
+    const Subject name(s.shared.map.block(block).idstr);
+    if (first_page > pages) return fail(Errc::bad_range, Stage::produce, "queue_dirty: page", first_page, pages, name);
     if (const std::uint64_t end = end_of_dirty(bitmap); end > pages - first_page)
-      return fail(Errc::bad_range, Stage::produce, "queue_dirty", first_page + end - 1);
+      return fail(Errc::bad_range, Stage::produce, "queue_dirty: page", first_page + end - 1, pages, name);
 
     QueuedPages done;
     for (std::size_t word = 0; word < bitmap.size(); ++word) {
       if (bitmap[word] == 0) continue;
       const std::uint64_t offset = (first_page + 64 * word) * s.page_bytes;
+      s.checks.note_bits(s.shared.map, block, offset, bitmap[word]);
       if (auto queued = s.producer.queue_bits(block, offset, bitmap[word], on_zero, done); !queued)
         return std::unexpected(queued.error());
     }
@@ -156,8 +165,10 @@ class Sender {
   ///
   /// Returns, Errors, Threads: as queue_page().
   Result<Queued> queue_zero(BlockId block, std::uint64_t offset) noexcept {
-    State& s = *state_;
+    State& s = checked();
+    [[maybe_unused]] const auto turn = s.checks.enter();
     if (auto ready = s.check_place(block, offset, s.page_bytes); !ready) return std::unexpected(ready.error());
+    s.checks.note_run(s.shared.map, block, offset, 1);
     QueuedPages done;
     if (auto queued = s.producer.queue_zero(block, offset, done); !queued) return std::unexpected(queued.error());
     return done.queued != 0 ? Queued::queued : Queued::zero_on_main;
@@ -176,7 +187,8 @@ class Sender {
   template <class OnZero>
   Result<QueuedPages> queue_copies(BlockId block, std::span<const std::uint64_t> offsets, std::size_t normal_pages,
                                    PageBuffer& pages, OnZero&& on_zero) {
-    State& s = *state_;
+    State& s = checked();
+    [[maybe_unused]] const auto turn = s.checks.enter();
     if (auto ready = s.check_place(block, 0, 0); !ready) return std::unexpected(ready.error());
     if (s.shared.source != PageSource::copies) return fail(Errc::not_supported, Stage::produce, "queue_copies");
     if (offsets.empty() || offsets.size() > s.shared.map.packet_pages() || normal_pages > offsets.size())
@@ -197,7 +209,8 @@ class Sender {
   /// Errors: Errc::peer_lacks_device_state; not_supported with a compressor, as in QEMU; bad_range; ENOMEM; the first
   ///   error. Threads: producer. Blocks while every channel is full.
   Result<void> queue_device_state(const DeviceState& state) noexcept {
-    State& s = *state_;
+    State& s = checked();
+    [[maybe_unused]] const auto turn = s.checks.enter();
     if (auto ready = s.check_open(); !ready) return ready;
     if (!s.options.peer.device_state) return fail(Errc::peer_lacks_device_state, Stage::produce);
     if (C::method != wire::flag_none)
@@ -215,7 +228,8 @@ class Sender {
   ///
   /// Errors: the first error. Threads: producer.
   Result<void> flush() noexcept {
-    State& s = *state_;
+    State& s = checked();
+    [[maybe_unused]] const auto turn = s.checks.enter();
     if (auto ready = s.check_open(); !ready) return ready;
     if (auto put = s.producer.put_open(); !put) return put;
     s.shared.handoff->flush();
@@ -228,10 +242,12 @@ class Sender {
   /// Errors: the first error. Threads: producer. Blocks only while every channel is full.
   /// Wire: PROTOCOL.md section 6; the main stream's record may be written before or after.
   Result<std::uint64_t> sync() noexcept {
-    State& s = *state_;
+    State& s = checked();
+    [[maybe_unused]] const auto turn = s.checks.enter();
     if (auto ready = s.check_open(); !ready) return std::unexpected(ready.error());
     if (auto put = s.producer.put_open(); !put) return std::unexpected(put.error());
     s.producer.note_synced();
+    s.checks.new_epoch();
     s.epochs.add(1);
     return s.shared.handoff->close_epoch();
   }
@@ -240,7 +256,7 @@ class Sender {
   ///
   /// Errors: Errc::bad_range for an epoch that is not closed; the first error. Threads: any.
   Result<void> wait(std::uint64_t epoch) noexcept {
-    State& s = *state_;
+    State& s = checked();
     if (epoch >= s.epochs.get()) return fail(Errc::bad_range, Stage::sync, "wait: epoch is not closed", epoch);
     auto watch = s.shared.watch();
     const auto look = [&] { s.shared.check_progress(watch); };
@@ -264,7 +280,8 @@ class Sender {
   ///   ends without an answer; timed_out after confirm_timeout; else as close_channels().
   /// Threads: producer. Wire: wire/answer.hpp.
   Result<void> finish() noexcept {
-    State& s = *state_;
+    State& s = checked();
+    [[maybe_unused]] const auto turn = s.checks.enter();
     if (auto ready = s.check_open(); !ready) return ready;
     if (!s.shared.gets_answer()) return fail(Errc::peer_lacks_confirmation, Stage::close, "Sender::finish");
     // Relaxed: the hand-off's end, which comes later, publishes it.
@@ -282,7 +299,8 @@ class Sender {
   /// Errors: the first error; Errc::already_closed. Threads: producer. Blocks on the peer, at most progress_timeout after
   ///   the last byte that moved; cancel() ends that.
   Result<void> close_channels() noexcept {
-    State& s = *state_;
+    State& s = checked();
+    [[maybe_unused]] const auto turn = s.checks.enter();
     if (auto ready = s.check_open(); !ready) return ready;
     if (s.producer.unsynced()) {
       if (auto synced = sync(); !synced) return std::unexpected(synced.error());
@@ -306,10 +324,10 @@ class Sender {
   /// broken stream.
   ///
   /// Threads: any; it must have begun before the destructor does. Bounded: it waits for no thread and no peer.
-  void cancel() noexcept { state_->shared.error.raise({.code = Errc::cancelled, .op = "Sender::cancel"}); }
+  void cancel() noexcept { checked().shared.error.raise({.code = Errc::cancelled, .op = "Sender::cancel"}); }
 
   /// Changes the bandwidth cap; 0 lifts it. Threads: any.
-  void set_bandwidth(std::uint64_t bytes_per_s) noexcept { state_->shared.limiter.set_rate(bytes_per_s); }
+  void set_bandwidth(std::uint64_t bytes_per_s) noexcept { checked().shared.limiter.set_rate(bytes_per_s); }
 
   /// Changes the compression level from each channel's next packet on. An impossible level fails the migration with
   /// Errc::bad_option. Threads: any.
@@ -317,8 +335,8 @@ class Sender {
   /// Errors: Errc::not_supported by compressors whose stream cannot change its level.
   Result<void> set_level(int level) noexcept {
     if constexpr (HasLiveLevel<C>) {
-      state_->shared.level.store(level, std::memory_order_relaxed);
-      state_->shared.level_changes.fetch_add(1, std::memory_order_release);  // meets follow_level()
+      checked().shared.level.store(level, std::memory_order_relaxed);
+      checked().shared.level_changes.fetch_add(1, std::memory_order_release);  // meets follow_level()
       return {};
     } else {
       return fail(Errc::not_supported, Stage::setup, "set_level");
@@ -327,7 +345,7 @@ class Sender {
 
   /// Threads: any. Allocates the snapshot.
   SenderStats stats() const {
-    const State& s = *state_;
+    const State& s = checked();
     SenderStats stats;
     for (const auto& channel : s.channels) stats.channels.push_back(channel->stats());
     stats.zero_on_main = s.producer.zero_on_main.get();
@@ -350,6 +368,7 @@ class Sender {
           page_bytes(ram.page_bytes()),
           shared(ram, options.uuid, announced, options.pages, options.digest, channel_count, options.bandwidth,
                  options.progress_timeout, [this] { stop(); }),
+          checks(ram),
           producer(shared, options.zero_pages) {
       shared.progress = [this] {
         std::uint64_t sum = 0;
@@ -436,10 +455,11 @@ class Sender {
       if (auto ready = check_open(); !ready) [[unlikely]]
         return ready;
       if (!shared.map.contains(block)) [[unlikely]]
-        return fail(Errc::bad_range, Stage::produce, "block", index(block));
-      const std::uint64_t size = shared.map.block(block).bytes;
-      if (((offset | bytes) & (page_bytes - 1)) != 0 || bytes > size || offset > size - bytes) [[unlikely]]
-        return fail(Errc::bad_range, Stage::produce, "range", offset);
+        return fail(Errc::bad_range, Stage::produce, "BlockId of another map", index(block));
+      const RamBlock& there = shared.map.block(block);
+      if (((offset | bytes) & (page_bytes - 1)) != 0 || bytes > there.bytes || offset > there.bytes - bytes)
+          [[unlikely]]
+        return fail(Errc::bad_range, Stage::produce, "range", offset, there.bytes, there.idstr);
       return {};
     }
 
@@ -450,12 +470,18 @@ class Sender {
     SendShared shared;
     std::vector<std::unique_ptr<Channel>> channels;
     std::vector<Thread> threads;
+    [[no_unique_address]] ProducerChecksOfBuild checks;
     BatchProducer<Z> producer;
     bool closed = false;
     Counter epochs;
   };
 
   explicit Sender(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+
+  State& checked() const noexcept {
+    if (MULTIFD_CHECKED != 0 && !state_) MULTIFD_MISUSE("a Sender is used that was moved from", {}, 0);
+    return *state_;
+  }
 
   std::unique_ptr<State> state_;
 };

@@ -241,18 +241,26 @@ class RecvChannel {
       return fail(Errc::data_after_end, Stage::parse, "data packet");
     const Result<BlockId> block = find(header.idstr);
     if (!block) return std::unexpected(block.error());
-    if (auto gathered = gather(header, *block); !gathered) return gathered;
+    auto applied = apply_to(*block, header);
+    // Not what the connection or a hook has to say.
+    if (!applied && (applied.error().stage == Stage::parse || applied.error().stage == Stage::decode))
+      applied.error().subject = shared_.map.block(*block).idstr;
+    return applied;
+  }
+
+  Result<void> apply_to(BlockId block, const wire::PacketHeader& header) noexcept {
+    if (auto gathered = gather(header, block); !gathered) return gathered;
 
     if (!shared_.on_packet) {
       // Zero pages first, as QEMU does (PROTOCOL.md section 5.2); the two lists are disjoint, gather() saw to it.
-      for (std::size_t i = 0; i < header.zero_pages; ++i) apply_zero(*block, offset(header.normal_pages + i));
+      for (std::size_t i = 0; i < header.zero_pages; ++i) apply_zero(block, offset(header.normal_pages + i));
       clock_.lap(counters_.check_ns);
-      const std::byte* const host = shared_.map.block(*block).host.data();
+      const std::byte* const host = shared_.map.block(block).host.data();
       for (const iovec& run : runs_.view())
-        shared_.received.set(*block, static_cast<std::uint64_t>(static_cast<std::byte*>(run.iov_base) - host),
+        shared_.received.set(block, static_cast<std::uint64_t>(static_cast<std::byte*>(run.iov_base) - host),
                              run.iov_len / shared_.map.page_bytes());
       if (shared_.populate && header.normal_pages > 0)
-        shared_.populate->note(*block, offset(header.normal_pages - 1), header.normal_pages);
+        shared_.populate->note(block, offset(header.normal_pages - 1), header.normal_pages);
     }
     // From here header_ may be overwritten by the next packet's: `header` keeps the numbers, idstr is not used again.
     if (header.normal_pages > 0) {
@@ -260,7 +268,7 @@ class RecvChannel {
     }
     if (shared_.on_packet) {
       ReceivedPacket packet{.channel = id(),
-                            .block = *block,
+                            .block = block,
                             .offsets = std::span(offsets_.get(), header.normal_pages + header.zero_pages),
                             .normal_pages = header.normal_pages,
                             .pages = pages_};

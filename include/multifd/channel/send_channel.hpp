@@ -194,12 +194,16 @@ class SendChannel {
       }
       if (auto level = follow_level(); !level) return level;
       const Result<ConstBuffers> payload = encoder_.encode(pages);
-      if (!payload) return std::unexpected(payload.error());
+      if (!payload) {
+        Error error = payload.error();
+        error.subject = block.idstr;
+        return std::unexpected(error);
+      }
       payload_bytes = total_bytes(*payload);
       // A policy of the user's may break its contract; the peer's buffer is not ours to overrun.
       const std::size_t bound = C::payload_form == PayloadForm::pages ? normal * page_bytes : wire::max_payload_bytes;
       if (payload_bytes == 0 || payload_bytes > bound || payload->size() > shared_.map.packet_pages())
-        return fail(Errc::payload_too_large, Stage::encode, "payload", payload_bytes);
+        return fail(Errc::payload_too_large, Stage::encode, "payload", payload_bytes, bound, block.idstr);
       for (const iovec& part : *payload) out_[out_count++] = part;
       header.next_packet_size = static_cast<std::uint32_t>(payload_bytes);
     }

@@ -29,7 +29,8 @@ class RamMap {
   /// Registers a block.
   ///
   /// Params: `idstr`: 1 to 255 bytes, no NUL; `host`: a whole number of pages, at least one.
-  /// Errors: Errc::bad_page_size, bad_block_idstr, bad_block_size, duplicate_block.
+  /// Errors: Errc::bad_page_size, bad_block_idstr, bad_block_size, block_without_memory (`host` is null),
+  ///   duplicate_block.
   Result<BlockId> add(std::string_view idstr, std::span<std::byte> host, Access access = Access::read_write) {
     return insert({.idstr = std::string(idstr), .host = host, .bytes = host.size(), .access = access});
   }
@@ -51,7 +52,7 @@ class RamMap {
     // A handful of blocks, packets of one block in a row: a linear search beats a map.
     for (std::size_t i = 0; i < blocks_.size(); ++i)
       if (blocks_[i].idstr == idstr) return BlockId{static_cast<std::uint32_t>(i)};
-    return fail(Errc::unknown_block, Stage::parse, "ramblock");
+    return fail(Errc::unknown_block, Stage::parse, "ramblock", 0, 0, idstr);
   }
 
   /// Says whether a page's offset, wherever it comes from, is one of the block's pages.
@@ -60,9 +61,12 @@ class RamMap {
   /// Errors: Errc::offset_misaligned, offset_past_block (detail: the offset).
   /// Threads: any. Wait-free.
   Result<void> check(BlockId id, std::uint64_t offset) const noexcept {
-    if (offset % page_bytes_ != 0) return fail(Errc::offset_misaligned, Stage::parse, "offset", offset);
+    const RamBlock& there = block(id);
+    if (offset % page_bytes_ != 0)
+      return fail(Errc::offset_misaligned, Stage::parse, "offset", offset, page_bytes_, there.idstr);
     // The block holds at least one page, so the subtraction cannot wrap.
-    if (offset > block(id).bytes - page_bytes_) return fail(Errc::offset_past_block, Stage::parse, "offset", offset);
+    if (offset > there.bytes - page_bytes_)
+      return fail(Errc::offset_past_block, Stage::parse, "offset", offset, there.bytes, there.idstr);
     return {};
   }
 
@@ -104,8 +108,10 @@ class RamMap {
     if (block.idstr.empty() || block.idstr.size() > wire::max_idstr_length || block.idstr.contains('\0'))
       return fail(Errc::bad_block_idstr, stage, "RamMap::add", block.idstr.size());
     if (block.bytes == 0 || block.bytes % page_bytes_ != 0)
-      return fail(Errc::bad_block_size, stage, "RamMap::add", block.bytes);
-    if (find(block.idstr)) return fail(Errc::duplicate_block, stage, "RamMap::add");
+      return fail(Errc::bad_block_size, stage, "RamMap::add", block.bytes, page_bytes_, block.idstr);
+    if (block.access != Access::none && block.host.data() == nullptr)
+      return fail(Errc::block_without_memory, stage, "RamMap::add: null pointer", 0, 0, block.idstr);
+    if (find(block.idstr)) return fail(Errc::duplicate_block, stage, "RamMap::add", 0, 0, block.idstr);
     blocks_.push_back(std::move(block));
     return BlockId{static_cast<std::uint32_t>(blocks_.size() - 1)};
   }

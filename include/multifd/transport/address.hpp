@@ -87,6 +87,19 @@ inline Result<Address> parse_address(std::string_view text) {
   return Address{.kind = AddressKind::tcp, .host = std::string(host), .port = port};
 }
 
+/// An address as an error names it: as parse_address() reads it, without allocation.
+inline Subject subject_of(const Address& address) noexcept {
+  if (address.kind == AddressKind::unix_socket) return Subject("unix:").append(address.path);
+  const bool brackets = address.host.contains(':');
+  char port[8];
+  const auto digits = std::to_chars(port, port + sizeof port, address.port);
+  return Subject("tcp:")
+      .append(brackets ? "[" : "")
+      .append(address.host)
+      .append(brackets ? "]:" : ":")
+      .append({port, static_cast<std::size_t>(digits.ptr - port)});
+}
+
 /// Writes an address as parse_address() reads it.
 inline std::string to_string(const Address& address) {
   if (address.kind == AddressKind::unix_socket) return "unix:" + address.path;

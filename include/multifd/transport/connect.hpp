@@ -80,8 +80,8 @@ inline Result<FdTransport> connect_unix(const Address& address, Clock::time_poin
   return adopt_blocking(std::move(*fd), Stage::connect);
 }
 
-inline Result<FdTransport> connect_until(const Address& address, Clock::time_point deadline,
-                                         const SocketOptions& options) {
+inline Result<FdTransport> connect_unnamed(const Address& address, Clock::time_point deadline,
+                                           const SocketOptions& options) {
   if (auto checked = check_socket_options(options, Stage::connect); !checked) return std::unexpected(checked.error());
   if (options.interrupt && options.interrupt->triggered()) return fail(Errc::cancelled, Stage::connect, "connect");
   if (address.kind == AddressKind::unix_socket) return connect_unix(address, deadline, options);
@@ -103,6 +103,13 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
     if (target == targets->get()) first_error = connection.error();
   }
   return std::unexpected(first_error);
+}
+
+inline Result<FdTransport> connect_until(const Address& address, Clock::time_point deadline,
+                                         const SocketOptions& options) {
+  auto link = connect_unnamed(address, deadline, options);
+  if (!link) link.error().subject = subject_of(address);
+  return link;
 }
 
 }  // namespace detail

@@ -114,21 +114,9 @@ class Listener {
   /// Errors (stage `accept`): errno, for instance EADDRINUSE, also for a UNIX path that is in use or is no socket;
   ///   `bad_address`, `bad_option`, op "resolve" as connect_to(). A socket file that nobody listens on is replaced.
   static Result<Listener> listen(const Address& address, unsigned backlog, const SocketOptions& options = {}) {
-    const int queue = static_cast<int>(std::clamp(backlog, 1U, 65535U));
-    if (address.kind == AddressKind::unix_socket) return listen_unix(address, queue, options);
-    if (address.host.empty()) {
-      Address any = address;
-      any.host = "::";
-      Result<Listener> both = listen_tcp(any, queue, options);
-      // No IPv6 here: everything else (a port in use) would not go better with IPv4.
-      if (both || (both.error().code != std::errc::address_family_not_supported &&
-                   both.error().code != std::errc::address_not_available)) {
-        return both;
-      }
-      any.host = "0.0.0.0";
-      return listen_tcp(any, queue, options);
-    }
-    return listen_tcp(address, queue, options);
+    auto listener = listen_unnamed(address, backlog, options);
+    if (!listener) listener.error().subject = subject_of(address);
+    return listener;
   }
 
   /// Where it listens, with the port that the system chose if 0 was asked.
@@ -226,6 +214,24 @@ class Listener {
       if (fd >= 0) return FdTransport::adopt(fd);
       if (!detail::only_that_connection(errno)) return fail_errno(Stage::accept, "accept");
     }
+  }
+
+  static Result<Listener> listen_unnamed(const Address& address, unsigned backlog, const SocketOptions& options) {
+    const int queue = static_cast<int>(std::clamp(backlog, 1U, 65535U));
+    if (address.kind == AddressKind::unix_socket) return listen_unix(address, queue, options);
+    if (address.host.empty()) {
+      Address any = address;
+      any.host = "::";
+      Result<Listener> both = listen_tcp(any, queue, options);
+      // No IPv6 here: everything else (a port in use) would not go better with IPv4.
+      if (both || (both.error().code != std::errc::address_family_not_supported &&
+                   both.error().code != std::errc::address_not_available)) {
+        return both;
+      }
+      any.host = "0.0.0.0";
+      return listen_tcp(any, queue, options);
+    }
+    return listen_tcp(address, queue, options);
   }
 
   static Result<Listener> listen_tcp(const Address& address, int backlog, const SocketOptions& options) {

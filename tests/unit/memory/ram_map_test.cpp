@@ -283,3 +283,19 @@ TEST_CASE("check() refuses places past the end of a block that lies elsewhere, h
   for (const std::uint64_t offset : {std::uint64_t{1}, std::uint64_t{4095}, ~std::uint64_t{0}})
     check_refused(map.check(huge, offset), Errc::offset_misaligned, offset, Stage::parse);
 }
+
+TEST_CASE("RamMap refuses a block at a null pointer, and errors name their block") {
+  RamMap map;
+  const auto null = map.add("pc.ram", std::span<std::byte>(static_cast<std::byte*>(nullptr), 4096));
+  check_refused(null, Errc::block_without_memory, 0);
+  CHECK(null.error().subject.view() == "pc.ram");
+  check_refused(map.add_read_only("pc.rom", std::span<const std::byte>(static_cast<const std::byte*>(nullptr), 4096)),
+                Errc::block_without_memory, 0);
+  CHECK(map.blocks().empty());
+  CHECK(map.add_elsewhere("pc.ram", 8192));
+  CHECK(map.find("vga").error().subject.view() == "vga");
+  const auto past = map.check(BlockId{0}, 8192);
+  CHECK(past.error().subject.view() == "pc.ram");
+  CHECK(describe(past.error()) ==
+        "parse: offset: page offset lies past the end of its RAM block (pc.ram, offset 8192, block's bytes 8192)");
+}
