@@ -173,8 +173,7 @@ constexpr ErrcInfo errc_info(int value) noexcept {
               "this side's"};
     case Errc::duplicate_channel_id: return {"two channels have the same id", C::peer_protocol};
     case Errc::too_many_channels:
-      return {"the source opened more channels than expected: set the same number on both sides", C::peer_protocol,
-              "id", "expected"};
+      return {"the source opened more channels than expected: set the same number on both sides", C::peer_protocol};
     case Errc::block_list_mismatch:
       return {"the two sides have different RAM blocks: register the same names and sizes on both", C::peer_protocol,
               "the peer's", "this side's"};
@@ -309,8 +308,7 @@ constexpr ErrcInfo errc_info(int value) noexcept {
       return {"this peer drops zero pages listed in packets (QEMU before 9.0): use legacy or none", C::misuse};
     case Errc::peer_lacks_confirmation:
       return {
-          "this peer or transport gives no confirmation: use close_channels(), and learn from your main stream whether "
-          "everything has arrived",
+          "this peer or transport gives no confirmation: use close_channels(), and learn the end from your main stream",
           C::misuse};
     case Errc::unknown_policy: return {"no policy of that name is offered", C::misuse};
     case Errc::not_supported: return {"not supported by this stack", C::misuse};

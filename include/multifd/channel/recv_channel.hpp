@@ -75,7 +75,7 @@ class RecvChannel {
     shared_.error.raise(error);
   }
 
-  /// The last bytes on this channel, to a peer that takes them: why this side gives up. Threads: any, beside run().
+  /// The last bytes, to a peer that takes them: why this side gives up. Threads: any, beside run().
   void give_reason(const wire::AnswerBytes& answer) noexcept {
     if (!answered_.exchange(true, std::memory_order_relaxed)) give_answer(link_, answer);
   }
@@ -163,8 +163,7 @@ class RecvChannel {
 
   /// Fills header_, of which `ahead_` bytes may have come with the packet before; false at an orderly end.
   Result<bool> read_header() noexcept {
-    // The first bytes alone tell a stranger, and a device-state packet or a header for larger pages, which are shorter:
-    // do not wait for more of those than they will send.
+    // The first bytes tell what is shorter: do not wait for more of it than it has.
     const std::size_t size = header_bytes();
     while (ahead_ < size && !(ahead_ >= prefix_bytes && is_foreign())) {  // the caller looks what it is
       const std::size_t next = ahead_ < prefix_bytes ? prefix_bytes : ahead_ < slots_known ? slots_known : size;
@@ -242,7 +241,6 @@ class RecvChannel {
     const Result<BlockId> block = find(header.idstr);
     if (!block) return std::unexpected(block.error());
     auto applied = apply_to(*block, header);
-    // Not what the connection or a hook has to say.
     if (!applied && (applied.error().stage == Stage::parse || applied.error().stage == Stage::decode))
       applied.error().subject = shared_.map.block(*block).idstr;
     return applied;
