@@ -47,7 +47,7 @@ struct Target {
     if (!settings.discard) file.emplace(settings.file);
     if (!settings.populate) return;
     allocate(settings.size);
-    mapping().populate(interrupt);
+    mapping().populate(&interrupt);
   }
   void allocate(std::uint64_t bytes) {
     if (file)

@@ -105,7 +105,7 @@ int migrate(const Settings& settings) {
     if (!wire::valid_page_bytes(settings.page_size))
       throw program::Usage("--page-size: a power of two from 1024 to 65536");
     const auto file = program::Mapping::read_file(settings.file, settings.size, settings.page_size);
-    if (settings.populate) file.populate_for_reading(interrupt);
+    if (settings.populate) file.populate_for_reading(&interrupt);
     const std::span<const std::byte> bytes = file.bytes();
     Control control =
         Control::connect(program::address_of(settings.connect, "--connect"), interrupt, settings.limits, settings.tls);

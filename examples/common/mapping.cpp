@@ -104,10 +104,11 @@ class SparseDigest {
 };
 
 /// madvise() of a range, in steps between which a signal is heard. False: the kernel does not know the advice.
-bool advise(std::span<std::byte> bytes, int advice, const multifd::Interrupt& interrupt) {
+bool advise(std::span<std::byte> bytes, int advice, const multifd::Interrupt* interrupt) {
   constexpr std::size_t step = std::size_t{64} << 20;
   for (std::size_t at = 0; at < bytes.size(); at += step) {
-    if (interrupt.triggered()) throw cause_of(Failure(multifd::Error{.code = multifd::Errc::cancelled}));
+    if (interrupt != nullptr && interrupt->triggered())
+      throw cause_of(Failure(multifd::Error{.code = multifd::Errc::cancelled}));
     const auto part = bytes.subspan(at, std::min(step, bytes.size() - at));
     if (::madvise(part.data(), part.size(), advice) == 0) continue;
     if (errno == EINVAL) return false;
@@ -188,7 +189,7 @@ bool Mapping::changed() const {
   return now.st_size != then.st_size || differ(now.st_mtim, then.st_mtim);
 }
 
-void Mapping::populate(const multifd::Interrupt& interrupt) const {
+void Mapping::populate(const multifd::Interrupt* interrupt) const {
   if (advise(bytes_, MADV_POPULATE_WRITE, interrupt)) return;
   // Before Linux 5.14: touch by hand, each page as it is.
   for (std::size_t at = 0; at < bytes_.size(); at += 4096) {
@@ -197,7 +198,7 @@ void Mapping::populate(const multifd::Interrupt& interrupt) const {
   }
 }
 
-void Mapping::populate_for_reading(const multifd::Interrupt& interrupt) const {
+void Mapping::populate_for_reading(const multifd::Interrupt* interrupt) const {
   for (const Run& run : data(4096)) {
     const auto bytes = bytes_.subspan(run.offset, std::min<std::size_t>(run.bytes, bytes_.size() - run.offset));
     if (advise(bytes, MADV_POPULATE_READ, interrupt)) continue;

@@ -69,10 +69,10 @@ class Mapping {
   bool changed() const;
 
   /// Touches every page for writing, so that no fault is taken while receiving. Throws Failure, also of a signal.
-  void populate(const multifd::Interrupt& interrupt) const;
+  void populate(const multifd::Interrupt* interrupt = nullptr) const;
 
   /// Maps every page of data() for reading, so that no fault is taken while sending. Throws Failure, also of a signal.
-  void populate_for_reading(const multifd::Interrupt& interrupt) const;
+  void populate_for_reading(const multifd::Interrupt* interrupt = nullptr) const;
 
  private:
   friend class NewFile;

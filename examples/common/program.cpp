@@ -6,14 +6,18 @@
 #include <unistd.h>
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <array>
+#include <cctype>
+#include <charconv>
 #include <cmath>
 #include <csignal>
 #include <cstdlib>
 #include <iterator>
-#include <map>
 #include <mutex>
+#include <optional>
 #include <set>
+#include <string_view>
 #include <vector>
 
 #include "common/mapped_file.hpp"
@@ -49,6 +53,68 @@ Unfinished& unfinished() {
   return *all;
 }
 
+/// Digits, up to the unit behind them.
+std::string_view digits_of(std::string_view text) {
+  return text.substr(0, std::min(text.size(), text.find_first_not_of("0123456789")));
+}
+
+std::optional<std::uint64_t> parse_whole(std::string_view digits) {
+  std::uint64_t number = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+  if (error != std::errc{} || end != digits.data() + digits.size()) return std::nullopt;
+  return number;
+}
+
+std::optional<std::uint64_t> parse_size(std::string_view text) {
+  const auto number = parse_whole(digits_of(text));
+  std::string unit(text.substr(digits_of(text).size()));
+  std::ranges::transform(unit, unit.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  std::size_t power = 0;
+  if (!unit.empty() && unit != "B") {
+    power = std::string_view("KMGTPE").find(unit[0]) + 1;
+    const std::string_view rest = std::string_view(unit).substr(1);
+    if (power == 0 || (!rest.empty() && rest != "B" && rest != "I" && rest != "IB")) return std::nullopt;
+  }
+  if (!number || *number > ~std::uint64_t{0} >> 10 * power) return std::nullopt;
+  return *number << 10 * power;
+}
+
+/// Digits, with others behind a point or without.
+bool is_decimal(std::string_view text) {
+  const std::string_view whole = digits_of(text);
+  const std::string_view rest = text.substr(whole.size());
+  return !whole.empty() &&
+         (rest.empty() || (rest.size() > 1 && rest[0] == '.' && digits_of(rest.substr(1)) == rest.substr(1)));
+}
+
+std::optional<double> parse_seconds(std::string_view text) {
+  const std::size_t unit_at = std::min(text.size(), text.find_first_not_of("0123456789."));
+  constexpr std::pair<std::string_view, double> units[] = {{"", 1}, {"ms", 0.001}, {"s", 1}, {"min", 60}, {"h", 3600}};
+  const auto* const unit = std::ranges::find(units, text.substr(unit_at), &std::pair<std::string_view, double>::first);
+  if (!is_decimal(text.substr(0, unit_at)) || unit == std::end(units)) return std::nullopt;
+  return std::strtod(std::string(text.substr(0, unit_at)).c_str(), nullptr) * unit->second;
+}
+
+/// As people count; where others would take "010" for 8.
+bool is_whole(std::string_view text) { return parse_whole(text).has_value() && (text.size() == 1 || text[0] != '0'); }
+
+bool is_signed(std::string_view text) { return is_whole(text.substr(text.starts_with('-') ? 1 : 0)); }
+
+/// The parser takes "010" for 8, "0x10" for 16, "" for 0, and what is too large for the largest: a number here is digits.
+void check_numbers(CLI::App& app) {
+  const auto check = [](CLI::Option* option, const char* what, bool (*good)(std::string_view)) {
+    option->check(CLI::Validator(
+        [=](std::string& text) { return good(text) ? std::string() : fmt::format("\"{}\" is no {}", text, what); }, "",
+        "number"));
+  };
+  for (CLI::Option* option : app.get_options()) {
+    const std::string type = option->get_type_name();
+    if (type.starts_with("UINT")) check(option, "whole number", is_whole);
+    if (type.starts_with("INT")) check(option, "whole number", is_signed);
+    if (type.starts_with("FLOAT")) check(option, "number", is_decimal);
+  }
+}
+
 }  // namespace
 
 Failure::Failure(const multifd::Error& error, const std::string& context)
@@ -63,6 +129,7 @@ Failure Failure::of_peer(const std::string& reason) {
 }
 
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
+  check_numbers(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -138,19 +205,30 @@ OnInterrupt::~OnInterrupt() {
 }
 
 CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& bytes, const std::string& help) {
-  return app.add_option(name, bytes, help)->transform(CLI::AsSizeValue(false))->type_name("SIZE");
+  const auto take = [](std::string& text) -> std::string {
+    const auto size = parse_size(text);
+    if (!size) return "\"" + text + "\" is no size: a whole number of bytes, or of K, M, G or T of them, below 16E";
+    text = std::to_string(*size);
+    return {};
+  };
+  return app.add_option(name, bytes, help)->transform(CLI::Validator(take, "", "size"))->type_name("SIZE");
 }
 
 CLI::Option* add_duration(CLI::App& app, const std::string& name, std::chrono::milliseconds& time,
                           const std::string& help) {
-  const std::map<std::string, double> units{{"ms", 0.001}, {"s", 1}, {"min", 60}, {"h", 3600}};
+  const auto check = [](std::string& text) -> std::string {
+    const auto seconds = parse_seconds(text);
+    if (!seconds) return "\"" + text + "\" is no time: a number of seconds, or one with ms, s, min or h behind it";
+    if (*seconds < 0 || *seconds > 86'400) return "\"" + text + "\" is not from 0 (no limit) to a day";
+    return {};
+  };
   // The library's rule (time_limit.hpp): 0 is no limit. What is less than a millisecond is none of these zeros.
-  const auto take = [&time](double seconds) {
+  const auto take = [&time](const std::string& text) {
+    const double seconds = parse_seconds(text).value_or(0);
     time = std::chrono::milliseconds(seconds > 0 ? std::max(std::llround(seconds * 1000), 1LL) : 0);
   };
-  return app.add_option_function<double>(name, take, help + "; 0: no limit")
-      ->transform(CLI::AsNumberWithUnit(units).description(""))
-      ->check(CLI::Range(0.0, 86'400.0).description(""))
+  return app.add_option_function<std::string>(name, take, help + "; 0: no limit")
+      ->check(CLI::Validator(check, "", "time"))
       ->default_str(fmt::format("{:g}s", static_cast<double>(time.count()) / 1000))
       ->type_name("SECONDS");
 }

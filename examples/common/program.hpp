@@ -96,7 +96,8 @@ class OnInterrupt {
   std::thread thread_;
 };
 
-/// A number of bytes as people type it: "512M", "4G", "4096".
+/// A number of bytes as people type it: "512M", "4G", "4096". Nothing else is taken: no sign, no exponent, nothing past
+/// 64 bits; the same holds for every number, by run().
 CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& bytes, const std::string& help);
 
 /// A time as people type it: "3", "1.5s", "500ms", "2min"; from 1 ms to a day. --help shows the value it has now.

@@ -2,6 +2,7 @@
 #include "common/tls.hpp"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 
 #include <CLI/CLI.hpp>
 
@@ -42,6 +43,15 @@ void Tls::prepare(const multifd::Address& address) {
     return;
   }
 #if defined(MULTIFD_HAS_TLS)
+  // Who opens a FIFO waits for its other end, and hears no signal.
+  const auto refuse_fifo = [](const std::string& option, const std::string& path) {
+    struct stat status{};
+    if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode))
+      throw Failure(fmt::format("{} {}: not a regular file", option, path));
+  };
+  if (!keys_.empty()) refuse_fifo("--tls-psk", keys_);
+  for (const char* name : {"ca-cert", "ca-crl", "server-cert", "server-key", "client-cert", "client-key"})
+    if (!directory_.empty()) refuse_fifo("--tls-dir", directory_ + "/" + name + ".pem");
   using multifd::TlsCredentials;
   const auto role = side_ == TlsSide::client ? multifd::TlsRole::client : multifd::TlsRole::server;
   credentials_ = std::make_shared<const TlsCredentials>(
