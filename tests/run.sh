@@ -45,8 +45,14 @@ install_packages qemu-system-x86 python3 mmdebstrap || echo "==== without QEMU: 
 install_packages iproute2 || echo "==== without iproute2: programs.network will be skipped" >&2
 export MULTIFD_QEMU10="${MULTIFD_QEMU10:-$PWD/build/qemu-10.0}"
 export MULTIFD_QEMU11="${MULTIFD_QEMU11:-$PWD/build/qemu-11.1}"
-sh tests/interop/install_qemu.sh 10.0 "$MULTIFD_QEMU10" || echo "==== without QEMU 10.0: its tests will be skipped" >&2
-sh tests/interop/install_qemu.sh 11.1 "$MULTIFD_QEMU11" || echo "==== without QEMU 11.1: its tests will be skipped" >&2
+# Beside the builds: they come over the network, half a minute each.
+install_qemus() {
+  sh tests/interop/install_qemu.sh 10.0 "$MULTIFD_QEMU10" || echo "==== without QEMU 10.0: its tests will be skipped"
+  sh tests/interop/install_qemu.sh 11.1 "$MULTIFD_QEMU11" || echo "==== without QEMU 11.1: its tests will be skipped"
+}
+mkdir -p build
+install_qemus >build/install-qemu.log 2>&1 &
+installing=$!
 
 jobs=${JOBS:-$(nproc)}
 if command -v ccache >/dev/null; then
@@ -61,7 +67,6 @@ fi
 
 began=$(date +%s)
 failed=""
-mkdir -p build
 summary=build/summary.txt # a line for each stage: seconds, how it ended, what it was
 skips=build/skipped.txt   # a line for each test that was skipped, or that left something out
 : >"$summary"
@@ -152,9 +157,14 @@ build_and_test() {
   built=yes
   # shellcheck disable=SC2086 # a list of words
   cmake --build --preset "$preset" -j "$jobs" ${targets:+--target $targets} -- --quiet -k 0 || built=no
+  if [ "$preset" = dev ]; then
+    wait "$installing"
+    cat build/install-qemu.log
+  fi
   if [ "${1-}" != no-tests ]; then
     tested=yes
-    $run_tests ctest --preset "$preset" -j "$jobs" -LE night --no-tests=error "$@" || tested=no
+    # Twice as many as there are processors: half of them wait.
+    $run_tests ctest --preset "$preset" -j $((2 * jobs)) -LE night --no-tests=error "$@" || tested=no
     note_skipped "$preset"
     [ "$tested" = yes ] || return 1
   fi
@@ -212,6 +222,8 @@ part() {
 # night: hours. What a part needs is built ahead of it; a part that fails does not keep the next from running.
 night() {
   mkdir -p build/night
+  wait "$installing"
+  cat build/install-qemu.log
   part build sh -c '
     cmake --preset dev && cmake --build --preset dev -j "$1" -- --quiet &&
     for preset in tsan asan-ubsan; do
