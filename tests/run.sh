@@ -3,9 +3,9 @@
 #
 # Builds and runs every test on Debian 12, from a bare machine on (then as root, to install packages).
 #
-#   sh tests/run.sh            everything: format, both compilers, sanitizers, no-exceptions build; ends with the
-#                              whole ctest of the preset dev
-#   sh tests/run.sh --quick    only that last stage
+#   sh tests/run.sh            format, both compilers, sanitizers, no-exceptions build; ends with the ctest of the preset
+#                              dev, but for those tests that ran under AddressSanitizer
+#   sh tests/run.sh --quick    only that last stage, with all its tests
 #   sh tests/run.sh --night    what is too long for that, hours in all: see night() below for the parts and their length
 #                              (sh tests/run.sh --night soak kill runs only these)
 #
@@ -55,8 +55,10 @@ install_qemus >build/install-qemu.log 2>&1 &
 installing=$!
 
 jobs=${JOBS:-$(nproc)}
+precompile=ON
 if command -v ccache >/dev/null; then
   export CMAKE_CXX_COMPILER_LAUNCHER=ccache
+  precompile=OFF
 fi
 
 # ThreadSanitizer cannot start where the kernel scatters mappings widely: no address randomisation.
@@ -139,6 +141,9 @@ check_format() {
   echo "formatted: $(echo "$files" | wc -l) files"
 }
 
+# Both are in the build's cache, so each run says them anew.
+dev_settings="-D MULTIFD_PRECOMPILE=$precompile -D MULTIFD_LEAVE_OUT_TESTS="
+
 # build_and_test <preset> [no-tests | only <test binary>... | ctest options...]
 build_and_test() {
   preset=$1
@@ -149,7 +154,10 @@ build_and_test() {
     targets=$*
     set -- -R "^($(echo "$targets" | tr ' ' '|'))[.]"
   fi
-  if ! output=$(cmake --preset "$preset" 2>&1); then
+  settings=""
+  if [ "$preset" = dev ]; then settings=$dev_settings; fi
+  # shellcheck disable=SC2086 # a list of words
+  if ! output=$(cmake --preset "$preset" $settings 2>&1); then
     echo "$output"
     return 1
   fi
@@ -191,14 +199,19 @@ messages() {
   ctest --preset dev-clang -L compile -j "$jobs" --no-tests=error
 }
 
+# selected <part>: whether this part of the night is to run.
+selected() {
+  case " $only " in
+    "  " | *" $1 "*) ;;
+    *) return 1 ;;
+  esac
+}
+
 # part <name> <command...>: one part of the night, with its output in build/night/<name>.log. Status 77: skipped.
 part() {
   name=$1
   shift
-  case " $only " in
-    "  " | *" $name "*) ;;
-    *) return 0 ;;
-  esac
+  selected "$name" || return 0
   headline "$name: $*"
   log=build/night/$name.log
   part_began=$(date +%s)
@@ -225,13 +238,15 @@ night() {
   wait "$installing"
   cat build/install-qemu.log
   part build sh -c '
-    cmake --preset dev && cmake --build --preset dev -j "$1" -- --quiet &&
+    cmake --preset dev -D MULTIFD_PRECOMPILE=OFF -D MULTIFD_LEAVE_OUT_TESTS= &&
+    cmake --build --preset dev -j "$1" -- --quiet &&
     for preset in tsan asan-ubsan; do
       cmake --preset $preset && cmake --build --preset $preset -j "$1" --target system -- --quiet || exit 1
     done' sh "$jobs"
-  if ctest --preset dev -N -L night | grep -q "Test *#"; then
-    part ctest ctest --preset dev -L night
-  fi
+  # All of GCC's, also those that are labelled night.
+  # shellcheck disable=SC2086 # a list of words
+  part ctest $run_tests ctest --preset dev -j "$jobs"
+  if selected ctest; then note_skipped dev; fi
   # Every operation of every stack fails once, not every nth. (45 min)
   part faults env MULTIFD_TEST_FULL=1 build/dev/tests/fault
   # 2,000 cancels at random moments, and who reads or writes what he should not.
@@ -270,8 +285,10 @@ if [ "$quick" = no ]; then
   # the dearest to compile, and made of what the others run. They are clang's, which builds them in half of GCC's time,
   # so they are also where the other compiler's values are looked at.
   units="unit_basics unit_channel unit_compress unit_memory unit_qemu unit_stack unit_transport unit_wire unit_zero"
+  dear="contract fault fuzz golden property system" # GCC's values of these are the night's
   # shellcheck disable=SC2086 # a list of words
-  stage asan-ubsan build_and_test asan-ubsan only contract fault fuzz golden property system $units
+  stage asan-ubsan build_and_test asan-ubsan only $dear $units
+  dev_settings="$dev_settings$(echo "$dear" | tr ' ' ';')"
   # The rooms that threads share.
   stage tsan build_and_test tsan only system property stress unit_channel unit_memory unit_transport
   stage messages-clang messages # of wrong policies
