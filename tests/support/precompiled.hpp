@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// MULTIFD_PRECOMPILE: headers that are compiled once for all tests. Nothing includes this file.
+// MULTIFD_PRECOMPILE_TESTS: headers that are compiled once for all tests. Nothing includes this file.
 #pragma once
 
 #include <doctest/doctest.h>
