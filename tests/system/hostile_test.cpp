@@ -254,7 +254,7 @@ TEST_CASE("A header for another page size is refused by name, also where it is s
     REQUIRE_MESSAGE(code_of(outcome.result) == Errc::page_size_mismatch, text(outcome.result));
     CHECK(outcome.result.error().detail == theirs);
     CHECK(outcome.result.error().expected == 4096);
-    CHECK(outcome.elapsed < bound);
+    CHECK(outcome.elapsed < no_hang);
     CHECK(target.untouched());
   }
 }
