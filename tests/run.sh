@@ -128,12 +128,11 @@ check_format() {
   if [ -z "$files" ]; then # not a git work tree
     files=$(find include tests examples -name '*.hpp' -o -name '*.cpp')
   fi
-  wrong=""
-  for file in $files; do
-    clang-format-19 "$file" | cmp -s - "$file" || wrong="$wrong $file"
-  done
+  # shellcheck disable=SC2016 # the inner shell's
+  wrong=$(echo "$files" | xargs -n 16 -P "$jobs" sh -c '
+    for file; do clang-format-19 "$file" | cmp -s - "$file" || echo "$file"; done' sh)
   if [ -n "$wrong" ]; then
-    echo "differ from .clang-format; to put right:  clang-format-19 -i$wrong"
+    echo "differ from .clang-format; to put right:  clang-format-19 -i" $wrong
     return 1
   fi
   echo "formatted: $(echo "$files" | wc -l) files"

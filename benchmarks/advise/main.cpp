@@ -149,9 +149,7 @@ int advise_on(const Settings& settings) {
     if (!settings.plot.empty()) need_gnuplot();
     std::optional<program::Progress> progress;
     progress.emplace(
-        [&] {
-          return program::Snapshot{.line = fmt::format("measuring, {:.0f} s: {}", watch.seconds(), steps.now())};
-        },
+        [&] { return program::Snapshot{.line = fmt::format("measuring, {:.0f} s: {}", watch.seconds(), steps.now())}; },
         std::chrono::hours(1));
     steps.next("reading the image");
     Image image = settings.image.empty() ? make_image(settings.patterns, settings.size, settings.sample, settings.seed)
