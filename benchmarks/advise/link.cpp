@@ -9,6 +9,7 @@
 #include <multifd/transport/connect.hpp>
 #include <multifd/wire/byte_order.hpp>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <fstream>
@@ -106,31 +107,41 @@ MeasuredLink measure_link(const Address& address, unsigned most_connections, dou
   SocketOptions options{.connect_timeout = std::chrono::seconds(5)};
   options.interrupt = &steps.interrupt();
   MeasuredLink result{.link = {.name = to_string(address)}};
-  for (unsigned connections = 1; connections <= most_connections; connections *= 2) {
-    steps.next(fmt::format("{} with {} connection{}", to_string(address), connections, connections > 1 ? "s" : ""));
-    auto links = need(connect_channels(address, connections, options), to_string(address));
-    if (connections == 1) result.link.rtt_s = rtt_of(links[0]);
-    const program::OnInterrupt cut(steps.interrupt(), [&] {
-      for (FdTransport& link : links) link.shutdown();
-    });
-    std::vector<Result<Report>> reports(connections, Report{});
-    std::vector<std::thread> senders;
-    for (unsigned i = 0; i < connections; ++i) {
-      limit_calls(links[i], 10);
-      senders.emplace_back([&, i] { reports[i] = stream(links[i], say_stream, bytes, seconds); });
+  // Round robin, so that what else goes on for a while disturbs every number of connections alike.
+  std::vector<std::pair<unsigned, std::vector<double>>> passes;
+  for (unsigned connections = 1; connections <= most_connections; connections *= 2) passes.emplace_back(connections, 0);
+  for (unsigned pass = 0; pass < 3; ++pass)
+    for (auto& [connections, rates] : passes) {
+      steps.next(fmt::format("{} with {} connection{}", to_string(address), connections, connections > 1 ? "s" : ""));
+      auto links = need(connect_channels(address, connections, options), to_string(address));
+      if (connections == 1) result.link.rtt_s = rtt_of(links[0]);
+      const program::OnInterrupt cut(steps.interrupt(), [&] {
+        for (FdTransport& link : links) link.shutdown();
+      });
+      std::vector<Result<Report>> reports(connections, Report{});
+      std::vector<std::thread> senders;
+      for (unsigned i = 0; i < connections; ++i) {
+        limit_calls(links[i], 10);
+        senders.emplace_back([&, i] { reports[i] = stream(links[i], say_stream, bytes, seconds); });
+      }
+      for (std::thread& sender : senders) sender.join();
+      double sum = 0;
+      double longest = 0;
+      for (const Result<Report>& each : reports) {
+        const Report report = need(each, to_string(address));
+        sum += report.bytes;
+        longest = std::max(longest, report.seconds);
+        result.peer_cores = report.cores;
+      }
+      if (longest <= 0 || sum <= 0) throw Failure(fmt::format("{}: the peer measured nothing", to_string(address)));
+      rates.push_back(sum / longest);
     }
-    for (std::thread& sender : senders) sender.join();
-    double sum = 0;
-    double longest = 0;
-    for (const Result<Report>& each : reports) {
-      const Report report = need(each, to_string(address));
-      sum += report.bytes;
-      longest = std::max(longest, report.seconds);
-      result.peer_cores = report.cores;
-    }
-    if (longest <= 0 || sum <= 0) throw Failure(fmt::format("{}: the peer measured nothing", to_string(address)));
-    result.link.measured.push_back({.connections = connections, .bytes_per_s = sum / longest});
-    result.link.bytes_per_s = std::max(result.link.bytes_per_s, sum / longest);
+  for (auto& [connections, rates] : passes) {
+    std::ranges::sort(rates);
+    const double median = rates[rates.size() / 2];
+    result.link.measured.push_back(
+        {.connections = connections, .bytes_per_s = median, .spread = (rates.back() - rates.front()) / median});
+    result.link.bytes_per_s = std::max(result.link.bytes_per_s, median);
   }
   result.link.nominal_bits_per_s = result.link.bytes_per_s * 8;
   FdTransport last = need(connect_to(address, options), to_string(address));

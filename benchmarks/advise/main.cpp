@@ -121,7 +121,7 @@ Setup find_setup(const Settings& settings, Steps& steps) {
     if (settings.destination == to_string(each)) setup.destination = each;
   const unsigned most = std::min(64u, std::ranges::max(settings.channels));
   // Half a second is enough for TCP to find its speed, on what is not far away.
-  const double seconds = std::clamp(settings.time / 20, 0.05, 2.0);
+  const double seconds = std::clamp(settings.time / 40, 0.05, 2.0);  // three times
   if (!settings.connect.empty()) {
     MeasuredLink measured = measure_link(program::address_of(settings.connect, "--connect"), most, seconds, steps);
     setup.link = std::move(measured.link);
@@ -162,6 +162,7 @@ int advise_on(const Settings& settings) {
     findings.codecs = measure_codecs(findings.image, settings.time / 20, steps);
     const unsigned here = std::max(1u, std::thread::hardware_concurrency());
     findings.host = measure_host(findings.image, settings.time / 30, std::min(here, settings.cores), steps);
+    findings.spread = spread_of(findings.host, findings.setup.link);
     findings.predictions =
         predict_all(findings.image.facts, findings.host, findings.codecs, findings.channels, findings.setup);
     if (settings.dirty_rate != 0) {
@@ -175,6 +176,11 @@ int advise_on(const Settings& settings) {
         });
         findings.forecasts.push_back(
             forecast(findings.image.facts, findings.host, *codec, each, findings.setup, findings.writing));
+        const auto ask = [&](auto figure) {
+          return figure(findings.image.facts, findings.host, *codec, each, findings.setup, findings.writing);
+        };
+        findings.most_dirty_rate = std::max(findings.most_dirty_rate, ask(most_dirty_rate));
+        findings.least_downtime_s = std::min(findings.least_downtime_s, ask(downtime_of_working_set));
       }
     }
     if (settings.verify) {

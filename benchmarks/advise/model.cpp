@@ -8,7 +8,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
+#include <functional>
+#include <limits>
 #include <tuple>
 
 namespace advise {
@@ -29,30 +30,6 @@ double slowdown(const HostCosts& host, unsigned busy, unsigned cores) {
   const double share = std::min(1.0, double(running - 1) / double(host.busy_cores - 1));
   return 1 + (host.busy_factor - 1) * share;
 }
-
-/// Whether `a` is better than `b` by more than a tie.
-bool clearly_less(double a, double b) { return a < b * (1 - tie); }
-
-const Prediction& best(const std::vector<Prediction>& predictions, double (*first)(const Prediction&),
-                       double (*second)(const Prediction&)) {
-  if (predictions.empty()) throw std::logic_error("no prediction to choose from");
-  const double least = first(*std::ranges::min_element(predictions, {}, first));
-  const Prediction* chosen = nullptr;
-  for (const Prediction& each : predictions) {
-    if (clearly_less(least, first(each))) continue;
-    // A record for each zero page is work for the main stream, so lists in the packets come first.
-    const auto rank = [](const Prediction& p) {
-      return std::tuple(p.channels, std::ranges::find(zero_modes, p.zero_pages));
-    };
-    if (chosen == nullptr || clearly_less(second(each), second(*chosen)) ||
-        (!clearly_less(second(*chosen), second(each)) && rank(each) < rank(*chosen)))
-      chosen = &each;
-  }
-  return *chosen;
-}
-
-double seconds_of(const Prediction& each) { return each.seconds; }
-double cpu_of(const Prediction& each) { return each.cpu_s(); }
 
 }  // namespace
 
@@ -192,10 +169,6 @@ std::vector<Prediction> predict_all(const ImageFacts& image, const HostCosts& ho
   return all;
 }
 
-const Prediction& quickest(const std::vector<Prediction>& predictions) { return best(predictions, seconds_of, cpu_of); }
-
-const Prediction& cheapest(const std::vector<Prediction>& predictions) { return best(predictions, cpu_of, seconds_of); }
-
 Forecast forecast(const ImageFacts& image, const HostCosts& host, const CodecCosts& codec, const Prediction& prediction,
                   const Setup& setup, const Writing& writing) {
   // What was dirtied is not zero, and its place at the destination has been touched.
@@ -226,6 +199,74 @@ Forecast forecast(const ImageFacts& image, const HostCosts& host, const CodecCos
   }
   result = {.seconds = prediction.seconds};
   return result;
+}
+
+double most_dirty_rate(const ImageFacts& image, const HostCosts& host, const CodecCosts& codec,
+                       const Prediction& prediction, const Setup& setup, Writing writing) {
+  const auto converges = [&](double bytes_per_s) {
+    writing.bytes_per_s = bytes_per_s;
+    return forecast(image, host, codec, prediction, setup, writing).converges;
+  };
+  double least = 0;  // converges with
+  double most = 1e12;
+  if (converges(most)) return std::numeric_limits<double>::infinity();
+  if (!converges(least)) return 0;
+  while (most - least > 0.01 * most && most > 1) {
+    const double middle = (least + most) / 2;
+    (converges(middle) ? least : most) = middle;
+  }
+  return least;
+}
+
+double downtime_of_working_set(const ImageFacts& image, const HostCosts& host, const CodecCosts& codec,
+                               const Prediction& prediction, const Setup& setup, const Writing& writing) {
+  Writing patient = writing;
+  patient.max_downtime_s = std::numeric_limits<double>::infinity();  // so that the first rest is taken
+  return forecast(image, host, codec, prediction, setup, patient).downtime_s;
+}
+
+double spread_of(const HostCosts& host, const Link& link) {
+  double spread = host.spread;
+  if (!link.measured.empty()) {
+    std::vector<double> spreads;
+    for (const Link::Measured& each : link.measured) spreads.push_back(each.spread);
+    const auto middle = spreads.begin() + static_cast<std::ptrdiff_t>(spreads.size() / 2);
+    std::ranges::nth_element(spreads, middle);
+    spread = std::max(spread, *middle);
+  }
+  return spread;
+}
+
+double tie_of(double spread) { return std::clamp(spread, least_tie, most_tie); }
+
+Choice choose(const std::vector<Prediction>& predictions, const std::vector<Forecast>& forecasts, Goal goal,
+              double tie) {
+  struct Candidate {
+    const Prediction* prediction;
+    double seconds;
+    double cpu_s;
+  };
+  std::vector<Candidate> left;
+  for (std::size_t i = 0; i < predictions.size(); ++i) {
+    if (!forecasts.empty() && !forecasts[i].converges) continue;
+    left.push_back(
+        {&predictions[i], forecasts.empty() ? predictions[i].seconds : forecasts[i].seconds, predictions[i].cpu_s()});
+  }
+  // Keeps what is within the tie of the least: of all that is left at once, so that the order means nothing.
+  const auto keep_least = [&](auto figure) {
+    const double least = std::invoke(figure, *std::ranges::min_element(left, {}, figure));
+    std::erase_if(left, [&](const Candidate& each) { return std::invoke(figure, each) > least * (1 + tie); });
+  };
+  if (left.empty()) return {};
+  keep_least(goal == Goal::time ? &Candidate::seconds : &Candidate::cpu_s);
+  const std::size_t equals = left.size() - 1;
+  keep_least(goal == Goal::time ? &Candidate::cpu_s : &Candidate::seconds);
+  const auto rank = [](const Candidate& each) {
+    const Prediction& p = *each.prediction;
+    // A record for each zero page is work for the main stream, so lists in the packets come first.
+    return std::tuple(p.channels, std::ranges::find(zero_modes, p.zero_pages), p.wire_bytes, p.compressor, p.level);
+  };
+  return {.best = std::ranges::min_element(left, {}, rank)->prediction, .equals = equals};
 }
 
 }  // namespace advise

@@ -66,6 +66,7 @@ struct HostCosts {
   double fault_ns = 0;        ///< per byte of fresh memory, huge pages
   double fault_small_ns = 0;  ///< per byte of fresh memory, 4 KiB pages
   double busy_factor = 1;     ///< a core's slowdown when `busy_cores` work at once
+  double spread = 0;          ///< how far the two cheapest of some equal transfers are apart, as a share
   unsigned busy_cores = 1;
 };
 
@@ -76,7 +77,8 @@ struct Link {
   double bytes_per_s = 0;  ///< most of all connections together; 0: no bound
   struct Measured {
     unsigned connections;
-    double bytes_per_s;
+    double bytes_per_s;  ///< the median of some passes
+    double spread = 0;   ///< from their slowest to their quickest, as a share of the median
   };
   std::vector<Measured> measured{};  ///< by rising number of connections; empty: not measured
   double rtt_s = 0;
@@ -122,12 +124,6 @@ std::vector<Prediction> predict_all(const ImageFacts& image, const HostCosts& ho
                                     const std::vector<CodecCosts>& codecs, const std::vector<unsigned>& channels,
                                     const Setup& setup);
 
-/// What to take: predictions closer than `tie` to the best are equal, and the other figure, then fewer channels,
-/// decide.
-inline constexpr double tie = 0.02;
-const Prediction& quickest(const std::vector<Prediction>& predictions);
-const Prediction& cheapest(const std::vector<Prediction>& predictions);
-
 /// A guest that goes on writing while it is moved.
 struct Writing {
   double bytes_per_s = 0;        ///< distinct page bytes dirtied
@@ -143,5 +139,40 @@ struct Forecast {
 /// Rounds, each sending what was dirtied in the one before, until the rest fits into the downtime.
 Forecast forecast(const ImageFacts& image, const HostCosts& host, const CodecCosts& codec, const Prediction& prediction,
                   const Setup& setup, const Writing& writing);
+
+/// The most that a guest may dirty per second for this stack to converge; 0: it never does, infinity: whatever it writes.
+double most_dirty_rate(const ImageFacts& image, const HostCosts& host, const CodecCosts& codec,
+                       const Prediction& prediction, const Setup& setup, Writing writing);
+/// The downtime with which it converges at this dirty rate: the guest's working set is sent while it stands still.
+double downtime_of_working_set(const ImageFacts& image, const HostCosts& host, const CodecCosts& codec,
+                               const Prediction& prediction, const Setup& setup, const Writing& writing);
+
+/// Figures that are closer than this share are equal, also where everything was measured exactly: the model is no better.
+inline constexpr double least_tie = 0.02;
+/// And where the measurements' own spread is larger than this share, what they say is only good for so much.
+inline constexpr double most_tie = 0.25;
+/// The measurements' own spread: the larger one of the host's, and of the link's median over the numbers of connections.
+double spread_of(const HostCosts& host, const Link& link);
+/// What counts as equal with this spread.
+double tie_of(double spread);
+
+/// What a recommendation is to have least of.
+enum class Goal : std::uint8_t { time, cpu };
+
+/// The rule by which equals are told apart, in words that follow "decided by".
+inline constexpr const char* rule_of_ties =
+    "the other one of time and CPU, then fewest channels, then zero pages in lists, then fewest bytes on the wire";
+
+struct Choice {
+  const Prediction* best = nullptr;  ///< null: there is none, because no stack converges
+  std::size_t equals = 0;            ///< how many other stacks are as good within the tie, so that the rule decided
+};
+
+/// Recommends one of `predictions`, by rule_of_ties, always the same one whatever order they are in.
+///
+/// Params: `forecasts`: of each prediction, or empty; where they are given, only stacks that converge are recommended, and
+///   the time is that of all rounds. `tie`: see tie_of().
+Choice choose(const std::vector<Prediction>& predictions, const std::vector<Forecast>& forecasts, Goal goal,
+              double tie);
 
 }  // namespace advise

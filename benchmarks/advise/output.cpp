@@ -7,6 +7,7 @@
 #include <multifd/multifd.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -36,6 +37,7 @@ struct Row {
   std::vector<const Forecast*> forecasts;
   const Prediction* best = nullptr;
   const Forecast* best_forecast = nullptr;
+  double least_seconds = 0;
 };
 
 bool same_stack(const Prediction& a, const Prediction& b) {
@@ -51,13 +53,14 @@ std::vector<Row> rows_of(const Findings& findings) {
       rows.push_back({.by_channels = std::vector<const Prediction*>(findings.channels.size()),
                       .forecasts = {},
                       .best = &each,
-                      .best_forecast = findings.forecasts.empty() ? nullptr : &findings.forecasts[i]});
+                      .best_forecast = findings.forecasts.empty() ? nullptr : &findings.forecasts[i],
+                      .least_seconds = each.seconds});  // predictions are sorted
       row = rows.end() - 1;
     }
     const auto column = std::ranges::find(findings.channels, each.channels) - findings.channels.begin();
     row->by_channels[static_cast<std::size_t>(column)] = &each;
     // More channels that gain nothing are not better.
-    if (each.channels < row->best->channels && each.seconds < row->best->seconds * (1 + tie)) {
+    if (each.channels < row->best->channels && each.seconds <= row->least_seconds * (1 + tie_of(findings.spread))) {
       row->best = &each;
       if (!findings.forecasts.empty()) row->best_forecast = &findings.forecasts[i];
     }
@@ -116,6 +119,29 @@ json stack_json(const Prediction& each) {
           {"bounded_by", to_string(each.limit)}};
 }
 
+json choice_json(const Choice& choice) {
+  if (choice.best == nullptr) return nullptr;
+  json object = stack_json(*choice.best);
+  object["equals"] = choice.equals;
+  return object;
+}
+
+/// A finite figure, or null.
+json number_or_null(double value) { return std::isfinite(value) ? json(value) : json(nullptr); }
+
+/// The guest writes more than any stack carries.
+void print_no_stack(const Findings& findings) {
+  fmt::print(
+      "no recommendation: with {}/s dirtied, no stack converges to a downtime of {:.0f} ms. What helps, one of:\n",
+      format_bytes(findings.writing.bytes_per_s), findings.writing.max_downtime_s * 1e3);
+  if (findings.most_dirty_rate > 0)
+    fmt::print("  a guest that dirties no more than {}/s (QEMU: auto-converge, dirty-limit)\n",
+               format_bytes(findings.most_dirty_rate));
+  fmt::print("  a downtime of {} s, in which what it has dirtied is sent (--max-downtime; or pause the guest)\n",
+             format_seconds(findings.least_downtime_s));
+  fmt::print("  a quicker link or more cores, whichever limits above; or memory on demand (postcopy)\n");
+}
+
 std::string first_line_with(const char* path, std::string_view key) {
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);)
@@ -143,8 +169,9 @@ json machine_json() {
 void print_tables(const Findings& findings, std::size_t most_rows) {
   print_head(findings);
   print_codecs(findings);
-  const Prediction& quick = quickest(findings.predictions);
-  const Prediction& cheap = cheapest(findings.predictions);
+  const double tie = tie_of(findings.spread);
+  const Choice quick = choose(findings.predictions, findings.forecasts, Goal::time, tie);
+  const Choice cheap = choose(findings.predictions, findings.forecasts, Goal::cpu, tie);
 
   fmt::print("\nseconds with so many channels; CPU seconds and what is the limit at the best number of them\n");
   fmt::print("{:<11} {:<8} {:>11}", "compressor", "zeros", "wire");
@@ -155,8 +182,8 @@ void print_tables(const Findings& findings, std::size_t most_rows) {
   std::size_t printed = 0;
   std::size_t left_out = 0;
   for (const Row& row : rows_of(findings)) {
-    const bool is_quick = same_stack(*row.best, quick);
-    const bool is_cheap = same_stack(*row.best, cheap);
+    const bool is_quick = quick.best != nullptr && same_stack(*row.best, *quick.best);
+    const bool is_cheap = cheap.best != nullptr && same_stack(*row.best, *cheap.best);
     if (most_rows != 0 && printed >= most_rows && !is_quick && !is_cheap) {
       ++left_out;
       continue;
@@ -166,7 +193,7 @@ void print_tables(const Findings& findings, std::size_t most_rows) {
     const std::string stack = best.level ? fmt::format("{} {}", best.compressor, *best.level) : best.compressor;
     fmt::print("{:<11} {:<8} {:>11}", stack, to_string(best.zero_pages), format_bytes(best.wire_bytes));
     for (const Prediction* cell : row.by_channels)
-      fmt::print(" {:>8}", format_seconds(cell->seconds) + (cell == &quick ? "*" : cell == &cheap ? "+" : " "));
+      fmt::print(" {:>8}", format_seconds(cell->seconds) + (cell == quick.best ? "*" : cell == cheap.best ? "+" : " "));
     fmt::print("  {:>8} {:>8}  {:<15}", format_seconds(best.source_cpu_s), format_seconds(best.destination_cpu_s),
                to_string(best.limit));
     if (row.best_forecast != nullptr) {
@@ -180,15 +207,35 @@ void print_tables(const Findings& findings, std::size_t most_rows) {
     fmt::print("\n");
   }
   if (left_out > 0) fmt::print("({} more rows: --rows 0)\n", left_out);
-  const auto line = [](const char* what, const char* mark, const Prediction& each) {
-    fmt::print("{} {}: {}, {} channel{}: {} s, CPU {} s at the source and {} s at the destination, {} on the wire\n",
-               mark, what, name_of(each), each.channels, each.channels > 1 ? "s" : "", format_seconds(each.seconds),
-               format_seconds(each.source_cpu_s), format_seconds(each.destination_cpu_s),
-               format_bytes(each.wire_bytes));
-  };
   fmt::print("\n");
+  if (quick.best == nullptr) {
+    print_no_stack(findings);
+    return;
+  }
+  const auto while_it_writes = [&](const Choice& choice) -> std::string {
+    if (findings.forecasts.empty()) return {};
+    const Forecast& live = findings.forecasts[static_cast<std::size_t>(choice.best - findings.predictions.data())];
+    return fmt::format("; while the guest writes {} s in {} rounds, down {:.0f} ms", format_seconds(live.seconds),
+                       live.rounds + 1, live.downtime_s * 1e3);
+  };
+  const auto line = [&](const char* what, const char* mark, const Choice& choice) {
+    const Prediction& each = *choice.best;
+    fmt::print("{} {}: {}, {} channel{}: {} s, CPU {} s at the source and {} s at the destination, {} on the wire{}\n",
+               mark, what, name_of(each), each.channels, each.channels > 1 ? "s" : "", format_seconds(each.seconds),
+               format_seconds(each.source_cpu_s), format_seconds(each.destination_cpu_s), format_bytes(each.wire_bytes),
+               while_it_writes(choice));
+    if (choice.equals > 0)
+      fmt::print("  {} other{} as good within {:.0f} %{}: decided by {}\n", choice.equals,
+                 choice.equals > 1 ? "s are" : " is", 100 * tie,
+                 tie > least_tie && findings.spread <= most_tie ? ", the measurements' own spread" : "", rule_of_ties);
+  };
   line("shortest time", "*", quick);
   line("least CPU", "+", cheap);
+  if (findings.spread > most_tie)
+    fmt::print(
+        "what was measured differs by {:.0f} % from pass to pass, so another run may choose another stack: repeat that "
+        "on a quiet machine, or with more --time\n",
+        100 * findings.spread);
 }
 
 void print_verified(const Verification& verified) {
@@ -213,9 +260,10 @@ json to_json(const Findings& findings) {
   const Image& image = findings.image;
   const Setup& setup = findings.setup;
   const HostCosts& host = findings.host;
+  const double tie = tie_of(findings.spread);
   json measured = json::array();
   for (const Link::Measured& each : setup.link.measured)
-    measured.push_back({{"connections", each.connections}, {"bytes_per_s", each.bytes_per_s}});
+    measured.push_back({{"connections", each.connections}, {"bytes_per_s", each.bytes_per_s}, {"spread", each.spread}});
   json codecs = json::array();
   for (const CodecCosts& codec : findings.codecs)
     codecs.push_back({{"compressor", codec.compressor},
@@ -284,11 +332,15 @@ json to_json(const Findings& findings) {
                    {"fault_4k_ns_per_byte", host.fault_small_ns},
                    {"busy_factor", host.busy_factor},
                    {"busy_cores", host.busy_cores},
+                   {"spread", host.spread},
                    {"codecs", std::move(codecs)}}},
                  {"predictions", std::move(predictions)},
+                 {"spread", findings.spread},
+                 {"tie", tie},
+                 {"ties_decided_by", rule_of_ties},
                  {"best",
-                  {{"shortest_time", stack_json(quickest(findings.predictions))},
-                   {"least_cpu", stack_json(cheapest(findings.predictions))}}}};
+                  {{"shortest_time", choice_json(choose(findings.predictions, findings.forecasts, Goal::time, tie))},
+                   {"least_cpu", choice_json(choose(findings.predictions, findings.forecasts, Goal::cpu, tie))}}}};
   if (!verified.empty()) {
     object["verified"] = std::move(verified);
     object["other_cores"] = findings.verified.other_cores;
@@ -296,7 +348,10 @@ json to_json(const Findings& findings) {
   if (!findings.forecasts.empty())
     object["writing"] = {{"bytes_per_s", findings.writing.bytes_per_s},
                          {"working_set_bytes", findings.writing.working_set_bytes},
-                         {"max_downtime_s", findings.writing.max_downtime_s}};
+                         {"max_downtime_s", findings.writing.max_downtime_s},
+                         // Of any stack, where none converges.
+                         {"most_dirty_rate_bytes_per_s", number_or_null(findings.most_dirty_rate)},
+                         {"least_downtime_s", number_or_null(findings.least_downtime_s)}};
   return object;
 }
 

@@ -3,6 +3,7 @@
 // What was found, for people (tables on stdout) and for programs (one JSON object).
 #pragma once
 
+#include <limits>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
@@ -24,6 +25,10 @@ struct Findings {
   std::vector<Prediction> predictions{};  ///< quickest first
   std::vector<Forecast> forecasts{};      ///< of each prediction; empty when nobody asked
   Writing writing{};
+  double spread = 0;  ///< spread_of() what was measured
+  /// The most dirty rate with which any stack converges, and the least downtime with which any does at `writing`.
+  double most_dirty_rate = 0;
+  double least_downtime_s = std::numeric_limits<double>::infinity();
   Verification verified{};
   double seconds = 0;  ///< that finding it took
 };

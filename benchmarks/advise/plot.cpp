@@ -200,7 +200,7 @@ Curves curves_of(const Findings& findings) {
   for (std::size_t i = 0; i < result.bits_per_s.size(); ++i) {
     Candidate* winner = &candidates.front();
     for (Candidate& each : candidates)
-      if (each.seconds[i] < winner->seconds[i] * (1 - tie)) winner = &each;
+      if (each.seconds[i] < winner->seconds[i] * (1 - least_tie)) winner = &each;
     winner->wins += 1;
   }
   const auto is_baseline = [](const Candidate& each) {

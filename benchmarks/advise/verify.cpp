@@ -73,9 +73,10 @@ std::vector<Prediction> worth_verifying(const std::vector<Prediction>& predictio
     const auto found = std::ranges::find_if(predictions, fits);
     if (found != predictions.end()) add(*found);
   };
-  const Prediction& best = quickest(predictions);
+  if (predictions.empty()) return chosen;
+  const Prediction& best = *choose(predictions, {}, Goal::time, least_tie).best;
   add(best);
-  add(cheapest(predictions));
+  add(*choose(predictions, {}, Goal::cpu, least_tie).best);
   // The quickest of each compressor, of each zero mode, and of each number of channels.
   std::vector<std::string> compressors;
   for (const Prediction& each : predictions)

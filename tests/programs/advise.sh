@@ -95,4 +95,15 @@ if command -v gnuplot >/dev/null; then
   [ "$(grep -c '^[0-9]' "$work/p.txt")" -gt 100 ] || die "the plot's table is too short"
   [ "$(head -1 "$work/p.txt" | awk -F '\t' '{ print NF }')" -le 10 ] || die "too many lines in the plot"
 fi
+# 16 MiB at 1 Gbit/s take a tenth of a second, whatever the CPU: with 5 ms of downtime nothing converges.
+timeout 100 "$advise" --time 0.2 --cores 2 --json "$work/advice.json" --pattern random --size 16M --link 1Gbit \
+  --dirty-rate 10G --max-downtime 5 >"$work/advice.log" 2>&1 || die "status $? without a recommendation"
+grep -q "^no recommendation: .*no stack converges" "$work/advice.log" || die "does not say that no stack converges"
+grep -q "a downtime of 0.1" "$work/advice.log" || die "does not say which downtime would do"
+if grep -q "shortest time:\|least CPU:" "$work/advice.log"; then die "recommends a stack that does not converge"; fi
+for key in shortest_time least_cpu; do grep -q "\"$key\": null" "$work/advice.json" || die "$key is not null"; done
+# With 64 kB of working set everything does.
+answer "shortest time" --pattern random --size 16M --link 1Gbit --dirty-rate 10G --working-set 64K --max-downtime 5 >/dev/null
+grep -q "while the guest writes" "$work/advice.log" || die "does not say how long it takes while the guest writes"
+grep -q "decided by" "$work/advice.log" || die "does not say by which rule ties were decided"
 echo "advice is sound"

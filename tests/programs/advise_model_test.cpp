@@ -4,6 +4,7 @@
 #include <advise/rate.hpp>
 
 #include <algorithm>
+#include <cmath>
 
 using namespace advise;
 
@@ -46,6 +47,20 @@ Setup over(double gbit, unsigned cores = 4) {
 }
 
 const std::vector<unsigned> counts = {1, 2, 4, 8};
+
+const Prediction& quickest(const std::vector<Prediction>& all) { return *choose(all, {}, Goal::time, least_tie).best; }
+const Prediction& cheapest(const std::vector<Prediction>& all) { return *choose(all, {}, Goal::cpu, least_tie).best; }
+
+/// A prediction with figures by hand.
+Prediction figures(std::string compressor, unsigned channels, double seconds, double cpu_s, double wire_bytes = gib,
+                   ZeroMode mode = ZeroMode::multifd) {
+  return {.compressor = std::move(compressor),
+          .zero_pages = mode,
+          .channels = channels,
+          .seconds = seconds,
+          .source_cpu_s = cpu_s,
+          .wire_bytes = wire_bytes};
+}
 
 }  // namespace
 
@@ -179,6 +194,92 @@ TEST_CASE("a guest that writes converges while the link carries more than it wri
   CHECK(wild.seconds == stack.seconds);
   // However quickly it writes, to little memory.
   CHECK(with(5e9, 16 << 20).converges);
+}
+
+TEST_CASE("what differs by less than the measurements' spread is a tie, and the rule decides") {
+  // As they come from run to run: the same four, with another one a little ahead each time.
+  for (const unsigned ahead : counts) {
+    std::vector<Prediction> all;
+    for (const unsigned count : counts) all.push_back(figures("none", count, count == ahead ? 0.93 : 1.0, 2.0));
+    std::ranges::sort(all, {}, &Prediction::seconds);
+    const Choice spread = choose(all, {}, Goal::time, 0.1);
+    CHECK(spread.best->channels == 1);
+    CHECK(spread.equals == 3);
+    const Choice exact = choose(all, {}, Goal::time, least_tie);
+    CHECK(exact.best->channels == ahead);
+    CHECK(exact.equals == 0);
+  }
+}
+
+TEST_CASE("ties are decided by the other figure, then channels, then lists of zero pages, then bytes, in any order") {
+  const auto best_of = [](std::vector<Prediction> all, Goal goal) {
+    std::string found;
+    std::ranges::sort(all, {}, &Prediction::compressor);
+    do {
+      const std::string each = choose(all, {}, goal, 0.1).best->compressor;
+      CHECK((found.empty() || found == each));
+      found = each;
+    } while (std::ranges::next_permutation(all, {}, &Prediction::compressor).found);
+    return found;
+  };
+  CHECK(best_of({figures("a", 1, 1.0, 5), figures("b", 8, 1.05, 2), figures("c", 2, 2, 1)}, Goal::time) == "b");
+  CHECK(best_of({figures("a", 1, 1.0, 5), figures("b", 8, 1.05, 2), figures("c", 2, 2, 1)}, Goal::cpu) == "c");
+  CHECK(best_of({figures("a", 4, 1.0, 2), figures("b", 2, 1.05, 2.1), figures("c", 8, 0.99, 2)}, Goal::time) == "b");
+  CHECK(best_of({figures("a", 2, 1, 2, gib, ZeroMode::legacy), figures("b", 2, 1, 2),
+                 figures("c", 2, 1, 2, gib, ZeroMode::none)},
+                Goal::time) == "b");
+  CHECK(best_of({figures("a", 2, 1, 2, 3e6), figures("b", 2, 1, 2, 2e6), figures("c", 2, 1, 2, 1e6)}, Goal::time) ==
+        "c");
+  // A chain of small steps is no tie from end to end.
+  CHECK(best_of({figures("a", 8, 1.0, 2), figures("b", 4, 1.08, 2), figures("c", 1, 1.16, 2)}, Goal::time) == "b");
+}
+
+TEST_CASE("the measurements' spread is the tie, between 2 and 25 %") {
+  Link link{.name = "test"};
+  HostCosts host = some_host();
+  CHECK(spread_of(host, link) == 0);
+  host.spread = 0.07;
+  CHECK(spread_of(host, link) == 0.07);
+  link.measured = {{1, 100.0, 0.01}, {2, 180.0, 0.15}, {4, 200.0, 0.9}};
+  CHECK(spread_of(host, link) == 0.15);
+  link.measured.push_back({8, 200.0, 0.9});
+  CHECK(spread_of(host, link) == 0.9);
+  CHECK(tie_of(0) == 0.02);
+  CHECK(tie_of(0.15) == 0.15);
+  CHECK(tie_of(0.9) == 0.25);
+}
+
+TEST_CASE("a stack that does not converge is never recommended to a guest that writes") {
+  const std::vector<Prediction> all = {figures("quick", 1, 1, 1), figures("slow", 1, 2, 2), figures("dear", 1, 3, 9)};
+  const std::vector<Forecast> some = {
+      {.seconds = 1}, {.converges = true, .seconds = 5}, {.converges = true, .seconds = 3}};
+  CHECK(choose(all, some, Goal::time, least_tie).best->compressor == "dear");  // its rounds end sooner
+  CHECK(choose(all, some, Goal::cpu, least_tie).best->compressor == "slow");
+  const Choice none = choose(all, std::vector<Forecast>(3), Goal::time, least_tie);
+  CHECK(none.best == nullptr);
+  CHECK(none.equals == 0);
+}
+
+TEST_CASE("what would help a guest that writes too fast does help") {
+  const ImageFacts guest{.bytes = gib, .zero_share = 0.5};
+  const Setup setup = over(10);
+  for (const unsigned channels : counts) {
+    const Prediction stack = predict(guest, some_host(), plain(), ZeroMode::multifd, channels, setup);
+    Writing writing{.bytes_per_s = 5e9, .working_set_bytes = gib, .max_downtime_s = 0.05};
+    const auto converges = [&] { return forecast(guest, some_host(), plain(), stack, setup, writing).converges; };
+    REQUIRE_FALSE(converges());
+    const double rate = most_dirty_rate(guest, some_host(), plain(), stack, setup, writing);
+    const double downtime = downtime_of_working_set(guest, some_host(), plain(), stack, setup, writing);
+    writing.bytes_per_s = rate;
+    CHECK(converges());
+    writing.bytes_per_s = 1.02 * rate;
+    CHECK_FALSE(converges());
+    writing = {.bytes_per_s = 5e9, .working_set_bytes = gib, .max_downtime_s = downtime * 1.0001};
+    CHECK(converges());
+    // A small working set converges whatever is written to it.
+    writing = {.bytes_per_s = 5e9, .working_set_bytes = 1e6, .max_downtime_s = 0.05};
+    CHECK(std::isinf(most_dirty_rate(guest, some_host(), plain(), stack, setup, writing)));
+  }
 }
 
 TEST_CASE("speeds are read in bits of the line or bytes of the stream") {
