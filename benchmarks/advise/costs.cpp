@@ -168,7 +168,7 @@ Pumped pump(std::span<const std::byte> from, std::span<std::byte> to, std::size_
 /// took, as a share; may be null.
 Transfer cheapest_transfer(std::span<std::byte> from, ZeroMode zero_pages, double seconds, unsigned cores, Steps& steps,
                            double* spread = nullptr) {
-  const program::Mapping to = memory_for(Destination::warm, from.size());
+  const program::Mapping to = memory_for(Destination::warm, from.size(), steps.interrupt());
   const program::Stopwatch watch;
   Transfer best;
   std::vector<double> costs;
@@ -189,7 +189,7 @@ void measure_sockets(const Image& image, double seconds, unsigned cores, HostCos
   // Packets without pages: zero memory, less the check.
   steps.next("sockets, packets without pages");
   const program::Mapping zeros = program::Mapping::anonymous(64 << 20);
-  zeros.populate();
+  zeros.populate(steps.interrupt());
   const double zero_pages = static_cast<double>(zeros.bytes().size() / page_bytes);
   const double check_ns = measure_check(zeros.bytes(), zeros.bytes().size() / page_bytes, seconds / 4);
   const Transfer empty = cheapest_transfer(zeros.bytes(), ZeroMode::multifd, seconds, cores, steps);

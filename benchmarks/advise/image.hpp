@@ -4,6 +4,8 @@
 // large one several windows, spread evenly, are looked at; they lie one behind the other in memory of our own.
 #pragma once
 
+#include <multifd/transport/interrupt.hpp>
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -40,6 +42,6 @@ Image make_image(const std::vector<std::string>& patterns, std::uint64_t bytes, 
                  std::uint64_t seed);
 
 /// Finds the zero pages of the sample and fills in `facts` and `zero`.
-void look_at(Image& image);
+void look_at(Image& image, const multifd::Interrupt& interrupt);
 
 }  // namespace advise

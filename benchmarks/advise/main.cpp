@@ -156,7 +156,7 @@ int advise_on(const Settings& settings) {
                                          : read_image(settings.image, settings.sample);
     Findings findings{.image = std::move(image)};
     findings.channels = settings.channels;
-    look_at(findings.image);
+    look_at(findings.image, interrupt);
     findings.setup = find_setup(settings, steps);
     // Two thirds of the time for some dozen levels, the rest for everything else.
     findings.codecs = measure_codecs(findings.image, settings.time / 20, steps);

@@ -39,11 +39,11 @@ void reset(const program::Mapping& memory, Destination destination) {
 
 }  // namespace
 
-program::Mapping memory_for(Destination destination, std::size_t bytes) {
+program::Mapping memory_for(Destination destination, std::size_t bytes, const Interrupt& interrupt) {
   program::Mapping memory = program::Mapping::anonymous(bytes);
   if (destination == Destination::fresh_small)
     (void)::madvise(memory.bytes().data(), memory.bytes().size(), MADV_NOHUGEPAGE);
-  memory.populate();
+  memory.populate(interrupt);
   return memory;
 }
 

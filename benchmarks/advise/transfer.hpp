@@ -28,7 +28,7 @@ struct Transfer {
 };
 
 /// Memory for the other end, as large as what is sent.
-program::Mapping memory_for(Destination destination, std::size_t bytes);
+program::Mapping memory_for(Destination destination, std::size_t bytes, const multifd::Interrupt& interrupt);
 
 /// Which stack, and a cap on the sender (0: none).
 struct TransferOptions {

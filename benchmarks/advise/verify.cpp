@@ -102,7 +102,7 @@ Verification verify(const Image& image, const HostCosts& host, const std::vector
   ImageFacts sample = image.facts;
   sample.bytes = static_cast<double>(image.sample().size());
   const OtherLoad others;
-  const program::Mapping memory = memory_for(setup.destination, image.sample().size());
+  const program::Mapping memory = memory_for(setup.destination, image.sample().size(), steps.interrupt());
   std::vector<std::vector<Transfer>> runs(stacks.size());
   for (unsigned round = 0; round < rounds; ++round)
     for (std::size_t i = 0; i < stacks.size(); ++i) {
