@@ -25,7 +25,8 @@ Outcome outcome(const EndState& end) {
     case Answer::refused: break;
     case Answer::none: break;
   }
-  const bool cannot_have_it = !end.all_forwarded || end.destination_failed || end.answer == Answer::refused;
+  // A connection that breaks later is no proof that the other end has not loaded everything.
+  const bool cannot_have_it = !end.all_forwarded || end.answer == Answer::refused;
   if (end.return_path) {
     if (cannot_have_it)
       return {Guest::at_source, false,
@@ -60,8 +61,8 @@ const char* to_string(Guest guest) {
   return "unknown";
 }
 
-DestinationFailure destination_lost(std::uint32_t status) {
-  return DestinationFailure(fmt::format(
+Failure destination_lost(std::uint32_t status) {
+  return Failure(fmt::format(
       "destination: {}; its own message says why. Channels, compression, uuid and machine type must be those "
       "it expects",
       status != 0 ? fmt::format("says that it failed (SHUT {})", status) : "has gone in the middle of the migration"));
@@ -76,9 +77,9 @@ Failure destination_failure(const Error& error) {
       "hang");
 }
 
-DestinationFailure styles_differ(SyncStyle source, const std::string& machine, const std::string& seen) {
+Failure styles_differ(SyncStyle source, const std::string& machine, const std::string& seen) {
   const bool sections = source == SyncStyle::per_section;
-  return DestinationFailure(fmt::format(
+  return Failure(fmt::format(
       "source and destination seem to end epochs in different ways: the source with each {}, {}. The property "
       "migration.multifd-flush-after-each-section is {} at the source and must be the same at the destination (machine "
       "type {}; its default is on up to machine types 8.0, off from 8.1 on)",

@@ -26,9 +26,8 @@ enum class Answer {
 struct EndState {
   bool return_path = false;  ///< the source opened it: it completes when it is answered, else with its last byte
   Answer answer = Answer::none;
-  bool all_forwarded = false;       ///< the destination has been sent the whole stream, so it may have loaded it
-  bool destination_failed = false;  ///< it said so, has gone, or cannot load this stream
-  bool destination_ended = false;   ///< it closed its main connection in order after the last byte
+  bool all_forwarded = false;      ///< the destination has been sent the whole stream, so it may have loaded it
+  bool destination_ended = false;  ///< it closed its main connection in order after the last byte
 };
 
 enum class Guest {
@@ -59,19 +58,13 @@ class Unfinished : public program::Failure {
   const Guest guest;
 };
 
-/// A failure after which the destination does not have the guest.
-class DestinationFailure : public program::Failure {
- public:
-  using Failure::Failure;
-};
-
 /// A destination that has closed or reset one of its connections, or said that it failed. `status`: of its SHUT; 0: none.
-DestinationFailure destination_lost(std::uint32_t status = 0);
+program::Failure destination_lost(std::uint32_t status = 0);
 
 /// Any other failure of a connection to the destination.
 program::Failure destination_failure(const multifd::Error& error);
 
 /// Source and destination end epochs in different ways (PROTOCOL.md section 6.1). `seen`: what shows it.
-DestinationFailure styles_differ(multifd::SyncStyle source, const std::string& machine, const std::string& seen);
+program::Failure styles_differ(multifd::SyncStyle source, const std::string& machine, const std::string& seen);
 
 }  // namespace relay

@@ -131,7 +131,6 @@ Outcome Relay::end() {
   return outcome({.return_path = return_path_open_,
                   .answer = answer(),
                   .all_forwarded = all_forwarded_,
-                  .destination_failed = destination_failed_,
                   .destination_ended = destination_ended_ && !failed});
 }
 
@@ -479,7 +478,6 @@ void Relay::fail(const Failure& failure) noexcept {
     const std::lock_guard lock(mutex_);
     if (failure_ || passed_on_) return;
     failure_ = failure;
-    if (dynamic_cast<const DestinationFailure*>(&failure) != nullptr) destination_failed_ = true;
     stopping = std::unique_lock(stopping_);
     source_.main().shutdown();
     if (destination_) destination_->shutdown();

@@ -121,7 +121,6 @@ class Relay {
   std::atomic<bool> confirmed_ = false;             ///< it said SHUT(0)
   std::atomic<bool> passed_on_ = false;             ///< and that was written to the source; set under mutex_
   std::atomic<bool> refused_ = false;               ///< it said SHUT with another status
-  std::atomic<bool> destination_failed_ = false;    ///< it cannot have the guest
   std::atomic<bool> destination_ended_ = false;     ///< it closed its main connection in order
   std::atomic<bool> source_ended_ = false;          ///< so did the source
   std::atomic<bool> return_path_open_ = false;
