@@ -468,6 +468,7 @@ void Relay::finish() {
           "way than the source: migration.multifd-flush-after-each-section must be alike)");
     destination_->shutdown();
   }
+  source_.refuse_more_channels();  // strangers that came meanwhile are told of, too
 }
 
 void Relay::fail(const Failure& failure) noexcept {
