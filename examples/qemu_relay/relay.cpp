@@ -26,7 +26,7 @@ namespace {
 /// "MFDR", which no source asks with.
 constexpr std::uint32_t question = 0x4d46'4452;
 /// Who waits for a SYNC that nobody sends does so for good; who does not answers in the time of a round trip.
-constexpr auto answer_limit = 6s;
+constexpr auto longest_answer = 6s;
 constexpr auto style_limit = 1000ms;
 
 std::int64_t now_ms() {
@@ -301,8 +301,9 @@ void Relay::close_epoch(const qemu::Element& element) {
       prove_sections(element);
     }
   } else if (epochs_ == 1 && asked_ms_ != 0) {
-    // The SYNCs that follow are what a destination of the other kind would go on by. Ends with the return path at last.
-    wait_for(ponged_, no_timeout, &return_path_ended_);
+    // The SYNCs that follow are what a destination of the other kind would go on by. One that answers nothing at all
+    // has another reason.
+    wait_for(ponged_, answer_limit() + 1s, &return_path_ended_);
     check();
   }
   const auto closed = receiver_->sync([&]() -> Result<void> {
@@ -364,14 +365,15 @@ void Relay::ask_destination() {
   asked_ms_ = now_ms();
 }
 
+std::chrono::milliseconds Relay::answer_limit() const {
+  return std::min<std::chrono::milliseconds>(longest_answer, std::chrono::seconds(settings_.source.timeout_s));
+}
+
 void Relay::check_answer_in_time() const {
-  if (asked_ms_ == 0 || ponged_.triggered()) return;
-  const auto waited = std::chrono::milliseconds(now_ms() - asked_ms_);
-  const std::chrono::seconds limit(settings_.source.timeout_s);
-  if (heard_ && waited >= std::min<std::chrono::milliseconds>(answer_limit, limit))
-    throw styles_differ(SyncStyle::per_round, program::printable(main_.parser().machine_type()),
-                        "and behind the first section the destination does not answer, as one that waits for a SYNC");
-  if (!heard_ && waited >= limit) throw destination_failure(Error{.code = Errc::timed_out, .op = "return path"});
+  if (asked_ms_ == 0 || !heard_ || ponged_.triggered()) return;
+  if (std::chrono::milliseconds(now_ms() - asked_ms_) < answer_limit()) return;
+  throw styles_differ(SyncStyle::per_round, program::printable(main_.parser().machine_type()),
+                      "and behind the first section the destination does not answer, as one that waits for a SYNC");
 }
 
 void Relay::forward_return_path() noexcept {

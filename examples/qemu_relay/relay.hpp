@@ -67,6 +67,7 @@ class Relay {
   bool has_to_prove_sections() const;
   void prove_sections(const multifd::qemu::Element& end_of_section);
   void ask_destination();
+  std::chrono::milliseconds answer_limit() const;
   void check_answer_in_time() const;
 
   void forward_return_path() noexcept;
