@@ -17,8 +17,8 @@ namespace multifd {
 /// Run-time settings of a Sender. Everything has a default. Time limits: 0 is none (time_limit.hpp).
 template <Compressor C, ZeroPagePolicy Z>
 struct SenderOptions {
-  C compressor{};  ///< parameters: `{.level = 3}`
-  Z zero_pages{};
+  C compressor{};                   ///< parameters: `{.level = 3}`
+  Z zero_pages{};                   ///< what lists mean to a QEMU: see ZeroPagesMultifd
   Uuid uuid{};                      ///< the VM's, as the peer expects it
   PeerProfile peer = peer_multifd;  ///< who receives; wrong values corrupt guests, see PeerProfile
   /// Bytes per second over all channels; 0: no cap. A packet, up to 512 KiB, leaves in one piece: with less than that in

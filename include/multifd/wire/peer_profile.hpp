@@ -24,7 +24,8 @@ enum class SyncStyle : std::uint8_t {
 struct PeerProfile {
   std::string_view name;  ///< what people type: "qemu-9.0"
   unsigned major, minor;  ///< the first version of the generation; our own receiver: 0, 0
-  bool zero_lists;        ///< reads zero pages listed in packets; older ones drop them silently (section 5.3)
+  bool zero_lists;        ///< reads zero pages listed in packets; older ones drop them silently (section 5.3). What it
+                          ///< does with the first one at a place: see ZeroPagesMultifd
   bool device_state;      ///< knows device-state packets (section 13)
   bool digests;           ///< verifies our digest extension
   SyncStyle sync_style;   ///< per_section: does not know the FLUSH record at all

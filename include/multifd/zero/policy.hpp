@@ -121,6 +121,12 @@ struct ZeroPagesLegacy final : detail::ReadingCheck {
 
 /// Checks on the channels' threads and lists zero pages in the packet. QEMU 9.0 and later; an older peer drops the
 /// list without a word and its guest keeps stale pages (PROTOCOL.md section 5.3), so PeerProfile guards it.
+///
+/// A QEMU takes the first zero page that is listed at a place for what its memory holds already, and does not write it
+/// (section 5.2; from 10.1 on it writes with the capability postcopy-ram). So towards a QEMU this is for memory that is
+/// zero before: not for firmware, nvdimm, ivshmem or a file that was in use, where ZeroPagesLegacy's records and
+/// ZeroPagesNone's bytes are written always. A page that it has had in any form before is written when it is listed. Our
+/// own Receiver writes each, unless it is told DestinationMemory::zeroed.
 struct ZeroPagesMultifd final : detail::ReadingCheck {
   static constexpr std::string_view name = "multifd";
   static constexpr ZeroStage stage = ZeroStage::channel;
