@@ -254,7 +254,7 @@ night() {
   # All cases of the live QEMUs, where the default run has a covering choice.
   interop="--programs build/dev/examples"
   part interop-lab python3 -B tests/interop/lab.py --self-test
-  for tool in dump relay failures; do
+  for tool in dump relay relay_faults failures; do
     # shellcheck disable=SC2086 # a list of words
     part "interop-$tool" python3 -B "tests/interop/$tool.py" $interop --full --json "build/night/$tool.json"
   done
