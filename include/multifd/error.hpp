@@ -186,8 +186,8 @@ constexpr ErrcInfo errc_info(int value) noexcept {
     case Errc::offset_misaligned:
       return {"page offset is not a multiple of the page size", C::peer_protocol, "offset", "page size"};
     case Errc::offset_past_block:
-      return {"page offset lies past the end of its RAM block", C::peer_protocol, "offset", "block's bytes"};
-    case Errc::duplicate_page: return {"the same page twice in one packet", C::peer_protocol, "offset"};
+      return {"page offset lies past the end of its RAM block", C::peer_protocol, "offset", "of"};
+    case Errc::duplicate_page: return {"the same page twice in one packet", C::peer_protocol, "offset", "of"};
     case Errc::bad_payload_size: return {"payload size does not fit the packet's pages", C::peer_protocol};
     case Errc::payload_too_large: return {"payload is larger than its bound", C::peer_protocol};
     case Errc::corrupt_payload: return {"compressed payload is corrupt", C::peer_protocol};

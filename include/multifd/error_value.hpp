@@ -103,7 +103,8 @@ inline std::string describe(const Error& error) {
     place += (place.empty() ? "" : ", ") + std::string(label) + " " + std::to_string(value);
   };
   detail::append_printable(place, error.subject.view());
-  if (error.detail != 0) part(detail, error.detail);
+  // An offset of 0 is a value as well, beside what it is compared with.
+  if (error.detail != 0 || error.expected != 0) part(detail, error.detail);
   if (error.expected != 0) part(expected, error.expected);
   if (!place.empty()) text += " (" + place + ")";
   return text;

@@ -220,6 +220,7 @@ TEST_CASE("A sender hears why its receiver gives up: in the middle, and at the e
       CHECK(ended.error().code == Condition::peer_gone);
       CHECK_MESSAGE(ended.error().peer_reason == Errc::duplicate_page, text(ended));
       CHECK(ended.error().detail == 5 * page);
+      CHECK(ended.error().subject.view() == "pc.ram");
       if (destination.joinable()) destination.join();
     }
   }

@@ -34,15 +34,15 @@ class DistinctPages {
     scratch_[count_++] = offset;
   }
 
-  /// Errors: Errc::duplicate_page (detail: the offset).
+  /// Errors: Errc::duplicate_page (detail: the offset, expected: `block_bytes`).
   /// Cost: nothing for ascending offsets, which is how all senders without zero lists send; else one small sort.
-  Result<void> check() noexcept {
+  Result<void> check(std::uint64_t block_bytes = 0) noexcept {
     if (ascending_) return {};
     const std::span<std::uint64_t> offsets(scratch_.get(), count_);
     std::ranges::sort(offsets);
     const auto twice = std::ranges::adjacent_find(offsets);
     if (twice == offsets.end()) return {};
-    return fail(Errc::duplicate_page, Stage::parse, "offset", *twice);
+    return fail(Errc::duplicate_page, Stage::parse, "offset", *twice, block_bytes);
   }
 
  private:

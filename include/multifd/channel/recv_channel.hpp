@@ -293,7 +293,7 @@ class RecvChannel {
         offsets_[i] = offset(i);  // header_ may hold the next packet's when the hook runs
       }
       if (header.normal_pages > 0) runs_.add(pages_.data(), header.normal_pages * page_bytes);
-      return distinct_.check();
+      return distinct_.check(shared_.map.block(block).bytes);
     }
     for (std::size_t first = 0; first < pages;) {  // neighbours, which most pages are, at once
       std::size_t end = first + 1;
@@ -303,7 +303,7 @@ class RecvChannel {
       if (first < header.normal_pages) runs_.add(run->data(), run->size());
       first = end;
     }
-    return distinct_.check();
+    return distinct_.check(shared_.map.block(block).bytes);
   }
 
   Result<void> read_pages(const wire::PacketHeader& header) noexcept {

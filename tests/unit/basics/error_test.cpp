@@ -112,7 +112,7 @@ TEST_CASE("describe() writes channel, packet, stage, operation, text and value i
                     .channel = 2,
                     .packet = 17};
   CHECK(multifd::describe(error) ==
-        "channel 2, packet 17: parse: offset: page offset is not a multiple of the page size (value 4097)");
+        "channel 2, packet 17: parse: offset: page offset is not a multiple of the page size (offset 4097)");
 }
 
 TEST_CASE("describe() leaves out what an error does not say") {
@@ -149,7 +149,9 @@ TEST_CASE("describe() names what an error is about, and both of two values that 
         "parse: guest's page size differs between the two sides: set the source's "
         "(page size of the peer 1024, of this side 4096)");
   error = {.code = Errc::bad_range, .detail = 8192, .subject = std::string_view("pc.ram")};
-  CHECK(multifd::describe(error).ends_with(" (pc.ram, value 8192)"));
+  CHECK(multifd::describe(error).ends_with(" (pc.ram, at 8192)"));
+  error = {.code = Errc::duplicate_page, .detail = 0, .expected = 8192, .subject = std::string_view("pc.ram")};
+  CHECK(multifd::describe(error) == "the same page twice in one packet (pc.ram, offset 0, of 8192)");
   error = {.code = from_errno(EADDRINUSE), .op = "bind", .subject = std::string_view("tcp:192.0.2.7:4444")};
   CHECK(multifd::describe(error) == "bind: " + from_errno(EADDRINUSE).message() + " (tcp:192.0.2.7:4444)");
 }
