@@ -25,6 +25,11 @@ void tell_stranger(std::uint32_t first_bytes) {
              first_bytes == 0 ? "it said nothing" : fmt::format("it begins with \"{}\"", printable(text)));
 }
 
+void tell_dropped(std::size_t connections) {
+  fmt::print(stderr, "dropped {} of a source that gave up during its setup; waiting for its next try\n",
+             connections == 1 ? "the connection" : fmt::format("{} connections", connections));
+}
+
 std::string method_name(std::uint64_t bits) {
   switch (bits) {
     case wire::flag_none: return "none";
@@ -82,8 +87,10 @@ UuidCheck SourceOptions::uuid_check() const {
 
 QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
     : options_(options),
-      accept_options_{
-          .timeout = std::chrono::seconds(options.timeout_s), .interrupt = &interrupt, .on_stranger = tell_stranger},
+      accept_options_{.timeout = std::chrono::seconds(options.timeout_s),
+                      .interrupt = &interrupt,
+                      .on_stranger = tell_stranger,
+                      .on_dropped = tell_dropped},
       listener_(need(
           Listener::listen(address_of(options.listen, "--listen"), wire::max_channels + 1u, options.limits.socket()),
           "listen on " + options.listen)),
@@ -109,28 +116,9 @@ QemuSource::Links QemuSource::accept() {
 
 /// multifd::accept_source(), which can look at what a connection says only where nothing is encrypted.
 QemuSource::Links QemuSource::accept_under_tls() {
-  std::optional<Link> main;
-  std::vector<Link> channels;
-  std::optional<Stopwatch> watch;
-  while (!main || channels.size() < options_.channels) {
-    const auto limit = std::chrono::seconds(options_.timeout_s);
-    const auto gone = watch ? std::chrono::milliseconds(static_cast<std::int64_t>(watch->seconds() * 1000)) : 0ms;
-    auto arrived = door_->next(watch ? std::max<std::chrono::milliseconds>(limit - gone, 0ms) : no_timeout);
-    if (!arrived) throw failure(arrived.error());
-    auto& [link, first] = *arrived;
-    if (first == magic.main && !main) {
-      main = std::move(link);
-    } else if (first == magic.channel && channels.size() < options_.channels) {
-      channels.push_back(std::move(link));
-    } else if (first == magic.channel) {
-      throw failure(fail(Errc::too_many_channels, Stage::accept, "accept").error());
-    } else {
-      tell_stranger(first);
-      continue;
-    }
-    if (!watch) watch.emplace();
-  }
-  return {std::move(*main), std::move(channels)};
+  auto source = multifd::detail::collect_source<Link>(*door_, magic, options_.channels, accept_options_, nullptr);
+  if (!source) throw failure(source.error());
+  return {std::move(source->first), std::move(source->second)};
 }
 
 std::optional<std::string> QemuSource::finish(AnyReceiver& receiver) {
@@ -165,7 +153,8 @@ void QemuSource::refuse_more_channels() {
 }
 
 Failure QemuSource::failure(const Error& error) const {
-  if (error.stage != Stage::accept && is_loss(error)) return source_lost(Failure(error).what());
+  if ((error.stage != Stage::accept || error.code == Errc::peer_closed) && is_loss(error))
+    return source_lost(Failure(error).what());
   std::string context = "source";
   if (error.code == Errc::wrong_compression)
     context = fmt::format("the source compresses with {}, this side expects {}", method_name(error.detail),
@@ -186,6 +175,11 @@ void QemuSource::check_channels(const AnyReceiver* receiver) const {
   };
   if (receiver != nullptr ? receiver->ended_channels() > 0 : std::ranges::any_of(links_.channels, has_ended))
     throw source_lost("a channel: closed; main connection: silent");
+  if (receiver == nullptr && since_whole_.seconds() > options_.timeout_s)
+    throw Failure(fmt::format(
+        "source: has connected, but has not said within {} s which RAM it has (--timeout): is it stopped, or does it "
+        "hang?",
+        options_.timeout_s));
 }
 
 Failure source_lost(const std::string& noticed) {

@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 
+#include "common/report.hpp"
 #include "common/stacks.hpp"
 #include "common/tls_door.hpp"
 
@@ -55,7 +56,7 @@ class QemuSource {
   void refuse_more_channels();
 
   /// For a silent main connection ahead of RAM's end: a source that fails can leave it open without a word, and then
-  /// only its channels tell. Throws Failure if one of them has ended.
+  /// only its channels tell. Throws Failure if one of them has ended, or if the source does not begin.
   ///
   /// `receiver`: who has taken the channels; null as long as nobody has.
   void check_channels(const AnyReceiver* receiver) const;
@@ -78,6 +79,7 @@ class QemuSource {
   multifd::Listener listener_;
   std::optional<TlsDoor> door_;
   Links links_;
+  Stopwatch since_whole_;  ///< since all connections were there
 };
 
 /// The failure of a source that breaks off: the same words wherever that is noticed first. `noticed`: where, and how.

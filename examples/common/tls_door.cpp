@@ -21,8 +21,8 @@ namespace {
 
 constexpr std::size_t most = 512;  // beyond 255 channels: nobody fills the process with silent connections
 
-bool watch(int epoll, int fd, void* tag) {
-  epoll_event event{.events = EPOLLIN, .data = {.ptr = tag}};
+bool watch(int epoll, int fd, void* tag, std::uint32_t events = EPOLLIN) {
+  epoll_event event{.events = events, .data = {.ptr = tag}};
   return ::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
@@ -49,7 +49,7 @@ Result<void> TlsDoor::accept() {
   auto started = tls_.start(std::move(*link));
   if (!started) return std::unexpected(started.error());
   if (newcomers_.size() == most) newcomers_.pop_front();  // the one that has been silent for longest
-  newcomers_.push_back({.handshake = std::move(*started), .deadline = Clock::now() + each_});
+  newcomers_.push_back({.handshake = std::move(*started), .deadline = Clock::now() + each_, .number = ++accepted_});
   Newcomer& newcomer = newcomers_.back();
   if (!watch(epoll_.get(), newcomer.handshake.native_handle(), &newcomer))
     return multifd::fail_errno(Stage::accept, "epoll");
@@ -88,9 +88,22 @@ bool TlsDoor::pending() const noexcept {
 }
 
 Result<std::pair<Link, std::uint32_t>> TlsDoor::next(std::chrono::milliseconds timeout) {
-  const auto now = Clock::now();
-  const auto room = std::chrono::floor<std::chrono::milliseconds>(Clock::time_point::max() - now);
-  const Clock::time_point deadline = timeout >= room ? Clock::time_point::max() : now + timeout;
+  const Clock::time_point deadline = multifd::detail::deadline_after(timeout);
+  for (;;) {
+    auto arrived = next(deadline);
+    if (!arrived) return std::unexpected(arrived.error());
+    if (*arrived) return std::pair(std::move((*arrived)->link), *(*arrived)->magic);
+  }
+}
+
+Result<void> TlsDoor::watch_end(const Link& link) {
+  if (!watch(epoll_.get(), link.native_handle(), this, EPOLLRDHUP | EPOLLET))
+    return multifd::fail_errno(Stage::accept, "epoll");
+  return {};
+}
+
+Result<std::optional<multifd::detail::Arrival<Link>>> TlsDoor::next(Clock::time_point deadline,
+                                                                    const multifd::Interrupt*) {
   for (;;) {
     const Clock::time_point until = std::min(deadline, close_late());
     std::array<pollfd, 2> fds{{{epoll_.get(), POLLIN, 0}, {interrupt_.native_handle(), POLLIN, 0}}};
@@ -104,6 +117,7 @@ Result<std::pair<Link, std::uint32_t>> TlsDoor::next(std::chrono::milliseconds t
     if (ready == 0 && Clock::now() >= deadline) return multifd::fail(Errc::timed_out, Stage::accept, "accept");
     epoll_event event{};
     if (ready <= 0 || ::epoll_wait(epoll_.get(), &event, 1, 0) != 1) continue;
+    if (event.data.ptr == this) return std::nullopt;
     if (event.data.ptr == nullptr) {
       if (auto accepted = accept(); !accepted) return std::unexpected(accepted.error());
       continue;
@@ -119,7 +133,7 @@ Result<std::pair<Link, std::uint32_t>> TlsDoor::next(std::chrono::milliseconds t
       continue;
     }
     ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, at->link->native_handle(), nullptr);
-    std::pair<Link, std::uint32_t> arrived(std::move(*at->link), **first);
+    multifd::detail::Arrival<Link> arrived{std::move(*at->link), at->number, **first};
     newcomers_.erase(at);
     return arrived;
   }

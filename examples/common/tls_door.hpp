@@ -4,7 +4,7 @@
 // each. A source makes the handshakes of all its channels before any of them speaks, so one at a time would not do.
 #pragma once
 
-#include <multifd/transport/listen.hpp>
+#include <multifd/transport/accept_source.hpp>
 
 #include <chrono>
 #include <cstdint>
@@ -33,9 +33,13 @@ class TlsDoor {
   /// Errors: timed_out, cancelled, errno.
   multifd::Result<std::pair<Link, std::uint32_t>> next(std::chrono::milliseconds timeout);
 
- private:
+  // What multifd::detail::collect_source() wants of a door.
   using Clock = std::chrono::steady_clock;
+  multifd::Result<std::optional<multifd::detail::Arrival<Link>>> next(Clock::time_point deadline,
+                                                                      const multifd::Interrupt* = nullptr);
+  multifd::Result<void> watch_end(const Link& link);
 
+ private:
   class Descriptor {
    public:
     explicit Descriptor(int fd) : fd_(fd) {}
@@ -53,6 +57,7 @@ class TlsDoor {
     multifd::TlsHandshake handshake;
 #endif
     Clock::time_point deadline;
+    std::uint64_t number;
     std::optional<Link> link{};  ///< once the handshake is done
   };
 
@@ -68,6 +73,7 @@ class TlsDoor {
   const std::chrono::milliseconds each_;
   const Descriptor epoll_;
   std::list<Newcomer> newcomers_;  // a list: epoll holds their addresses
+  std::uint64_t accepted_ = 0;
 };
 
 }  // namespace program

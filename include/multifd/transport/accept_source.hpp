@@ -2,7 +2,8 @@
 //
 // The connections of one migration source at one address: a main connection and its channels, in any order, told apart
 // by their first four bytes, which stay there to be read (PROTOCOL.md section 1.2). Nobody has to speak in turn: a
-// connection that says nothing, or something else, keeps no other waiting.
+// connection that says nothing, or something else, keeps no other waiting. A source that gives up and comes again is
+// taken with the connections of its last try, and no others.
 #pragma once
 
 #include <sys/epoll.h>
@@ -17,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "multifd/transport/detail/source_set.hpp"
 #include "multifd/transport/listen.hpp"
 
 namespace multifd {
@@ -36,9 +38,14 @@ struct SourceLinks {
 struct AcceptSourceOptions {
   std::chrono::milliseconds first_timeout{0};  ///< until the first connection of a source is there
   std::chrono::milliseconds timeout{10'000};   ///< from then until all are
-  const Interrupt* interrupt = nullptr;        ///< null: that of the listener
+  /// After connections of a source have ended ahead of time, until its next try has begun: who has started it knows that
+  /// it failed, so that nobody is served by a longer wait. 0: for who restarts sources by hand.
+  std::chrono::milliseconds retry_timeout{3'000};
+  const Interrupt* interrupt = nullptr;  ///< null: that of the listener
   /// Told of each connection that is neither, with its first bytes (0: it said too little); it is closed then.
   std::function<void(std::uint32_t first_bytes)> on_stranger{};
+  /// Told when connections of a source have ended ahead of time and are dropped.
+  std::function<void(std::size_t connections)> on_dropped{};
 };
 
 namespace detail {
@@ -54,37 +61,43 @@ class Newcomers {
     return watch(listener_.native_handle(), EPOLLIN, nullptr);
   }
 
-  /// Waits for the next connection that says four bytes, or ends before: then its magic is empty.
+  /// Waits for the next connection that says four bytes, or ends before; none: one that is watched has ended.
   /// Errors: timed_out, cancelled, errno.
-  Result<std::pair<FdTransport, std::optional<std::uint32_t>>> next(Clock::time_point deadline,
-                                                                    const Interrupt* interrupt) {
+  Result<std::optional<Arrival<FdTransport>>> next(Clock::time_point deadline, const Interrupt* interrupt) {
     for (;;) {
       if (auto waited = wait_for(epoll_.get(), POLLIN, deadline, interrupt, Stage::accept, "accept"); !waited)
         return std::unexpected(waited.error());
       epoll_event event{};
       if (::epoll_wait(epoll_.get(), &event, 1, 0) != 1) continue;
+      if (event.data.ptr == this) return std::nullopt;
       if (event.data.ptr == nullptr) {
         auto link = listener_.accept(std::chrono::milliseconds(0), interrupt);
         if (!link && link.error().code == Errc::timed_out) continue;  // it has gone again
         if (!link) return std::unexpected(link.error());
         if (links_.size() == most) links_.pop_front();  // the one that has been silent for longest
-        links_.push_back(std::move(*link));
+        links_.push_back({std::move(*link), ++accepted_});
         // Edge-triggered: bytes that are only looked at would keep the descriptor ready for good.
-        const auto watched = watch(links_.back().native_handle(), EPOLLIN | EPOLLRDHUP | EPOLLET, &links_.back());
+        const auto watched = watch(links_.back().link.native_handle(), EPOLLIN | EPOLLRDHUP | EPOLLET, &links_.back());
         if (!watched) return std::unexpected(watched.error());
         continue;
       }
       void* const which = event.data.ptr;  // a copy: epoll_event is packed, and a reference would not be aligned
-      const auto at = std::ranges::find(links_, which, [](FdTransport& link) -> void* { return &link; });
+      const auto at = std::ranges::find(links_, which, [](Arrival<FdTransport>& each) -> void* { return &each; });
       if (at == links_.end()) continue;
-      const FirstBytes first = look_at_first_bytes(at->native_handle());
+      const FirstBytes first = look_at_first_bytes(at->link.native_handle());
       const bool ended = first.count == 0 || (event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
       if (first.count < 4 && !ended) continue;  // more to come
-      FdTransport link = std::move(*at);
-      ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, link.native_handle(), nullptr);
+      Arrival<FdTransport> arrival = std::move(*at);
+      ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, arrival.link.native_handle(), nullptr);
       links_.erase(at);
-      return std::pair(std::move(link), first.count == 4 ? std::optional(first.magic) : std::nullopt);
+      if (first.count == 4) arrival.magic = first.magic;
+      return arrival;
     }
+  }
+
+  /// Lets next() return when a connection that it has returned ends, once, as long as that is open.
+  Result<void> watch_end(const FdTransport& link) noexcept {
+    return watch(link.native_handle(), EPOLLRDHUP | EPOLLET, this);
   }
 
   /// Whether somebody has connected who has not said anything yet.
@@ -101,16 +114,74 @@ class Newcomers {
 
   Listener& listener_;
   const UniqueFd epoll_;
-  std::list<FdTransport> links_;  // a list: epoll holds their addresses
+  std::list<Arrival<FdTransport>> links_;  // a list: epoll holds their addresses
+  std::uint64_t accepted_ = 0;
 };
+
+/// accept_source() over a `door` that lets connections in: Newcomers, or another with the same next() and watch_end().
+template <class Link, class Door>
+Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagic magic, unsigned channels,
+                                                          const AcceptSourceOptions& options,
+                                                          const Interrupt* interrupt) {
+  SourceSet<Link> set(channels);
+  Clock::time_point deadline = deadline_after(as_timeout(options.first_timeout));
+  bool gave_up = false;
+  for (;;) {
+    const auto ended = set.drop_ended();
+    if (ended.dropped > 0 && options.on_dropped) options.on_dropped(ended.dropped);
+    if (ended.dropped > 0 || ended.others) {
+      // A source has connected everything before it ends anything, so that what is missing now is there at once.
+      gave_up = true;
+      deadline = std::min(deadline, deadline_after(as_timeout(options.retry_timeout)));
+    }
+    if (set.whole()) return set.take();
+    auto next = door.next(deadline, interrupt);
+    if (!next) {
+      Error error = next.error();
+      if (error.code != Errc::timed_out) return std::unexpected(error);
+      error.detail = set.channels();
+      if (gave_up && set.size() == 0) error.code = Errc::peer_closed;
+      error.op = gave_up            ? "a source came, and gave up before all its connections were there"
+                 : set.size() == 0  ? "no source came"
+                 : !set.has_main()  ? "channels came, the main connection did not"
+                 : set.size() == 1u ? "the main connection came, but no channel: is multifd switched on at the source?"
+                                    : "fewer channels came than expected: do both sides use the same number?";
+      return std::unexpected(error);
+    }
+    if (!*next) continue;
+    Arrival<Link>& arrival = **next;
+    if (arrival.magic == magic.main || arrival.magic == magic.channel) {
+      if (auto watched = door.watch_end(arrival.link); !watched) return std::unexpected(watched.error());
+      const bool is_main = arrival.magic == magic.main;
+      if (is_main)
+        set.add_main(std::move(arrival));
+      else if (!set.add_channel(std::move(arrival)))
+        return fail(Errc::too_many_channels, Stage::accept, "accept", set.channels() + 1);
+      // A try begins. Behind one that was given up, a channel may be the rest of that.
+      if (gave_up ? is_main : set.size() == 1) {
+        gave_up = false;
+        deadline = deadline_after(as_timeout(options.timeout));
+      }
+    } else {
+      // A source's connection that breaks before its first bytes looks like a stranger's.
+      if (!arrival.magic && set.size() > 0)
+        deadline = std::min(deadline, deadline_after(as_timeout(options.retry_timeout)));
+      if (options.on_stranger) options.on_stranger(arrival.magic.value_or(0));
+    }
+  }
+}
 
 }  // namespace detail
 
 /// Waits until a source's main connection and `channels` channels are there.
 ///
+/// Connections that have ended are dropped. A second main connection, or a channel id that is there already, is another
+/// try of the source, which takes the place of the one before. Residual risk: of two tries that are both open (a host
+/// that went without a word), a channel may be taken for the other's; the migration fails then.
+///
 /// Params: `channels`: 1 to 255.
 /// Errors (stage accept): timed_out, whose op says what is missing, and whose detail how many channels came;
-///   bad_channel_count; too_many_channels when one comes meanwhile; cancelled; errno.
+///   peer_closed when a source came and gave up, and no other in retry_timeout; bad_channel_count; too_many_channels when one comes meanwhile; cancelled; errno.
 inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, unsigned channels,
                                          const AcceptSourceOptions& options = {}) {
   if (channels < 1 || channels > detail::max_channel_count)
@@ -121,50 +192,18 @@ inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, 
   const Interrupt* const interrupt = options.interrupt ? options.interrupt : listener.interrupt();
   detail::Newcomers newcomers(listener);
   if (auto started = newcomers.start(); !started) return std::unexpected(started.error());
-  std::optional<FdTransport> main;
-  std::vector<FdTransport> links;
-  links.reserve(channels);
-  detail::Clock::time_point deadline = detail::deadline_after(as_timeout(options.first_timeout));
-  while (!main || links.size() < channels) {
-    auto next = newcomers.next(deadline, interrupt);
-    if (!next) {
-      Error error = next.error();
-      if (error.code == Errc::timed_out) {
-        error.detail = links.size();
-        error.op = !main && links.empty() ? "no source came"
-                   : !main                ? "channels came, the main connection did not"
-                   : links.empty() ? "the main connection came, but no channel: is multifd switched on at the source?"
-                                   : "fewer channels came than expected: do both sides use the same number?";
-      }
-      return std::unexpected(error);
-    }
-    auto& [link, first] = *next;
-    const bool is_first = !main && links.empty();
-    if (first == magic.main && !main) {
-      main = std::move(link);
-    } else if (first == magic.channel && links.size() < channels) {
-      links.push_back(std::move(link));
-    } else if (first == magic.channel) {
-      return fail(Errc::too_many_channels, Stage::accept, "accept", links.size() + 1);
-    } else {
-      // A source's connection that breaks before its first bytes looks like a stranger's. The others are there at once,
-      // so nobody is kept waiting for one that will not come.
-      const bool broken = !first && (main || !links.empty());
-      if (broken) deadline = std::min(deadline, detail::deadline_after(std::chrono::seconds(2)));
-      if (options.on_stranger) options.on_stranger(first.value_or(0));
-      continue;
-    }
-    if (is_first) deadline = detail::deadline_after(as_timeout(options.timeout));
-  }
+  auto source = detail::collect_source<FdTransport>(newcomers, magic, channels, options, interrupt);
+  if (!source) return std::unexpected(source.error());
   // Who has connected by now and not spoken yet may be a channel too many, whose pages would be missed.
   for (const auto soon = detail::deadline_after(std::chrono::milliseconds(200)); newcomers.pending();) {
     auto next = newcomers.next(soon, interrupt);
     if (!next && next.error().code == Errc::timed_out) break;
     if (!next) return std::unexpected(next.error());
-    if (next->second == magic.channel) return fail(Errc::too_many_channels, Stage::accept, "accept", links.size() + 1);
-    if (options.on_stranger) options.on_stranger(next->second.value_or(0));
+    if (!*next) continue;  // what becomes of the source's own connections, their readers learn
+    if ((*next)->magic == magic.channel) return fail(Errc::too_many_channels, Stage::accept, "accept", channels + 1);
+    if (options.on_stranger) options.on_stranger((*next)->magic.value_or(0));
   }
-  return SourceLinks{std::move(*main), std::move(links)};
+  return SourceLinks{std::move(source->first), std::move(source->second)};
 }
 
 /// Looks, for at most 200 ms, whether a source has opened more channels than were expected: pages would be missing that

@@ -211,29 +211,107 @@ TEST_CASE("Strangers before, between and behind are told of and closed, and dist
   }
 }
 
-TEST_CASE("A channel that says its magic and ends is still a channel: what became of it, its reader learns") {
-  Destination destination(AddressKind::unix_socket);
-  FdTransport main = destination.connect(main_says);
-  FdTransport channel = destination.connect(channel_says);
-  REQUIRE(channel.finish().has_value());
-  auto source = accept_source(destination.listener(), magic, 1);
-  REQUIRE(source.has_value());
-  CHECK(read(source->channels[0], 4) == channel_says);
-  CHECK(is_closed(source->channels[0]));
+namespace {
+
+/// A channel's hello, and what else it says.
+std::string hello(unsigned id, std::string_view more = {}) {
+  std::string text(channel_says);
+  text.resize(64);
+  text[24] = static_cast<char>(id);
+  return text + std::string(more);
 }
 
-TEST_CASE("A second main connection is a stranger") {
-  Destination destination(AddressKind::unix_socket);
-  std::vector<std::uint32_t> strangers;
-  FdTransport first = destination.connect("QEVM1");
-  FdTransport second = destination.connect("QEVM2");
-  FdTransport channel = destination.connect(channel_says);
-  auto source = accept_source(destination.listener(), magic, 1,
-                              {.on_stranger = [&](std::uint32_t f) { strangers.push_back(f); }});
-  REQUIRE(source.has_value());
-  CHECK(read(source->main, 5) == "QEVM1");
-  CHECK(strangers == std::vector{magic.main});
-  CHECK(is_closed(second));
+/// One try of a source: main connection (0) and channels, in the order of `order`.
+std::vector<FdTransport> a_try(Destination& destination, std::initializer_list<unsigned> order,
+                               std::string_view letter = "1") {
+  std::vector<FdTransport> links;
+  for (const unsigned connection : order)
+    links.push_back(destination.connect(connection == 0 ? std::string(main_says) + std::string(letter)
+                                                        : hello(connection - 1, letter)));
+  return links;
+}
+
+/// Whether the source that was accepted is, in all its connections, the one that says `letter`.
+void check_try(Result<SourceLinks> source, std::string_view letter) {
+  REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
+  CHECK(read(source->main, 5) == std::string(main_says) + std::string(letter));
+  for (FdTransport& channel : source->channels) CHECK(read(channel, 65).substr(64) == letter);
+}
+
+}  // namespace
+
+TEST_CASE("What is left of a try that was given up is dropped, and the next one is taken") {
+  for (const AddressKind kind : kinds)
+    for (const std::initializer_list<unsigned> order :
+         {std::initializer_list<unsigned>{0, 1, 2}, {1, 2, 0}, {2, 0}, {0}, {2}, {1, 2}}) {
+      Destination destination(kind);
+      std::size_t dropped = 0;
+      auto accepted = destination.accept(2, {.timeout = 20s, .on_dropped = [&](std::size_t n) { dropped += n; }});
+      for (int twice = 0; twice < 2; ++twice) {
+        auto links = a_try(destination, order);
+        if (order.size() == 3) links.pop_back();    // a whole try is taken: it is not given up before it is there
+        destination.connect("GET / HTTP/1.1\r\n");  // a stranger in between
+      }
+      const auto good = a_try(destination, {0, 2, 1}, "g");
+      check_try(accepted.get(), "g");
+      CHECK(dropped > 0);
+    }
+}
+
+TEST_CASE("A try that nobody has closed is replaced by the next: by a main connection, or by a channel's id") {
+  for (const std::initializer_list<unsigned> order :
+       {std::initializer_list<unsigned>{0, 1, 2, 3}, {0, 3, 2, 1}, {1, 2, 3, 0}}) {
+    Destination destination(AddressKind::tcp);
+    auto stale = a_try(destination, {0, 1, 2});
+    auto good = a_try(destination, order, "g");
+    check_try(accept_source(destination.listener(), magic, 3), "g");
+    for (FdTransport& link : stale) CHECK(is_closed(link));
+  }
+}
+
+TEST_CASE("A source that gives up and does not come again is not waited for") {
+  for (const AddressKind kind : kinds)
+    for (const std::initializer_list<unsigned> order : {std::initializer_list<unsigned>{0, 1}, {1, 2}, {0}}) {
+      Destination destination(kind);
+      auto accepted = destination.accept(2, {.timeout = 600s, .retry_timeout = 100ms});
+      a_try(destination, order);
+      const Error error = error_of(accepted.get());
+      CHECK(error.code == Errc::peer_closed);
+      CHECK_MESSAGE(std::string_view(error.op).contains("gave up"), error.op);
+    }
+}
+
+TEST_CASE("A source with only one of its connections broken is not waited for either, nor is its next try spoiled") {
+  for (const unsigned broken : {0u, 1u, 2u}) {
+    CAPTURE(broken);
+    Destination destination(AddressKind::tcp);
+    auto accepted = destination.accept(3, {.timeout = 600s, .retry_timeout = 10s});
+    auto stale = a_try(destination, {0, 1, 2});
+    stale.erase(stale.begin() + broken);
+    const auto good = a_try(destination, {0, 1, 2, 3}, "g");
+    check_try(accepted.get(), "g");
+    for (FdTransport& link : stale) CHECK(is_closed(link));
+    auto alone = destination.accept(3, {.timeout = 600s, .retry_timeout = 100ms});
+    stale = a_try(destination, {0, 1, 2});
+    stale.erase(stale.begin() + broken);
+    CHECK(error_of(alone.get()).code == Errc::timed_out);
+  }
+}
+
+TEST_CASE("A source that is through with everything before anybody accepts is taken, though all has ended") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    std::vector<FdTransport> links;
+    for (const unsigned connection : {0u, 2u, 1u}) {
+      links.push_back(destination.connect(connection == 0 ? std::string(main_says) : hello(connection - 1)));
+      say(links.back(), std::string(400, 'x'));
+      REQUIRE(links.back().finish().has_value());
+    }
+    auto source = accept_source(destination.listener(), magic, 2);
+    REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
+    CHECK(read(source->main, 404).ends_with('x'));
+    for (FdTransport& channel : source->channels) CHECK(read(channel, 464).ends_with('x'));
+  }
 }
 
 TEST_CASE("Silent connections keep nobody waiting, and are closed in the end") {

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT
+//
+// The connections of one try of a source to migrate, while they come in. Tries follow each other at one address: what
+// is left of a try that was given up must neither keep anybody waiting nor be joined to the next one.
+#pragma once
+
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace multifd::detail {
+
+/// A connection that has said what it is, or has ended before that.
+template <class Link>
+struct Arrival {
+  Link link;
+  std::uint64_t number = 0;              ///< in the order in which the connections were accepted
+  std::optional<std::uint32_t> magic{};  ///< its first four bytes, big-endian; none: it said too little
+};
+
+/// A channel's hello: where its id is (PROTOCOL.md section 2).
+inline constexpr std::size_t hello_id_at = 24;
+
+/// The id that a channel says in its hello, if that can be seen ahead of reading: not under TLS, not before it is there.
+template <class Link>
+std::optional<std::uint8_t> look_at_channel_id(const Link& link) noexcept {
+  if constexpr (requires { link.secured(); })
+    if (link.secured()) return std::nullopt;
+  std::array<std::uint8_t, hello_id_at + 1> hello;
+  if (::recv(link.native_handle(), hello.data(), hello.size(), MSG_PEEK | MSG_DONTWAIT) != ssize_t{hello.size()})
+    return std::nullopt;
+  return hello.back();
+}
+
+template <class Link>
+class SourceSet {
+ public:
+  explicit SourceSet(unsigned channels) : channels_(channels) { members_.reserve(channels + 1); }
+
+  bool whole() const noexcept { return has_main() && channels() == channels_; }
+  bool has_main() const noexcept {
+    return std::ranges::any_of(members_, [](const Member& each) { return each.is_main; });
+  }
+  std::size_t channels() const noexcept { return members_.size() - (has_main() ? 1 : 0); }
+  std::size_t size() const noexcept { return members_.size(); }
+
+  /// A main connection. A second one begins another try. A source connects it first (section 1.2), whoever speaks first:
+  /// the connections that were accepted before it are of the try before.
+  void add_main(Arrival<Link> arrival) {
+    if (has_main() || newer_) {
+      const std::uint64_t first = has_main() ? arrival.number : std::min(arrival.number, *newer_);
+      drop([&](const Member& each) { return each.number < first; });
+      newer_.reset();
+    }
+    members_.push_back({std::move(arrival.link), arrival.number, true});
+  }
+
+  /// A channel; false if it is one too many. A repeated id is another try's: what was accepted up to the one that had it
+  /// is of the try before. Of the connections in between nobody knows, until the new main connection tells.
+  [[nodiscard]] bool add_channel(Arrival<Link> arrival) {
+    if (const auto id = look_at_channel_id(arrival.link)) {
+      const auto same = std::ranges::find_if(
+          members_, [&](const Member& each) { return !each.is_main && look_at_channel_id(each.link) == id; });
+      if (same != members_.end()) {
+        drop([last = same->number](const Member& each) { return each.number <= last; });
+        newer_ = std::min(newer_.value_or(arrival.number), arrival.number);
+      }
+    }
+    if (channels() == channels_) return false;
+    members_.push_back({std::move(arrival.link), arrival.number, false});
+    return true;
+  }
+
+  struct Ended {
+    std::size_t dropped = 0;  ///< and closed
+    bool others = false;      ///< some have ended, but may be whole: a small guest is through before all are accepted
+  };
+  /// Drops the connections that have ended without having said anything of use.
+  Ended drop_ended() {
+    Ended ended;
+    ended.dropped = drop([&](const Member& each) {
+      pollfd entry{.fd = each.link.native_handle(), .events = POLLRDHUP, .revents = 0};
+      if (::poll(&entry, 1, 0) != 1) return false;
+      int unread = 0;
+      const bool readable = ::ioctl(entry.fd, FIONREAD, &unread) == 0 && unread > most_useless_bytes;
+      const bool over = (entry.revents & POLLERR) != 0 || !readable;
+      ended.others = ended.others || !over;
+      return over;
+    });
+    return ended;
+  }
+
+  std::pair<Link, std::vector<Link>> take() {
+    std::optional<Link> main;
+    std::vector<Link> links;
+    for (Member& each : members_)
+      if (each.is_main)
+        main = std::move(each.link);
+      else
+        links.push_back(std::move(each.link));
+    members_.clear();
+    return {std::move(*main), std::move(links)};
+  }
+
+ private:
+  struct Member {
+    Link link;
+    std::uint64_t number;
+    bool is_main;
+  };
+
+  /// A hello has 64 bytes and a packet's header 384 at least; no main stream is as short as this.
+  static constexpr int most_useless_bytes = 128;
+
+  template <class Which>
+  std::size_t drop(Which&& which) {
+    return std::erase_if(members_, which);
+  }
+
+  const std::size_t channels_;
+  std::vector<Member> members_;         ///< in the order in which they spoke
+  std::optional<std::uint64_t> newer_;  ///< a connection of the new try, when there may be some of the old one
+};
+
+}  // namespace multifd::detail
