@@ -101,6 +101,8 @@ json Relay::run() {
     if (all_forwarded_ && return_path_open_ && !confirmed_) return_path_ends(2000ms, &interrupt_);
     const auto* failure = dynamic_cast<const Failure*>(&error);
     fail(failure != nullptr ? *failure : Failure(error.what()));
+    // Which does nothing any more once the guest has moved; what is left then is a formality.
+    if (passed_on_ && !return_path_ends(1000ms, &interrupt_)) destination_->shutdown();
   }
   if (return_path_.joinable()) return_path_.join();
   const Outcome outcome = end();
@@ -186,8 +188,9 @@ void Relay::take(const qemu::Element& element) {
   switch (element.kind) {
     case ElementKind::zero_page: {
       ++main_pages_;
-      const bool as_record = need(pages_->take_zero(BlockId{element.block}, element.offset), "destination");
-      if (as_record) writer_->zero_page(element.name, element.offset);
+      const auto as_record = at_destination(pages_->take_zero(BlockId{element.block}, element.offset));
+      check();
+      if (need(as_record, "destination")) writer_->zero_page(element.name, element.offset);
       return;
     }
     case ElementKind::page: writer_->page(element.name, element.offset, element.data); return;
@@ -336,7 +339,8 @@ bool Relay::has_to_prove_sections() const {
     throw styles_differ(style, machine,
                         "which its machine type alone does not, and without a return path nothing shows what the "
                         "destination does; switch the capability return-path on at the source");
-  return return_path_open_ && style == SyncStyle::per_section;
+  // Machines without a name in the stream have no footers either.
+  return return_path_open_ && style == SyncStyle::per_section && !machine.empty();
 }
 
 /// A destination that ends epochs with each section waits behind the first one for a SYNC of each channel. An answer
