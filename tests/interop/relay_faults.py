@@ -319,7 +319,7 @@ class Gate:
         self._connect = connect
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = "tcp:%s:%d" % self._listener.getsockname()
-        self.pairs = []
+        self.pairs, self.passed_ends = [], []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self):
@@ -345,6 +345,8 @@ class Gate:
                 self.end_is_here.set()
                 return
             sink.shutdown(socket.SHUT_WR)
+            if forth:
+                self.passed_ends.append(sink)
         except OSError:
             self.end(source, sink)
 
@@ -391,6 +393,8 @@ def run_guest(stage):
     elif how != "destination-loads-not" and not back.answer_is_here.wait(30):
         raise LabError("the destination does not answer")
     if how.startswith("source"):
+        if not return_path:  # it has closed its connections, and nothing is on its way any more
+            wait_for("the source's ends", 20, lambda: len(front.passed_ends) == len(front.pairs) == 3)
         front.cut()
     elif how.startswith("signal"):
         if return_path and how == "signal-confirmed" and not front.end_is_here.wait(20):
