@@ -11,6 +11,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "common/limits.hpp"
 #include "common/mapped_file.hpp"
 #include "common/mapping.hpp"
 #include "common/part_file.hpp"
@@ -393,6 +394,7 @@ int dump(const Settings& settings) {
   program::JsonFile json_file(settings.json_path);
   try {
     const auto manifest = prepare_output(settings.output);
+    program::need_descriptors(settings.source.channels + 1);
     program::QemuSource source(settings.source, interrupt);
     const json report = Dump(settings, *manifest, source, interrupt).run();
     if (settings.json_path != "-")
@@ -415,7 +417,8 @@ int main(int argc, char** argv) {
   Settings settings;
   CLI::App app("Takes the RAM of a guest that a real QEMU migrates to it, and writes it to files.", "qemu_dump");
   settings.source.add_to(app, "");
-  app.add_option("--output", settings.output, "Folder for a file per RAM block and manifest.json; made if missing")
+  app.add_option("--output", settings.output,
+                 "Folder for a file per RAM block and manifest.json; made if missing; one that holds a dump is refused")
       ->required();
   app.add_flag("--switchover-ack", settings.switchover_ack,
                "The source has the capability switchover-ack and a machine type up to 11.0");

@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 
 #include "common/control.hpp"
+#include "common/limits.hpp"
 #include "common/mapping.hpp"
 #include "common/program.hpp"
 #include "common/receive.hpp"
@@ -134,7 +135,7 @@ int migrate(const Settings& settings) {
     } catch (const Failure& failure) {
       source.control.give_up(failure);
     } catch (const std::exception& error) {
-      source.control.give_up(Failure(error.what()));
+      source.control.give_up(Failure(program::text_of(error)));
     }
   } catch (const Failure& failure) {
     json_file.write(program::failure_report(failure.what(), watch.seconds()));
@@ -148,7 +149,9 @@ int main(int argc, char** argv) {
   Settings settings;
   CLI::App app("Receives one RAM block from ram_send into a file or into memory.", "ram_receive");
   app.add_option("--listen", settings.listen, "tcp:HOST:PORT (port 0: any) or unix:PATH")->required();
-  auto* file = app.add_option("--file", settings.file, "Where to put the bytes; appears only when all is verified");
+  auto* file =
+      app.add_option("--file", settings.file,
+                     "Where to put the bytes; appears only when all is verified; a name that is taken is refused");
   auto* discard = app.add_flag("--discard", settings.discard, "Receive into memory and keep nothing");
   file->excludes(discard);
   app.add_flag("--populate", settings.populate, "Touch the memory before listening; --size says how much");

@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 
 #include "common/control.hpp"
+#include "common/limits.hpp"
 #include "common/mapping.hpp"
 #include "common/program.hpp"
 #include "common/progress.hpp"
@@ -105,6 +106,7 @@ int migrate(const Settings& settings) {
     if (!wire::valid_page_bytes(settings.page_size))
       throw program::Usage("--page-size: a power of two from 1024 to 65536");
     const auto file = program::Mapping::read_file(settings.file, settings.size, settings.page_size);
+    program::need_descriptors(settings.stack.channels + 1);
     if (settings.populate) file.populate_for_reading(&interrupt);
     const std::span<const std::byte> bytes = file.bytes();
     Control control =
@@ -155,7 +157,7 @@ int migrate(const Settings& settings) {
     } catch (const Failure& failure) {
       control.give_up(failure);
     } catch (const std::exception& error) {
-      control.give_up(Failure(error.what()));
+      control.give_up(Failure(program::text_of(error)));
     }
   } catch (const Failure& failure) {
     json_file.write(program::failure_report(failure.what(), watch.seconds()));

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "common/limits.hpp"
 #include "common/mapped_file.hpp"
 #include "common/program.hpp"
 #include "common/progress.hpp"
@@ -295,9 +296,12 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
         if (channels != 0 && announced != channels)
           throw Failure(fmt::format("the source sends over {} channels, --channels here says {}", announced, channels));
         wanted = announced;
+        need_descriptors(wanted - std::min(wanted, links.size()));
         announced_channels = announced;
-      } else if (!magic && magic.error().code == multifd::Condition::cancelled) {
-        throw Failure(magic.error(), "waiting for a source");
+      } else if (!magic && (magic.error().code == multifd::Condition::cancelled || is_limit(magic.error().code))) {
+        throw Failure(magic.error(), waiting);
+      } else if (!magic && control && magic.error().code == multifd::Condition::peer_gone) {
+        // A channel of a source that has given up since: the main connection tells why.
       } else {
         const bool is_tls = magic && *magic >> 16 == 0x1603 && !link.secured();
         fmt::print(stderr, "closed a connection that is neither a main connection nor a channel{}\n",

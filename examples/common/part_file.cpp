@@ -15,6 +15,8 @@
 #include <cstring>
 #include <utility>
 
+#include "common/limits.hpp"
+
 namespace program {
 namespace {
 
@@ -49,7 +51,7 @@ Descriptor::~Descriptor() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-void fail_path(const std::string& path, int error) { throw Failure(fmt::format("{}: {}", path, std::strerror(error))); }
+void fail_path(const std::string& path, int error) { throw Failure(fmt::format("{}: {}", path, error_text(error))); }
 void fail_path(const std::string& path) { fail_path(path, errno); }
 
 Descriptor open_regular(const std::string& path, int flags, unsigned mode) {

@@ -20,6 +20,7 @@
 #include <string_view>
 #include <vector>
 
+#include "common/limits.hpp"
 #include "common/mapped_file.hpp"
 
 namespace program {
@@ -31,6 +32,9 @@ std::string with_context(multifd::Error error, const std::string& context) {
   // What the system says when nobody acknowledges what was sent; a time limit of our own has a code of ours.
   if (error.code == std::error_code(ETIMEDOUT, std::system_category()) && error.stage != multifd::Stage::connect)
     text += ": the other side's host does not answer any more (--peer-timeout)";
+  const bool of_system = error.code.category() == std::system_category();
+  if (of_system && (error.code.value() != EAGAIN || error.stage == multifd::Stage::setup))
+    text += limit_hint(error.code.value());
   return context.empty() ? text : context + ": " + text;
 }
 
@@ -120,7 +124,9 @@ void check_numbers(CLI::App& app) {
 Failure::Failure(const multifd::Error& error, const std::string& context)
     : std::runtime_error(with_context(error, context)),
       code_(error.code),
-      may_be_echo_(error.code == multifd::Condition::peer_gone || is_broken_stream(error.code)) {}
+      may_be_echo_(error.code == multifd::Condition::peer_gone || is_broken_stream(error.code) ||
+                   // The socket file of a peer that has ended.
+                   (error.stage == multifd::Stage::connect && error.code == std::errc::no_such_file_or_directory)) {}
 
 Failure Failure::of_peer(const std::string& reason) {
   Failure failure("the other side gave up: " + reason);
@@ -129,6 +135,7 @@ Failure Failure::of_peer(const std::string& reason) {
 }
 
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
+  raise_limits();
   check_numbers(app);
   try {
     app.parse(argc, argv);
@@ -141,7 +148,7 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
     fmt::print(stderr, "{}: {}\nRun with --help for more information.\n", app.get_name(), error.what());
     return exit_usage;
   } catch (const std::exception& error) {
-    fmt::print(stderr, "{}: {}\n", app.get_name(), error.what());
+    fmt::print(stderr, "{}: {}\n", app.get_name(), text_of(error));
     return exit_failed;
   }
 }

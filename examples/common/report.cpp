@@ -13,6 +13,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "common/limits.hpp"
 #include "common/program.hpp"
 
 namespace program {
@@ -99,14 +100,14 @@ JsonFile::JsonFile(std::string path) : path_(std::move(path)) {
   file_ = Descriptor(::open(path_.c_str(), O_WRONLY | O_CREAT | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0666));
   struct stat status{};
   if (file_.get() < 0 && errno == ENXIO) fail("nobody reads from it");
-  if (file_.get() < 0 || ::fstat(file_.get(), &status) != 0) fail(std::strerror(errno));
+  if (file_.get() < 0 || ::fstat(file_.get(), &status) != 0) fail(error_text(errno));
   if (S_ISCHR(status.st_mode) || S_ISFIFO(status.st_mode)) return;
   if (!S_ISREG(status.st_mode)) fail("not a file");
   if (::flock(file_.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
     fail("another program writes its report there");
   if (status.st_size == 0) return;
   if (!holds_report(path_)) fail("holds something that is no report, and is not overwritten: choose another name");
-  if (::ftruncate(file_.get(), 0) != 0) fail(std::strerror(errno));
+  if (::ftruncate(file_.get(), 0) != 0) fail(error_text(errno));
 }
 
 void JsonFile::write(const nlohmann::json& object) {

@@ -10,6 +10,8 @@
 #include <array>
 #include <cerrno>
 
+#include "common/limits.hpp"
+
 namespace program {
 
 using namespace std::chrono_literals;
@@ -127,6 +129,7 @@ Result<std::optional<multifd::detail::Arrival<Link>>> TlsDoor::next(Clock::time_
     if (at == newcomers_.end()) continue;
     const auto first = go_on(*at);
     if (first && !*first) continue;
+    if (!first && is_limit(first.error().code)) return std::unexpected(first.error());
     if (!first) {
       tell(first.error());
       newcomers_.erase(at);

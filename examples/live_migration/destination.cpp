@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/control.hpp"
+#include "common/limits.hpp"
 #include "common/receive.hpp"
 #include "common/report.hpp"
 #include "live_migration/migration.hpp"
@@ -108,7 +109,7 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
   } catch (const Failure& failure) {
     give_up(failure);
   } catch (const std::exception& failure) {
-    give_up(Failure(failure.what()));
+    give_up(Failure(program::text_of(failure)));
   }
 }
 

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "common/limits.hpp"
 #include "common/mapping.hpp"
 #include "live_migration/migration.hpp"
 
@@ -138,6 +139,7 @@ int main(int argc, char** argv) {
       return program::exit_done;
     }
     const auto migrate_to = [&](const std::string& to) {
+      program::need_descriptors(settings.stack.channels + 1);
       const multifd::Address address = program::address_of(to, "--connect");
       settings.tls.prepare(address);
       live::source(settings, address, interrupt, json_file);

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "common/control.hpp"
+#include "common/limits.hpp"
 #include "common/progress.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
@@ -266,7 +267,7 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
   } catch (const std::exception& error) {
     const auto* known = dynamic_cast<const Failure*>(&error);
     try {
-      control.give_up(known != nullptr ? *known : Failure(error.what()));
+      control.give_up(known != nullptr ? *known : Failure(program::text_of(error)));
     } catch (const Failure& reason) {
       json_file.write(program::failure_report(reason.what(), watch.seconds()));
       throw;

@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "common/limits.hpp"
 #include "qemu_relay/relay.hpp"
 
 namespace {
@@ -28,6 +29,7 @@ int migrate(const relay::Settings& settings) {
   const program::Stopwatch watch;
   program::JsonFile json_file(settings.json_path);
   try {
+    program::need_descriptors(settings.source.channels + settings.out.channels + 2);
     program::QemuSource source(settings.source, interrupt);
     relay::Relay relay(settings, source, interrupt);
     const json report = relay.run();

@@ -12,6 +12,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "common/limits.hpp"
+
 namespace relay {
 
 using namespace multifd;
@@ -100,7 +102,7 @@ json Relay::run() {
     // A destination that has everything is about to answer: to know who has the guest is worth a moment.
     if (all_forwarded_ && return_path_open_ && !confirmed_) return_path_ends(2000ms, &interrupt_);
     const auto* failure = dynamic_cast<const Failure*>(&error);
-    fail(failure != nullptr ? *failure : Failure(error.what()));
+    fail(failure != nullptr ? *failure : Failure(program::text_of(error)));
     // Which does nothing any more once the guest has moved; what is left then is a formality.
     if (passed_on_ && !return_path_ends(1000ms, &interrupt_)) destination_->shutdown();
   }
@@ -385,7 +387,7 @@ void Relay::forward_return_path() noexcept {
     copy_return_path();
   } catch (const std::exception& error) {
     const auto* failure = dynamic_cast<const Failure*>(&error);
-    fail(failure != nullptr ? *failure : Failure(error.what()));
+    fail(failure != nullptr ? *failure : Failure(program::text_of(error)));
   }
   return_path_ended_.trigger();
 }

@@ -222,6 +222,8 @@ inline Result<void> refuse_more_channels(Listener& listener, SourceMagic magic,
     // A channel says hello as soon as it is connected; closing one that is late fails its source, too.
     const auto first = peek_magic(*link, std::chrono::milliseconds(detail::poll_timeout(deadline)), interrupt);
     if (first && *first == magic.channel) return fail(Errc::too_many_channels, Stage::accept, "accept");
+    // No descriptor left to look with, say: that tells nothing of who has connected.
+    if (!first && first.error().code == Condition::local_io) return std::unexpected(first.error());
     if (options.on_stranger) options.on_stranger(first ? *first : 0);
   }
   return {};

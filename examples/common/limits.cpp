@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+#include "common/limits.hpp"
+
+#include <dirent.h>
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <new>
+
+#include "common/program.hpp"
+
+namespace program {
+namespace {
+
+std::string limit_of(int resource) {
+  rlimit limit{};
+  ::getrlimit(static_cast<__rlimit_resource>(resource), &limit);
+  return limit.rlim_cur == RLIM_INFINITY ? std::string("unlimited") : std::to_string(limit.rlim_cur);
+}
+
+std::string setting(const char* path) {
+  std::ifstream file(path);
+  std::string value;
+  return file >> value ? value : std::string("unknown");
+}
+
+std::size_t open_descriptors() {
+  DIR* const folder = ::opendir("/proc/self/fd");
+  if (folder == nullptr) return 16;
+  std::size_t count = 0;
+  while (::readdir(folder) != nullptr) ++count;
+  ::closedir(folder);
+  return count - 3;  // ".", "..", and the folder's own
+}
+
+}  // namespace
+
+void raise_limits() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  (void)::setrlimit(RLIMIT_NOFILE, &limit);  // whoever meets the limit is told
+}
+
+void need_descriptors(std::size_t connections) {
+  constexpr std::size_t others = 16;  // files, what ends waits, what connections are looked at with
+  const std::size_t needed = open_descriptors() + connections + others;
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || needed <= limit.rlim_cur) return;
+  throw Failure(
+      fmt::format("{} connections need {} descriptors, and this process may have {} (RLIMIT_NOFILE): raise it with "
+                  "ulimit -n, or use "
+                  "fewer channels",
+                  connections, needed, limit.rlim_cur));
+}
+
+bool is_limit(const std::error_code& error) {
+  if (error.category() != std::system_category()) return false;
+  return error.value() == EMFILE || error.value() == ENFILE || error.value() == ENOMEM || error.value() == ENOBUFS;
+}
+
+std::string limit_hint(int error) {
+  switch (error) {
+    case EMFILE:
+      return fmt::format(": this process may have {} descriptors (RLIMIT_NOFILE): raise it with ulimit -n",
+                         limit_of(RLIMIT_NOFILE));
+    case ENFILE:
+      return fmt::format(": all processes together may have {} (/proc/sys/fs/file-max)",
+                         setting("/proc/sys/fs/file-max"));
+    case EAGAIN:  // of who cannot wait; else nobody sees it
+      return fmt::format(
+          ": this user may have {} threads (RLIMIT_NPROC, ulimit -u), the system {} (/proc/sys/kernel/threads-max), "
+          "and a "
+          "container what its pids.max says",
+          limit_of(RLIMIT_NPROC), setting("/proc/sys/kernel/threads-max"));
+    case ENOMEM:
+      return fmt::format(
+          ": this process may have {} bytes of address space (RLIMIT_AS, ulimit -v), {} mappings "
+          "(/proc/sys/vm/max_map_count), and what /proc/sys/vm/overcommit_memory allows",
+          limit_of(RLIMIT_AS), setting("/proc/sys/vm/max_map_count"));
+    case EFBIG:
+      return fmt::format(
+          ": a file of this process may have {} bytes (RLIMIT_FSIZE, ulimit -f), and no more than its file "
+          "system takes",
+          limit_of(RLIMIT_FSIZE));
+    default: return {};
+  }
+}
+
+std::string error_text(int error) { return std::strerror(error) + limit_hint(error); }
+
+std::string text_of(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return error_text(ENOMEM);
+  if (const auto* system = dynamic_cast<const std::system_error*>(&error);
+      system != nullptr && system->code().category() == std::generic_category())
+    return error_text(system->code().value());
+  return error.what();
+}
+
+}  // namespace program

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: MIT
+//
+// The limits that a system sets a process: raised where that is this process's own right, named where one is met.
+#pragma once
+
+#include <cstddef>
+#include <exception>
+#include <string>
+#include <system_error>
+
+namespace program {
+
+/// Raises the soft limit of descriptors to the hard one: a soft one is for programs that use select().
+void raise_limits();
+
+/// Throws Failure when that many connections cannot be open beside what this process has open now: it names the limit
+/// and what is needed.
+void need_descriptors(std::size_t connections);
+
+/// Whether an error says that this process, or its system, has no more of something: no word about the other side.
+bool is_limit(const std::error_code& error);
+
+/// The text of an errno; where it stands for a limit, with that limit's name and value.
+std::string error_text(int error);
+/// What error_text() adds: "" for what is no limit.
+std::string limit_hint(int error);
+
+/// An exception's text, with the limit where it stands for one: threads that could not start, no memory.
+std::string text_of(const std::exception& error);
+
+}  // namespace program
