@@ -345,7 +345,8 @@ class Dump {
     now.endless =
         fmt::format("{}. {}", program::source_goes_on,
                     settings_.switchover_ack
-                        ? "Or does the source take a switchover-ack only from devices (machine type 11.1 or newer)"
+                        ? "Or its machine type is 11.1 or newer, where --switchover-ack must not be given here: its "
+                          "query-migrate says \"pending num underflowed\" then"
                         : "Or its capability switchover-ack is on, with a machine type up to 11.0: then it waits "
                           "for --switchover-ack here");
     return now;

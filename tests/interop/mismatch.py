@@ -33,7 +33,12 @@ SOURCE_MISTAKES = {
     "no-multifd": (dict(multifd=False, channels=None), r"multifd"),
 }
 # Ends nothing, so the program only gives a hint, and goes on.
-HINTS = {"no-switchover-ack": (dict(switchover_ack=True), r"hint: .*all memory had come once .*--switchover-ack")}
+# mistake -> the source's version and machine type, the program's options, what the hint must hold.
+HINTS = {
+    "no-switchover-ack": ("10.0", MACHINE, [], r"hint: .*all memory had come once .*it waits for --switchover-ack"),
+    "switchover-ack": ("11.1", "pc-i440fx-11.1", ["--switchover-ack"],
+                       r"hint: .*all memory had come once .*--switchover-ack must not be given"),
+}
 DESTINATION_MISTAKES = {
     "compression": (dict(compression="zstd"), r"destination"),
     "fewer-channels": (dict(channels=1), r"destination"),
@@ -51,7 +56,8 @@ def all_cases():
              for qemu in VERSIONS for program in ("qemu_dump", "qemu_relay") for mistake in SOURCE_MISTAKES]
     found += [dict(qemu=qemu, program="qemu_relay", wrong_side="destination", mistake=mistake)
               for qemu in VERSIONS for mistake in DESTINATION_MISTAKES]
-    found += [dict(qemu="10.0", program="qemu_dump", wrong_side="hint", mistake=mistake) for mistake in HINTS]
+    found += [dict(qemu=HINTS[mistake][0], program="qemu_dump", wrong_side="hint", mistake=mistake)
+              for mistake in HINTS]
     found += [dict(qemu=qemu, program=program, wrong_side="stranger", mistake=mistake)
               for qemu in VERSIONS for program in ("qemu_dump", "qemu_relay") for mistake in STRANGERS]
     return found
@@ -79,13 +85,13 @@ class Bench:
         else:
             command += ["--channels", 2, "--compression", "zlib", "--output", self.output]
         if case["wrong_side"] == "hint":
-            command += ["--hint-after", "1s"]
+            command += ["--hint-after", "1s", *HINTS[case["mistake"]][2]]
         self.program = stack.enter_context(Program(folder, command))
         self.source = None
 
-    def start_source(self, folder, stack, case, settings, running=False):
+    def start_source(self, folder, stack, case, settings, running=False, machine=MACHINE):
         self.source = stack.enter_context(
-            Qemu(folder, case["qemu"], MACHINE, ram_mib=16, uuid=UUID, paused=not running, fill=mixed_pages()))
+            Qemu(folder, case["qemu"], machine, ram_mib=16, uuid=UUID, paused=not running, fill=mixed_pages()))
         self.source.configure(**(SETTINGS | settings))
         self.source.migrate(self.program.address)
 
@@ -115,9 +121,9 @@ def wrong_source(folder, stack, case, programs):
 
 
 def hint(folder, stack, case, programs):
-    settings, wanted = HINTS[case["mistake"]]
+    _, machine, _, wanted = HINTS[case["mistake"]]
     bench = Bench(folder, case, programs, stack)
-    bench.start_source(folder, stack, case, settings, running=True)
+    bench.start_source(folder, stack, case, dict(switchover_ack=True), running=True, machine=machine)
     wait_for(f"the hint /{wanted}/", 30, lambda: re.search(wanted, bench.program.stderr()))
     if not bench.program.alive() or bench.source.migration()["status"] != "active":
         raise LabError("the migration does not go on")
