@@ -18,6 +18,9 @@ foreach(component IN LISTS multifd_components ITEMS multifd)
   )
 endforeach()
 
+# The formats' text lies beside the headers that cite it.
+install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/multifd/format" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/multifd")
+
 configure_package_config_file(
   "${CMAKE_CURRENT_LIST_DIR}/multifdConfig.cmake.in"
   "${CMAKE_CURRENT_BINARY_DIR}/multifdConfig.cmake"
