@@ -134,9 +134,8 @@ class RecvChannel {
   }
 
   Result<void> read_hello() noexcept {
-    // The magic alone tells a stranger, who may never send as many bytes as a hello has.
     wire::InitPacketBytes bytes{};
-    constexpr std::size_t magic_bytes = 4;
+    constexpr std::size_t magic_bytes = 4;  // they tell a stranger, who may never send a whole hello
     for (std::size_t got = 0; got < bytes.size();) {
       const std::size_t wanted = got < magic_bytes ? magic_bytes - got : bytes.size() - got;
       in_[0] = mutable_buffer(std::span(bytes).subspan(got));
@@ -150,9 +149,10 @@ class RecvChannel {
       if (*arrived < wanted) return fail(Errc::truncated_hello, Stage::hello, "initial packet", got);
       if (wire::load_be<std::uint32_t>(bytes.data()) != wire::magic) break;  // parse_init_packet() names it
     }
-    // Also of a hello that is about to be refused.
-    if (const auto announced = wire::load_announcement(bytes); announced && announced->takes_answer)
-      shared_.peer_takes_answer.store(true, std::memory_order_relaxed);
+    // Also of a hello that is about to be refused. Whose hello has not asked gets no answer.
+    const auto announced = wire::load_announcement(bytes);
+    (announced && announced->takes_answer ? shared_.peer_takes_answer : answered_)
+        .store(true, std::memory_order_relaxed);
     const auto hello = wire::parse_init_packet(bytes, channels_);
     if (!hello) return std::unexpected(hello.error());
     if (auto admitted = shared_.hellos.admit(*hello); !admitted) return admitted;
