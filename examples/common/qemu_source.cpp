@@ -26,8 +26,8 @@ void tell_stranger(std::uint32_t first_bytes) {
 }
 
 void tell_dropped(std::size_t connections) {
-  fmt::print(stderr, "dropped {} of a source that gave up during its setup; waiting for its next try\n",
-             connections == 1 ? "the connection" : fmt::format("{} connections", connections));
+  fmt::print(stderr, "closed a connection{} of a source that gave up during its setup; waiting for its next try\n",
+             connections == 1 ? "" : fmt::format(" and {} more", connections - 1));
 }
 
 std::string method_name(std::uint64_t bits) {
@@ -40,6 +40,21 @@ std::string method_name(std::uint64_t bits) {
     case wire::flag_qatzip: return "qatzip";
     default: return fmt::format("unknown method {:#x}", bits);
   }
+}
+
+/// What to do about a refusal that has a name: what of the source, or of its machine, brings it about.
+std::string advice(const Error& error, std::string_view subject) {
+  if (error.code == Errc::page_size_mismatch) return fmt::format(": give --page-size {}", error.detail);
+  if (error.code == Errc::early_device_refused && subject.contains("virtio-mem"))
+    return ": take the guest's virtio-mem devices away";
+  if (error.code != Errc::unknown_section) return {};
+  if (subject == "dirty-bitmap") return ": switch the source's capability dirty-bitmaps off";
+  if (subject == "s390-storage_attributes" || subject == "s390-skeys")
+    return ": this is an s390x guest, which always sends it; its RAM cannot be taken";
+  if (subject == "spapr/htab")
+    return ": this is a pseries guest, which sends it unless its CPU has radix page tables; its RAM cannot be taken";
+  if (subject.ends_with("/vfio")) return ": take the guest's VFIO device away";
+  return ": take the device away that migrates in this way";
 }
 
 /// Whether it is an end that a connection of a source comes to when the source fails, or somebody cuts it.
@@ -69,7 +84,8 @@ void SourceOptions::add_to(CLI::App& app, const std::string& prefix) {
   limits.add_peer(app);
   tls.add_to(app, TlsSide::server, prefix);
   tls.take_bare_ends();
-  app.add_option("--page-size", page_size, "The guest's page size (x86: 4096)")->capture_default_str();
+  add_size(app, "--page-size", page_size, "The guest's page size (x86: 4K; ARM's versatilepb and raspi3b: 1K)")
+      ->capture_default_str();
   add_size(app, "--max-ram", max_ram, "The most RAM that a source may announce")->capture_default_str();
 }
 
@@ -156,7 +172,10 @@ Failure QemuSource::failure(const Error& error) const {
   if ((error.stage != Stage::accept || error.code == Errc::peer_closed) && is_loss(error))
     return source_lost(Failure(error).what());
   std::string context = "source";
-  if (error.code == Errc::wrong_compression)
+  if (error.code == Errc::page_size_mismatch)
+    context = fmt::format("the guest has pages of {} bytes, this side expects {}: give --page-size {}", error.detail,
+                          options_.page_size, error.detail);
+  else if (error.code == Errc::wrong_compression)
     context = fmt::format("the source compresses with {}, this side expects {}", method_name(error.detail),
                           options_.compression);
   else if (error.code == Errc::uuid_mismatch && !options_.uuid.empty())
@@ -197,10 +216,14 @@ MainStream::MainStream(Link& link, const SourceOptions& options, Hooks hooks)
 std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
   for (;;) {
     auto element = parser_.next();
-    if (!element)
-      throw Failure(element.error(), parser_.subject().empty()
-                                         ? "source: main stream"
-                                         : fmt::format("source: main stream: \"{}\"", printable(parser_.subject())));
+    if (!element) {
+      const std::string_view subject = parser_.subject();
+      throw Failure(Failure(element.error(), subject.empty()
+                                                 ? "source: main stream"
+                                                 : fmt::format("source: main stream: \"{}\"", printable(subject)))
+                        .what() +
+                    advice(element.error(), subject));
+    }
     if (*element) return **element;
     if (hooks_.before_wait) hooks_.before_wait();
     std::size_t got = 0;

@@ -24,7 +24,7 @@ struct SourceOptions {
   std::string compression = "none";
   std::string uuid;
   unsigned timeout_s = 30;
-  std::size_t page_size = 4096;
+  std::uint64_t page_size = 4096;
   std::uint64_t max_ram = std::uint64_t{1} << 40;
   TimeLimits limits;  ///< --peer-timeout of it
   Tls tls;

@@ -140,7 +140,7 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
       Error error = next.error();
       if (error.code != Errc::timed_out) return std::unexpected(error);
       error.detail = set.channels();
-      if (gave_up && set.size() == 0) error.code = Errc::peer_closed;
+      if (gave_up) error.code = Errc::peer_closed;
       error.op = gave_up            ? "a source came, and gave up before all its connections were there"
                  : set.size() == 0  ? "no source came"
                  : !set.has_main()  ? "channels came, the main connection did not"
