@@ -189,7 +189,7 @@ void measure_sockets(const Image& image, double seconds, unsigned cores, HostCos
   // Packets without pages: zero memory, less the check.
   steps.next("sockets, packets without pages");
   const program::Mapping zeros = program::Mapping::anonymous(64 << 20);
-  zeros.populate(steps.interrupt());
+  zeros.populate(&steps.interrupt());
   const double zero_pages = static_cast<double>(zeros.bytes().size() / page_bytes);
   const double check_ns = measure_check(zeros.bytes(), zeros.bytes().size() / page_bytes, seconds / 4);
   const Transfer empty = cheapest_transfer(zeros.bytes(), ZeroMode::multifd, seconds, cores, steps);

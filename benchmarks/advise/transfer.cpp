@@ -43,7 +43,7 @@ program::Mapping memory_for(Destination destination, std::size_t bytes, const In
   program::Mapping memory = program::Mapping::anonymous(bytes);
   if (destination == Destination::fresh_small)
     (void)::madvise(memory.bytes().data(), memory.bytes().size(), MADV_NOHUGEPAGE);
-  memory.populate(interrupt);
+  memory.populate(&interrupt);
   return memory;
 }
 
