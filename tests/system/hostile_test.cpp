@@ -529,6 +529,34 @@ TEST_CASE("With a manual barrier, SYNCs and the caller's epochs are held against
     CHECK(code_of(finished) == Errc::sync_mismatch);
     CHECK(finished.error().channel == 1);
   }
+  SUBCASE("a page behind the last epoch, before the caller has said that it was the last") {
+    send(1, RawStream().sync());
+    CHECK(rx->sync() == std::uint64_t{0});
+    send(1, RawStream().packet({.zero = {0}}));
+    CHECK(eventually([&] { return rx->stats().channels[1].zero_pages == 1; }));
+    const auto ended = rx->end_epochs();
+    CHECK(code_of(ended) == Errc::data_after_end);
+    CHECK(ended.error().channel == 1);
+  }
+  SUBCASE("a page behind the last epoch, after that") {
+    send(1, RawStream().sync());
+    CHECK(rx->sync() == std::uint64_t{0});
+    CHECK(rx->end_epochs().has_value());
+    CHECK(rx->end_epochs().has_value());
+    send(0, RawStream().packet({.normal = {0}, .payload = pages(1)}));
+    const auto finished = rx->finish(no_hang);
+    CHECK(code_of(finished) == Errc::data_after_end);
+    CHECK(finished.error().channel == 0);
+    CHECK(target.untouched());
+  }
+  SUBCASE("channels that are late at their end: nothing changes, and finish() may be called again") {
+    send(1, RawStream().sync());
+    CHECK(rx->sync() == std::uint64_t{0});
+    CHECK(rx->end_epochs().has_value());
+    for (int i = 0; i < 2; ++i) CHECK(code_of(rx->finish(std::chrono::milliseconds(20))) == Errc::timed_out);
+    for (auto& link : links.sender) REQUIRE(link.finish().has_value());
+    CHECK(rx->finish().has_value());
+  }
 }
 
 TEST_CASE_TEMPLATE("What senders before QEMU 9.0 do is accepted", C, NoComp, Zlib, Zstd) {
