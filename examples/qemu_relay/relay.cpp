@@ -185,6 +185,8 @@ void Relay::forward() {
 }
 
 void Relay::take(const qemu::Element& element) {
+  losing_.wait(true);
+  check();
   // A machine without section footers: whatever follows is no part of the section.
   if (first_section_ == FirstSection::ended && element.kind != ElementKind::footer) ask_destination();
   switch (element.kind) {
@@ -507,10 +509,15 @@ void Relay::lose_destination(const Error& error) noexcept {
     fail(destination_failure(error));
     return;
   }
-  // The connections of one that dies break one after the other, and what it said is on the main one.
-  return_path_ends(1000ms, &interrupt_);
-  if (destination_ended_ && all_forwarded_ && !return_path_open_) return;  // it has loaded everything and closes
-  fail(destination_lost());
+  // The connections of one that dies break one after the other, and what it said is on the main one. Meanwhile it gets
+  // nothing more: behind a record that closes an epoch it would wait for a channel that has gone. Without a return path
+  // it says nothing, and its source must not come to its end meanwhile.
+  losing_ = true;
+  if (return_path_open_ || all_forwarded_) return_path_ends(1000ms, &interrupt_);
+  const bool over = destination_ended_ && all_forwarded_ && !return_path_open_;  // it has loaded everything and closes
+  if (!over) fail(destination_lost());
+  losing_ = false;
+  losing_.notify_all();
 }
 
 void Relay::take_signal() noexcept {

@@ -125,6 +125,7 @@ class Relay {
   std::atomic<bool> destination_ended_ = false;     ///< it closed its main connection in order
   std::atomic<bool> source_ended_ = false;          ///< so did the source
   std::atomic<bool> return_path_open_ = false;
+  std::atomic<bool> losing_ = false;        ///< a connection of the destination's has broken, and it may still say why
   std::atomic<bool> ending_ = false;        ///< our end of the destination's main connection is being closed
   std::atomic<bool> heard_ = false;         ///< the destination has answered something before it was asked
   std::atomic<std::int64_t> asked_ms_ = 0;  ///< when it was asked something that has to be answered in time; 0: never
