@@ -290,6 +290,10 @@ def hugetlbfs(lab):
     return home, size
 
 
+def free_huge_pages():
+    return int(re.search(r"HugePages_Free:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
+
+
 def huge_pages_at_the_source(lab):
     """All of them in use by the file: nobody needs as many again."""
     home, size = hugetlbfs(lab)
@@ -320,7 +324,12 @@ def huge_pages_at_the_destination(lab):
     survivors.make_image(image, 2 * size // MIB)
     with open(image, "r+b") as file:
         file.truncate(6 * size)
-    lab.receive(lab.receiver("--file", copy), image, copy, "--zero-pages", "none")
+    try:
+        lab.receive(lab.receiver("--file", copy), image, copy, "--zero-pages", "none")
+    except LabError as error:
+        if "more than are free" in str(error) and os.statvfs(home).f_bavail >= 6 and free_huge_pages() < 6:
+            return "skipped: somebody else has taken the huge pages"
+        raise
     check(copy.stat().st_blocks * 512 == 2 * size, "zero pages have kept their huge pages")
     copy.unlink()
     for mib, text in ((2 * size + 4096, "whole pages"), (9 * size, "9 huge pages of")):

@@ -34,10 +34,10 @@ BAD = {
     "INT": (*NO_NUMBER, "010", "-010", "4.0", "-99999999999999999999"),
     "FLOAT": (*(each for each in NO_NUMBER if each[:2] != "99"), "-1", "1.", ".5", "1.5.5"),
     "SIZE": (*NO_NUMBER, "-1", "-1G", "1.5G", "99999999999G", "16E", "18446744073709551616", "4iB", "4KK", "4 K", "K"),
-    "SECONDS": (*NO_NUMBER, "-1", "-1s", "0", "0s", "1.5.5", "2d", "25h", "s", "0.1ms", "3 s"),
+    "SECONDS": (*NO_NUMBER, "-1", "-1s", "-0.1ms", "1.5.5", "2d", "25h", "s", "3 s"),
 }
 # What stays right beside all of that.
-GOOD = {"SIZE": ("4096", "4k", "4KiB", "4kb", "1M"), "SECONDS": ("3", "1.5s", "500ms", "2min", "1h", "0.5")}
+GOOD = {"SIZE": ("4096", "4k", "4KiB", "4kb", "1M"), "SECONDS": ("3", "1.5s", "500ms", "2min", "1h", "0.5", "0", "0s")}
 
 
 def options_of(program):
