@@ -96,17 +96,20 @@ stage() {
 
 # note_skipped <preset>: adds to $skips what that preset's last ctest run has left out, with the reasons that it printed.
 note_skipped() {
-  [ -e "build/$1/Testing/Temporary/LastTest.log" ] || return 0
-  awk -v preset="$1" '
+  logs=build/$1/Testing/Temporary
+  [ -e "$logs/LastTest.log" ] || return 0
+  whole="" # those of which nothing ran
+  if [ -e "$logs/LastTestsDisabled.log" ]; then whole=$(sed 's/^[0-9]*://' "$logs/LastTestsDisabled.log" | tr '\n' ' '); fi
+  awk -v preset="$1" -v whole=" $whole" '
     /^[0-9]+\/[0-9]+ Test: / { test = $3; reasons = ""; next }
     /^skipped/ || /MESSAGE: skipped/ {
       sub(/^.*MESSAGE: /, "")
       if (index(reasons, $0) == 0) reasons = reasons (reasons == "" ? "" : "; ") $0
     }
     /^Test (Passed|Skipped|Failed)[.]$/ {
-      if ($2 == "Skipped.") print preset ": " test ": " (reasons == "" ? "skipped, without a reason" : reasons)
+      if (index(whole, " " test " ") != 0) print preset ": " test ": " (reasons == "" ? "skipped, without a reason" : reasons)
       else if (reasons != "") print preset ": " test ", in part: " reasons
-    }' "build/$1/Testing/Temporary/LastTest.log" >>"$skips"
+    }' "$logs/LastTest.log" >>"$skips"
 }
 
 # the_end: what ran, what did not, and the exit status.
