@@ -19,6 +19,7 @@
 
 #include "common/program.hpp"
 #include "common/report.hpp"
+#include "common/tell.hpp"
 
 namespace {
 
@@ -150,7 +151,7 @@ void check_contracts() {
   const auto counter = std::make_shared<std::atomic<std::uint64_t>>();
   const auto check = [](std::string_view policy, const ContractReport& report) {
     if (!report.ok()) throw program::Failure(fmt::format("{}: {}", policy, report.text()));
-    fmt::print(stderr, "contract holds: {}\n", policy);
+    program::tell("contract holds: {}\n", policy);
   };
   check("Counting<FdTransport>", check_transport_contract<Link>([&] { return link_pair(counter); }));
   check("WordRuns", check_compressor_contract(WordRuns{}));
@@ -206,7 +207,7 @@ int migrate(unsigned channels, std::uint64_t memory_bytes, const std::string& js
   if (*on_the_wire != total(stats.channels).wire_bytes)
     throw program::Failure("the transport counted other bytes than the sender");
   if (json_path != "-")
-    fmt::print(
+    program::say(
         "moved {} through Sender<Counting<FdTransport>, WordRuns, BalloonAware>: {} on the wire, {} of {} pages "
         "without bytes; verified\n",
         program::format_bytes(static_cast<double>(guest.size())),

@@ -20,6 +20,7 @@
 #include "common/qemu_source.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
+#include "common/tell.hpp"
 
 namespace {
 
@@ -107,7 +108,7 @@ class Dump {
       throw;
     }
     answer();
-    for (const std::string& text : warnings_) fmt::print(stderr, "warning: the dump is whole, but {}\n", text);
+    for (const std::string& text : warnings_) program::tell("warning: the dump is whole, but {}\n", text);
     return report(watch.seconds());
   }
 
@@ -399,15 +400,15 @@ int dump(const Settings& settings) {
     program::QemuSource source(settings.source, interrupt);
     const json report = Dump(settings, *manifest, source, interrupt).run();
     if (settings.json_path != "-")
-      fmt::print("dumped {} blocks of {} to {}: {} in {:.2f} s, {:.2f} GiB/s, {} epochs{}\n", report["blocks"].size(),
-                 report["machine"].get<std::string>(), settings.output,
-                 program::format_bytes(report["ram_bytes"].get<double>()), report["seconds"].get<double>(),
-                 report["gib_per_s"].get<double>(), report["epochs"].get<std::uint64_t>(),
-                 program::cipher_note(source.main().cipher()));
+      program::say("dumped {} blocks of {} to {}: {} in {:.2f} s, {:.2f} GiB/s, {} epochs{}\n", report["blocks"].size(),
+                   report["machine"].get<std::string>(), settings.output,
+                   program::format_bytes(report["ram_bytes"].get<double>()), report["seconds"].get<double>(),
+                   report["gib_per_s"].get<double>(), report["epochs"].get<std::uint64_t>(),
+                   program::cipher_note(source.main().cipher()));
     json_file.write(report);
     return program::exit_done;
-  } catch (const Failure& failure) {
-    json_file.write(program::failure_report(failure.what(), watch.seconds()));
+  } catch (const std::exception& error) {
+    json_file.write(program::failure_report(program::text_of(error), watch.seconds()));
     throw;
   }
 }

@@ -13,6 +13,7 @@
 #include "common/receive.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
+#include "common/tell.hpp"
 
 namespace {
 
@@ -70,7 +71,7 @@ int migrate(const Settings& settings) {
     socket.send_buffer_bytes = socket.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
     const Address address = program::address_of(settings.listen, "--listen");
     auto listener = need(Listener::listen(address, wire::max_channels + 1u, socket), "listen on " + settings.listen);
-    fmt::print(stderr, "listening on {}\n", to_string(listener.local_address()));
+    program::tell("listening on {}\n", to_string(listener.local_address()));
     Accepted source = program::accept_source(listener, settings.channels, interrupt, settings.limits, settings.tls);
     try {
       const auto bytes = program::field<std::uint64_t>(source.hello, "size");
@@ -112,9 +113,9 @@ int migrate(const Settings& settings) {
       // What has been verified stays, also when the source is no longer there to hear it.
       const std::string verdict = json{{"ok", true}, {"digest", digest}}.dump();
       if (!source.control.send_last(MessageType::result, std::as_bytes(std::span(verdict))))
-        fmt::print(stderr, "the source has gone before it heard that all is verified\n");
+        program::tell("the source has gone before it heard that all is verified\n");
       else if (const std::string why = source.control.why_unheard(); !why.empty())
-        fmt::print(stderr, "all is verified, but the source may not have heard it: {}\n", why);
+        program::tell("all is verified, but the source may not have heard it: {}\n", why);
 
       const ChannelStats sum = total(received.stats.channels);
       const std::uint64_t pages = sum.normal_pages + sum.zero_pages + received.main_zero_pages;
@@ -126,10 +127,10 @@ int migrate(const Settings& settings) {
       report["epochs"] = received.stats.epochs;
       report["pages_verified"] = received.stats.pages_verified;
       if (settings.json_path != "-")
-        fmt::print("received {} in {:.2f} s: {:.2f} GiB/s, {} epochs; digest {} verified{}\n",
-                   program::format_bytes(static_cast<double>(pages * page_size)), received.memory_seconds,
-                   report["gib_per_s"].get<double>(), received.stats.epochs, digest,
-                   program::cipher_note(source.control.cipher()));
+        program::say("received {} in {:.2f} s: {:.2f} GiB/s, {} epochs; digest {} verified{}\n",
+                     program::format_bytes(static_cast<double>(pages * page_size)), received.memory_seconds,
+                     report["gib_per_s"].get<double>(), received.stats.epochs, digest,
+                     program::cipher_note(source.control.cipher()));
       json_file.write(report);
       return program::exit_done;
     } catch (const Failure& failure) {
@@ -137,8 +138,8 @@ int migrate(const Settings& settings) {
     } catch (const std::exception& error) {
       source.control.give_up(Failure(program::text_of(error)));
     }
-  } catch (const Failure& failure) {
-    json_file.write(program::failure_report(failure.what(), watch.seconds()));
+  } catch (const std::exception& error) {
+    json_file.write(program::failure_report(program::text_of(error), watch.seconds()));
     throw;
   }
 }

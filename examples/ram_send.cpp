@@ -13,6 +13,7 @@
 #include "common/progress.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
+#include "common/tell.hpp"
 
 namespace {
 
@@ -143,7 +144,7 @@ int migrate(const Settings& settings) {
       report["producer_waits"] = outcome.stats.producer_waits;
       if (settings.json_path != "-") {
         const ChannelStats sum = total(outcome.stats.channels);
-        fmt::print(
+        program::say(
             "sent {} in {:.2f} s over {} channels: {:.2f} GiB/s, {} normal and {} zero pages, {} on the wire, "
             "bounded by {}; digest {} verified{}\n",
             program::format_bytes(static_cast<double>(outcome.ram_bytes)), outcome.spent.seconds,
@@ -159,8 +160,8 @@ int migrate(const Settings& settings) {
     } catch (const std::exception& error) {
       control.give_up(Failure(program::text_of(error)));
     }
-  } catch (const Failure& failure) {
-    json_file.write(program::failure_report(failure.what(), watch.seconds()));
+  } catch (const std::exception& error) {
+    json_file.write(program::failure_report(program::text_of(error), watch.seconds()));
     throw;
   }
 }

@@ -14,6 +14,7 @@
 #include "common/mapped_file.hpp"
 #include "common/program.hpp"
 #include "common/progress.hpp"
+#include "common/tell.hpp"
 #include "common/tls_door.hpp"
 
 namespace program {
@@ -304,8 +305,8 @@ Accepted accept_source(multifd::Listener& listener, unsigned channels, const mul
         // A channel of a source that has given up since: the main connection tells why.
       } else {
         const bool is_tls = magic && *magic >> 16 == 0x1603 && !link.secured();
-        fmt::print(stderr, "closed a connection that is neither a main connection nor a channel{}\n",
-                   is_tls ? ": it speaks TLS, which is off here (--tls-dir, --tls-psk)" : "");
+        tell("closed a connection that is neither a main connection nor a channel{}\n",
+             is_tls ? ": it speaks TLS, which is off here (--tls-dir, --tls-psk)" : "");
       }
     }
   } catch (const std::exception& error) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "common/program.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
 #include <unistd.h>
@@ -9,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <csignal>
@@ -22,6 +24,7 @@
 
 #include "common/limits.hpp"
 #include "common/mapped_file.hpp"
+#include "common/tell.hpp"
 
 namespace program {
 namespace {
@@ -119,6 +122,13 @@ void check_numbers(CLI::App& app) {
   }
 }
 
+/// Descriptors 0 to 2 that are closed would be given to the next socket or file, and what is said would go into that.
+/// What is written to one from here fails, as on a closed one.
+void fill_standard_descriptors() {
+  for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd)
+    if (::fcntl(fd, F_GETFD) < 0 && errno == EBADF) (void)::open("/dev/null", O_RDONLY);  // the lowest that is free
+}
+
 }  // namespace
 
 Failure::Failure(const multifd::Error& error, const std::string& context)
@@ -135,6 +145,7 @@ Failure Failure::of_peer(const std::string& reason) {
 }
 
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
+  fill_standard_descriptors();
   raise_limits();
   check_numbers(app);
   try {
@@ -145,10 +156,10 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
   try {
     return body();
   } catch (const Usage& error) {
-    fmt::print(stderr, "{}: {}\nRun with --help for more information.\n", app.get_name(), error.what());
+    tell("{}: {}\nRun with --help for more information.\n", app.get_name(), error.what());
     return exit_usage;
   } catch (const std::exception& error) {
-    fmt::print(stderr, "{}: {}\n", app.get_name(), text_of(error));
+    tell("{}: {}\n", app.get_name(), text_of(error));
     return exit_failed;
   }
 }

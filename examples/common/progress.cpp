@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "common/progress.hpp"
+#include "common/tell.hpp"
 
 #include <fmt/format.h>
 #include <unistd.h>
@@ -57,15 +58,13 @@ void Progress::run(const Look& look, std::chrono::milliseconds hint_after) {
   while (!changed_.wait_for(lock, interval, [this] { return ended_; })) {
     const Snapshot snapshot = look();
     if (const std::string hint = patience.look(snapshot, Patience::Clock::now()); !hint.empty())
-      fmt::print(stderr, "{}hint: {}\n", clear, hint);
+      tell("{}hint: {}\n", clear, hint);
     if (!terminal) continue;
     const bool still = patience.still() >= 2s;
-    fmt::print(stderr, "{}{}{}", clear, snapshot.line,
-               still ? "  nothing has moved for " + text_of(patience.still()) : std::string());
-    std::fflush(stderr);
+    tell("{}{}{}", clear, snapshot.line,
+         still ? "  nothing has moved for " + text_of(patience.still()) : std::string());
   }
-  fmt::print(stderr, "{}", clear);
-  std::fflush(stderr);
+  tell("{}", clear);
 }
 
 Progress::~Progress() {

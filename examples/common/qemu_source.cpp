@@ -3,6 +3,7 @@
 
 #include "common/progress.hpp"
 #include "common/report.hpp"
+#include "common/tell.hpp"
 
 #include <fmt/format.h>
 #include <poll.h>
@@ -21,13 +22,13 @@ constexpr SourceMagic magic{.main = wire::main_stream_magic, .channel = wire::ma
 void tell_stranger(std::uint32_t first_bytes) {
   std::string text(4, ' ');
   wire::store_be(reinterpret_cast<std::byte*>(text.data()), first_bytes);
-  fmt::print(stderr, "closed a connection that is no QEMU migration: {}\n",
-             first_bytes == 0 ? "it said nothing" : fmt::format("it begins with \"{}\"", printable(text)));
+  tell("closed a connection that is no QEMU migration: {}\n",
+       first_bytes == 0 ? "it said nothing" : fmt::format("it begins with \"{}\"", printable(text)));
 }
 
 void tell_dropped(std::size_t connections) {
-  fmt::print(stderr, "closed a connection{} of a source that gave up during its setup; waiting for its next try\n",
-             connections == 1 ? "" : fmt::format(" and {} more", connections - 1));
+  tell("closed a connection{} of a source that gave up during its setup; waiting for its next try\n",
+       connections == 1 ? "" : fmt::format(" and {} more", connections - 1));
 }
 
 std::string method_name(std::uint64_t bits) {
@@ -111,7 +112,7 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
           Listener::listen(address_of(options.listen, "--listen"), wire::max_channels + 1u, options.limits.socket()),
           "listen on " + options.listen)),
       links_([&] {
-        fmt::print(stderr, "listening on {}\n", to_string(listener_.local_address()));
+        tell("listening on {}\n", to_string(listener_.local_address()));
         const Progress waiting(
             fmt::format("waiting for a source's main connection and {} channels on {}", options.channels,
                         to_string(listener_.local_address())),

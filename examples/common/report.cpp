@@ -15,6 +15,7 @@
 
 #include "common/limits.hpp"
 #include "common/program.hpp"
+#include "common/tell.hpp"
 
 namespace program {
 namespace {
@@ -110,15 +111,20 @@ JsonFile::JsonFile(std::string path) : path_(std::move(path)) {
   if (::ftruncate(file_.get(), 0) != 0) fail(error_text(errno));
 }
 
-void JsonFile::write(const nlohmann::json& object) {
+void JsonFile::write(const nlohmann::json& object) noexcept {
   if (path_.empty()) return;
-  const std::string text = json_text(object);
-  if (path_ == "-") {
-    fmt::print("{}", text);
-    if (std::fflush(stdout) != 0) fail_path("--json -");
-    return;
+  const int fd = path_ == "-" ? STDOUT_FILENO : file_.get();
+  // A file holds one report, the last; what is no file cannot be taken back.
+  const auto clear = [&] {
+    if (path_ != "-" && ::ftruncate(fd, 0) == 0) (void)::lseek(fd, 0, SEEK_SET);
+  };
+  clear();
+  try {
+    write_text(fd, json_text(object), "--json " + path_);
+  } catch (const std::exception& error) {
+    clear();
+    tell("warning: the report is lost: {}\n", text_of(error));
   }
-  write_text(file_.get(), text, "--json " + path_);
 }
 
 std::string json_text(const nlohmann::json& object) {

@@ -64,8 +64,9 @@ class JsonFile {
  public:
   /// Throws Failure.
   explicit JsonFile(std::string path);
-  /// Once. Throws Failure.
-  void write(const nlohmann::json& object);
+  /// Replaces what was written before. What the report is about has happened, and the other side knows it: a report that
+  /// cannot be written is a warning on stderr, and no failure.
+  void write(const nlohmann::json& object) noexcept;
 
  private:
   std::string path_;

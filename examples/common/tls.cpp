@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "common/tls.hpp"
+#include "common/tell.hpp"
 
 #include <fmt/format.h>
 #include <sys/stat.h>
@@ -38,8 +39,7 @@ void Tls::add_to(CLI::App& app, TlsSide side, const std::string& prefix) {
 void Tls::prepare(const multifd::Address& address) {
   if (!on()) {
     if (!is_local(address))
-      fmt::print(stderr, "not encrypted, and whoever connects is trusted: use --tls-dir or --tls-psk on {}\n",
-                 to_string(address));
+      tell("not encrypted, and whoever connects is trusted: use --tls-dir or --tls-psk on {}\n", to_string(address));
     return;
   }
 #if defined(MULTIFD_HAS_TLS)

@@ -11,6 +11,7 @@
 #include <cerrno>
 
 #include "common/limits.hpp"
+#include "common/tell.hpp"
 
 namespace program {
 
@@ -28,7 +29,7 @@ bool watch(int epoll, int fd, void* tag, std::uint32_t events = EPOLLIN) {
   return ::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
-void tell(const multifd::Error& error) { fmt::print(stderr, "closed a connection: {}\n", describe(error)); }
+void tell_closed(const multifd::Error& error) { tell("closed a connection: {}\n", describe(error)); }
 
 }  // namespace
 
@@ -78,7 +79,7 @@ Result<std::optional<std::uint32_t>> TlsDoor::go_on(Newcomer& newcomer) {
 TlsDoor::Clock::time_point TlsDoor::close_late() {
   // They came in the order of their deadlines.
   while (!newcomers_.empty() && newcomers_.front().deadline <= Clock::now()) {
-    tell({.code = Errc::timed_out, .stage = Stage::handshake, .op = "TLS handshake and first bytes"});
+    tell_closed({.code = Errc::timed_out, .stage = Stage::handshake, .op = "TLS handshake and first bytes"});
     newcomers_.pop_front();
   }
   return newcomers_.empty() ? Clock::time_point::max() : newcomers_.front().deadline;
@@ -131,7 +132,7 @@ Result<std::optional<multifd::detail::Arrival<Link>>> TlsDoor::next(Clock::time_
     if (first && !*first) continue;
     if (!first && is_limit(first.error().code)) return std::unexpected(first.error());
     if (!first) {
-      tell(first.error());
+      tell_closed(first.error());
       newcomers_.erase(at);
       continue;
     }

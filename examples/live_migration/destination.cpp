@@ -7,6 +7,7 @@
 #include "common/limits.hpp"
 #include "common/receive.hpp"
 #include "common/report.hpp"
+#include "common/tell.hpp"
 #include "live_migration/migration.hpp"
 
 namespace live {
@@ -38,18 +39,8 @@ std::uint64_t compare_pages(const std::vector<std::byte>& theirs, std::span<cons
 
 }  // namespace
 
-void destination(Listener& listener, const Settings& settings, std::uint64_t memory_limit, const Interrupt& interrupt,
-                 program::JsonFile& json_file) {
+json destination(Listener& listener, const Settings& settings, std::uint64_t memory_limit, const Interrupt& interrupt) {
   Accepted source = program::accept_source(listener, 0, interrupt, settings.limits, settings.tls);
-  const program::Stopwatch watch;
-  const auto give_up = [&](const Failure& failure) {
-    try {
-      source.control.give_up(failure);
-    } catch (const Failure& reason) {  // may be the source's own words
-      json_file.write(program::failure_report(reason.what(), watch.seconds()));
-      throw;
-    }
-  };
   try {
     const auto bytes = program::field<std::uint64_t>(source.hello, "size");
     const auto backend = parse_backend(program::field<std::string>(source.hello, "backend"));
@@ -95,9 +86,9 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
         {"pages_written", now.pages_written},
         {"errors", now.errors}}.dump();
     if (!source.control.send_last(MessageType::result, std::as_bytes(std::span(verdict))))
-      fmt::print(stderr, "the source has gone before it heard that the guest runs here\n");
+      program::tell("the source has gone before it heard that the guest runs here\n");
     else if (const std::string why = source.control.why_unheard(); !why.empty())
-      fmt::print(stderr, "the guest runs here, but the source may not have heard it: {}\n", why);
+      program::tell("the guest runs here, but the source may not have heard it: {}\n", why);
     const ChannelStats sum = total(received.stats.channels);
     json report = program::report(received.seconds,
                                   (sum.normal_pages + sum.zero_pages + received.main_zero_pages) * guest_page_size,
@@ -105,11 +96,11 @@ void destination(Listener& listener, const Settings& settings, std::uint64_t mem
     report["backend"] = guest->backend();
     report["pages_verified"] = pages;
     report["tls_cipher"] = program::text_or_null(source.control.cipher());
-    json_file.write(report);
+    return report;
   } catch (const Failure& failure) {
-    give_up(failure);
+    source.control.give_up(failure);  // may throw the source's own words
   } catch (const std::exception& failure) {
-    give_up(Failure(program::text_of(failure)));
+    source.control.give_up(Failure(program::text_of(failure)));
   }
 }
 

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <array>
@@ -19,6 +20,7 @@
 
 #include "common/limits.hpp"
 #include "common/mapping.hpp"
+#include "common/tell.hpp"
 #include "live_migration/migration.hpp"
 
 namespace {
@@ -124,37 +126,41 @@ int main(int argc, char** argv) {
     settings.stack.check();
     settings.stack.progress_timeout = settings.limits.progress;
     const multifd::Interrupt& interrupt = program::catch_signals();
-    program::JsonFile json_file(settings.json_path);
-
-    if (!listen.empty()) {
-      const multifd::Address address = program::address_of(listen, "--listen");
-      settings.tls.be_server();
-      settings.tls.prepare(address);
-      auto listener =
-          need(multifd::Listener::listen(address, multifd::wire::max_channels + 1u, settings.limits.socket()),
-               "listen on " + listen);
-      fmt::print("{}\n", to_string(listener.local_address()));
-      std::fflush(stdout);
-      live::destination(listener, settings, memory, interrupt, json_file);
-      return program::exit_done;
-    }
     const auto migrate_to = [&](const std::string& to) {
       program::need_descriptors(settings.stack.channels + 1);
       const multifd::Address address = program::address_of(to, "--connect");
       settings.tls.prepare(address);
-      live::source(settings, address, interrupt, json_file);
+      return live::source(settings, address, interrupt);
     };
-    if (!connect.empty()) {
-      migrate_to(connect);
+    const auto migrate = [&]() -> nlohmann::json {
+      if (!listen.empty()) {
+        const multifd::Address address = program::address_of(listen, "--listen");
+        settings.tls.be_server();
+        settings.tls.prepare(address);
+        auto listener =
+            need(multifd::Listener::listen(address, multifd::wire::max_channels + 1u, settings.limits.socket()),
+                 "listen on " + listen);
+        program::say("{}\n", to_string(listener.local_address()));
+        return live::destination(listener, settings, memory, interrupt);
+      }
+      if (!connect.empty()) return migrate_to(connect);
+      std::vector<std::string> arguments{
+          app.get_name(), "--listen", "tcp:127.0.0.1:0", "--memory", std::to_string(memory), "--backend", backend};
+      std::ranges::move(settings.tls.arguments(), std::back_inserter(arguments));
+      Child child(arguments);
+      nlohmann::json report = migrate_to(child.address());
+      if (const int status = child.join(); status != program::exit_done)
+        throw Failure(fmt::format("the destination process ended with status {}", status));
+      return report;
+    };
+    program::JsonFile json_file(settings.json_path);
+    const program::Stopwatch watch;
+    try {
+      json_file.write(migrate());
       return program::exit_done;
+    } catch (const std::exception& error) {
+      json_file.write(program::failure_report(program::text_of(error), watch.seconds()));
+      throw;
     }
-    std::vector<std::string> arguments{
-        app.get_name(), "--listen", "tcp:127.0.0.1:0", "--memory", std::to_string(memory), "--backend", backend};
-    std::ranges::move(settings.tls.arguments(), std::back_inserter(arguments));
-    Child child(arguments);
-    migrate_to(child.address());
-    if (const int status = child.join(); status != program::exit_done)
-      throw Failure(fmt::format("the destination process ended with status {}", status));
-    return program::exit_done;
   });
 }

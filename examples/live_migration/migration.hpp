@@ -27,14 +27,13 @@ struct Settings {
   std::string json_path;
 };
 
-/// Boots a guest, migrates it to `address` and prints what happened. Throws program::Failure.
-void source(const Settings& settings, const multifd::Address& address, const multifd::Interrupt& interrupt,
-            program::JsonFile& json_file);
+/// Boots a guest, migrates it to `address` and prints what happened; returns the report. Throws program::Failure.
+nlohmann::json source(const Settings& settings, const multifd::Address& address, const multifd::Interrupt& interrupt);
 
-/// Takes one guest from `listener` and runs it. `memory_limit` bounds what a source may announce. Throws
-/// program::Failure.
-void destination(multifd::Listener& listener, const Settings& settings, std::uint64_t memory_limit,
-                 const multifd::Interrupt& interrupt, program::JsonFile& json_file);
+/// Takes one guest from `listener` and runs it; returns the report. `memory_limit` bounds what a source may announce.
+/// Throws program::Failure.
+nlohmann::json destination(multifd::Listener& listener, const Settings& settings, std::uint64_t memory_limit,
+                           const multifd::Interrupt& interrupt);
 
 /// XXH3-64 of every page, big-endian, as it goes over the control connection.
 std::vector<std::byte> page_digests(std::span<const std::byte> memory);

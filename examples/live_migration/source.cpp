@@ -9,6 +9,7 @@
 #include "common/progress.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
+#include "common/tell.hpp"
 #include "live_migration/migration.hpp"
 
 namespace live {
@@ -62,8 +63,8 @@ class Table {
  public:
   explicit Table(bool quiet) : quiet_(quiet) {
     if (!quiet_)
-      fmt::print("{:>5} {:>11} {:>11} {:>7} {:>11} {:>9} {:>8}\n", "round", "dirty pages", "memory", "zero", "wire",
-                 "seconds", "GiB/s");
+      program::say("{:>5} {:>11} {:>11} {:>7} {:>11} {:>9} {:>8}\n", "round", "dirty pages", "memory", "zero", "wire",
+                   "seconds", "GiB/s");
   }
   void add(std::size_t number, const Round& round, bool last) const {
     if (quiet_) return;
@@ -71,10 +72,9 @@ class Table {
     const double zero_share =
         round.dirty_pages == 0 ? 0
                                : 100 * static_cast<double>(round.zero_pages) / static_cast<double>(round.dirty_pages);
-    fmt::print("{:>5} {:>11} {:>11} {:>5.0f} % {:>11} {:>9.3f} {:>8.2f}{}\n", number, round.dirty_pages,
-               program::format_bytes(bytes), zero_share, program::format_bytes(static_cast<double>(round.wire_bytes)),
-               round.seconds, program::rate(bytes, round.seconds), last ? "  guest stopped" : "");
-    std::fflush(stdout);
+    program::say("{:>5} {:>11} {:>11} {:>5.0f} % {:>11} {:>9.3f} {:>8.2f}{}\n", number, round.dirty_pages,
+                 program::format_bytes(bytes), zero_share, program::format_bytes(static_cast<double>(round.wire_bytes)),
+                 round.seconds, program::rate(bytes, round.seconds), last ? "  guest stopped" : "");
   }
 
  private:
@@ -185,15 +185,13 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
 
 }  // namespace
 
-void source(const Settings& settings, const Address& address, const Interrupt& interrupt,
-            program::JsonFile& json_file) {
+json source(const Settings& settings, const Address& address, const Interrupt& interrupt) {
   std::string note;
   const auto guest = make_guest(settings.backend, settings.guest, &note);
   const bool quiet = settings.json_path == "-";
-  if (!quiet) fmt::print("backend: {}\n", note);
+  if (!quiet) program::say("backend: {}\n", note);
   guest->boot();
   Control control = Control::connect(address, interrupt, settings.limits, settings.tls);
-  const program::Stopwatch watch;
   try {
     guest->run();
     pause(settings.run_before_s, interrupt);
@@ -249,7 +247,7 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
     if (!quiet) {
       const ChannelStats sum = total(done.stats.channels);
       const std::uint64_t zero_pages = sum.zero_pages + done.stats.zero_on_main;
-      fmt::print(
+      program::say(
           "moved {} in {:.2f} s over {} channels: {:.2f} GiB/s, zero pages {:.0f} %, {} on the wire, bounded by "
           "{}{}\n",
           program::format_bytes(static_cast<double>(ram_bytes)), done.seconds, settings.stack.channels,
@@ -257,21 +255,17 @@ void source(const Settings& settings, const Address& address, const Interrupt& i
           100 * static_cast<double>(zero_pages) / static_cast<double>(sum.normal_pages + zero_pages),
           program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>(),
           program::cipher_note(control.cipher()));
-      fmt::print("downtime {:.1f} ms (limit {:.0f} ms; the page-by-page comparison, {:.2f} s, is not in it)\n",
-                 done.downtime * 1000, settings.max_downtime_s * 1000, std::max(0.0, verify_s));
-      fmt::print("guest ({}): {} sweeps here, {} more there, {} pages written in all, {} errors\n", guest->backend(),
-                 here.sweeps, sweeps - here.sweeps, written, program::field<std::uint64_t>(verdict, "errors"));
-      fmt::print("{} pages compared: verified\n", program::field<std::uint64_t>(verdict, "pages_verified"));
+      program::say("downtime {:.1f} ms (limit {:.0f} ms; the page-by-page comparison, {:.2f} s, is not in it)\n",
+                   done.downtime * 1000, settings.max_downtime_s * 1000, std::max(0.0, verify_s));
+      program::say("guest ({}): {} sweeps here, {} more there, {} pages written in all, {} errors\n", guest->backend(),
+                   here.sweeps, sweeps - here.sweeps, written, program::field<std::uint64_t>(verdict, "errors"));
+      program::say("{} pages compared: verified\n", program::field<std::uint64_t>(verdict, "pages_verified"));
     }
-    json_file.write(report);
+    return report;
+  } catch (const Failure& failure) {
+    control.give_up(failure);
   } catch (const std::exception& error) {
-    const auto* known = dynamic_cast<const Failure*>(&error);
-    try {
-      control.give_up(known != nullptr ? *known : Failure(program::text_of(error)));
-    } catch (const Failure& reason) {
-      json_file.write(program::failure_report(reason.what(), watch.seconds()));
-      throw;
-    }
+    control.give_up(Failure(program::text_of(error)));
   }
 }
 

@@ -8,13 +8,13 @@
 #include <nlohmann/json.hpp>
 
 #include "common/limits.hpp"
+#include "common/tell.hpp"
 #include "qemu_relay/relay.hpp"
 
 namespace {
 
 using namespace multifd;
 using nlohmann::json;
-using program::Failure;
 
 /// "; source TLS1.3 AES-128-GCM, destination plain", or nothing when both sides are plain.
 std::string ciphers(const json& report) {
@@ -34,15 +34,15 @@ int migrate(const relay::Settings& settings) {
     relay::Relay relay(settings, source, interrupt);
     const json report = relay.run();
     if (settings.json_path != "-")
-      fmt::print("relayed {} of {} in {:.2f} s: {:.2f} GiB/s, {} epochs; {}{}\n",
-                 program::format_bytes(report["ram_bytes"].get<double>()), report["machine"].get<std::string>(),
-                 report["seconds"].get<double>(), report["gib_per_s"].get<double>(),
-                 report["epochs"].get<std::uint64_t>(), report["outcome"].get<std::string>(), ciphers(report));
+      program::say("relayed {} of {} in {:.2f} s: {:.2f} GiB/s, {} epochs; {}{}\n",
+                   program::format_bytes(report["ram_bytes"].get<double>()), report["machine"].get<std::string>(),
+                   report["seconds"].get<double>(), report["gib_per_s"].get<double>(),
+                   report["epochs"].get<std::uint64_t>(), report["outcome"].get<std::string>(), ciphers(report));
     json_file.write(report);
     return program::exit_done;
-  } catch (const Failure& failure) {
-    json report = program::failure_report(failure.what(), watch.seconds());
-    if (const auto* unfinished = dynamic_cast<const relay::Unfinished*>(&failure))
+  } catch (const std::exception& error) {
+    json report = program::failure_report(program::text_of(error), watch.seconds());
+    if (const auto* unfinished = dynamic_cast<const relay::Unfinished*>(&error))
       report["guest"] = relay::to_string(unfinished->guest);
     json_file.write(report);
     throw;

@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/limits.hpp"
+#include "common/tell.hpp"
 
 namespace relay {
 
@@ -179,8 +180,8 @@ void Relay::forward() {
   if (return_path_open_ && !confirmed_)
     throw program::source_lost("main connection: closed before the destination had confirmed");
   if (main_.parser().tail() != qemu::StreamTail::description)
-    fmt::print(stderr,
-               "the source's stream ends without a VM description: only the destination knows whether it is whole\n");
+    program::tell(
+        "the source's stream ends without a VM description: only the destination knows whether it is whole\n");
   all_forwarded_ = true;
 }
 
@@ -280,8 +281,7 @@ void Relay::open_channels() {
   check();  // fail() may have come before it could reach these two
   const std::string_view machine = main_.parser().machine_type();
   if (!settings_.out_peer && !version_of_machine_type(machine))
-    fmt::print(
-        stderr,
+    program::tell(
         "the machine type \"{}\" names no QEMU version, so the destination gets what every generation understands: "
         "zero pages as {}; --out-peer says what it is\n",
         program::printable(machine.substr(0, 64)), out.zero_pages == ZeroPagesNone::name ? "bytes" : "records");
@@ -466,8 +466,7 @@ bool Relay::return_path_ends(std::chrono::milliseconds limit, const Interrupt* i
 
 /// Everything is forwarded and the source is content: ends the streams in order, and waits for the destination's end.
 void Relay::finish() {
-  if (const auto late = source_.finish(*receiver_))
-    fmt::print(stderr, "warning: everything is forwarded, but {}\n", *late);
+  if (const auto late = source_.finish(*receiver_)) program::tell("warning: everything is forwarded, but {}\n", *late);
   // A destination that has confirmed may have closed its end already.
   if (auto closed = pages_->sender().close_channels(); !closed && closed.error().code != Condition::peer_gone)
     throw Failure(closed.error(), "destination");

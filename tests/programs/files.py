@@ -459,7 +459,76 @@ def a_dump_that_shrinks(lab):
     return None
 
 
-CASES = (huge_pages_at_the_source, huge_pages_at_the_destination, files_that_shrink, a_file_that_is_rewritten, a_full_disk, a_dump_that_shrinks, holes_stay_holes, discarded_holes, two_dumps, two_receivers, one_report_of_two, an_earlier_report, a_file_of_that_name, a_file_that_appears,
+# ---- nobody hears, nobody reads
+
+
+def deaf(how, command):
+    """Starts a program whose stdout and stderr take nothing."""
+    if how == "closed":
+        command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]
+    out = os.open("/dev/full", os.O_WRONLY)
+    if how == "gone":
+        os.close(out)
+        there, out = os.pipe()
+        os.close(there)
+    try:
+        return subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    finally:
+        os.close(out)
+
+
+def nobody_listens(lab):
+    """What cannot be said, and a report that cannot be written, are no failure of what has been done."""
+    image, copy, address = lab.image(), lab.home / "copy", lab.home / "socket"
+    for how in ("full", "closed", "gone"):
+        for report in ((), ("--json", "/dev/full"), ("--json", "-")):
+            receiver = deaf(how, [lab.programs / "ram_receive", "--listen", f"unix:{address}", "--file", copy,
+                                  "--hint-after", "1ms", *report])
+            wait_for("the socket", 20, lambda: address.exists() or receiver.poll() is not None)
+            sender = deaf(how, [lab.programs / "ram_send", "--connect", f"unix:{address}", "--file", image,
+                                "--hint-after", "1ms", "--bandwidth", "64M", *report])
+            ended = sender.wait(30), receiver.wait(30)
+            check(ended == (0, 0), f"{how}, {report}: sender and receiver ended with {ended}")
+            check(filecmp.cmp(image, copy, shallow=False), f"{how}, {report}: the copy is not the image")
+            copy.unlink()
+        for name, options in (("live_migration", ("--backend", "thread", "--memory", "16M", "--working-set", "1M",
+                                                  "--run-before", 0, "--run-after", 0)),
+                              ("custom_policy", ("--memory", "4M"))):
+            if (how, name) == ("gone", "custom_policy"):
+                continue  # takes no signals into its hands: SIGPIPE ends it
+            status = deaf(how, [lab.programs / name, *options, "--json", "/dev/full"]).wait(60)
+            check(status == 0, f"{how}: {name} ended with {status}")
+        status = deaf(how, [lab.programs / "ram_send", "--connect", "tcp:127.0.0.1:1", "--file", image]).wait(20)
+        check(status == 1, f"{how}: a failure ended with {status}")
+    done = subprocess.run([lab.programs / "custom_policy", "--memory", "4M", "--json", "/dev/full"],
+                          capture_output=True, text=True, timeout=60)
+    check(done.returncode == 0 and "warning: the report is lost: --json /dev/full: No space left" in done.stderr,
+          f"no warning: {done.stderr}")
+
+
+def a_report_of_every_failure(lab):
+    """Whatever it is that fails first."""
+    image, report = lab.image(), lab.home / "report"
+    for text, name, *options in (
+            ("refused", "live_migration", "--backend", "thread", "--memory", "16M", "--working-set", "1M", "--connect",
+             "tcp:127.0.0.1:1"),
+            ("No such file", "live_migration", "--memory", "16M", "--listen", f"unix:{lab.home}/no/socket"),
+            ("No such file", "ram_receive", "--discard", "--listen", f"unix:{lab.home}/no/socket"),
+            ("refused", "ram_send", "--connect", "tcp:127.0.0.1:1", "--file", image)):
+        report.unlink(missing_ok=True)
+        lab.refused(text, name, *options, "--json", report)
+        told = json.loads(report.read_text())
+        check(told["ok"] is False and text in told["error"], f"{name}: the report says {told}")
+    # The source is there and gives up before it has said anything.
+    command = [lab.programs / "live_migration", "--memory", "16M", "--listen", "tcp:127.0.0.1:0", "--peer-timeout", "2",
+               "--json", report]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as destination:
+        destination.stdout.readline()
+        destination.send_signal(signal.SIGINT)
+        check(destination.wait(20) == 1 and json.loads(report.read_text())["ok"] is False, "no report after SIGINT")
+
+
+CASES = (nobody_listens, a_report_of_every_failure, huge_pages_at_the_source, huge_pages_at_the_destination, files_that_shrink, a_file_that_is_rewritten, a_full_disk, a_dump_that_shrinks, holes_stay_holes, discarded_holes, two_dumps, two_receivers, one_report_of_two, an_earlier_report, a_file_of_that_name, a_file_that_appears,
          a_dump_folder_in_use, a_killed_receiver, a_killed_dump, a_part_of_somebody_else, a_part_that_goes_away)
 
 
