@@ -19,6 +19,7 @@
 #include "common/program.hpp"
 #include "common/progress.hpp"
 #include "common/report.hpp"
+#include "common/tell.hpp"
 #include "corpus.hpp"
 
 namespace {
@@ -105,7 +106,7 @@ int listen(const Settings& settings) {
   const multifd::Interrupt& interrupt = program::catch_signals();
   auto listener = need(multifd::Listener::listen(program::address_of(settings.listen, "--listen"), 256),
                        "listen on " + settings.listen);
-  fmt::print(stderr, "listening on {}\n", to_string(listener.local_address()));
+  program::tell("listening on {}\n", to_string(listener.local_address()));
   constexpr std::chrono::minutes idle{10};
   if (serve_link(listener, idle, interrupt)) {
     fmt::print("measured; the other side has the result\n");
