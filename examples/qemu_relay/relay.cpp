@@ -89,6 +89,11 @@ Relay::Relay(const Settings& settings, program::QemuSource& source, const Interr
 
 Relay::~Relay() {
   if (return_path_.joinable()) return_path_.join();
+  {
+    // A worker that still comes to fail() must not reach for what is about to go.
+    const std::lock_guard lock(mutex_);
+    if (!failure_) failure_ = Failure("the relay has ended");
+  }
   const std::lock_guard stopped(stopping_);
 }
 
@@ -165,6 +170,7 @@ void Relay::connect() {
   auto links = need(connect_channels(address, settings_.out.channels, options), "destination " + settings_.connect);
   for (const FdTransport& link : links) limit_writes(link);
   out_links_ = need(settings_.out_tls.secure_with_first_write(std::move(links)), "destination");
+  connected_ = true;
   return_path_ = std::thread([this] { forward_return_path(); });
 }
 
@@ -205,6 +211,7 @@ void Relay::take(const qemu::Element& element) {
       break;
     default: break;
   }
+  if (element.kind == ElementKind::section_end) last_section_ = true;
   if (element.kind == ElementKind::section_start) ram_section_ = element.section_id;
   if (element.kind == ElementKind::end_of_records && first_section_ == FirstSection::open)
     first_section_ = FirstSection::ended;
@@ -228,6 +235,10 @@ bool Relay::give_up_on_silence() {
   ++silent_seconds_;
   // It has its answer and keeps the connection nevertheless.
   if (confirmed_) return silent_seconds_ > 10 || interrupt_.triggered();
+  if (!all_forwarded_) {
+    const std::lock_guard lock(mutex_);
+    if (channel_lost_) throw *channel_lost_;
+  }
   if (!main_.parser().ram_complete()) {
     source_.check_channels(receiver_.get());
   } else if (all_forwarded_ && silent_seconds_ > 300) {
@@ -252,6 +263,7 @@ void Relay::open_channels() {
     }
     // These packets need no SYNC before them, but no real source sends them ahead of RAM.
     if (pages == nullptr) return multifd::fail(Errc::data_before_sync, Stage::parse, "device-state packet");
+    device_packets_ = true;
     return at_destination(pages->take(state));
   };
   auto receiver =
@@ -263,7 +275,7 @@ void Relay::open_channels() {
                               .on_packet = take_packet,
                               // Several wait in the sender at once; VFIO's have 1 MiB.
                               .on_device_state = {.take = take_device, .limit_bytes = 4 * 1024 * 1024},
-                              .on_error = [this](const Error& error) { fail(source_.failure(error)); }});
+                              .on_error = [this](const Error& error) { take_channel_error(error); }});
   if (!receiver) throw source_.failure(receiver.error());
   program::StackOptions out = out_options();
   out.uuid = (*receiver)->peer_uuid();
@@ -317,6 +329,7 @@ void Relay::close_epoch(const qemu::Element& element) {
     if (auto done = at_destination(pages_->close_epoch(*writer_)); !done) return done;
     if (!forwarded) writer_->forward(element);
     writer_->flush();
+    ram_over_ = last_section_;
     return {};
   });
   if (!closed) throw source_.failure(closed.error());
@@ -466,7 +479,18 @@ bool Relay::return_path_ends(std::chrono::milliseconds limit, const Interrupt* i
 
 /// Everything is forwarded and the source is content: ends the streams in order, and waits for the destination's end.
 void Relay::finish() {
-  if (const auto late = source_.finish(*receiver_)) program::tell("warning: everything is forwarded, but {}\n", *late);
+  // The destination has everything, so however the source's channels end, it must not be kept from loading that.
+  try {
+    if (const auto late = source_.finish(*receiver_))
+      program::tell("warning: everything is forwarded, but {}\n", *late);
+  } catch (const Failure& failure) {
+    check();
+    if (interrupt_.triggered()) throw;
+    fmt::print(stderr,
+               "warning: everything is forwarded, but the source's channels did not end in order; ask the source "
+               "whether its migration has completed: {}\n",
+               failure.what());
+  }
   // A destination that has confirmed may have closed its end already.
   if (auto closed = pages_->sender().close_channels(); !closed && closed.error().code != Condition::peer_gone)
     throw Failure(closed.error(), "destination");
@@ -481,7 +505,23 @@ void Relay::finish() {
           "way than the source: migration.multifd-flush-after-each-section must be alike)");
     destination_->shutdown();
   }
-  source_.refuse_more_channels();  // strangers that came meanwhile are told of, too
+  try {
+    source_.refuse_more_channels();  // strangers that came meanwhile are told of, too
+  } catch (const Failure& failure) {
+    fmt::print(stderr, "warning: everything is forwarded, but another connection came: {}\n", failure.what());
+  }
+}
+
+/// Once the last epoch is whole, a channel brings nothing more that the destination needs, but devices' state that comes
+/// that way. A source that is gone shows it on its main connection, too, by an end or by silence.
+void Relay::take_channel_error(const Error& error) noexcept {
+  const Failure failure = source_.failure(error);
+  if (!all_forwarded_ && (!ram_over_ || device_packets_)) {
+    fail(failure);
+    return;
+  }
+  const std::lock_guard lock(mutex_);
+  channel_lost_ = failure;
 }
 
 void Relay::fail(const Failure& failure) noexcept {
@@ -547,6 +587,13 @@ program::Snapshot Relay::look(double seconds) const {
   const std::lock_guard lock(mutex_);
   program::Snapshot now{.line = "waiting for the list of RAM blocks", .moved = main_.bytes()};
   now.stalled = program::source_stands_still;
+  if (!connected_) {
+    now.line = "waiting for the destination " + settings_.connect;
+    now.stalled =
+        "Its connections are not all established: is its QEMU or its host stopped, does the address lead elsewhere, or "
+        "is the network between cut";
+    return now;
+  }
   if (!receiver_) return now;
   const auto stats = receiver_->stats();
   const auto sum = total(stats.channels);

@@ -78,6 +78,8 @@ class Relay {
   /// Whether the return path's thread has ended within that time.
   bool return_path_ends(std::chrono::milliseconds limit, const multifd::Interrupt* interrupt) const;
   void finish();
+  /// An error of one of the source's channels. Threads: the receiver's.
+  void take_channel_error(const multifd::Error& error) noexcept;
 
   Answer answer() const;
   Outcome end();
@@ -109,21 +111,26 @@ class Relay {
   unsigned silent_seconds_ = 0;                ///< since the source's last byte
   std::uint32_t ram_section_ = 0;
   enum class FirstSection : std::uint8_t { open, ended, over } first_section_ = FirstSection::open;
+  bool last_section_ = false;    ///< RAM's END has begun
   bool footer_written_ = false;  ///< ahead of the source's own
   std::thread return_path_;
 
+  // Up to pages_ and receiver_ stands all that their threads use, because those threads go on until both are destroyed.
   const multifd::Interrupt& interrupt_;
   mutable std::mutex mutex_;
   std::mutex stopping_;  ///< held by who is closing everything: nothing may be destroyed meanwhile
   std::optional<program::Failure> failure_;
-  std::unique_ptr<Pages> pages_;
-  std::unique_ptr<program::AnyReceiver> receiver_;  // behind pages_, which its threads use until it is gone
-  std::atomic<bool> all_forwarded_ = false;         ///< the destination may close its connection now
-  std::atomic<bool> confirmed_ = false;             ///< it said SHUT(0)
-  std::atomic<bool> passed_on_ = false;             ///< and that was written to the source; set under mutex_
-  std::atomic<bool> refused_ = false;               ///< it said SHUT with another status
-  std::atomic<bool> destination_ended_ = false;     ///< it closed its main connection in order
-  std::atomic<bool> source_ended_ = false;          ///< so did the source
+  std::optional<program::Failure> channel_lost_;  ///< of the source's, when its pages had all come; under mutex_
+  std::atomic<bool> connected_ = false;           ///< to the destination, with all channels
+  std::atomic<bool> ram_over_ =
+      false;  ///< an epoch of RAM's END has come whole; if another follows, that tells of what is missing
+  std::atomic<bool> device_packets_ = false;     ///< devices' state comes by the channels, too
+  std::atomic<bool> all_forwarded_ = false;      ///< the destination may close its connection now
+  std::atomic<bool> confirmed_ = false;          ///< it said SHUT(0)
+  std::atomic<bool> passed_on_ = false;          ///< and that was written to the source; set under mutex_
+  std::atomic<bool> refused_ = false;            ///< it said SHUT with another status
+  std::atomic<bool> destination_ended_ = false;  ///< it closed its main connection in order
+  std::atomic<bool> source_ended_ = false;       ///< so did the source
   std::atomic<bool> return_path_open_ = false;
   std::atomic<bool> losing_ = false;        ///< a connection of the destination's has broken, and it may still say why
   std::atomic<bool> ending_ = false;        ///< our end of the destination's main connection is being closed
@@ -131,7 +138,9 @@ class Relay {
   std::atomic<std::int64_t> asked_ms_ = 0;  ///< when it was asked something that has to be answered in time; 0: never
   multifd::Interrupt ponged_;               ///< by it, to the question
   multifd::Interrupt return_path_ended_;
-  program::OnInterrupt on_signal_;  // last: its action uses the others
+  std::unique_ptr<Pages> pages_;
+  std::unique_ptr<program::AnyReceiver> receiver_;  // behind pages_, which its threads use until it is gone
+  program::OnInterrupt on_signal_;                  // last: its action uses the others
 };
 
 }  // namespace relay

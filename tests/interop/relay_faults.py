@@ -13,6 +13,7 @@ All guests are paused, so no case needs KVM.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import shutil
 import signal
 import socket
 import struct
+import termios
 import threading
 import time
 
@@ -71,9 +73,11 @@ def all_cases():
                 add(version == "11.1" or machine == "7.2" and (return_path, styles) != ("on", "off-off"), kind="styles", qemu=version,
                     to=version, machine=f"pc-i440fx-{machine}", styles=styles, return_path=return_path)
     for how in ("source-unanswered", "source-confirmed", "signal-unanswered", "signal-confirmed", "destination-loads-not",
-                "destination-gone", "nobody"):
+                "destination-gone", "nobody", "source-reset", "late-stranger"):
         for return_path in ("on", "off"):
             if return_path == "off" and how.endswith("confirmed"):
+                continue
+            if return_path == "on" and how in ("source-reset", "late-stranger"):  # the confirmation has passed by then
                 continue
             add(kind="guest", qemu="10.0", to="10.0", machine="pc-i440fx-10.0", how=how, return_path=return_path)
     for version, machine in (("7.2", "7.2"), ("10.0", "10.0"), ("11.1", "11.1")):
@@ -306,6 +310,10 @@ def run_styles(stage):
 
 # ---- who has the guest -----------------------------------------------------------------------------------------------
 
+def unsent(end):
+    return struct.unpack("i", fcntl.ioctl(end.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+
+
 SHUT_0 = struct.pack(">HHI", 1, 4, 0)
 
 
@@ -314,7 +322,7 @@ class Gate:
 
     def __init__(self, connect, hold_answer=False, hold_end=False):
         self.answer_is_here, self.answer_may_pass = threading.Event(), threading.Event()
-        self.end_is_here = threading.Event()
+        self.end_is_here, self.ends_held = threading.Event(), 0
         self._hold_answer, self._hold_end = hold_answer, hold_end
         self._connect = connect
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -342,6 +350,7 @@ class Gate:
                         self.answer_may_pass.wait(60)
                 sink.sendall(data)
             if forth and self._hold_end:
+                self.ends_held += 1
                 self.end_is_here.set()
                 return
             sink.shutdown(socket.SHUT_WR)
@@ -349,6 +358,19 @@ class Gate:
                 self.passed_ends.append(sink)
         except OSError:
             self.end(source, sink)
+
+    def reset_channels(self):
+        """The source's end on the main connection, resets on its channels, in place of the ends that are held back."""
+        wait_for("everything at the relay", 20, lambda: not any(unsent(far) for _, far in self.pairs))
+        for _, far in self.pairs[1:]:
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            far.shutdown(socket.SHUT_RD)  # ends the read that would keep the socket
+            far.close()
+        self.pairs[0][1].shutdown(socket.SHUT_WR)
+
+    def end_channels(self):
+        for _, far in self.pairs:
+            far.shutdown(socket.SHUT_WR)
 
     @staticmethod
     def end(*ends):
@@ -383,16 +405,27 @@ def run_guest(stage):
     back = stage.stack.enter_context(Gate(destination.listening_on(), hold_answer=how != "signal-confirmed"))
     # A proxy makes a peaceful end of a reset.
     relay = stage.relay(destination.listening_on() if how == "destination-loads-not" else back.address, "--timeout", 5)
-    front = stage.stack.enter_context(Gate(relay.address, hold_end=how == "signal-confirmed"))
-    stopped = not return_path and how != "destination-loads-not"
+    front = stage.stack.enter_context(Gate(relay.address,
+                                           hold_end=how in ("signal-confirmed", "source-reset", "late-stranger")))
+    late = how in ("source-reset", "late-stranger")
+    stopped = not return_path and how != "destination-loads-not" and not late
     if stopped:  # without an answer the destination's end is all that there is: so it does not come to that yet
         os.kill(destination.pid, signal.SIGSTOP)
     source.migrate(front.address)
-    if how != "destination-loads-not" and (stopped or how == "signal-confirmed"):
+    if how != "destination-loads-not" and (stopped or late or how == "signal-confirmed"):
         source.wait_migration("completed", 30)
     elif how != "destination-loads-not" and not back.answer_is_here.wait(30):
         raise LabError("the destination does not answer")
-    if how.startswith("source"):
+    if late:
+        wait_for("the source's ends", 20, lambda: front.ends_held == len(front.pairs) == 3)
+        if how == "late-stranger":
+            stranger = stage.stack.enter_context(socket.create_connection(parse_address(relay.address)[1]))
+            # Another channel of the source's, by what it says.
+            stranger.sendall(struct.pack(">II16sB7x40x", 0x11223344, 1, bytes(16), 2))
+            front.end_channels()
+        else:
+            front.reset_channels()
+    elif how.startswith("source"):
         if not return_path:  # it has closed its connections, and nothing is on its way any more
             wait_for("the source's ends", 20, lambda: len(front.passed_ends) == len(front.pairs) == 3)
         front.cut()
@@ -415,12 +448,18 @@ def run_guest(stage):
         "destination-loads-not": (1, ["source"] if return_path else ["unknown", "source"], "cont"),
         "destination-gone": (1, ["unknown"] if return_path else ["unknown", "source"], ""),
         "nobody": (0, ["destination"] if return_path else ["unknown"], "confirmed"),
+        "source-reset": (0, ["unknown"], "ask the destination"),
+        "late-stranger": (0, ["unknown"], "ask the destination"),
     }[how]
     ended = relay.wait_exit(45)
     told = stage.told()
     text = told.get("outcome") or told.get("error", "")
     if ended != status or told.get("guest") not in guests or words not in text:
         raise LabError(f"ended with {ended}, guest {told.get('guest')}, not {status}, {guests}, {words!r}: {text}")
+    if late:
+        destination.wait_migration("completed", 20)
+        if "warning: everything is forwarded, but" not in relay.stderr():
+            raise LabError(f"no warning: {relay.stderr()}")
     return f"{ended}, {told['guest']}: {text[-120:]}"
 
 
