@@ -77,7 +77,8 @@ int main(int argc, char** argv) {
          "--out-memory", memory,
          "What the destination's main memory holds before. unknown: anything, so each zero page is said in a way "
          "that writes it. fresh: zeros, so zero lists alone do (faster with many zero pages, and nothing becomes "
-         "resident); where that is not so, as in a file that was in use, an nvdimm or ivshmem, the guest is "
+         "resident), in all RAM blocks over 64 MiB and in one that is larger than all others; where that is not so, as "
+         "in a file that was in use, an nvdimm or ivshmem, the guest is "
          "corrupted without a word")
       ->check(CLI::IsMember({"unknown", "fresh"}))
       ->capture_default_str();

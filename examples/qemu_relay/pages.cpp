@@ -28,9 +28,13 @@ std::vector<bool> fresh_blocks(const RamMap& ram, OutMemory memory) {
   constexpr std::uint64_t largest_firmware = 64 * 1024 * 1024;  // the flashes of arm's virt
   std::uint64_t largest = 0;
   for (const RamBlock& block : ram.blocks()) largest = std::max(largest, block.bytes);
+  // As large as another block, or a flash by its name: then size does not tell which one is main memory.
+  const bool alone = std::ranges::count(ram.blocks(), largest, &RamBlock::bytes) == 1;
+  const auto is_main = [&](const RamBlock& block) {
+    return block.bytes > largest_firmware || (alone && block.bytes == largest && !block.idstr.contains("flash"));
+  };
   std::vector<bool> fresh;
-  for (const RamBlock& block : ram.blocks())
-    fresh.push_back(memory == OutMemory::fresh && (block.bytes == largest || block.bytes > largest_firmware));
+  for (const RamBlock& block : ram.blocks()) fresh.push_back(memory == OutMemory::fresh && is_main(block));
   return fresh;
 }
 

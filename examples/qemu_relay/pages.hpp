@@ -32,8 +32,9 @@ enum class OutMemory : std::uint8_t {
   fresh,    ///< the user says that main memory (see fresh_blocks()) is zero
 };
 
-/// By block, whether the destination's memory is zero: the largest block, and all over 64 MiB, if the user says so of
-/// main memory. ROMs and firmware are smaller, and never fresh.
+/// By block, whether the destination's memory is zero, if the user says so of main memory: all blocks over 64 MiB, and a
+/// smaller one only if it is larger than every other and no flash by its name. ROMs and firmware are never fresh: the
+/// flashes of arm's virt have 64 MiB, which may be as much as its memory.
 std::vector<bool> fresh_blocks(const multifd::RamMap& ram, OutMemory memory);
 
 /// One sender, fed by the source's channels and its main stream at once. Errors of the sender come back as Results.

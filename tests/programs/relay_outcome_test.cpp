@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MIT
 //
-// Who has the guest when a relay ends: every combination of what decides it.
+// Who has the guest when a relay ends: every combination of what decides it. And which blocks are taken for main memory.
 #include "qemu_relay/outcome.hpp"
 
 #include <doctest/doctest.h>
 #include <string>
+#include <utility>
+#include <vector>
+
+#include "qemu_relay/pages.hpp"
 
 using relay::Answer;
 using relay::Guest;
@@ -89,4 +93,25 @@ TEST_CASE("Epoch styles that differ are named by the property, where it is set, 
     CHECK(text.find("SEEN") != text.npos);
     CHECK((text.find("is on at the source") != text.npos) == (style == multifd::SyncStyle::per_section));
   }
+}
+
+TEST_CASE("Main memory is what no firmware can be: larger than any, or larger than all others and no flash") {
+  constexpr std::uint64_t mib = 1024 * 1024;
+  using Blocks = std::vector<std::pair<const char*, std::uint64_t>>;
+  const auto fresh = [](const Blocks& blocks, relay::OutMemory memory = relay::OutMemory::fresh) {
+    multifd::RamMap ram(4096);
+    for (const auto& [idstr, bytes] : blocks) REQUIRE(ram.add_elsewhere(idstr, bytes).has_value());
+    return relay::fresh_blocks(ram, memory);
+  };
+  using Fresh = std::vector<bool>;
+  const Blocks pc{{"pc.ram", 16 * mib}, {"pc.bios", mib / 4}, {"vga.vram", 8 * mib}};
+  CHECK(fresh(pc) == Fresh{true, false, false});
+  CHECK(fresh(pc, relay::OutMemory::unknown) == Fresh{false, false, false});
+  CHECK(fresh({{"ram0", 128 * mib}, {"ram1", 65 * mib}, {"virt.flash0", 64 * mib}}) == Fresh{true, true, false});
+  for (const std::uint64_t main : {32 * mib, 64 * mib})
+    CHECK(fresh({{"mach-virt.ram", main}, {"virt.flash0", 64 * mib}, {"virt.flash1", 64 * mib}}) ==
+          Fresh{false, false, false});
+  CHECK(fresh({{"mach-virt.ram", 128 * mib}, {"virt.flash0", 64 * mib}, {"virt.flash1", 64 * mib}}) ==
+        Fresh{true, false, false});
+  CHECK(fresh({{"small.ram", 2 * mib}, {"system.flash", 4 * mib}}) == Fresh{false, false});
 }
