@@ -10,6 +10,18 @@ namespace relay {
 using namespace multifd;
 using program::Failure;
 
+namespace {
+
+/// What decides how a side ends epochs, and how that is `on` at the source.
+std::string property_text(bool on, const std::string& machine) {
+  return fmt::format(
+      "The property migration.multifd-flush-after-each-section is {} at the source and must be the same at the "
+      "destination (machine type {}; its default is on up to machine types 8.0, off from 8.1 on)",
+      on ? "on" : "off", machine);
+}
+
+}  // namespace
+
 Outcome outcome(const EndState& end) {
   switch (end.answer) {
     case Answer::taken: return {Guest::at_destination, true, "the destination confirmed"};
@@ -79,11 +91,16 @@ Failure destination_failure(const Error& error) {
 
 Failure styles_differ(SyncStyle source, const std::string& machine, const std::string& seen) {
   const bool sections = source == SyncStyle::per_section;
+  return Failure(
+      fmt::format("source and destination seem to end epochs in different ways: the source with each {}, {}. {}",
+                  sections ? "section" : "round", seen, property_text(sections, machine)));
+}
+
+Failure no_answer(const std::string& machine, std::chrono::seconds limit) {
   return Failure(fmt::format(
-      "source and destination seem to end epochs in different ways: the source with each {}, {}. The property "
-      "migration.multifd-flush-after-each-section is {} at the source and must be the same at the destination (machine "
-      "type {}; its default is on up to machine types 8.0, off from 8.1 on)",
-      sections ? "section" : "round", seen, sections ? "on" : "off", machine));
+      "destination: has not answered within {} s (--timeout) behind the first section: is it stopped, or does it end "
+      "epochs in another way than the source, and waits for a SYNC? {}",
+      limit.count(), property_text(false, machine)));
 }
 
 }  // namespace relay

@@ -6,6 +6,7 @@
 
 #include <multifd/wire/peer_profile.hpp>
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -66,5 +67,9 @@ program::Failure destination_failure(const multifd::Error& error);
 
 /// Source and destination end epochs in different ways (PROTOCOL.md section 6.1). `seen`: what shows it.
 program::Failure styles_differ(multifd::SyncStyle source, const std::string& machine, const std::string& seen);
+
+/// A destination that has answered before, and behind the first section, whose epoch the source has ended with its round,
+/// does not. `limit`: for how long it has not.
+program::Failure no_answer(const std::string& machine, std::chrono::seconds limit);
 
 }  // namespace relay

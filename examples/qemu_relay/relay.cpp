@@ -28,8 +28,7 @@ namespace {
 
 /// "MFDR", which no source asks with.
 constexpr std::uint32_t question = 0x4d46'4452;
-/// Who waits for a SYNC that nobody sends does so for good; who does not answers in the time of a round trip.
-constexpr auto longest_answer = 6s;
+/// Who waits for a SYNC that nobody sends does so for good; who does not answers in this time and some round trips.
 constexpr auto style_limit = 1000ms;
 
 std::int64_t now_ms() {
@@ -83,6 +82,7 @@ Relay::Relay(const Settings& settings, program::QemuSource& source, const Interr
              .on_silence = [this] { return give_up_on_silence(); }}),
       ram_(settings.source.page_size),
       interrupt_(interrupt),
+      first_ponged_(need(Interrupt::create())),
       ponged_(need(Interrupt::create())),
       return_path_ended_(need(Interrupt::create())),
       on_signal_(interrupt, [this] { take_signal(); }) {}
@@ -221,6 +221,11 @@ void Relay::take(const qemu::Element& element) {
   }
   if (element.kind == ElementKind::end_of_records) pages_->write_zero_records(*writer_);
   if (!(footer_written_ && element.kind == ElementKind::footer)) writer_->forward(element);
+  if (element.kind == ElementKind::command && element.command == qemu::command_ping && pinged_ms_ == 0) {
+    ping_value_ = wire::load_be<std::uint32_t>(element.data.data());
+    pinged_ms_ = now_ms();
+    writer_->flush();
+  }
   if (element.kind == ElementKind::footer) {
     footer_written_ = false;
     if (first_section_ == FirstSection::ended) ask_destination();
@@ -370,7 +375,9 @@ void Relay::prove_sections(const qemu::Element& end_of_section) {
   footer_written_ = true;
   writer_->ping(question);
   writer_->flush();
-  if (wait_for(ponged_, style_limit, &return_path_ended_))
+  // The destination takes its main stream in order: before it has answered the source, the question has not been reached.
+  if (pinged_ms_ != 0) wait_for(first_ponged_, answer_limit(), &return_path_ended_);
+  if (wait_for(ponged_, question_limit(), &return_path_ended_))
     throw styles_differ(SyncStyle::per_section, program::printable(main_.parser().machine_type()),
                         "the destination goes on behind a section without a SYNC");
   check();
@@ -386,15 +393,17 @@ void Relay::ask_destination() {
   asked_ms_ = now_ms();
 }
 
-std::chrono::milliseconds Relay::answer_limit() const {
-  return std::min<std::chrono::milliseconds>(longest_answer, std::chrono::seconds(settings_.source.timeout_s));
+std::chrono::seconds Relay::answer_limit() const { return std::chrono::seconds(settings_.source.timeout_s); }
+
+std::chrono::milliseconds Relay::question_limit() const {
+  return std::min<std::chrono::milliseconds>(style_limit + 4 * std::chrono::milliseconds(round_trip_ms_),
+                                             answer_limit());
 }
 
 void Relay::check_answer_in_time() const {
   if (asked_ms_ == 0 || !heard_ || ponged_.triggered()) return;
   if (std::chrono::milliseconds(now_ms() - asked_ms_) < answer_limit()) return;
-  throw styles_differ(SyncStyle::per_round, program::printable(main_.parser().machine_type()),
-                      "and behind the first section the destination does not answer, as one that waits for a SYNC");
+  throw no_answer(program::printable(main_.parser().machine_type()), answer_limit());
 }
 
 void Relay::forward_return_path() noexcept {
@@ -443,6 +452,11 @@ void Relay::take_answer(const qemu::ReturnMessage& message) {
     return;
   }
   heard_ = true;
+  if (message.type == qemu::return_pong && message.value == ping_value_ && pinged_ms_ != 0 &&
+      !first_ponged_.triggered()) {
+    round_trip_ms_ = now_ms() - pinged_ms_;
+    first_ponged_.trigger();
+  }
   if (message.type == qemu::return_shut) {
     // Not sent on: the source learns it from its connections, which are about to be reset.
     if (message.value != 0) {

@@ -67,7 +67,8 @@ class Relay {
   bool has_to_prove_sections() const;
   void prove_sections(const multifd::qemu::Element& end_of_section);
   void ask_destination();
-  std::chrono::milliseconds answer_limit() const;
+  std::chrono::seconds answer_limit() const;
+  std::chrono::milliseconds question_limit() const;
   void check_answer_in_time() const;
 
   void forward_return_path() noexcept;
@@ -132,9 +133,13 @@ class Relay {
   std::atomic<bool> destination_ended_ = false;  ///< it closed its main connection in order
   std::atomic<bool> source_ended_ = false;       ///< so did the source
   std::atomic<bool> return_path_open_ = false;
-  std::atomic<bool> losing_ = false;        ///< a connection of the destination's has broken, and it may still say why
-  std::atomic<bool> ending_ = false;        ///< our end of the destination's main connection is being closed
-  std::atomic<bool> heard_ = false;         ///< the destination has answered something before it was asked
+  std::atomic<bool> losing_ = false;  ///< a connection of the destination's has broken, and it may still say why
+  std::atomic<bool> ending_ = false;  ///< our end of the destination's main connection is being closed
+  std::atomic<bool> heard_ = false;   ///< the destination has answered something before it was asked
+  std::atomic<std::uint32_t> ping_value_ = 0;  ///< of the source's first PING
+  std::atomic<std::int64_t> pinged_ms_ = 0;    ///< when that was sent on; 0: never
+  std::atomic<std::int64_t> round_trip_ms_ = 0;
+  multifd::Interrupt first_ponged_;         ///< the destination has answered it
   std::atomic<std::int64_t> asked_ms_ = 0;  ///< when it was asked something that has to be answered in time; 0: never
   multifd::Interrupt ponged_;               ///< by it, to the question
   multifd::Interrupt return_path_ended_;

@@ -285,7 +285,7 @@ def run_styles(stage):
     path = folder.new("destination")
     destination.listen(f"unix:{path}")
     source.configure(channels=2, zero_pages="legacy", return_path=return_path)
-    relay = stage.relay(f"unix:{path}", "--out-peer", "qemu-10.0")
+    relay = stage.relay(f"unix:{path}", "--out-peer", "qemu-10.0", "--timeout", 6)
     began = time.monotonic()
     source.migrate(relay.address)
     # Names alone refuse where there are no answers; answers let pass what fits, however unusual it is.
