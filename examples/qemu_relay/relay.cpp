@@ -500,10 +500,10 @@ void Relay::finish() {
   } catch (const Failure& failure) {
     check();
     if (interrupt_.triggered()) throw;
-    fmt::print(stderr,
-               "warning: everything is forwarded, but the source's channels did not end in order; ask the source "
-               "whether its migration has completed: {}\n",
-               failure.what());
+    program::tell(
+        "warning: everything is forwarded, but the source's channels did not end in order; ask the source "
+        "whether its migration has completed: {}\n",
+        failure.what());
   }
   // A destination that has confirmed may have closed its end already.
   if (auto closed = pages_->sender().close_channels(); !closed && closed.error().code != Condition::peer_gone)
@@ -522,7 +522,7 @@ void Relay::finish() {
   try {
     source_.refuse_more_channels();  // strangers that came meanwhile are told of, too
   } catch (const Failure& failure) {
-    fmt::print(stderr, "warning: everything is forwarded, but another connection came: {}\n", failure.what());
+    program::tell("warning: everything is forwarded, but another connection came: {}\n", failure.what());
   }
 }
 
