@@ -185,12 +185,13 @@ class Dump {
   /// A page on the main stream: a zero page, or its bytes.
   void take_page(const qemu::Element& element, std::span<const std::byte> bytes) {
     const BlockId block{element.block};
-    const bool again = need(receiver_->mark_received(block, element.offset), "main stream");
+    const bool had_bytes = need(
+        receiver_->mark_received(block, element.offset, bytes.empty() ? Arrived::zero : Arrived::bytes), "main stream");
     const std::span<std::byte> page = need(ram_.resolve(block, element.offset), "main stream");
     ++main_pages_;
     if (!bytes.empty())
       std::ranges::copy(bytes, page.begin());
-    else if (again && !buffer_is_zero(page.data(), page.size()))
+    else if (had_bytes && !buffer_is_zero(page.data(), page.size()))
       std::ranges::fill(page, std::byte{0});
   }
 

@@ -48,8 +48,9 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
       Message message = source.control.receive(large_message);
       switch (message.type) {
         case MessageType::zero_runs:
-          received.main_zero_pages += apply_zero_runs(
-              message, ram, block, [&](std::uint64_t offset) { return receiver->mark_received(block, offset); });
+          received.main_zero_pages += apply_zero_runs(message, ram, block, [&](std::uint64_t offset) {
+            return receiver->mark_received(block, offset, multifd::Arrived::zero);
+          });
           break;
         case MessageType::round_end:
           need(receiver->sync());

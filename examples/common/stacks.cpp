@@ -15,8 +15,8 @@ class ReceiverOf final : public AnyReceiver {
   Result<void> finish() override { return receiver_.finish(); }
   Result<void> finish(std::chrono::milliseconds limit) override { return receiver_.finish(limit); }
   Result<void> end_epochs() override { return receiver_.end_epochs(); }
-  Result<bool> mark_received(BlockId block, std::uint64_t offset) override {
-    return receiver_.mark_received(block, offset);
+  Result<bool> mark_received(BlockId block, std::uint64_t offset, Arrived as) override {
+    return receiver_.mark_received(block, offset, as);
   }
   unsigned ended_channels() const override { return receiver_.ended_channels(); }
   bool received(BlockId block, std::uint64_t offset) const override { return receiver_.received().test(block, offset); }

@@ -181,7 +181,7 @@ class AnyReceiver {
   virtual multifd::Result<void> finish() = 0;
   virtual multifd::Result<void> finish(std::chrono::milliseconds limit) = 0;
   virtual multifd::Result<void> end_epochs() = 0;
-  virtual multifd::Result<bool> mark_received(multifd::BlockId block, std::uint64_t offset) = 0;
+  virtual multifd::Result<bool> mark_received(multifd::BlockId block, std::uint64_t offset, multifd::Arrived as) = 0;
   virtual unsigned ended_channels() const = 0;
   virtual bool received(multifd::BlockId block, std::uint64_t offset) const = 0;
   virtual multifd::Uuid peer_uuid() const = 0;

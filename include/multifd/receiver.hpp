@@ -183,16 +183,20 @@ class Receiver {
   const ReceivedPages& received() const noexcept { return checked().shared.received; }
 
   /// Marks a page that arrived on the caller's main stream (a legacy zero record, PROTOCOL.md section 9.6), and says
-  /// whether it had arrived before.
+  /// whether bytes have come for it before. If not, memory that was fresh is zero there: looking at it to write a zero
+  /// page would make it resident.
   ///
+  /// Params: `as`: bytes: the caller is about to put them into memory.
   /// Errors: Errc::bad_range, offset_misaligned, offset_past_block: the numbers may be the peer's; not_supported with a
   ///   PacketHook.
-  Result<bool> mark_received(BlockId block, std::uint64_t offset) noexcept {
+  Result<bool> mark_received(BlockId block, std::uint64_t offset, Arrived as) noexcept {
     RecvShared& shared = checked().shared;
     if (shared.on_packet) return fail(Errc::not_supported, Stage::parse, "mark_received with a PacketHook");
     if (!shared.map.contains(block)) return fail(Errc::bad_range, Stage::parse, "block", index(block));
     if (auto page = shared.map.resolve(block, offset); !page) return std::unexpected(page.error());
-    return shared.received.test_and_set(block, offset);
+    const bool had_bytes = shared.note_zero(block, offset);
+    if (as == Arrived::bytes) shared.note_bytes(block, offset, 1);
+    return had_bytes;
   }
 
   /// The uuid that the peer said.
@@ -225,9 +229,11 @@ class Receiver {
     Result<void> start(std::vector<T> links) {
       const auto count = static_cast<unsigned>(links.size());
       if (!options.on_packet) {
-        auto received = ReceivedPages::create(shared.map);
-        if (!received) return std::unexpected(received.error());
-        shared.received = std::move(*received);
+        for (ReceivedPages* const pages : {&shared.received, &shared.filled}) {
+          auto bitmaps = ReceivedPages::create(shared.map);
+          if (!bitmaps) return std::unexpected(bitmaps.error());
+          *pages = std::move(*bitmaps);
+        }
       }
       if (options.populate == Populate::ahead && !options.on_packet) {
         auto populate = PopulateAhead::create(shared.map);

@@ -158,7 +158,7 @@ struct Replay {
         ++outcome.zero_records;
         const auto bytes = memory[element.block].page(element.offset / page_bytes, page_bytes);
         if (receiver) {
-          const auto arrived = receiver->mark_received(block, element.offset);
+          const auto arrived = receiver->mark_received(block, element.offset, multifd::Arrived::zero);
           REQUIRE(arrived.has_value());
           outcome.zero_records_over_data += *arrived && !all_zero(bytes);
         }

@@ -257,15 +257,17 @@ def holes_stay_holes(lab):
 
 
 def discarded_holes(lab):
-    """Are no memory of the receiver's, either."""
-    image = sparse(lab.home / "sparse", 512, 4096)
-    for mode in ("multifd", "legacy"):
-        receiver = lab.receiver("--discard")
-        sender = lab.sender(receiver, image, "--zero-pages", mode)
+    """Are no memory of the receiver's, either; nor are those of a file, however often they are said to be zero."""
+    image, copy = sparse(lab.home / "sparse", 512, 4096), lab.home / "copy"
+    for mode, rounds, options in (("multifd", 1, ("--discard",)), ("legacy", 1, ("--discard",)),
+                                  ("multifd", 2, ("--file", copy)), ("legacy", 3, ("--file", copy))):
+        copy.unlink(missing_ok=True)
+        receiver = lab.receiver(*options)
+        sender = lab.sender(receiver, image, "--zero-pages", mode, "--rounds", rounds)
         _, status, usage = os.wait4(receiver.pid, 0)
         receiver.popen.returncode = os.waitstatus_to_exitcode(status)
         check(sender.wait_exit(10) == 0 and receiver.popen.returncode == 0, "the transfer")
-        check(usage.ru_maxrss < 256 * 1024, f"{mode}: {usage.ru_maxrss} KiB in memory")
+        check(usage.ru_maxrss < 256 * 1024, f"{mode}, {rounds} rounds, {options}: {usage.ru_maxrss} KiB in memory")
 
 
 # ---- huge pages

@@ -530,5 +530,5 @@ TEST_CASE("With a packet hook nothing is kept of which pages arrived") {
   CHECK(rx->finish().has_value());
   REQUIRE(collector.seen.size() == 1);
   CHECK(collector.seen[0].offsets == std::vector{std::uint64_t{1} << 59});
-  CHECK(code_of(rx->mark_received(BlockId{0}, 0)) == Errc::not_supported);
+  CHECK(code_of(rx->mark_received(BlockId{0}, 0, multifd::Arrived::zero)) == Errc::not_supported);
 }

@@ -255,8 +255,8 @@ class RecvChannel {
       clock_.lap(counters_.check_ns);
       const std::byte* const host = shared_.map.block(block).host.data();
       for (const iovec& run : runs_.view())
-        shared_.received.set(block, static_cast<std::uint64_t>(static_cast<std::byte*>(run.iov_base) - host),
-                             run.iov_len / shared_.map.page_bytes());
+        shared_.note_bytes(block, static_cast<std::uint64_t>(static_cast<std::byte*>(run.iov_base) - host),
+                           run.iov_len / shared_.map.page_bytes());
       if (shared_.populate && header.normal_pages > 0)
         shared_.populate->note(block, offset(header.normal_pages - 1), header.normal_pages);
     }
@@ -337,8 +337,8 @@ class RecvChannel {
   }
 
   void apply_zero(BlockId block, std::uint64_t offset) noexcept {
-    const bool again = shared_.received.test_and_set(block, offset);
-    if (shared_.destination == DestinationMemory::zeroed && !again) return;
+    const bool had_bytes = shared_.note_zero(block, offset);
+    if (shared_.destination == DestinationMemory::zeroed && !had_bytes) return;
     std::byte* const page = shared_.map.block(block).host.data() + offset;
     const std::size_t page_bytes = shared_.map.page_bytes();
     if (buffer_is_zero(page, page_bytes)) return;  // reading is cheaper than dirtying, on memory and on files

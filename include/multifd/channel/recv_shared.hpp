@@ -22,8 +22,11 @@ namespace multifd {
 /// What the receiver's memory holds before the first page arrives.
 enum class DestinationMemory : std::uint8_t {
   unknown,  ///< anything: a zero page is written, unless the page is found to be zero already
-  zeroed,   ///< fresh memory: the first zero page at a place is not even looked at, so it stays untouched
+  zeroed,   ///< fresh memory: a zero page where no bytes have come is not even looked at, so it stays untouched
 };
+
+/// As what a page arrives.
+enum class Arrived : std::uint8_t { zero, bytes };
 
 /// Whether data may come before the first SYNC.
 enum class FirstPacket : std::uint8_t {
@@ -43,13 +46,26 @@ struct RecvShared {
         hellos(channels, uuid_check, announcement_of(map, channels, method)),
         error(std::move(stop)) {}
 
+  /// Notes pages whose bytes are about to be put into memory.
+  void note_bytes(BlockId block, std::uint64_t offset, std::size_t pages) noexcept {
+    received.set(block, offset, pages);
+    filled.set(block, offset, pages);
+  }
+  /// Notes a zero page, and says whether bytes have come for its place before: else fresh memory is zero there still,
+  /// and a look would make a hole of a file resident.
+  bool note_zero(BlockId block, std::uint64_t offset) noexcept {
+    received.set(block, offset, 1);
+    return filled.test(block, offset);
+  }
+
   const RamMap map;
   const DestinationMemory destination;
   const FirstPacket first_packet;
   const PacketHook on_packet;
   const DeviceStateHook on_device_state;
   HelloDesk hellos;
-  ReceivedPages received;
+  ReceivedPages received;                   ///< as bytes or as zero
+  ReceivedPages filled;                     ///< as bytes
   std::unique_ptr<PopulateAhead> populate;  ///< null: nobody does
   std::unique_ptr<SyncPoint> barrier;
   std::atomic<bool> epochs_ended = false;  ///< no page is taken any more
