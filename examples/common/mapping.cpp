@@ -10,6 +10,7 @@
 #include <multifd/memory/page_digest.hpp>
 #include <multifd/wire/constants.hpp>
 #include <multifd/zero/buffer_is_zero.hpp>
+#include <multifd/zero/detail/file_holes.hpp>
 #include <multifd/zero/untouched_pages.hpp>
 
 #include <algorithm>
@@ -45,6 +46,9 @@ void add(std::vector<Run>& runs, std::uint64_t begin, std::uint64_t end, std::si
 
 /// What lies outside a file's holes, up to `bytes`, a multiple of `page_bytes`.
 std::vector<Run> data_of_file(int fd, std::uint64_t bytes, std::size_t page_bytes) {
+  struct statfs system{};
+  if (::fstatfs(fd, &system) != 0 || multifd::detail::file_holes(system) == multifd::detail::FileHoles::unknown)
+    return {{0, bytes}};
   std::vector<Run> runs;
   const auto size = static_cast<off_t>(bytes);
   for (off_t at = 0; at < size;) {

@@ -12,6 +12,7 @@ import mmap
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -268,6 +269,48 @@ def discarded_holes(lab):
         receiver.popen.returncode = os.waitstatus_to_exitcode(status)
         check(sender.wait_exit(10) == 0 and receiver.popen.returncode == 0, "the transfer")
         check(usage.ru_maxrss < 256 * 1024, f"{mode}, {rounds} rounds, {options}: {usage.ru_maxrss} KiB in memory")
+
+
+SERVED = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdarg.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+int fstatfs(int fd, struct statfs* system) {
+  const long done = syscall(SYS_fstatfs, fd, system);
+  system->f_type = 0x65735546;
+  return (int)done;
+}
+int fstatfs64(int fd, struct statfs64* system) { return fstatfs(fd, (struct statfs*)system); }
+off_t lseek(int fd, off_t offset, int whence) {
+  if (whence != SEEK_DATA && whence != SEEK_HOLE) return syscall(SYS_lseek, fd, offset, whence);
+  errno = ENXIO;
+  return -1;
+}
+off64_t lseek64(int fd, off64_t offset, int whence) { return lseek(fd, offset, whence); }
+"""
+
+
+def holes_that_are_none(lab):
+    """On FUSE a server that has not been told yet of what a mapping has dirtied calls it a hole. This stands for one."""
+    compiler, library = shutil.which("cc"), lab.home / "served.so"
+    if compiler is None or os.uname().machine not in ("x86_64", "aarch64"):
+        return "skipped: no C compiler"
+    subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=SERVED, text=True, timeout=60,
+                   check=True)
+    served = ["env", f"LD_PRELOAD={library}", "ASAN_OPTIONS=verify_asan_link_order=0"]
+    image, copy = lab.image(), lab.home / "copy"
+    for options in ((), ("--zero-pages", "legacy"), ("--compression", "zstd", "--rounds", 2)):
+        receiver = lab.stack.enter_context(Program(lab.folder, [
+            *served, lab.programs / "ram_receive", "--listen", "tcp:127.0.0.1:0", "--file", copy]))
+        command = [*served, lab.programs / "ram_send", "--connect", receiver.address, "--file", image, *options]
+        sender = lab.stack.enter_context(Process(lab.folder, "ram_send", command))
+        check((sender.wait_exit(30), receiver.wait_exit(30)) == (0, 0), f"{options}: {receiver.stderr()}")
+        check(filecmp.cmp(image, copy, shallow=False), f"{options}: the copy is not the image")
+        copy.unlink()
+    return None
 
 
 # ---- huge pages
@@ -530,7 +573,7 @@ def a_report_of_every_failure(lab):
         check(destination.wait(20) == 1 and json.loads(report.read_text())["ok"] is False, "no report after SIGINT")
 
 
-CASES = (nobody_listens, a_report_of_every_failure, huge_pages_at_the_source, huge_pages_at_the_destination, files_that_shrink, a_file_that_is_rewritten, a_full_disk, a_dump_that_shrinks, holes_stay_holes, discarded_holes, two_dumps, two_receivers, one_report_of_two, an_earlier_report, a_file_of_that_name, a_file_that_appears,
+CASES = (nobody_listens, a_report_of_every_failure, huge_pages_at_the_source, huge_pages_at_the_destination, files_that_shrink, a_file_that_is_rewritten, a_full_disk, a_dump_that_shrinks, holes_stay_holes, discarded_holes, holes_that_are_none, two_dumps, two_receivers, one_report_of_two, an_earlier_report, a_file_of_that_name, a_file_that_appears,
          a_dump_folder_in_use, a_killed_receiver, a_killed_dump, a_part_of_somebody_else, a_part_that_goes_away)
 
 

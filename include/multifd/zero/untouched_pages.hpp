@@ -25,6 +25,7 @@
 
 #include "multifd/memory/ram_map.hpp"
 #include "multifd/result.hpp"
+#include "multifd/zero/detail/file_holes.hpp"
 #include "multifd/zero/detail/memory_areas.hpp"
 #include "multifd/zero/detail/pagemap.hpp"
 #include "multifd/zero/policy.hpp"
@@ -209,9 +210,7 @@ class UntouchedPages {
       struct ::statfs system{};
       if (has_file && (::fstat(fd, &file) != 0 || ::fstatfs(fd, &system) != 0))
         return fail_errno(Stage::setup, "UntouchedPages: file");
-      // Other file systems may have holes that are not zero to everyone, and device numbers of their own.
-      constexpr decltype(system.f_type) tmpfs_magic = 0x01021994;
-      const bool on_tmpfs = has_file && system.f_type == tmpfs_magic;
+      const bool on_tmpfs = has_file && detail::file_holes(system) == detail::FileHoles::zero_and_named;
       const auto begin = reinterpret_cast<std::uintptr_t>(block.host);
       bool file_seen = false;
       auto done = detail::for_each_memory_area([&](detail::MemoryArea area) -> Result<void> {
