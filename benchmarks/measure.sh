@@ -38,6 +38,7 @@ for each in $what; do
       ;;
     qemu) keep qemu benchmarks/qemu/side_by_side.py --build "$build" --json "$prefix.qemu.json" ;;
     advise)
+      rm -f "$prefix.advise.svg" # an earlier run's: multifd_advise overwrites no picture
       keep advise "$build/benchmarks/multifd_advise" --pattern mixed --sample 512M --link loopback \
         --destination warm --verify --json "$prefix.advise.json" --plot "$prefix.advise.svg"
       ;;

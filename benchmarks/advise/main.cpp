@@ -16,6 +16,8 @@
 #include "advise/output.hpp"
 #include "advise/plot.hpp"
 #include "advise/rate.hpp"
+#include "common/limits.hpp"
+#include "common/part_file.hpp"
 #include "common/program.hpp"
 #include "common/progress.hpp"
 #include "common/report.hpp"
@@ -148,6 +150,10 @@ int advise_on(const Settings& settings) {
   Steps steps(interrupt);
   try {
     if (!settings.plot.empty()) need_gnuplot();
+    // Before the measuring: a name that is taken is no surprise after it.
+    std::optional<program::PartFile> plot_data, plot;
+    if (!settings.plot_data.empty()) plot_data.emplace(settings.plot_data).check_writes();
+    if (!settings.plot.empty()) plot.emplace(settings.plot).check_writes();
     std::optional<program::Progress> progress;
     progress.emplace(
         [&] { return program::Snapshot{.line = fmt::format("measuring, {:.0f} s: {}", watch.seconds(), steps.now())}; },
@@ -198,12 +204,18 @@ int advise_on(const Settings& settings) {
       print_tables(findings, settings.rows);
       if (settings.verify) print_verified(findings.verified);
     }
+    if (plot_data) write_plot_data(findings, *plot_data);
+    if (plot) draw(findings, *plot);
+    for (std::optional<program::PartFile>* const file : {&plot_data, &plot}) {
+      if (!*file) continue;
+      (*file)->sync();
+      (*file)->rename();
+      (*file)->release();
+    }
     json_file.write(to_json(findings));
-    if (!settings.plot_data.empty()) write_plot_data(findings, settings.plot_data);
-    if (!settings.plot.empty()) draw(findings, settings.plot);
     return program::exit_done;
-  } catch (const Failure& failure) {
-    json_file.write({{"ok", false}, {"error", failure.what()}, {"seconds", watch.seconds()}});
+  } catch (const std::exception& error) {
+    json_file.write({{"ok", false}, {"error", program::text_of(error)}, {"seconds", watch.seconds()}});
     throw;
   }
 }
@@ -256,8 +268,8 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1u, 100u))
       ->capture_default_str();
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
-  app.add_option("--plot", settings.plot, "Draw time against link speed to a .svg or .png (needs gnuplot)");
-  app.add_option("--plot-data", settings.plot_data, "Write the picture's table to a file");
+  app.add_option("--plot", settings.plot, "Draw time against link speed to a new .svg or .png (needs gnuplot)");
+  app.add_option("--plot-data", settings.plot_data, "Write the picture's table to a new file");
   return program::run(app, argc, argv, [&] {
     check(settings);
     std::ranges::sort(settings.channels);

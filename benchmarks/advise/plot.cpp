@@ -71,7 +71,7 @@ std::string data_table(const Curves& curves) {
   return text;
 }
 
-std::string script_for(const Findings& findings, const std::string& path) {
+std::string script_for(const Findings& findings, const program::PartFile& picture) {
   // Dark enough for white paper, and apart from each other for most colour-blind people.
   static constexpr std::array<const char*, most_curves> colours = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
                                                                    "#56b4e9", "#b8860b", "#444444", "#999999"};
@@ -80,12 +80,12 @@ std::string script_for(const Findings& findings, const std::string& path) {
   const auto line = [&]<class... Args>(fmt::format_string<Args...> format, Args&&... args) {
     script += fmt::format(format, std::forward<Args>(args)...) + "\n";
   };
-  if (path.ends_with(".svg")) {
+  if (picture.path().ends_with(".svg")) {
     line("set terminal svg size 1120,640 dynamic enhanced background '#ffffff' font 'Helvetica,Arial,sans-serif,15'");
   } else {
     line("set terminal pngcairo size 1400,800 enhanced background '#ffffff' font 'Sans,13'");
   }
-  line("set output {}", quoted(path));
+  line("set output {}", quoted(picture.part()));
   line("$curves << END_OF_CURVES\n{}END_OF_CURVES", data_table(curves));
   line("set logscale xy");
   line("set xrange [99.9:400001]\nset mytics 10");
@@ -231,21 +231,21 @@ void need_gnuplot() {
     throw Failure(fmt::format("gnuplot does not start: {}", install_hint));
 }
 
-void draw(const Findings& findings, const std::string& path) {
+void draw(const Findings& findings, const program::PartFile& picture) {
   const Scratch script, messages;
-  write_file(script.path(), script_for(findings, path));
+  write_file(script.path(), script_for(findings, picture));
   const int status = run_gnuplot(script.path().c_str(), messages.path());
   std::stringstream said;
   said << std::ifstream(messages.path()).rdbuf();
-  struct stat picture{};
-  if (status == 0 && ::stat(path.c_str(), &picture) == 0 && picture.st_size > 0) return;
+  struct stat drawn{};
+  if (status == 0 && ::fstat(picture.fd(), &drawn) == 0 && drawn.st_size > 0) return;
   std::string reason = said.str();
   std::ranges::replace(reason, '\n', ' ');
-  throw Failure(fmt::format("{}: gnuplot could not draw it: {}", path, reason));
+  throw Failure(fmt::format("{}: gnuplot could not draw it: {}", picture.path(), reason));
 }
 
-void write_plot_data(const Findings& findings, const std::string& path) {
-  write_file(path, data_table(curves_of(findings)));
+void write_plot_data(const Findings& findings, const program::PartFile& table) {
+  program::write_text(table.fd(), data_table(curves_of(findings)), table.part());
 }
 
 }  // namespace advise

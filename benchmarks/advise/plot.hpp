@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "advise/output.hpp"
+#include "common/part_file.hpp"
 
 namespace advise {
 
@@ -29,10 +30,10 @@ Curves curves_of(const Findings& findings);
 /// Whether gnuplot can be started. Throws program::Failure that says what to install.
 void need_gnuplot();
 
-/// Draws to a file whose name ends in .svg or .png. Throws program::Failure.
-void draw(const Findings& findings, const std::string& path);
+/// Draws to a file whose name will end in .svg or .png. Throws program::Failure.
+void draw(const Findings& findings, const program::PartFile& picture);
 
 /// Writes the table behind the picture: Mbit/s, the seconds of each curve, and the least of them. Throws program::Failure.
-void write_plot_data(const Findings& findings, const std::string& path);
+void write_plot_data(const Findings& findings, const program::PartFile& table);
 
 }  // namespace advise

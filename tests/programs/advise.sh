@@ -30,6 +30,20 @@ expect_status 1 "not a regular file" "$advise" --image "$work/pipe" --link 1Gbit
 expect_status 1 "refused" "$advise" --image "$work/image" --connect tcp:127.0.0.1:1
 expect_status 1 "gnuplot-nox" env PATH=/nonexistent "$advise" --image "$work/image" --link 1Gbit --plot "$work/p.svg"
 
+# Names that are taken, and what is no file, are refused before anything is measured; nothing waits for a FIFO's reader.
+echo "mine" >"$work/taken.svg"
+for option in --plot-data --plot; do
+  if [ "$option" = --plot ] && ! command -v gnuplot >/dev/null; then continue; fi
+  expect_status 1 "taken.svg: exists already" timeout 10 "$advise" --image "$work/image" --link 1Gbit --time 300 \
+    "$option" "$work/taken.svg" --json "$work/taken.json"
+  [ "$(cat "$work/taken.svg")" = mine ] || die "$option overwrites a file"
+  [ "$(grep -c '"ok"' "$work/taken.json")" = 1 ] || die "$option: not one report"
+  mkfifo "$work/fifo.svg"
+  expect_status 1 "fifo.svg: exists already" timeout 10 "$advise" --image "$work/image" --link 1Gbit --time 300 \
+    "$option" "$work/fifo.svg"
+  rm "$work/fifo.svg"
+done
+
 # answer <what> <options...>: the recommended stack, as "zstd -5, zero pages multifd, 2 channels: ...".
 answer() {
   what=$1
@@ -81,13 +95,18 @@ receiver_status
 grep -q '"connections": 2' "$work/advice.json" || die "the link was not measured with two connections"
 
 # A signal ends it in the middle.
-timeout --foreground 60 "$advise" --image "$work/image" --link 1Gbit --time 300 >"$work/signal.log" 2>&1 &
+timeout --foreground 60 "$advise" --image "$work/image" --link 1Gbit --time 300 --plot-data "$work/signal.txt" \
+  >"$work/signal.log" 2>&1 &
 receiver=$!
-sleep 0.3
+for _ in $(seq 500); do
+  if [ -e "$work/signal.txt.part" ]; then break; fi # signals are caught by then
+  sleep 0.02
+done
 kill -INT "$receiver"
 receiver_status
 [ "$status" = 1 ] || die "status $status after SIGINT"
 grep -q "cancelled" "$work/signal.log" || die "does not say cancelled after SIGINT"
+[ ! -e "$work/signal.txt" ] && [ ! -e "$work/signal.txt.part" ] || die "a file is left after SIGINT"
 
 if command -v gnuplot >/dev/null; then
   answer "shortest time" --image "$work/image" --link 10Gbit --plot "$work/p.svg" --plot-data "$work/p.txt" >/dev/null
