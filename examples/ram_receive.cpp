@@ -4,6 +4,7 @@
 // thrown away, and checks that what arrived is what was sent.
 #include <fmt/format.h>
 
+#include <sys/socket.h>
 #include <CLI/CLI.hpp>
 
 #include "common/control.hpp"
@@ -69,6 +70,7 @@ int migrate(const Settings& settings) {
     Target target(settings, interrupt);
     SocketOptions socket = settings.limits.socket();
     socket.send_buffer_bytes = socket.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
+    program::tell_of_smaller_buffers(SO_RCVBUF, settings.socket_buffer);
     const Address address = program::address_of(settings.listen, "--listen");
     auto listener = need(Listener::listen(address, wire::max_channels + 1u, socket), "listen on " + settings.listen);
     program::tell("listening on {}\n", to_string(listener.local_address()));
@@ -160,7 +162,7 @@ int main(int argc, char** argv) {
                "A helper thread touches memory in front of the data: where cores are idle");
   program::add_size(app, "--size", settings.size, "The most that a sender may announce (0: the machine's memory)");
   program::add_size(app, "--socket-buffer", settings.socket_buffer,
-                    "SO_RCVBUF of what connects (0: the kernel's choice)")
+                    "SO_RCVBUF of what connects (0: the kernel's choice); net.core.rmem_max at most")
       ->check(CLI::Range(0u, 1u << 30));
   app.add_option("--channels", settings.channels, "Insist on that many channels (0: whatever the sender announces)")
       ->check(CLI::Range(0u, wire::max_channels))

@@ -4,6 +4,7 @@
 // connection of our own beside the channels carries what a VMM's main stream would.
 #include <fmt/format.h>
 
+#include <sys/socket.h>
 #include <CLI/CLI.hpp>
 
 #include "common/control.hpp"
@@ -108,6 +109,7 @@ int migrate(const Settings& settings) {
       throw program::Usage("--page-size: a power of two from 1024 to 65536");
     const auto file = program::Mapping::read_file(settings.file, settings.size, settings.page_size);
     program::need_descriptors(settings.stack.channels + 1);
+    program::tell_of_smaller_buffers(SO_SNDBUF, settings.socket_buffer);
     if (settings.populate) file.populate_for_reading(&interrupt);
     const std::span<const std::byte> bytes = file.bytes();
     Control control =
@@ -201,8 +203,9 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1u, 1'000'000u))
       ->capture_default_str();
   app.add_flag("--digest", settings.digest, "Put an XXH3-64 into every packet, which the receiver checks");
-  program::add_size(app, "--socket-buffer", settings.socket_buffer,
-                    "SO_SNDBUF of the channels (0: a packet on one machine, else the kernel's choice)")
+  program::add_size(
+      app, "--socket-buffer", settings.socket_buffer,
+      "SO_SNDBUF of the channels (0: a packet on one machine, else the kernel's choice); net.core.wmem_max at most")
       ->check(CLI::Range(0u, 1u << 30));
   app.add_flag("--populate", settings.populate, "Map every page of the file before connecting, as a VMM's memory is");
   settings.limits.add_to_sender(app);

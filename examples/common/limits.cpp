@@ -4,13 +4,16 @@
 #include <dirent.h>
 #include <fmt/format.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <new>
 
+#include "common/part_file.hpp"
 #include "common/program.hpp"
+#include "common/tell.hpp"
 
 namespace program {
 namespace {
@@ -91,6 +94,23 @@ std::string limit_hint(int error) {
 }
 
 std::string error_text(int error) { return std::strerror(error) + limit_hint(error); }
+
+void tell_of_smaller_buffers(int option, std::uint64_t bytes) {
+  // One that is never connected: the limit is the same for all kinds of sockets.
+  const Descriptor probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const int asked = static_cast<int>(bytes);
+  int given = 0;
+  socklen_t size = sizeof given;
+  if (bytes == 0 || ::setsockopt(probe.get(), SOL_SOCKET, option, &asked, sizeof asked) != 0 ||
+      ::getsockopt(probe.get(), SOL_SOCKET, option, &given, &size) != 0)
+    return;
+  given /= 2;  // the kernel doubles what it grants, for what it keeps beside the bytes
+  if (given >= asked) return;
+  const bool sends = option == SO_SNDBUF;
+  tell("warning: the kernel gives {} of {} instead of --socket-buffer {}: raise net.core.{} (sysctl) to get more\n",
+       sends ? "SO_SNDBUF" : "SO_RCVBUF", format_bytes(given), format_bytes(static_cast<double>(bytes)),
+       sends ? "wmem_max" : "rmem_max");
+}
 
 std::string text_of(const std::exception& error) {
   if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return error_text(ENOMEM);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <string>
 #include <system_error>
@@ -24,6 +25,12 @@ bool is_limit(const std::error_code& error);
 std::string error_text(int error);
 /// What error_text() adds: "" for what is no limit.
 std::string limit_hint(int error);
+
+/// Says on stderr when sockets get smaller buffers than were asked for: the kernel gives what it may, and calls that
+/// success.
+///
+/// Params: `option`: SO_SNDBUF or SO_RCVBUF; `bytes`: 0: nothing was asked for.
+void tell_of_smaller_buffers(int option, std::uint64_t bytes);
 
 /// An exception's text, with the limit where it stands for one: threads that could not start, no memory.
 std::string text_of(const std::exception& error);

@@ -129,7 +129,23 @@ def no_threads(lab):
     return None
 
 
-CASES = (a_soft_limit, few_descriptors_at_the_destination, few_descriptors_elsewhere, no_address_space, small_files,
+def socket_buffers(lab):
+    """Of which the kernel gives less without a word."""
+    image = lab.image(1)
+    most = max(int(Path(f"/proc/sys/net/core/{each}").read_text()) for each in ("wmem_max", "rmem_max"))
+    for size, said in (("64K", False), ("1G", True)):
+        if said and most >= 1 << 30:
+            return "skipped: this system's buffers may be that large"
+        to = lab.receiver("--discard", "--socket-buffer", size)
+        source = lab.sender(to, image, "--socket-buffer", size)
+        check(source.wait_exit(30) == 0, "the source")
+        to.finish(30)
+        for process, limit in ((source, "net.core.wmem_max"), (to, "net.core.rmem_max")):
+            check((limit in process.stderr()) == said, f"--socket-buffer {size}: {process.name} says {process.stderr()}")
+    return None
+
+
+CASES = (socket_buffers, a_soft_limit, few_descriptors_at_the_destination, few_descriptors_elsewhere, no_address_space, small_files,
          no_threads)
 
 
