@@ -140,7 +140,7 @@ class Dump {
       default: break;
     }
     if (element.closes_epoch) {
-      if (epochs_ == 0) source_.refuse_more_channels();
+      source_.refuse_more_channels(*receiver_);
       need(receiver_->sync());
       ++epochs_;
     }
@@ -227,7 +227,7 @@ class Dump {
 
   /// Everything has arrived: from here on no channel changes a page.
   void close_memory() {
-    source_.refuse_more_channels();
+    source_.refuse_more_channels(*receiver_);
     if (auto ended = receiver_->end_epochs(); !ended) throw source_.failure(ended.error());
     for (const Block& block : blocks_)
       if (received_pages(block) == 0 && !main_.parser().capabilities().empty())

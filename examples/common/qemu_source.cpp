@@ -157,16 +157,40 @@ std::string QemuSource::still_open(const char* what) const {
       what, end_limit().count());
 }
 
-void QemuSource::refuse_more_channels() {
-  if (door_) {
-    if (!door_->pending()) return;
-    const auto another = door_->next(200ms);
-    if (another && another->second == magic.channel)
-      throw failure(fail(Errc::too_many_channels, Stage::accept, "accept").error());
+void QemuSource::refuse_more_channels(const AnyReceiver& receiver) {
+  const auto is_one_more = [&](std::span<const std::byte> first) {
+    return wire::id_of_channel_too_many(first, options_.channels, receiver.peer_uuid()).has_value();
+  };
+  const auto refuse = [&] { throw failure(fail(Errc::too_many_channels, Stage::accept, "accept").error()); };
+  if (!door_) {
+    const auto more = listener_.any_waiting(is_one_more);
+    if (!more) throw failure(more.error());
+    if (*more) refuse();
     return;
   }
-  if (auto alone = multifd::refuse_more_channels(listener_, magic, accept_options_); !alone)
-    throw failure(alone.error());
+  // All of them share the time and have a number, so that nobody holds up a migration.
+  const auto deadline = std::chrono::steady_clock::now() + 200ms;
+  for (unsigned looked_at = 0; looked_at < 512 && door_->pending(); ++looked_at) {
+    auto next = door_->next(deadline);
+    // Whoever was cancelled learns that elsewhere.
+    if (!next && (next.error().code == Errc::timed_out || next.error().code == Errc::cancelled)) return;
+    if (!next) throw failure(next.error());
+    if (!*next) continue;  // what becomes of the source's own connections, their readers learn
+    wire::InitPacketBytes hello{};
+    std::size_t got = 0;
+    while (got < hello.size()) {
+      const iovec room = mutable_buffer(std::span(hello).subspan(got));
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+      const auto more = (*next)->link.read_some(std::span(&room, 1), std::max(left, 0ms), nullptr);
+      if (!more || *more == 0) break;
+      got += *more;
+    }
+    if (is_one_more(std::span(hello).first(got))) refuse();
+    if ((*next)->magic == magic.main || (*next)->magic == magic.channel)
+      fmt::print(stderr, "closed a connection of another source: one is received already\n");
+    else
+      tell_stranger((*next)->magic.value_or(0));
+  }
 }
 
 Failure QemuSource::failure(const Error& error) const {

@@ -52,8 +52,13 @@ class QemuSource {
   /// How long a source that has said everything may keep its connections open.
   std::chrono::seconds end_limit() const noexcept;
 
-  /// Throws Failure if the source has opened more channels than it should have.
-  void refuse_more_channels();
+  /// Throws Failure if the source has opened more channels than it should have: pages would be missing that travel on
+  /// them. A source has connected all of them before its first epoch ends. Other connections are none of its business: a
+  /// second source may be early. Under TLS they are closed with a line, for what they are is known only by reading;
+  /// plain ones wait for the end of the program.
+  ///
+  /// `receiver`: who has taken the channels.
+  void refuse_more_channels(const AnyReceiver& receiver);
 
   /// For a silent main connection ahead of RAM's end: a source that fails can leave it open without a word, and then
   /// only its channels tell. Throws Failure if one of them has ended, or if the source does not begin.

@@ -319,7 +319,7 @@ program::StackOptions Relay::out_options() const {
 void Relay::close_epoch(const qemu::Element& element) {
   bool forwarded = false;
   if (epochs_ == 0) {
-    source_.refuse_more_channels();
+    source_.refuse_more_channels(*receiver_);
     if (has_to_prove_sections()) {
       forwarded = true;
       prove_sections(element);
@@ -520,7 +520,7 @@ void Relay::finish() {
     destination_->shutdown();
   }
   try {
-    source_.refuse_more_channels();  // strangers that came meanwhile are told of, too
+    source_.refuse_more_channels(*receiver_);  // strangers that came meanwhile are told of, too
   } catch (const Failure& failure) {
     program::tell("warning: everything is forwarded, but another connection came: {}\n", failure.what());
   }

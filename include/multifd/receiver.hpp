@@ -285,12 +285,9 @@ class Receiver {
       if (options.listener == nullptr || shared.hellos.announced()) return {};
       std::uint64_t id = 0;
       const auto is_one_more = [&](std::span<const std::byte> first) {
-        if (first.size() < wire::init_packet_bytes) return false;
-        const auto hello = wire::parse_init_packet(first.first<wire::init_packet_bytes>(), wire::max_channels + 1);
-        // A lower id, or another VM's: that is a channel of the next migration.
-        if (!hello || hello->announced || hello->id < channels.size() || hello->uuid != peer_uuid()) return false;
-        id = hello->id;
-        return true;
+        const auto found = wire::id_of_channel_too_many(first, static_cast<unsigned>(channels.size()), peer_uuid());
+        id = found.value_or(0);
+        return found.has_value();
       };
       const auto more = catch_bad_alloc(Stage::accept, "look for more channels",
                                         [&] { return options.listener->any_waiting(is_one_more); });

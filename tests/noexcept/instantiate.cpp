@@ -110,7 +110,6 @@ Result<void> relay_everything(Listener& listener, const Address& to, std::string
   constexpr SourceMagic magic{.main = wire::main_stream_magic, .channel = wire::magic};
   auto source = accept_source(listener, magic, 2);
   if (!source) return std::unexpected(source.error());
-  if (auto alone = refuse_more_channels(listener, magic); !alone) return alone;
   RamMap ram;
   if (auto block = ram.add_elsewhere("pc.ram", bytes); !block) return std::unexpected(block.error());
   return with_policy(

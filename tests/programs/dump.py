@@ -39,8 +39,8 @@ def named(name):
     return bytes([len(name)]) + name.encode()
 
 
-def hello(channel):
-    return bytes.fromhex("1122334400000001") + bytes(16) + bytes([channel]) + bytes(39)
+def hello(channel, uuid=0):
+    return bytes.fromhex("1122334400000001") + bytes([uuid] * 16) + bytes([channel]) + bytes(39)
 
 
 def packet(flags=0, block="", offsets=(), page=PAGE, payload=b"", slots=None):
@@ -104,12 +104,12 @@ class Stream:
 class Source:
     """A source's connections. Each method is a step of a migration."""
 
-    def __init__(self, address, channels=CHANNELS):
+    def __init__(self, address, channels=CHANNELS, uuid=0):
         kind, rest = address.split(":", 1)
         host, port = rest.rsplit(":", 1)
         self.place = (host, int(port))
         self.main = self.connect()
-        self.channels = [self.connect(hello(channel)) for channel in range(channels)]
+        self.channels = [self.connect(hello(channel, uuid)) for channel in range(channels)]
 
     def connect(self, text=b""):
         link = socket.create_connection(self.place, timeout=NO_HANG)
@@ -118,6 +118,9 @@ class Source:
 
     def ram(self, stream, left_out=()):
         self.main.sendall(stream.opening + stream.start())
+        self.epochs(stream, left_out)
+
+    def epochs(self, stream, left_out=()):
         for channel in self.channels:
             channel.sendall(SYNC)
         name = stream.blocks[0][0]
@@ -407,6 +410,51 @@ def says_nothing(scene):
     return scene.refused("--timeout")
 
 
+# ---- a second source at the same address
+
+def begun(scene, stream):
+    """A source that has connected, and has been taken."""
+    source = scene.source()
+    source.main.sendall(stream.opening + stream.start())
+    wait_for("the files", NO_HANG, (scene.output / "pc.ram.ram.part").exists)
+    return source
+
+
+def second_source(scene, uuid, channels, when):
+    """It is turned away, or waits; the first one's dump is whole."""
+    stream = Stream()
+    source = begun(scene, stream)
+    if when == "at the end":
+        source.epochs(stream)
+    second = Source(scene.program.address, channels, uuid)
+    scene.stack.callback(second.close)
+    with contextlib.suppress(ConnectionError):
+        second.main.sendall(stream.opening + stream.start())
+        for channel in second.channels:
+            channel.sendall(SYNC)
+    if when != "at the end":
+        source.epochs(stream)
+    source.main.sendall(stream.devices())
+    expect(SHUT_OK, source.answer())
+    source.close()
+    return scene.kept()
+
+
+def channel_too_many(scene, when):
+    """One with the source's uuid and an id of its own, behind other connections."""
+    stream = Stream()
+    source = begun(scene, stream)
+    if when == "at the end":
+        source.epochs(stream)
+    for text in (b"", b"GET / HTTP/1.1\r\n\r\n", hello(1), hello(CHANNELS, uuid=7), hello(CHANNELS)):
+        scene.stack.callback(source.connect(text).close)
+    if when != "at the end":
+        source.epochs(stream)
+    source.main.sendall(stream.devices())
+    expect(b"", source.answer())
+    return scene.refused("channel", f"{CHANNELS} channels")
+
+
 # ---- one loss, one text; refusals by name
 
 def lost(scene, how):
@@ -476,6 +524,10 @@ CASES = {
                            (page_after_answer,), (file_fails,)],
     "given up": [(given_up, order) for order in ((0, 1), (1, 2), (2, 0), (0,), (1,))] +
                 [(given_up_for_good,), (says_nothing,)],
+    "second source": [(second_source, uuid, channels, when) for uuid, channels in ((0, CHANNELS), (7, CHANNELS),
+                                                                                   (7, CHANNELS + 2), (0, 1))
+                      for when in ("in the middle", "at the end")] +
+                     [(channel_too_many, when) for when in ("in the middle", "at the end")],
     "lost": [(lost, how) for how in ("main closed", "main reset", "channel closed", "channel closed, main silent",
                                      "channel reset", "channel cut in a packet")],
     "refused": [(ignore_shared, ()), (ignore_shared, ("shared",)),

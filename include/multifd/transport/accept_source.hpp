@@ -206,27 +206,4 @@ inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, 
   return SourceLinks{std::move(source->first), std::move(source->second)};
 }
 
-/// Looks, for at most 200 ms, whether a source has opened more channels than were expected: pages would be missing that
-/// travel on them. A source has connected all of them before its first epoch ends. Closes strangers.
-///
-/// Errors: too_many_channels; errno.
-inline Result<void> refuse_more_channels(Listener& listener, SourceMagic magic,
-                                         const AcceptSourceOptions& options = {}) {
-  const Interrupt* const interrupt = options.interrupt ? options.interrupt : listener.interrupt();
-  // Strangers share the time and have a number, so that they cannot hold up a migration.
-  const detail::Clock::time_point deadline = detail::deadline_after(std::chrono::milliseconds(200));
-  for (unsigned looked_at = 0; looked_at < 512; ++looked_at) {
-    auto link = listener.accept(std::chrono::milliseconds(0), interrupt);
-    if (!link && link.error().code == Errc::timed_out) return {};
-    if (!link) return std::unexpected(link.error());
-    // A channel says hello as soon as it is connected; closing one that is late fails its source, too.
-    const auto first = peek_magic(*link, std::chrono::milliseconds(detail::poll_timeout(deadline)), interrupt);
-    if (first && *first == magic.channel) return fail(Errc::too_many_channels, Stage::accept, "accept");
-    // No descriptor left to look with, say: that tells nothing of who has connected.
-    if (!first && first.error().code == Condition::local_io) return std::unexpected(first.error());
-    if (options.on_stranger) options.on_stranger(first ? *first : 0);
-  }
-  return {};
-}
-
 }  // namespace multifd

@@ -66,5 +66,16 @@ inline Result<InitPacket> parse_init_packet(std::span<const std::byte, init_pack
   return packet;
 }
 
+/// The id of a channel too many: `first`, what a connection begins with, is a hello of the VM `uuid` with an id past the
+/// `channels` that were accepted. None for everything else: a lower id or another VM's uuid is a channel of the next
+/// migration to that address, and a sender of ours announces its number, which is compared anyway.
+inline std::optional<std::uint8_t> id_of_channel_too_many(std::span<const std::byte> first, unsigned channels,
+                                                          const Uuid& uuid) noexcept {
+  if (first.size() < init_packet_bytes) return std::nullopt;
+  const auto hello = parse_init_packet(first.first<init_packet_bytes>(), max_channels + 1);
+  if (!hello || hello->announced || hello->id < channels || hello->uuid != uuid) return std::nullopt;
+  return hello->id;
+}
+
 }  // namespace wire
 }  // namespace multifd

@@ -517,59 +517,6 @@ TEST_CASE("A connection of a source that breaks before its first bytes is not wa
   check_accepted(accepted.get());
 }
 
-TEST_CASE("refuse_more_channels finds channels that came behind the last one, also behind strangers") {
-  for (const AddressKind kind : kinds) {
-    Destination destination(kind);
-    std::vector<std::uint32_t> strangers;
-    const AcceptSourceOptions options{.on_stranger = [&](std::uint32_t first) { strangers.push_back(first); }};
-    std::vector<FdTransport> links;
-    for (unsigned connection = 0; connection <= source_channels; ++connection)
-      links.push_back(destination.connect(greeting(connection)));
-    check_accepted(accept_source(destination.listener(), magic, source_channels, options));
-
-    const test::Stopwatch time;
-    CHECK(refuse_more_channels(destination.listener(), magic, options).has_value());
-    CHECK(time.ms() < test::no_hang_ms);  // there is nobody to wait for
-
-    FdTransport browser = destination.connect("GET / HTTP/1.1\r\n");
-    FdTransport second_main = destination.connect(main_says);
-    CHECK(refuse_more_channels(destination.listener(), magic, options).has_value());
-    CHECK(strangers == std::vector{http, magic.main});
-    CHECK(is_closed(browser));
-    CHECK(is_closed(second_main));
-
-    strangers.clear();
-    FdTransport silent = destination.connect();
-    FdTransport ended = destination.connect("\x11\x22");
-    REQUIRE(ended.finish().has_value());
-    FdTransport extra = destination.connect(channel_says);
-    CHECK(error_of(refuse_more_channels(destination.listener(), magic, options)).code == Errc::too_many_channels);
-    CHECK(strangers == std::vector<std::uint32_t>{0, 0});
-    for (FdTransport* link : {&silent, &ended, &extra}) CHECK(is_closed(*link));
-
-    // Silent ones share the time.
-    std::vector<FdTransport> crowd;
-    for (int i = 0; i < 5; ++i) crowd.push_back(destination.connect());
-    const test::Stopwatch shared;
-    CHECK(refuse_more_channels(destination.listener(), magic).has_value());
-    CHECK(shared.ms() >= 150);
-    CHECK(shared.ms() < test::no_hang_ms);
-    for (FdTransport& link : crowd) CHECK(is_closed(link));
-    // Whoever has spoken is heard also when the time is over.
-    crowd.clear();
-    crowd.push_back(destination.connect());
-    crowd.push_back(destination.connect(channel_says));
-    CHECK(error_of(refuse_more_channels(destination.listener(), magic)).code == Errc::too_many_channels);
-
-    // It has connected, but its hello takes a moment.
-    FdTransport late = destination.connect();
-    auto refused = std::async(std::launch::async, [&] { return refuse_more_channels(destination.listener(), magic); });
-    CHECK(refused.wait_for(20ms) == std::future_status::timeout);
-    say(late, channel_says);
-    CHECK(error_of(refused.get()).code == Errc::too_many_channels);
-  }
-}
-
 TEST_CASE("An Interrupt ends the wait, whoever has come by then, and keeps it from beginning") {
   for (const unsigned come : {0u, 2u}) {
     Destination destination(AddressKind::tcp);
@@ -589,8 +536,6 @@ TEST_CASE("An Interrupt ends the wait, whoever has come by then, and keeps it fr
     for (unsigned connection = 0; connection <= source_channels; ++connection)
       links.push_back(destination.connect(greeting(connection)));
     CHECK(error_of(accept_source(destination.listener(), magic, source_channels, {.interrupt = &*interrupt})).code ==
-          Errc::cancelled);
-    CHECK(error_of(refuse_more_channels(destination.listener(), magic, {.interrupt = &*interrupt})).code ==
           Errc::cancelled);
   }
 }
