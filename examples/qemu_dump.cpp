@@ -98,8 +98,9 @@ class Dump {
     } catch (const Failure& failure) {
       source_.main().shutdown();  // the source is to fail, too, and soon
       const bool stopped = cancelled_ && !whole_;
-      if (receiver_ && !stopped) {
-        // When a channel failed first, that is the reason; the main connection was only woken by it.
+      // When a channel failed first, that is the reason; the main connection was only woken by it. Once everything has
+      // arrived, what fails is a file.
+      if (receiver_ && !stopped && !whole_) {
         receiver_->cancel();
         const auto first = receiver_->sync();
         if (first.error().code != Errc::cancelled) throw source_.failure(first.error());
@@ -268,10 +269,24 @@ class Dump {
     // What has come meanwhile has changed no page; but what breaks the protocol is no guest that anybody should trust.
     if (auto ended = receiver_->end_epochs(); !ended && ended.error().code == Condition::peer_protocol)
       throw source_.failure(ended.error());
-    for (const Block& block : blocks_) block.file->rename();
-    manifest_file_.rename();
-    for (const Block& block : blocks_) block.file->release();
-    manifest_file_.release();
+    const auto keep_all = [&] {
+      for (const Block& block : blocks_) block.file->release();
+      manifest_file_.release();
+    };
+    try {
+      for (const Block& block : blocks_) block.file->rename();
+      manifest_file_.rename();
+      keep_all();
+    } catch (const Failure& failure) {
+      keep_all();  // all bytes are on the disk: somebody can give them their names
+      throw Failure(fmt::format(
+          "{}; the rest of the dump is whole, and stays in {}: once that name is free, rename every NAME.part there to "
+          "NAME, {} last; the source {}",
+          failure.what(), settings_.output, manifest_name,
+          main_.parser().return_path_open()
+              ? "has not been told, so its guest stays with it"
+              : "has no return path and takes no answer: its query-migrate says whether its migration has completed"));
+    }
   }
 
   /// The dump has its name: tells the source, and waits for the end of the channels, which says that the source is

@@ -367,6 +367,29 @@ def file_fails(scene):
     return scene.refused("pc.ram.ram.part")
 
 
+def name_taken(scene, name):
+    """Somebody takes a name meanwhile: every byte stays, the text says where, and its instruction makes a dump of it."""
+    stream = Stream(blocks=(("pc.ram", PAGES), ("vga", 2), ("rom", 2)))
+    source = begun(scene, stream)
+    (scene.output / name).write_text("somebody else's")
+    source.epochs(stream)
+    source.main.sendall(stream.devices())
+    expect(b"", source.answer())
+    line = scene.program.fail(NO_HANG).splitlines()[-1]
+    for text in (f"{name}: ", f"{name}.part", f"stays in {scene.output}", "its guest stays with it"):
+        if text not in line:
+            raise LabError(f"it does not say {text!r}: {line}")
+    (scene.output / name).unlink()
+    for part in scene.output.glob("*.part"):
+        part.rename(part.with_suffix(""))
+    manifest = json.loads((scene.output / "manifest.json").read_text())
+    expect([8 * PAGE, 2 * PAGE, 2 * PAGE],
+           [(scene.output / block["file"]).stat().st_size for block in manifest["blocks"]])
+    if (scene.output / "pc.ram.ram").read_bytes() != bytes(PAGE) + b"x" * PAGE + bytes((PAGES - 2) * PAGE):
+        raise LabError("the dump is not what the source had")
+    return line
+
+
 # ---- the beginning
 
 def given_up(scene, order):
@@ -521,7 +544,8 @@ CASES = {
     "stalled": [(stalled, True), (stalled, False), (late_description,), (nobody_can_tell,)],
     "late": [(late, what) for what in ("channels", "one channel", "everything", "main")] + [(late, "main", False)],
     "after all is there": [(reset_at_end,), (gone_before_answer,), (signal_after_whole,), (page_after_end,),
-                           (page_after_answer,), (file_fails,)],
+                           (page_after_answer,), (file_fails,)] +
+                          [(name_taken, name) for name in ("pc.ram.ram", "vga.ram", "rom.ram", "manifest.json")],
     "given up": [(given_up, order) for order in ((0, 1), (1, 2), (2, 0), (0,), (1,))] +
                 [(given_up_for_good,), (says_nothing,)],
     "second source": [(second_source, uuid, channels, when) for uuid, channels in ((0, CHANNELS), (7, CHANNELS),
