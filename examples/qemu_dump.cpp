@@ -230,12 +230,14 @@ class Dump {
   void close_memory() {
     source_.refuse_more_channels(*receiver_);
     if (auto ended = receiver_->end_epochs(); !ended) throw source_.failure(ended.error());
+    // The source leaves shared memory out with the capability x-ignore-shared, and says of no block that it did. A block
+    // of which nothing is in use (virtio-mem) looks the same, so that this is no reason to throw the others away.
     for (const Block& block : blocks_)
       if (received_pages(block) == 0 && !main_.parser().capabilities().empty())
-        throw Failure(
-            fmt::format("RAM block {}: the source has left it out, because its memory is shared and the capability "
-                        "x-ignore-shared is "
-                        "on: switch that off to dump it",
+        warnings_.push_back(
+            fmt::format("no page of RAM block {} has come, so that its file holds zeros: if its memory is shared, the "
+                        "source has left it out, and only the source's own file has it: switch the capability "
+                        "x-ignore-shared off to dump it",
                         program::printable(block.idstr)));
     const std::lock_guard lock(mutex_);
     if (cancelled_) throw Failure("cancelled by a signal");
@@ -254,6 +256,7 @@ class Dump {
     for (const Block& block : blocks_) {
       const std::uint64_t bytes = block.file->mapping().bytes().size();
       const auto summary = block.file->make_sparse(ram_.page_bytes());
+      ++looked_through_;
       manifest_blocks_.push_back({{"name", block.idstr},
                                   {"file", block.file_name},
                                   {"size", bytes},
@@ -264,7 +267,10 @@ class Dump {
     }
     // Until the manifest has its name, a failure or a second signal takes all of them.
     program::write_text(manifest_file_.fd(), program::json_text(manifest()), manifest_file_.part());
-    for (const Block& block : blocks_) block.file->sync();
+    for (const Block& block : blocks_) {
+      block.file->sync();
+      ++synced_;
+    }
     manifest_file_.sync();
     // What has come meanwhile has changed no page; but what breaks the protocol is no guest that anybody should trust.
     if (auto ended = receiver_->end_epochs(); !ended && ended.error().code == Condition::peer_protocol)
@@ -306,8 +312,10 @@ class Dump {
       if (cancelled_) receiver_->cancel();
     }
     try {
-      // It may be late with its description, and must not be cut off in it.
-      if (main_.parser().tail() == qemu::StreamTail::end_mark) main_.next(cancelled_ ? 0ms : source_.end_limit());
+      if (main_.parser().return_path_open()) {
+        need(source_.main().finish(), "return path");  // so that the answer arrives whatever happens to us
+        read_description();
+      }
       if (const auto late = source_.finish(*receiver_)) warnings_.push_back(*late);
     } catch (const Failure& failure) {
       warnings_.push_back(cancelled_
@@ -321,7 +329,17 @@ class Dump {
     }
     if (main_.ended()) throw Failure("it has closed the connection");
     reply(qemu::encode_shut(0));
-    need(source_.main().finish(), "return path");  // so that the answer arrives whatever happens to us
+  }
+
+  /// The source may be late with its description, and must not be cut off in it.
+  void read_description() {
+    const auto since = std::chrono::steady_clock::now();
+    while (!main_.ended() && main_.parser().tail() != qemu::StreamTail::description) {
+      const std::chrono::milliseconds limit = cancelled_ ? 0ms : source_.end_limit();
+      const auto passed =
+          std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - since);
+      if (passed > limit || !main_.next(limit - passed)) return;
+    }
   }
 
   json manifest() const {
@@ -352,6 +370,17 @@ class Dump {
     program::Snapshot now{.line = "waiting for the list of RAM blocks", .moved = main_.bytes()};
     now.stalled = program::source_stands_still;
     if (!receiver_) return now;
+    if (whole_) {
+      now.line =
+          fmt::format("everything has arrived, writing files: {} of {} on the disk", synced_.load(), blocks_.size());
+      now.moved += looked_through_ + synced_ + 1;
+      now.stalled = fmt::format(
+          "The source waits with its guest until the files are on the disk: the disk under {} may be slow, or busy "
+          "with "
+          "others' writes",
+          settings_.output);
+      return now;
+    }
     const auto stats = receiver_->stats();
     const auto sum = total(stats.channels);
     const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram_.page_bytes());
@@ -383,8 +412,9 @@ class Dump {
   std::atomic<std::uint64_t> main_pages_ = 0;
   std::uint64_t ram_pages_ = 0;  ///< in all blocks, once receiver_ is there
   std::atomic<bool> cancelled_ = false;
-  std::atomic<bool> whole_ = false;  ///< everything has arrived, and is worth keeping
-  bool answered_ = false;            ///< the source has heard that; under mutex_
+  std::atomic<bool> whole_ = false;                           ///< everything has arrived, and is worth keeping
+  std::atomic<std::size_t> looked_through_ = 0, synced_ = 0;  ///< files, after that
+  bool answered_ = false;                                     ///< the source has heard that; under mutex_
   std::vector<std::string> warnings_;
   program::OnInterrupt on_signal_;  // last: its action uses the others
 };

@@ -260,7 +260,7 @@ std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
     }
     if (got == 0) {
       if (const auto whole = parser_.finish(); !whole)
-        throw source_lost(fmt::format("main connection: {}: {}", how_it_ended_, describe(whole.error())));
+        throw source_lost(fmt::format("main connection: {}, inside the {}", how_it_ended_, whole.error().op));
       ended_ = true;
       return std::nullopt;
     }

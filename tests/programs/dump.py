@@ -17,7 +17,6 @@ import signal
 import socket
 import struct
 import sys
-import time
 from pathlib import Path
 
 import survivors
@@ -55,7 +54,7 @@ SYNC = packet(1)
 
 
 class Stream:
-    """The parts of a main stream."""
+    """The parts of a main stream. `described`: with a description; a number: how long it is at least."""
 
     def __init__(self, answers=True, footers=True, described=True, capabilities=(), blocks=(("pc.ram", PAGES),)):
         self.footers, self.described, self.blocks, self.capabilities = footers, described, blocks, capabilities
@@ -96,7 +95,7 @@ class Stream:
             (0, "timer", bytes(16)), (7, "serial", b"\x7e\0\0\0\2\0" + bytes(8)), (9, "cpu", b"\1" * 40 + bytes(4))))
         text += b"\0"
         if self.described:
-            description = b'{"page_size": 4096, "devices": []}'
+            description = b'{"page_size": 4096, "devices": []' + b" " * (self.described - 1) + b"}"
             text += b"\x06" + be(4, len(description)) + description
         return text
 
@@ -259,16 +258,17 @@ def stalled(scene, described):
     return ""
 
 
-def late_description(scene):
-    """The answer may come before the description, which is read nevertheless."""
-    stream = Stream()
+def late_description(scene, size=1):
+    """The answer may come before the description, which is read nevertheless, whole: the source must not stick in it."""
+    stream = Stream(described=size)
     devices = stream.devices()
     mark = devices.rindex(stream.footer(9)) + 6
     source = scene.source()
     source.ram(stream)
     source.main.sendall(devices[:mark])
     expect(SHUT_OK, source.answer())
-    source.main.sendall(devices[mark:])
+    source.main.sendall(devices[mark:mark + size // 2])
+    source.main.sendall(devices[mark + size // 2:])
     source.close()
     return scene.kept()
 
@@ -337,10 +337,21 @@ def page_after_end(scene):
     source = scene.source()
     source.ram(stream)
     source.channels[1].sendall(packet(0, "pc.ram", [2 * PAGE], payload=b"y" * PAGE))
-    time.sleep(0.2)  # so that it is there first; else it is too late to matter, which the next case is about
+    # So that it is there first; else it is too late to matter, which the next case is about.
+    wait_for("the page to be read", NO_HANG, lambda: all_read(source.channels[1]))
     source.main.sendall(stream.devices())
     expect(b"", source.answer())
     return scene.refused("behind the last epoch")
+
+
+def all_read(link):
+    """Whether the program has read everything that was sent to it here: the kernel's queues at both ends are empty."""
+    here, there = link.getsockname()[1], link.getpeername()[1]
+    queues = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, sizes = line.split()[:5]
+        queues[int(local.split(":")[1], 16), int(remote.split(":")[1], 16)] = sizes.split(":")
+    return int(queues[here, there][0], 16) == 0 and int(queues[there, here][1], 16) == 0
 
 
 def page_after_answer(scene):
@@ -507,14 +518,17 @@ def lost(scene, how):
 
 
 def ignore_shared(scene, left_out):
-    """Refused only if memory is missing, and then by the block's name."""
+    """A block of which nothing has come may be shared and left out, or not in use: kept, and named."""
     stream = Stream(capabilities=("x-ignore-shared",), blocks=(("pc.ram", PAGES), ("shared", 4)))
     source = scene.source()
     source.ram(stream, left_out)
     source.main.sendall(stream.devices())
-    expect(b"" if left_out else SHUT_OK, source.answer())
+    expect(SHUT_OK, source.answer())
     source.close()
-    return scene.refused("RAM block shared", "x-ignore-shared") if left_out else scene.kept()
+    said = scene.kept("no page of RAM block shared has come" if left_out else None)
+    blocks = json.loads((scene.output / "manifest.json").read_text())["blocks"]
+    expect([PAGES, 0 if left_out else 3], [block["received_pages"] for block in blocks])
+    return said
 
 
 def foreign_section(scene, name, advice):
@@ -541,7 +555,7 @@ CASES = {
                               for footers in (True, False)],
     "cut": [(cut, answers, described, reset) for answers in (True, False) for described in (True, False)
             for reset in (True, False)],
-    "stalled": [(stalled, True), (stalled, False), (late_description,), (nobody_can_tell,)],
+    "stalled": [(stalled, True), (stalled, False), (late_description,), (late_description, 12 << 20), (nobody_can_tell,)],
     "late": [(late, what) for what in ("channels", "one channel", "everything", "main")] + [(late, "main", False)],
     "after all is there": [(reset_at_end,), (gone_before_answer,), (signal_after_whole,), (page_after_end,),
                            (page_after_answer,), (file_fails,)] +
