@@ -124,15 +124,18 @@ class Receiver {
   ///   ReceiverOptions::progress_timeout; the first error; already_closed.
   Result<void> finish() noexcept {
     State& s = checked();
-    const auto finished = s.finish(s.options.progress_timeout, s.shared.progress);
+    const auto finished = s.finish(as_timeout(s.options.progress_timeout), s.shared.progress,
+                                   "no byte from any channel for progress_timeout");
     if (!finished && finished.error().code == Errc::timed_out) return std::unexpected(s.first_error(finished.error()));
     return finished;
   }
 
-  /// finish() that waits no longer than `limit`, whatever arrives meanwhile. Then the error is timed_out and nothing
-  /// else changes: the channels go on, and either finish() may be called again.
+  /// finish() that waits no longer than `limit`, whatever arrives meanwhile; 0 looks once. Then the error is timed_out
+  /// and nothing else changes: the channels go on, and either finish() may be called again. A negative limit: bad_option.
   Result<void> finish(std::chrono::milliseconds limit) noexcept {
-    return checked().finish(limit, [] { return std::uint64_t{0}; });
+    State& s = checked();
+    if (auto good = check_time_limit("Receiver::finish", limit, Stage::close); !good) return good;
+    return s.finish(limit, [] { return std::uint64_t{0}; }, "a channel goes on behind finish()'s limit");
   }
 
   /// Says that the last epoch is over (Barrier::manual): from here on no packet changes memory, so that the pages can be
@@ -265,11 +268,11 @@ class Receiver {
     }
 
     template <class Progress>
-    Result<void> finish(std::chrono::milliseconds limit, const Progress& progress) noexcept {
+    Result<void> finish(std::chrono::milliseconds limit, const Progress& progress, const char* late) noexcept {
       if (shared.error.failed()) return std::unexpected(shared.error.get());
       if (finished) return fail(Errc::already_closed, Stage::close);
       if (auto ended = shared.barrier->end(); !ended) return std::unexpected(first_error(ended.error()));
-      const auto ended = shared.barrier->wait_for_ends(limit, progress);
+      const auto ended = shared.barrier->wait_for_ends(limit, progress, late);
       // First: a channel that nobody reads may be why the others stand still.
       if (auto alone = refuse_more_channels(); !alone) return std::unexpected(first_error(alone.error()));
       if (!ended) return ended;

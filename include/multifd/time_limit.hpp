@@ -7,7 +7,7 @@
 //   positive  that long
 //   negative  refused as Errc::bad_option with the setting's name, before anything is begun
 //
-// Calls that look once, Listener::accept() and peek_magic() among them, are told how long to wait instead: with 0 they do
+// Calls that look once, Listener::accept(), peek_magic() and Receiver::finish(limit) among them, are told how long to wait instead: with 0 they do
 // not wait, with no_timeout they wait for ever.
 #pragma once
 

@@ -48,7 +48,8 @@ TEST_CASE("Nobody passes the barrier before all have arrived, and everybody does
                expect(shared->point->leave(c).has_value(), "an end in order");
              });
            }
-           run.spawn([=] { expect(shared->point->wait_for_ends(1h, no_progress).has_value(), "all ends are seen"); });
+           run.spawn(
+               [=] { expect(shared->point->wait_for_ends(1h, no_progress, "ends").has_value(), "all ends are seen"); });
            run.at_end([=] { expect(shared->point->epochs() == 2, "two epochs"); });
          }));
   report("manual", model::explore(1 + model::preemptions(), [](Run& run) {

@@ -118,13 +118,14 @@ class SyncPoint {
     return {};
   }
 
-  /// Waits until every channel has left, or after stop(). Errors: Errc::timed_out when `limit` passes in which
-  /// `progress()` did not change; Error::channel is the first that has not left.
+  /// Waits until every channel has left, or after stop(). `limit`: of this call; 0 looks once. Errors: Errc::timed_out
+  /// (`op`) when `limit` passes in which `progress()` did not change; Error::channel is the first that has not left.
   template <class Progress>
-  Result<void> wait_for_ends(std::chrono::milliseconds limit, Progress&& progress) noexcept {
+  Result<void> wait_for_ends(std::chrono::milliseconds limit, Progress&& progress, const char* op) noexcept {
     std::unique_lock lock(mutex_);
-    if (wait(lock, limit, [&] { return stopped_ || left_ == channels_; }, progress)) return {};
-    Error error{.code = Errc::timed_out, .stage = Stage::read, .op = "no byte from any channel for progress_timeout"};
+    const auto ended = [&] { return stopped_ || left_ == channels_; };
+    if (limit.count() == 0 ? ended() : wait(lock, limit, ended, progress)) return {};
+    Error error{.code = Errc::timed_out, .stage = Stage::read, .op = op};
     error.channel = first_with(State::reading);
     return std::unexpected(error);
   }
