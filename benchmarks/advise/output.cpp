@@ -34,7 +34,6 @@ std::string format_seconds(double seconds) {
 /// One compressor, level and zero mode: a row, with a column for each number of channels.
 struct Row {
   std::vector<const Prediction*> by_channels;
-  std::vector<const Forecast*> forecasts;
   const Prediction* best = nullptr;
   const Forecast* best_forecast = nullptr;
   double least_seconds = 0;
@@ -48,21 +47,29 @@ std::vector<Row> rows_of(const Findings& findings) {
   std::vector<Row> rows;
   for (std::size_t i = 0; i < findings.predictions.size(); ++i) {
     const Prediction& each = findings.predictions[i];
+    const Forecast* const live = findings.forecasts.empty() ? nullptr : &findings.forecasts[i];
     auto row = std::ranges::find_if(rows, [&](const Row& other) { return same_stack(*other.best, each); });
     if (row == rows.end()) {
       rows.push_back({.by_channels = std::vector<const Prediction*>(findings.channels.size()),
-                      .forecasts = {},
                       .best = &each,
-                      .best_forecast = findings.forecasts.empty() ? nullptr : &findings.forecasts[i],
+                      .best_forecast = live,
                       .least_seconds = each.seconds});  // predictions are sorted
       row = rows.end() - 1;
     }
     const auto column = std::ranges::find(findings.channels, each.channels) - findings.channels.begin();
     row->by_channels[static_cast<std::size_t>(column)] = &each;
+    // Where the guest goes on writing, the quickest is no good unless it converges.
+    const bool converges = live == nullptr || live->converges;
+    const bool best_converges = live == nullptr || row->best_forecast->converges;
+    if (converges != best_converges) {
+      if (converges)
+        *row = {.by_channels = row->by_channels, .best = &each, .best_forecast = live, .least_seconds = each.seconds};
+      continue;
+    }
     // More channels that gain nothing are not better.
     if (each.channels < row->best->channels && each.seconds <= row->least_seconds * (1 + tie_of(findings.spread))) {
       row->best = &each;
-      if (!findings.forecasts.empty()) row->best_forecast = &findings.forecasts[i];
+      row->best_forecast = live;
     }
   }
   return rows;

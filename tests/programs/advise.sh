@@ -49,6 +49,7 @@ answer() {
   what=$1
   shift
   timeout 100 "$advise" --time 0.2 --cores 2 --json "$work/advice.json" "$@" >"$work/advice.log" 2>&1 || die "status $?: $*"
+  if grep -q "does not converge .*<- shortest time" "$work/advice.log"; then die "recommends what does not converge: $*"; fi
   sed -n "s/^[*+] $what: //p" "$work/advice.log" | grep . || die "no line about $what: $*"
   grep -q '"ok": true' "$work/advice.json" || die "JSON does not say ok: $*"
   for key in machine image link costs predictions best bounded_by wire_bytes source_cpu_s destination_cpu_s; do
