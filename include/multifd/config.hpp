@@ -17,9 +17,10 @@
 #endif
 
 /// 1: a checking build, for the whole program (-DMULTIFD_CHECKED=1, the same in every file that includes multifd). A page
-/// that is queued twice in an epoch, two threads in a Sender's producer calls at once, and the use of a Sender or Receiver
-/// that was moved from end the program at the call that is wrong, through MULTIFD_MISUSE. It costs a bit for each page and
-/// a look at it. Otherwise nothing is checked, and nothing is paid.
+/// that is queued twice in an epoch (but by queue_copies(), whose pages are another sender's), two threads at once in a
+/// Sender's producer calls or in a Receiver's sync(), finish() and end_epochs(), and the use of a Sender or Receiver that
+/// was moved from end the program at the call that is wrong, through MULTIFD_MISUSE. It costs a bit for each page and a
+/// look at it. Otherwise nothing is checked, and nothing is paid.
 #ifndef MULTIFD_CHECKED
 #define MULTIFD_CHECKED 0
 #endif

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "multifd/channel/misuse.hpp"
 #include "multifd/channel/recv_channel.hpp"
 #include "multifd/transport/interrupt.hpp"
 #include "multifd/transport/listen.hpp"
@@ -52,7 +53,7 @@ struct ReceiverOptions {
 ///
 /// The order of use: open(), then with Barrier::manual one sync() per epoch, then finish().
 ///
-/// Threads: cancel() and stats() from any thread; sync() and finish() from one at a time.
+/// Threads: cancel() and stats() from any thread; sync(), finish() and end_epochs() from one at a time.
 /// Errors: the first error stops all channels and is what every later call returns. Error::channel is the id from
 ///   the hello.
 /// Lifetime: the destructor cancels if finish() has not been called, joins, and never waits for the peer.
@@ -105,6 +106,7 @@ class Receiver {
   template <class WhileHeld = SyncPoint::Nothing>
   Result<std::uint64_t> sync(WhileHeld&& while_held = {}) {
     State& s = checked();
+    [[maybe_unused]] const auto turn = s.caller.enter();
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     if (s.finished) return fail(Errc::already_closed, Stage::sync);
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
@@ -124,6 +126,7 @@ class Receiver {
   ///   ReceiverOptions::progress_timeout; the first error; already_closed.
   Result<void> finish() noexcept {
     State& s = checked();
+    [[maybe_unused]] const auto turn = s.caller.enter();
     const auto finished = s.finish(as_timeout(s.options.progress_timeout), s.shared.progress,
                                    "no byte from any channel for progress_timeout");
     if (!finished && finished.error().code == Errc::timed_out) return std::unexpected(s.first_error(finished.error()));
@@ -134,6 +137,7 @@ class Receiver {
   /// and nothing else changes: the channels go on, and either finish() may be called again. A negative limit: bad_option.
   Result<void> finish(std::chrono::milliseconds limit) noexcept {
     State& s = checked();
+    [[maybe_unused]] const auto turn = s.caller.enter();
     if (auto good = check_time_limit("Receiver::finish", limit, Stage::close); !good) return good;
     return s.finish(limit, [] { return std::uint64_t{0}; }, "a channel goes on behind finish()'s limit");
   }
@@ -145,6 +149,7 @@ class Receiver {
   ///   sync_mismatch likewise for a SYNC; not_supported with Barrier::automatic; the first error; already_closed.
   Result<void> end_epochs() noexcept {
     State& s = checked();
+    [[maybe_unused]] const auto turn = s.caller.enter();
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     if (s.finished) return fail(Errc::already_closed, Stage::close);
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
@@ -343,6 +348,8 @@ class Receiver {
     std::vector<Thread> threads;
     Thread populating;
     bool finished = false;
+    [[no_unique_address]] OneCallerOfBuild caller{
+        "two threads are in a Receiver's sync(), finish() or end_epochs() at once"};
   };
 
   explicit Receiver(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}

@@ -6,6 +6,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <csignal>
 #include <string>
 #include <thread>
@@ -15,6 +17,7 @@
 #include "multifd/sender.hpp"
 #include "support/links.hpp"
 #include "support/memory.hpp"
+#include "support/raw_stream.hpp"
 
 using namespace multifd;
 using namespace test;
@@ -141,6 +144,40 @@ TEST_CASE("Two threads in a sender's producer calls at once are told, one after 
           std::thread([&] { (void)guest.tx->queue_page(guest.ram.block, 0); }).join();
           (void)guest.tx->queue_page(guest.ram.block, page);
         }) == "no misuse");
+}
+
+TEST_CASE("Two threads in a receiver's calls at once are told, whichever calls those are") {
+  using Rx = Receiver<MemoryTransport, NoComp>;
+  const auto meet = [](auto&& call) {
+    GuestRam target(1);
+    auto links = memory_links(1);
+    const auto hello = wire::encode(wire::InitPacket{});
+    (void)write_all(links.sender[0], std::span<const std::byte>(hello));
+    const Bytes sync = RawStream().sync().bytes();
+    (void)write_all(links.sender[0], std::span<const std::byte>(sync));
+    auto rx = Rx::open(target.map, std::move(links.receiver), {.barrier = Barrier::manual});
+    std::atomic<bool> inside = false, over = false;
+    std::thread first([&] {
+      (void)rx->sync([&]() -> Result<void> {
+        inside = true;
+        inside.notify_all();
+        over.wait(false);
+        return {};
+      });
+    });
+    inside.wait(false);
+    call(*rx);
+    over = true;
+    over.notify_all();
+    first.join();
+  };
+  const std::string told =
+      "multifd: misuse: two threads are in a Receiver's sync(), finish() or end_epochs() at once\n";
+  CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.sync(); }); }) == told);
+  CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.finish(); }); }) == told);
+  CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.finish(std::chrono::milliseconds(0)); }); }) == told);
+  CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.end_epochs(); }); }) == told);
+  CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.stats(); }); }) == "no misuse");
 }
 
 TEST_CASE("The use of what was moved from is told") {

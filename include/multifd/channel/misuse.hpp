@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What a checking build (MULTIFD_CHECKED, see config.hpp) looks at in a producer's calls. In every other build it is empty.
+// What a checking build (MULTIFD_CHECKED, see config.hpp) looks at in the calls of a Sender and a Receiver. In every other
+// build it is empty.
 #pragma once
 
 #include <atomic>
@@ -16,22 +17,20 @@
 
 namespace multifd {
 
-/// Finds pages that are queued twice in an epoch, and two threads in the producer's calls at once.
-class ProducerChecks {
+/// Finds two threads at once in calls that only one may be in. `misuse`: what to say then, static text.
+class OneCaller {
  public:
-  explicit ProducerChecks(const RamMap& map) {
-    for (const RamBlock& block : map.blocks()) queued_.emplace_back((block.bytes / map.page_bytes() + 63) / 64);
-  }
+  explicit OneCaller(const char* misuse) noexcept : misuse_(misuse) {}
 
-  /// Held during a call of the producer's; calls of the same thread may nest.
+  /// Held during a call; calls of the same thread may nest.
   class Turn {
    public:
-    explicit Turn(std::atomic<const void*>& owner) noexcept : owner_(owner) {
+    Turn(std::atomic<const void*>& owner, [[maybe_unused]] const char* misuse) noexcept : owner_(owner) {
       static thread_local const char self = 0;
       const void* nobody = nullptr;
       // Acquire: sees what the producer before did; it meets the release below.
       outermost_ = owner_.compare_exchange_strong(nobody, &self, std::memory_order_acquire);
-      if (!outermost_ && nobody != &self) MULTIFD_MISUSE("two threads are in a Sender's producer calls at once", {}, 0);
+      if (!outermost_ && nobody != &self) MULTIFD_MISUSE(misuse, {}, 0);
     }
     Turn(const Turn&) = delete;
     Turn& operator=(const Turn&) = delete;
@@ -44,7 +43,19 @@ class ProducerChecks {
     bool outermost_ = false;
   };
 
-  Turn enter() noexcept { return Turn(owner_); }
+  Turn enter() noexcept { return Turn(owner_, misuse_); }
+
+ private:
+  const char* misuse_;
+  std::atomic<const void*> owner_{nullptr};
+};
+
+/// Finds pages that are queued twice in an epoch, and two threads in the producer's calls at once.
+class ProducerChecks : public OneCaller {
+ public:
+  explicit ProducerChecks(const RamMap& map) : OneCaller("two threads are in a Sender's producer calls at once") {
+    for (const RamBlock& block : map.blocks()) queued_.emplace_back((block.bytes / map.page_bytes() + 63) / 64);
+  }
 
   /// The pages that are set in `bits`: bit 0 stands for the page at `offset`.
   void note_bits(const RamMap& map, BlockId block, std::uint64_t offset, std::uint64_t bits) noexcept {
@@ -68,19 +79,22 @@ class ProducerChecks {
 
  private:
   std::vector<std::vector<std::uint64_t>> queued_;
-  std::atomic<const void*> owner_{nullptr};
 };
 
-/// What is left of it in a build that does not check.
-struct NoProducerChecks {
+/// What is left of them in a build that does not check.
+struct AnyCaller {
   struct Turn {};
-  explicit NoProducerChecks(const RamMap&) noexcept {}
+  explicit AnyCaller(const char*) noexcept {}
   Turn enter() const noexcept { return {}; }
+};
+struct NoProducerChecks : AnyCaller {
+  explicit NoProducerChecks(const RamMap&) noexcept : AnyCaller("") {}
   void note_bits(const RamMap&, BlockId, std::uint64_t, std::uint64_t) const noexcept {}
   void note_run(const RamMap&, BlockId, std::uint64_t, std::uint64_t) const noexcept {}
   void new_epoch() const noexcept {}
 };
 
+using OneCallerOfBuild = std::conditional_t<MULTIFD_CHECKED != 0, OneCaller, AnyCaller>;
 using ProducerChecksOfBuild = std::conditional_t<MULTIFD_CHECKED != 0, ProducerChecks, NoProducerChecks>;
 
 }  // namespace multifd
