@@ -46,6 +46,8 @@ std::string method_name(std::uint64_t bits) {
 /// What to do about a refusal that has a name: what of the source, or of its machine, brings it about.
 std::string advice(const Error& error, std::string_view subject) {
   if (error.code == Errc::page_size_mismatch) return fmt::format(": give --page-size {}", error.detail);
+  if (error.code == Errc::stream_limit_exceeded && std::string_view(error.op).contains("max_ram_bytes"))
+    return fmt::format(": give --max-ram {}", error.detail);
   if (error.code == Errc::early_device_refused && subject.contains("virtio-mem"))
     return ": take the guest's virtio-mem devices away";
   if (error.code != Errc::unknown_section) return {};

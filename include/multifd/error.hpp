@@ -208,7 +208,7 @@ constexpr ErrcInfo errc_info(int value) noexcept {
     case Errc::truncated_stream:
       return {"main stream ended in the middle: the source has the reason", C::peer_protocol};
     case Errc::stream_limit_exceeded:
-      return {"length or count in the main stream is over this side's limit", C::peer_protocol};
+      return {"length or count in the main stream is over this side's limit", C::peer_protocol, "announced", "limit"};
     case Errc::bad_configuration: return {"configuration section is malformed", C::peer_protocol};
     case Errc::unknown_capability:
       return {"source has a capability on that changes the stream in an unknown way: turn it off there",

@@ -42,7 +42,7 @@ class DistinctPages {
     std::ranges::sort(offsets);
     const auto twice = std::ranges::adjacent_find(offsets);
     if (twice == offsets.end()) return {};
-    return fail(Errc::duplicate_page, Stage::parse, "offset", *twice, block_bytes);
+    return fail(Errc::duplicate_page, Stage::parse, "", *twice, block_bytes);
   }
 
  private:

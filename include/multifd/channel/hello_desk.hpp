@@ -7,9 +7,11 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <optional>
+#include <string_view>
 #include <vector>
 
 #include "multifd/channel/announce.hpp"
@@ -45,9 +47,10 @@ class HelloDesk {
       if (auto equal = compare_announcement(*hello.announced, *own_); !equal) return equal;
     }
     if (check_.kind == UuidCheck::Kind::exact && hello.uuid != check_.uuid)
-      return fail(Errc::uuid_mismatch, Stage::hello, "initial packet");
+      return fail(Errc::uuid_mismatch, Stage::hello, "initial packet", 0, 0, subject_of(hello.uuid));
     if (check_.kind == UuidCheck::Kind::same_on_all && first_uuid_ && hello.uuid != *first_uuid_)
-      return fail(Errc::uuid_mismatch, Stage::hello, "initial packet");
+      return fail(Errc::uuid_mismatch, Stage::hello, "initial packet, other channels had another uuid", 0, 0,
+                  subject_of(hello.uuid));
     if (seen_[hello.id]) return fail(Errc::duplicate_channel_id, Stage::hello, "initial packet", hello.id);
     first_uuid_ = hello.uuid;
     seen_[hello.id] = true;
@@ -69,7 +72,8 @@ class HelloDesk {
       changed_.wait_until(lock, interrupt != nullptr ? std::min(look, deadline) : deadline);
     }
     if (count_ == seen_.size()) return {};
-    Error error{.code = Errc::timed_out, .stage = Stage::hello, .op = "wait for initial packets"};
+    Error error{
+        .code = Errc::timed_out, .stage = Stage::hello, .op = "no initial packet of this channel within hello_timeout"};
     for (std::uint32_t id = 0; error.channel == no_channel; ++id)
       if (!seen_[id]) error.channel = id;
     return std::unexpected(error);
@@ -90,6 +94,18 @@ class HelloDesk {
   }
 
  private:
+  /// "uuid 00112233-4455-6677-8899-aabbccddeeff".
+  static Subject subject_of(const Uuid& uuid) noexcept {
+    constexpr std::string_view digits = "0123456789abcdef";
+    Subject text("uuid ");
+    for (std::size_t i = 0; i < uuid.size(); ++i) {
+      if (i == 4 || i == 6 || i == 8 || i == 10) text.append("-");
+      text.append(digits.substr(std::to_integer<unsigned>(uuid[i]) >> 4, 1));
+      text.append(digits.substr(std::to_integer<unsigned>(uuid[i]) & 15, 1));
+    }
+    return text;
+  }
+
   const UuidCheck check_;
   const std::optional<wire::Announcement> own_;
   std::mutex mutex_;

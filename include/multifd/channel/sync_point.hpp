@@ -180,8 +180,9 @@ class SyncPoint {
   }
 
   static Result<void> blame(Errc code, std::uint32_t channel) noexcept {
-    return std::unexpected(
-        Error{.code = code, .stage = Stage::sync, .op = "wait for SYNC of all channels", .channel = channel});
+    const char* op = code == Errc::timed_out ? "no SYNC of the channel, no byte of any, for barrier_timeout"
+                                             : "wait for SYNC of all channels";
+    return std::unexpected(Error{.code = code, .stage = Stage::sync, .op = op, .channel = channel});
   }
   static Result<void> stopped() noexcept { return fail(Errc::cancelled, Stage::sync, "barrier"); }
 

@@ -63,10 +63,10 @@ class RamMap {
   Result<void> check(BlockId id, std::uint64_t offset) const noexcept {
     const RamBlock& there = block(id);
     if (offset % page_bytes_ != 0)
-      return fail(Errc::offset_misaligned, Stage::parse, "offset", offset, page_bytes_, there.idstr);
+      return fail(Errc::offset_misaligned, Stage::parse, "", offset, page_bytes_, there.idstr);
     // The block holds at least one page, so the subtraction cannot wrap.
     if (offset > there.bytes - page_bytes_)
-      return fail(Errc::offset_past_block, Stage::parse, "offset", offset, there.bytes, there.idstr);
+      return fail(Errc::offset_past_block, Stage::parse, "", offset, there.bytes, there.idstr);
     return {};
   }
 

@@ -62,7 +62,8 @@ class BlockList {
     if (flags != ram_mem_size) return in.refuse(Errc::bad_block_list, "RAM START without its size", flags);
     const std::uint64_t total = word - flags;
     if (total == 0) return in.refuse(Errc::bad_block_list, "no RAM at all");
-    if (total > max_ram_bytes_) return in.refuse(Errc::stream_limit_exceeded, "bytes of RAM", total);
+    if (total > max_ram_bytes_)
+      return in.refuse(Errc::stream_limit_exceeded, "bytes of RAM (max_ram_bytes)", total, {}, max_ram_bytes_);
     total_ = left_ = total;
     return true;
   }
@@ -73,7 +74,9 @@ class BlockList {
     if (!in.has(1)) return false;
     const std::size_t length = in.peek();
     if (length == 0) return in.refuse(Errc::bad_block_list, "empty block name");
-    if (blocks_.size() == max_blocks_) return in.refuse(Errc::stream_limit_exceeded, "RAM blocks", max_blocks_);
+    if (blocks_.size() == max_blocks_)
+      return in.refuse(Errc::stream_limit_exceeded, "number of RAM blocks (max_blocks)", max_blocks_ + 1, {},
+                       max_blocks_);
     if (!in.has(1 + length + 8)) return false;
     in.u8();
     const std::string_view name = in.text(length);

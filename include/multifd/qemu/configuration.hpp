@@ -56,7 +56,8 @@ class Configuration {
     in.u8();
     const auto length = in.be<std::uint32_t>();
     if (length > limits.max_machine_type_bytes)
-      return in.refuse(Errc::stream_limit_exceeded, "machine type's length", length);
+      return in.refuse(Errc::stream_limit_exceeded, "machine type's length (max_machine_type_bytes)", length, {},
+                       limits.max_machine_type_bytes);
     if (!in.has(length)) return false;
     const std::string_view machine_type = in.text(length);
     if (machine_type.find('\0') != machine_type.npos)
@@ -107,7 +108,9 @@ class Configuration {
   Result<bool> parse_capabilities(detail::Cursor& in, const MainStreamLimits& limits) noexcept {
     if (!in.has(4)) return false;
     const auto count = in.be<std::uint32_t>();
-    if (count > limits.max_capabilities) return in.refuse(Errc::stream_limit_exceeded, "number of capabilities", count);
+    if (count > limits.max_capabilities)
+      return in.refuse(Errc::stream_limit_exceeded, "number of capabilities (max_capabilities)", count, {},
+                       limits.max_capabilities);
     for (std::uint32_t i = 0; i < count; ++i) {
       if (!in.has(1)) return false;
       const std::size_t length = in.peek();

@@ -58,7 +58,11 @@ TEST_CASE("A repeated id is refused, and the channel that had it first keeps it"
 TEST_CASE("Uuids: same_on_all takes any one, but only one") {
   HelloDesk desk(3, {.kind = UuidCheck::Kind::same_on_all, .uuid = uuid_of(99)});
   CHECK(desk.admit({.uuid = uuid_of(1), .id = 0}));
-  check_refused(desk.admit({.uuid = uuid_of(2), .id = 1}), Errc::uuid_mismatch);
+  Uuid counting;
+  for (std::size_t i = 0; i < counting.size(); ++i) counting[i] = static_cast<std::byte>(i * 0x11);
+  const auto other = desk.admit({.uuid = counting, .id = 1});
+  check_refused(other, Errc::uuid_mismatch);
+  CHECK(other.error().subject.view() == "uuid 00112233-4455-6677-8899-aabbccddeeff");
   check_refused(desk.admit({.uuid = uuid_of(99), .id = 1}), Errc::uuid_mismatch);
   CHECK(desk.admit({.uuid = uuid_of(1), .id = 1}));
   CHECK(desk.admit({.uuid = uuid_of(1), .id = 2}));

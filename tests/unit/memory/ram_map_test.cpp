@@ -297,5 +297,5 @@ TEST_CASE("RamMap refuses a block at a null pointer, and errors name their block
   const auto past = map.check(BlockId{0}, 8192);
   CHECK(past.error().subject.view() == "pc.ram");
   CHECK(describe(past.error()) ==
-        "parse: offset: page offset lies past the end of its RAM block (pc.ram, offset 8192, of 8192)");
+        "parse: page offset lies past the end of its RAM block (pc.ram, offset 8192, of 8192)");
 }

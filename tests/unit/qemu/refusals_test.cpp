@@ -187,7 +187,7 @@ TEST_CASE(
 TEST_CASE("Refused in the block list: more blocks or bytes than the limits allow") {
   const multifd::qemu::MainStreamLimits limits{.max_blocks = 2, .max_ram_bytes = 4 * page};
   check_refused(list_of(5 * page), Errc::stream_limit_exceeded, 5 * page, "", limits);
-  check_refused(list_of(4 * page).block("a", page).block("b", page).block("c", page), Errc::stream_limit_exceeded, 2,
+  check_refused(list_of(4 * page).block("a", page).block("b", page).block("c", page), Errc::stream_limit_exceeded, 3,
                 "", limits);
   const Stream fits = list_of(4 * page).block("a", page).block("b", 3 * page).eos();
   CHECK(test::parse(fits.bytes, {}, limits).code == Errc::truncated_stream);
