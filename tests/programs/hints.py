@@ -6,6 +6,7 @@
 
 import argparse
 import concurrent.futures
+import contextlib
 import os
 import pty
 import re
@@ -86,6 +87,28 @@ def qemu_program(name, begins, wanted):
     return run
 
 
+def relay_without_destination(folder, programs, _image):
+    """A destination's address that takes no connection: whoever listens there has more waiting than it lets wait."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        destination = "tcp:%s:%d" % full.getsockname()
+        relay = stack.enter_context(Program(folder, [
+            programs / "qemu_relay", "--listen", "tcp:127.0.0.1:0", "--connect", destination, "--in-channels", "1",
+            "--out-channels", "1", *HINT]))
+        host, port = relay.address.split(":")[1:]
+        for begins in (bytes.fromhex("5145564d 00000003"), bytes.fromhex("11223344 00000001") + bytes(56)):
+            source = stack.enter_context(socket.create_connection((host, int(port))))
+            source.sendall(begins)
+        said = check(relay, "does the address lead elsewhere")
+        if f"waiting for the destination {destination}" not in said:
+            raise LabError(f"other words: {said}")
+        return said
+
+
 def terminal(folder, programs, _image):
     """On a terminal the progress line itself says since when."""
     try:
@@ -120,6 +143,7 @@ CASES = {
     "qemu_dump, nobody comes": qemu_program("qemu_dump", b"", "multifd-channels 3"),
     "qemu_dump, no channels come": qemu_program("qemu_dump", b"QEVM", "multifd-channels 3"),
     "qemu_relay, no channels come": qemu_program("qemu_relay", b"QEVM", "multifd-channels 3"),
+    "qemu_relay, the destination takes no connection": relay_without_destination,
     "a terminal": terminal,
 }
 
