@@ -243,14 +243,13 @@ void check_try(Result<SourceLinks> source, std::string_view letter) {
 TEST_CASE("What is left of a try that was given up is dropped, and the next one is taken") {
   for (const AddressKind kind : kinds)
     for (const std::initializer_list<unsigned> order :
-         {std::initializer_list<unsigned>{0, 1, 2}, {1, 2, 0}, {2, 0}, {0}, {2}, {1, 2}}) {
+         {std::initializer_list<unsigned>{0, 1}, {1, 0}, {2, 0}, {0}, {2}, {1, 2}}) {
       Destination destination(kind);
       std::size_t dropped = 0;
       auto accepted = destination.accept(2, {.timeout = 20s, .on_dropped = [&](std::size_t n) { dropped += n; }});
       for (int twice = 0; twice < 2; ++twice) {
-        auto links = a_try(destination, order);
-        if (order.size() == 3) links.pop_back();    // a whole try is taken: it is not given up before it is there
-        destination.connect("GET / HTTP/1.1\r\n");  // a stranger in between
+        const auto links = a_try(destination, order);  // never a whole one, which would be taken
+        destination.connect("GET / HTTP/1.1\r\n");     // a stranger in between
       }
       const auto good = a_try(destination, {0, 2, 1}, "g");
       check_try(accepted.get(), "g");
