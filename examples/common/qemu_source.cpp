@@ -189,7 +189,7 @@ void QemuSource::refuse_more_channels(const AnyReceiver& receiver) {
     }
     if (is_one_more(std::span(hello).first(got))) refuse();
     if ((*next)->magic == magic.main || (*next)->magic == magic.channel)
-      fmt::print(stderr, "closed a connection of another source: one is received already\n");
+      tell("closed a connection of another source: one is received already\n");
     else
       tell_stranger((*next)->magic.value_or(0));
   }
