@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <CLI/CLI.hpp>
 
+#include "common/accept_source.hpp"
 #include "common/control.hpp"
 #include "common/limits.hpp"
 #include "common/mapping.hpp"

@@ -15,6 +15,7 @@
 #include "common/report.hpp"
 #include "common/stacks.hpp"
 #include "common/tell.hpp"
+#include "common/uuid.hpp"
 
 namespace {
 
@@ -118,7 +119,8 @@ int migrate(const Settings& settings) {
       control.send_json(MessageType::hello, {{"size", bytes.size()},
                                              {"page_size", settings.page_size},
                                              {"channels", settings.stack.channels},
-                                             {"compression", settings.stack.compression}});
+                                             {"compression", settings.stack.compression},
+                                             {"uuid", program::to_string(settings.stack.uuid)}});
       const Outcome outcome = send(settings, file, control, interrupt);
       const std::string digest = file.digest();
       const bool changed = file.changed();
@@ -219,6 +221,7 @@ int main(int argc, char** argv) {
     if (peers_asked) return list_peers();
     if (settings.connect.empty() || settings.file.empty()) throw program::Usage("--connect and --file are needed");
     settings.stack.peer = need(find_peer_profile(settings.peer));
+    settings.stack.uuid = program::new_uuid();
     settings.stack.progress_timeout = settings.limits.progress;
     settings.stack.digest = settings.digest ? Digest::on : Digest::off;
     settings.stack.check();

@@ -6,16 +6,11 @@
 #include <sys/socket.h>
 
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstring>
 
-#include "common/limits.hpp"
 #include "common/mapped_file.hpp"
 #include "common/program.hpp"
-#include "common/progress.hpp"
-#include "common/tell.hpp"
-#include "common/tls_door.hpp"
 
 namespace program {
 namespace {
@@ -23,7 +18,6 @@ namespace {
 using namespace std::chrono_literals;
 namespace wire = multifd::wire;
 
-constexpr std::size_t header_bytes = 5;
 constexpr std::size_t longest_reason = 1000;
 
 /// What a peer wrote, fit for a terminal.
@@ -51,25 +45,24 @@ nlohmann::json Message::json() const {
   return object;
 }
 
+Failure Message::failure() const { return Failure::of_peer(printable(text())); }
+
 Control Control::connect(const multifd::Address& address, const multifd::Interrupt& interrupt, const TimeLimits& limits,
                          const Tls& tls) {
   auto plain = need(multifd::connect_to(address, limits.socket(&interrupt)), "connect to " + to_string(address));
-  Control control(need(tls.secure(std::move(plain), interrupt, limits.connect), "main connection"), interrupt);
+  Control control(need(tls.secure(std::move(plain), interrupt, limits.connect), "main connection"), interrupt, limits);
   std::array<std::byte, 4> magic;
   wire::store_be(magic.data(), control_magic);
   control.write(magic);
   return control;
 }
 
-Control Control::adopt(Link link, const multifd::Interrupt& interrupt) {
-  Control control(std::move(link), interrupt);
-  std::array<std::byte, 4> magic;
-  control.read(magic, 10s);
-  return control;
+Control Control::adopt(Link link, const multifd::Interrupt& interrupt, const TimeLimits& limits) {
+  return Control(std::move(link), interrupt, limits);
 }
 
 void Control::send(MessageType type, std::span<const std::byte> payload) {
-  std::array<std::byte, header_bytes> header;
+  std::array<std::byte, message_header_bytes> header;
   header[0] = static_cast<std::byte>(type);
   wire::store_be(&header[1], static_cast<std::uint32_t>(payload.size()));
   write(header);
@@ -119,7 +112,7 @@ void Control::send_failed(const std::string& reason) noexcept {
 }
 
 Message Control::receive(std::size_t limit_bytes, std::chrono::milliseconds timeout) {
-  std::array<std::byte, header_bytes> header;
+  std::array<std::byte, message_header_bytes> header;
   read(header, timeout);
   Message message{.type = static_cast<MessageType>(header[0]), .payload = {}};
   const auto size = wire::load_be<std::uint32_t>(&header[1]);
@@ -127,8 +120,8 @@ Message Control::receive(std::size_t limit_bytes, std::chrono::milliseconds time
     throw Failure(fmt::format("main connection: a {} message of {} bytes is more than the {} that fit here",
                               name_of(message.type), size, limit_bytes));
   message.payload.resize(size);
-  read(message.payload, 30s);
-  if (message.type == MessageType::failed) throw Failure::of_peer(printable(message.text()));
+  read(message.payload, message_timeout_);
+  if (message.type == MessageType::failed) throw message.failure();
   return message;
 }
 
@@ -181,35 +174,6 @@ void Control::wait(short events, std::chrono::milliseconds timeout) {
     throw Failure(multifd::Error{.code = multifd::Errc::timed_out}, "main connection: the other side is silent");
 }
 
-void Control::wait_beside(int arrivals, std::chrono::milliseconds timeout) {
-  std::array<pollfd, 3> fds{
-      {{arrivals, POLLIN, 0}, {interrupt_->native_handle(), POLLIN, 0}, {link_.native_handle(), POLLIN, 0}}};
-  // A source may send messages before all its channels are accepted: only an end or a failure ends the wait.
-  std::size_t watched = fds.size();
-  // What TLS has decrypted already, the socket does not tell of.
-  const auto look_through_tls = [&] {
-    const auto first = link_.peek_magic(0ms, interrupt_);
-    if (first ? static_cast<MessageType>(*first >> 24) == MessageType::failed
-              : first.error().code != multifd::Errc::timed_out && first.error().code != multifd::Errc::cancelled)
-      (void)receive(small_message, 1s);
-  };
-  if (link_.secured()) look_through_tls();
-  while (::poll(fds.data(), watched, static_cast<int>(timeout.count())) > 0 && fds[0].revents == 0 &&
-         fds[1].revents == 0) {
-    if (link_.secured()) {
-      look_through_tls();
-      --watched;
-      continue;
-    }
-    std::byte first{};
-    const ssize_t got = ::recv(link_.native_handle(), &first, 1, MSG_PEEK | MSG_DONTWAIT);
-    if (got < 0 && errno != EAGAIN && errno != EINTR)
-      throw Failure(multifd::fail_errno(multifd::Stage::read, "").error(), "main connection");
-    if (got == 0 || static_cast<MessageType>(first) == MessageType::failed) (void)receive(small_message, 1s);
-    --watched;
-  }
-}
-
 // Polling before each call keeps the link's blocking calls short, so that the interrupt is always heard.
 void Control::write(std::span<const std::byte> bytes) {
   while (!bytes.empty() && link_.secured()) {
@@ -235,85 +199,6 @@ void Control::read(std::span<std::byte> bytes, std::chrono::milliseconds timeout
     if (got == 0) throw Failure(multifd::Error{.code = multifd::Errc::peer_closed}, "main connection");
     bytes = bytes.subspan(got);
   }
-}
-
-Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt,
-                       const TimeLimits& limits, const Tls& tls) {
-  std::optional<Control> control;
-  nlohmann::json hello;
-  std::vector<Link> links;
-  std::size_t wanted = channels == 0 ? multifd::wire::max_channels : channels;
-  std::optional<std::chrono::steady_clock::time_point> deadline;  // none before the first connection
-  const auto after = [](std::chrono::milliseconds limit) {
-    return limit.count() > 0 ? std::optional(std::chrono::steady_clock::now() + limit) : std::nullopt;
-  };
-  const auto left = [&]() -> std::chrono::milliseconds {
-    if (!deadline) return multifd::no_timeout;
-    return std::max(0ms, std::chrono::ceil<std::chrono::milliseconds>(*deadline - std::chrono::steady_clock::now()));
-  };
-  const auto first_bytes = std::min<std::chrono::milliseconds>(5s, multifd::as_timeout(limits.hello));
-  std::optional<TlsDoor> door;
-  if (tls.on()) door.emplace(listener, tls, interrupt, first_bytes);
-  std::atomic<std::size_t> announced_channels = 0;  // none before the hello
-  std::atomic<std::size_t> came = 0;
-  const Progress progress(
-      [&, address = to_string(listener.local_address())]() -> Snapshot {
-        const std::size_t announced = announced_channels, channels_there = came;
-        if (announced == 0 && channels_there == 0)
-          return {.line = "waiting for a source on " + address,
-                  .stalled =
-                      "Nobody has connected: has the source been started, with an address that leads here, and "
-                      "does no firewall stand between?"};
-        return {.line = fmt::format("waiting for the source's connections: {} of {} channels", channels_there,
-                                    announced == 0 ? "some" : std::to_string(announced)),
-                .moved = announced + channels_there,
-                .stalled =
-                    "Is the source stopped, or does something between (a proxy, a firewall, a full queue) hold its "
-                    "connections back? --accept-timeout ends the wait"};
-      },
-      limits.hint);
-  try {
-    while (!control || links.size() < wanted) {
-      if (control) control->wait_beside(door ? door->native_handle() : listener.native_handle(), left());
-      const std::string waiting = control ? fmt::format("waiting for {} channels, {} came", wanted, links.size())
-                                          : std::string("waiting for a source");
-      auto [link, magic] = [&]() -> std::pair<Link, multifd::Result<std::uint32_t>> {
-        if (door) return need(door->next(left()), waiting);
-        auto plain = need(listener.accept(left(), &interrupt), waiting);
-        auto first = multifd::peek_magic(plain, first_bytes, &interrupt);
-        return {std::move(plain), first};
-      }();
-      if (magic && *magic == wire::magic) {
-        links.push_back(std::move(link));
-        came = links.size();
-        if (!deadline) deadline = after(limits.accept);
-      } else if (magic && *magic == control_magic && !control) {
-        control = Control::adopt(std::move(link), interrupt);
-        if (!deadline) deadline = after(limits.accept);
-        hello = control->expect(MessageType::hello, small_message, 10s).json();
-        const auto announced = field<unsigned>(hello, "channels");
-        if (announced < 1 || announced > wire::max_channels)
-          throw Failure(fmt::format("the source announces {} channels; 1 to 255 can be", announced));
-        if (channels != 0 && announced != channels)
-          throw Failure(fmt::format("the source sends over {} channels, --channels here says {}", announced, channels));
-        wanted = announced;
-        need_descriptors(wanted - std::min(wanted, links.size()));
-        announced_channels = announced;
-      } else if (!magic && (magic.error().code == multifd::Condition::cancelled || is_limit(magic.error().code))) {
-        throw Failure(magic.error(), waiting);
-      } else if (!magic && control && magic.error().code == multifd::Condition::peer_gone) {
-        // A channel of a source that has given up since: the main connection tells why.
-      } else {
-        const bool is_tls = magic && *magic >> 16 == 0x1603 && !link.secured();
-        tell("closed a connection that is neither a main connection nor a channel{}\n",
-             is_tls ? ": it speaks TLS, which is off here (--tls-dir, --tls-psk)" : "");
-      }
-    }
-  } catch (const std::exception& error) {
-    if (control) control->send_failed(error.what());
-    throw;
-  }
-  return {std::move(*control), std::move(hello), std::move(links)};
 }
 
 void ZeroRuns::add(std::uint64_t offset) {

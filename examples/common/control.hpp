@@ -33,6 +33,9 @@ namespace program {
 /// First four bytes of a main connection ("MFDm").
 inline constexpr std::uint32_t control_magic = 0x4d46446d;
 
+/// A message's type and length, ahead of its payload.
+inline constexpr std::size_t message_header_bytes = 5;
+
 enum class MessageType : std::uint8_t { hello = 1, zero_runs, round_end, state, digests, done, ready, result, failed };
 
 struct Message {
@@ -42,6 +45,8 @@ struct Message {
   std::string text() const;
   /// Throws Failure when it is no JSON object.
   nlohmann::json json() const;
+  /// What the peer says in a `failed`.
+  Failure failure() const;
 };
 
 /// A field that the peer's JSON must have. Throws Failure when it is missing or of another type.
@@ -61,8 +66,8 @@ class Control {
  public:
   static Control connect(const multifd::Address& address, const multifd::Interrupt& interrupt,
                          const TimeLimits& limits = {}, const Tls& tls = {});
-  /// Takes over an accepted connection whose magic has been peeked at.
-  static Control adopt(Link link, const multifd::Interrupt& interrupt);
+  /// Takes over an accepted connection whose magic has been read.
+  static Control adopt(Link link, const multifd::Interrupt& interrupt, const TimeLimits& limits);
 
   /// As Link has it. The channels make their handshakes with the same credentials and preferences.
   std::string cipher() const { return link_.cipher(); }
@@ -86,9 +91,6 @@ class Control {
   /// that, else tells the peer and throws `failure`.
   [[noreturn]] void give_up(const Failure& failure);
 
-  /// Waits until `arrivals` is readable, as a listener is that has a connection; throws what the peer says if it gives up meanwhile, or has gone.
-  void wait_beside(int arrivals, std::chrono::milliseconds timeout);
-
   /// Waits for the next message to begin; false when it has not by then.
   bool wait_for_message(std::chrono::milliseconds timeout) { return ready(POLLIN, timeout); }
   /// Reads the next message. `limit_bytes` bounds its payload, `timeout` the wait for its first byte (0: no limit).
@@ -97,7 +99,8 @@ class Control {
   Message expect(MessageType type, std::size_t limit_bytes, std::chrono::milliseconds timeout = {});
 
  private:
-  Control(Link link, const multifd::Interrupt& interrupt) : link_(std::move(link)), interrupt_(&interrupt) {}
+  Control(Link link, const multifd::Interrupt& interrupt, const TimeLimits& limits)
+      : link_(std::move(link)), interrupt_(&interrupt), message_timeout_(limits.progress) {}
   void write(std::span<const std::byte> bytes);
   void read(std::span<std::byte> bytes, std::chrono::milliseconds timeout);
   /// False: not within `timeout` (0: no limit).
@@ -106,26 +109,13 @@ class Control {
 
   Link link_;
   const multifd::Interrupt* interrupt_;
+  std::chrono::milliseconds message_timeout_;  ///< for the rest of a message that has begun
   std::chrono::milliseconds write_timeout_{30'000};
 };
 
 /// Bounds of payloads: JSON, and everything that has no bound of its own.
 inline constexpr std::size_t small_message = 64 * 1024;
 inline constexpr std::size_t large_message = 1024 * 1024;
-
-/// Everything that a destination accepts: one main connection and the channels that its hello announces, all on one
-/// address, in any order. Connections that are neither are closed with a word on stderr.
-struct Accepted {
-  Control control;
-  nlohmann::json hello;
-  std::vector<Link> channels;
-};
-
-/// Waits for a source. The first connection may take for ever, all others together TimeLimits::accept.
-///
-/// Params: `channels`: what this side insists on, 0 for whatever the source announces.
-Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt,
-                       const TimeLimits& limits = {}, const Tls& tls = {});
 
 /// Collects pages that are zero as runs, for one zero_runs message at a time.
 class ZeroRuns {

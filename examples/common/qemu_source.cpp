@@ -95,12 +95,9 @@ void SourceOptions::add_to(CLI::App& app, const std::string& prefix) {
 UuidCheck SourceOptions::uuid_check() const {
   if (uuid.empty()) return {};
   UuidCheck check{.kind = UuidCheck::Kind::exact};
-  std::string digits = uuid;
-  std::erase(digits, '-');
-  const bool good = digits.size() == 32 && digits.find_first_not_of("0123456789abcdefABCDEF") == digits.npos;
-  if (!good) throw Usage("--uuid " + uuid + ": is not 32 hexadecimal digits");
-  for (std::size_t i = 0; i < check.uuid.size(); ++i)
-    check.uuid[i] = static_cast<std::byte>(std::stoul(digits.substr(2 * i, 2), nullptr, 16));
+  const auto parsed = parse_uuid(uuid);
+  if (!parsed) throw Usage("--uuid " + uuid + ": is not 32 hexadecimal digits");
+  check.uuid = *parsed;
   return check;
 }
 
@@ -285,15 +282,6 @@ bool MainStream::read(std::chrono::milliseconds timeout, std::size_t& got) {
   if (!count) how_it_ended_ = Failure(count.error()).what();
   got = count.value_or(0);
   return true;
-}
-
-std::string to_string(const Uuid& uuid) {
-  std::string text;
-  for (std::size_t i = 0; i < uuid.size(); ++i) {
-    if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
-    text += fmt::format("{:02x}", std::to_integer<unsigned>(uuid[i]));
-  }
-  return text;
 }
 
 const char* to_string(SyncStyle style) { return style == SyncStyle::per_section ? "per-section" : "per-round"; }

@@ -14,6 +14,7 @@
 #include "common/report.hpp"
 #include "common/stacks.hpp"
 #include "common/tls_door.hpp"
+#include "common/uuid.hpp"
 
 namespace program {
 
@@ -130,8 +131,6 @@ inline constexpr const char* source_goes_on =
     "The guest may write memory faster than the connection carries it: raise the source's max-bandwidth or "
     "downtime-limit, slow the guest down (auto-converge) or pause it";
 
-/// "00112233-4455-6677-8899-aabbccddeeff".
-std::string to_string(const multifd::Uuid& uuid);
 const char* to_string(multifd::SyncStyle style);
 
 /// Text from a peer, fit for a terminal: control characters and what is not ASCII as '?'.

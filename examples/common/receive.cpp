@@ -16,7 +16,8 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
   // What wakes the main connection's reader: the first error of a channel, a signal's included.
   multifd::Interrupt wake = need(multifd::Interrupt::create());
   const auto receiver = need(open_receiver(compression, ram, std::move(source.channels),
-                                           {.populate = populate,
+                                           {.uuid = source.uuid,
+                                            .populate = populate,
                                             .hello_timeout = limits.hello,
                                             .progress_timeout = limits.progress,
                                             .interrupt = &interrupt,

@@ -4,7 +4,7 @@
 // connection says.
 #pragma once
 
-#include "common/control.hpp"
+#include "common/accept_source.hpp"
 
 namespace program {
 

@@ -99,8 +99,8 @@ Result<std::pair<Link, std::uint32_t>> TlsDoor::next(std::chrono::milliseconds t
   }
 }
 
-Result<void> TlsDoor::watch_end(const Link& link) {
-  if (!watch(epoll_.get(), link.native_handle(), this, EPOLLRDHUP | EPOLLET))
+Result<void> TlsDoor::watch_end(const Link& link, std::uint32_t also) {
+  if (!watch(epoll_.get(), link.native_handle(), this, also | EPOLLRDHUP | EPOLLET))
     return multifd::fail_errno(Stage::accept, "epoll");
   return {};
 }

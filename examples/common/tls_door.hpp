@@ -22,9 +22,6 @@ class TlsDoor {
   TlsDoor(multifd::Listener& listener, const Tls& tls, const multifd::Interrupt& interrupt,
           std::chrono::milliseconds each);
 
-  /// Readable when next() has something to do.
-  int native_handle() const noexcept { return epoll_.get(); }
-
   /// Whether somebody waits to be let in, or has not said anything yet.
   bool pending() const noexcept;
 
@@ -37,7 +34,7 @@ class TlsDoor {
   using Clock = std::chrono::steady_clock;
   multifd::Result<std::optional<multifd::detail::Arrival<Link>>> next(Clock::time_point deadline,
                                                                       const multifd::Interrupt* = nullptr);
-  multifd::Result<void> watch_end(const Link& link);
+  multifd::Result<void> watch_end(const Link& link, std::uint32_t also = 0);
 
  private:
   class Descriptor {

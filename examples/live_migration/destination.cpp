@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "common/accept_source.hpp"
 #include "common/control.hpp"
 #include "common/limits.hpp"
 #include "common/receive.hpp"

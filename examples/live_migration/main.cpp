@@ -21,6 +21,7 @@
 #include "common/limits.hpp"
 #include "common/mapping.hpp"
 #include "common/tell.hpp"
+#include "common/uuid.hpp"
 #include "live_migration/migration.hpp"
 
 namespace {
@@ -124,6 +125,7 @@ int main(int argc, char** argv) {
     settings.max_downtime_s = max_downtime_ms / 1000;
     settings.backend = *live::parse_backend(backend);
     settings.stack.check();
+    settings.stack.uuid = program::new_uuid();
     settings.stack.progress_timeout = settings.limits.progress;
     const multifd::Interrupt& interrupt = program::catch_signals();
     const auto migrate_to = [&](const std::string& to) {

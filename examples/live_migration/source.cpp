@@ -10,6 +10,7 @@
 #include "common/report.hpp"
 #include "common/stacks.hpp"
 #include "common/tell.hpp"
+#include "common/uuid.hpp"
 #include "live_migration/migration.hpp"
 
 namespace live {
@@ -191,14 +192,15 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
   const bool quiet = settings.json_path == "-";
   if (!quiet) program::say("backend: {}\n", note);
   guest->boot();
+  guest->run();
+  pause(settings.run_before_s, interrupt);  // ahead of connecting: a destination waits for a hello, but not for long
   Control control = Control::connect(address, interrupt, settings.limits, settings.tls);
   try {
-    guest->run();
-    pause(settings.run_before_s, interrupt);
     control.send_json(MessageType::hello, {{"size", guest->memory().size()},
                                            {"page_size", guest_page_size},
                                            {"channels", settings.stack.channels},
                                            {"compression", settings.stack.compression},
+                                           {"uuid", program::to_string(settings.stack.uuid)},
                                            {"backend", guest->backend()},
                                            {"run_after", settings.run_after_s}});
     const Precopy done = precopy(settings, address, *guest, control, interrupt);

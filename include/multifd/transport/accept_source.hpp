@@ -96,8 +96,11 @@ class Newcomers {
   }
 
   /// Lets next() return when a connection that it has returned ends, once, as long as that is open.
-  Result<void> watch_end(const FdTransport& link) noexcept {
-    return watch(link.native_handle(), EPOLLRDHUP | EPOLLET, this);
+  ///
+  /// Params: `also`: more events of epoll that next() returns for: EPOLLIN, when more bytes have come.
+  template <class Link>
+  Result<void> watch_end(const Link& link, std::uint32_t also = 0) noexcept {
+    return watch(link.native_handle(), also | EPOLLRDHUP | EPOLLET, this);
   }
 
   /// Whether somebody has connected who has not said anything yet.

@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "multifd/wire/init_packet.hpp"
+
 namespace multifd::detail {
 
 /// A connection that has said what it is, or has ended before that.
@@ -28,15 +30,35 @@ struct Arrival {
 /// A channel's hello: where its id is (PROTOCOL.md section 2).
 inline constexpr std::size_t hello_id_at = 24;
 
-/// The id that a channel says in its hello, if that can be seen ahead of reading: not under TLS, not before it is there.
+inline constexpr std::size_t hello_uuid_at = 8;
+
+/// A channel's hello up to its id, if that can be seen ahead of reading: not under TLS, not before it is there.
 template <class Link>
-std::optional<std::uint8_t> look_at_channel_id(const Link& link) noexcept {
+std::optional<std::array<std::byte, hello_id_at + 1>> look_at_hello(const Link& link) noexcept {
   if constexpr (requires { link.secured(); })
     if (link.secured()) return std::nullopt;
-  std::array<std::uint8_t, hello_id_at + 1> hello;
+  std::array<std::byte, hello_id_at + 1> hello;
   if (::recv(link.native_handle(), hello.data(), hello.size(), MSG_PEEK | MSG_DONTWAIT) != ssize_t{hello.size()})
     return std::nullopt;
-  return hello.back();
+  return hello;
+}
+
+/// The id that a channel says in its hello, as look_at_hello().
+template <class Link>
+std::optional<std::byte> look_at_channel_id(const Link& link) noexcept {
+  const auto hello = look_at_hello(link);
+  if (!hello) return std::nullopt;
+  return hello->back();
+}
+
+/// The same for its uuid.
+template <class Link>
+std::optional<Uuid> look_at_channel_uuid(const Link& link) noexcept {
+  const auto hello = look_at_hello(link);
+  if (!hello) return std::nullopt;
+  Uuid uuid;
+  std::copy_n(hello->begin() + hello_uuid_at, uuid.size(), uuid.begin());
+  return uuid;
 }
 
 template <class Link>
@@ -76,6 +98,30 @@ class SourceSet {
     if (channels() == channels_) return false;
     members_.push_back({std::move(arrival.link), arrival.number, false});
     return true;
+  }
+
+  /// Null: none is there.
+  Link* main() noexcept {
+    const auto at = std::ranges::find_if(members_, [](const Member& each) { return each.is_main; });
+    return at == members_.end() ? nullptr : &at->link;
+  }
+  std::optional<Link> take_main() {
+    Link* const there = main();
+    if (there == nullptr) return std::nullopt;
+    std::optional<Link> taken(std::move(*there));
+    drop([](const Member& each) { return each.is_main; });
+    return taken;
+  }
+  /// Closes the channels that were accepted ahead of the main connection; returns how many.
+  std::size_t drop_before_main() {
+    const auto at = std::ranges::find_if(members_, [](const Member& each) { return each.is_main; });
+    if (at == members_.end()) return 0;
+    return drop([first = at->number](const Member& each) { return each.number < first; });
+  }
+  /// Closes the channels for which `which(link)`; returns how many.
+  template <class Which>
+  std::size_t drop_channels(Which&& which) {
+    return drop([&](const Member& each) { return !each.is_main && which(each.link); });
   }
 
   struct Ended {

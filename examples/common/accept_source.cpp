@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: MIT
+#include "common/accept_source.hpp"
+
+#include <fmt/format.h>
+#include <sys/socket.h>
+#include <multifd/transport/accept_source.hpp>
+
+#include <array>
+#include <atomic>
+#include <optional>
+
+#include "common/limits.hpp"
+#include "common/progress.hpp"
+#include "common/tls_door.hpp"
+#include "common/uuid.hpp"
+
+namespace program {
+namespace {
+
+using namespace std::chrono_literals;
+using multifd::Errc;
+using multifd::Result;
+using multifd::detail::Clock;
+using multifd::detail::deadline_after;
+namespace wire = multifd::wire;
+
+using Arrival = multifd::detail::Arrival<Link>;
+
+/// multifd::detail::Newcomers, with the links that TlsDoor has.
+class PlainDoor {
+ public:
+  explicit PlainDoor(multifd::Listener& listener) : newcomers_(listener) { need(newcomers_.start()); }
+  Result<std::optional<Arrival>> next(Clock::time_point deadline, const multifd::Interrupt* interrupt) {
+    auto next = newcomers_.next(deadline, interrupt);
+    if (!next) return std::unexpected(next.error());
+    if (!*next) return std::nullopt;
+    return Arrival{std::move((*next)->link), (*next)->number, (*next)->magic};
+  }
+  Result<void> watch_end(const Link& link, std::uint32_t also) { return newcomers_.watch_end(link, also); }
+
+ private:
+  multifd::detail::Newcomers newcomers_;
+};
+
+/// The start of a main connection, read as its bytes come, so that a slow one keeps nobody waiting.
+class HelloReader {
+ public:
+  /// The hello, when it is whole. Throws Failure when it is none, or the connection has ended.
+  std::optional<nlohmann::json> read(Link& link) {
+    while (said_.size() < wanted_) {
+      std::array<std::byte, 4096> room;
+      // No read goes beyond a part: one that waits for the rest of it would lose what it has, under TLS.
+      const std::size_t part = said_.size() < magic ? magic : wanted_;
+      const iovec buffer = multifd::mutable_buffer(std::span(room).first(std::min(room.size(), part - said_.size())));
+      const std::size_t got = need(link.read_now(std::span(&buffer, 1)), "main connection");
+      if (got == 0) return std::nullopt;
+      said_.insert(said_.end(), room.begin(), room.begin() + static_cast<std::ptrdiff_t>(got));
+      if (said_.size() == header) {
+        const auto type = static_cast<MessageType>(said_[magic]);
+        const auto size = wire::load_be<std::uint32_t>(&said_[magic + 1]);
+        if ((type != MessageType::hello && type != MessageType::failed) || size > small_message)
+          throw Failure("main connection: begins with something else than a hello");
+        wanted_ += size;
+      }
+    }
+    Message message{.type = static_cast<MessageType>(said_[magic]), .payload = {said_.begin() + header, said_.end()}};
+    if (message.type == MessageType::failed) throw message.failure();
+    return message.json();
+  }
+
+ private:
+  static constexpr std::size_t magic = 4;
+  static constexpr std::size_t header = magic + message_header_bytes;
+  std::vector<std::byte> said_;
+  std::size_t wanted_ = header;
+};
+
+/// Whether the source's next word on its main connection is that it gives up. Throws Failure: it has gone.
+bool says_failed(Link& link) {
+  if (link.secured()) {
+    const auto first = link.peek_magic(0ms, nullptr);
+    if (!first && first.error().code != Errc::timed_out) throw Failure(first.error(), "main connection");
+    return first && static_cast<MessageType>(*first >> 24) == MessageType::failed;
+  }
+  std::byte type{};
+  const ssize_t got = ::recv(link.native_handle(), &type, 1, MSG_PEEK | MSG_DONTWAIT);
+  if (got < 0 && errno != EAGAIN && errno != EINTR)
+    throw Failure(multifd::fail_errno(multifd::Stage::read, "").error(), "main connection");
+  if (got == 0) throw Failure(multifd::Error{.code = Errc::peer_closed}, "main connection");
+  return got == 1 && static_cast<MessageType>(type) == MessageType::failed;
+}
+
+template <class Door>
+class Setup {
+ public:
+  Setup(Door& door, unsigned channels, const multifd::Interrupt& interrupt, const TimeLimits& limits)
+      : door_(door), insisted_(channels), interrupt_(interrupt), limits_(limits) {}
+
+  /// Announced and accepted channels. Threads: any.
+  std::pair<std::size_t, std::size_t> counts() const noexcept { return {announced_, came_}; }
+
+  Accepted run() {
+    try {
+      for (;;) {
+        look_at_main();  // first: who has ended may have said why
+        drop_ended();
+        came_ = set_.channels();
+        if (whole()) return take();
+        const auto limit = std::min(deadline_, hello_ ? Clock::time_point::max() : hello_deadline_);
+        // What TLS has read off the socket already, epoll does not tell of.
+        const bool look_again = set_.has_main() && set_.main()->secured();
+        auto next = door_.next(look_again ? std::min(limit, Clock::now() + 50ms) : limit, &interrupt_);
+        if (!next && next.error().code == Errc::timed_out && Clock::now() < limit) continue;
+        if (!next && next.error().code == Errc::timed_out) {
+          time_out(next.error());
+        } else if (!next) {
+          throw Failure(next.error(), waiting());
+        } else if (*next) {
+          take_in(std::move(**next));
+        }
+      }
+    } catch (const std::exception& error) {
+      if (auto main = set_.take_main()) Control::adopt(std::move(*main), interrupt_, limits_).send_failed(error.what());
+      throw;
+    }
+  }
+
+ private:
+  void take_in(Arrival arrival) {
+    const bool is_main = arrival.magic == control_magic;
+    // A channel of a source that has given up since: the main connection tells why.
+    if (!arrival.magic && (set_.has_main() || gave_up_)) return;
+    if (!is_main && arrival.magic != wire::magic) {
+      const bool is_tls = arrival.magic && *arrival.magic >> 16 == 0x1603 && !arrival.link.secured();
+      fmt::print(stderr, "closed a connection that is neither a main connection nor a channel{}\n",
+                 is_tls ? ": it speaks TLS, which is off here (--tls-dir, --tls-psk)" : "");
+      return;
+    }
+    need(door_.watch_end(arrival.link, is_main ? std::uint32_t{EPOLLIN} : 0u), waiting());
+    // Under TLS a connection of the try before can be through its handshake after those of the next one.
+    if (set_.has_main() && arrival.number < main_number_ && (is_main || arrival.link.secured())) {
+      tell_other_try();
+      return;
+    }
+    if (is_main) {
+      main_number_ = arrival.number;
+      set_.add_main(std::move(arrival));
+      reader_ = {};
+      hello_.reset();
+      announced_ = 0;
+      hello_deadline_ = deadline_after(multifd::as_timeout(limits_.hello));
+    } else if (!set_.add_channel(std::move(arrival))) {
+      throw Failure(multifd::fail(Errc::too_many_channels, multifd::Stage::accept, "accept").error(), waiting());
+    }
+    // A try begins. Behind one that was given up, a channel may be the rest of that.
+    if (gave_up_ ? is_main : is_main || set_.size() == 1) {
+      gave_up_.reset();
+      deadline_ = deadline_after(multifd::as_timeout(limits_.accept));
+    }
+  }
+
+  void look_at_main() {
+    if (!set_.has_main()) return;
+    try {
+      if (!hello_ && (hello_ = reader_.read(*set_.main()))) take_hello();
+      if (hello_ && says_failed(*set_.main()))
+        (void)Control::adopt(*set_.take_main(), interrupt_, limits_).receive(small_message, 1s);
+    } catch (const Failure& failure) {
+      // What does not fit is said at both ends, and ends this side, too; a source that has gone may come again.
+      if (!failure.from_peer() && !failure.may_be_echo() && failure.code() != multifd::Condition::timed_out) throw;
+      (void)set_.take_main();
+      lost(failure);
+    }
+  }
+
+  void take_hello() {
+    const auto announced = field<unsigned>(*hello_, "channels");
+    if (announced < 1 || announced > wire::max_channels)
+      throw Failure(fmt::format("the source announces {} channels; 1 to 255 can be", announced));
+    if (insisted_ != 0 && announced != insisted_)
+      throw Failure(fmt::format("the source sends over {} channels, --channels here says {}", announced, insisted_));
+    uuid_ = {};
+    if (hello_->contains("uuid")) {
+      const auto uuid = parse_uuid(field<std::string>(*hello_, "uuid"));
+      if (!uuid) throw Failure("main connection: the source's \"uuid\" is not 32 hexadecimal digits");
+      uuid_ = {.kind = multifd::UuidCheck::Kind::exact, .uuid = *uuid};
+    }
+    // Under TLS nobody can look at a channel's uuid ahead of its reader. But there a source's main connection has made
+    // its handshake, and so was accepted, before its channels connect.
+    if (set_.main()->secured() && set_.drop_before_main() > 0) tell_other_try();
+    need_descriptors(announced - std::min<std::size_t>(announced, set_.channels()));
+    announced_ = announced;
+  }
+
+  void drop_ended() {
+    const bool had_hello = set_.has_main() && hello_;
+    const std::size_t dropped = set_.drop_ended().dropped;
+    if (dropped == 0) return;
+    if (had_hello && !set_.has_main()) {
+      lost(Failure(multifd::Error{.code = Errc::peer_closed}, "main connection"));
+    } else {
+      tell_dropped();
+    }
+    if (set_.size() == 0 && !gave_up_) deadline_ = Clock::time_point::max();  // that was no source yet
+  }
+
+  void tell_dropped() {
+    fmt::print(stderr, "closed a connection that ended before a source's connections were all there\n");
+  }
+
+  void tell_other_try() {
+    fmt::print(stderr, "closed a connection that is another try's, or another source's, channel\n");
+  }
+
+  void lost(const Failure& failure) {
+    tell_dropped();
+    const bool said_hello = hello_.has_value();
+    hello_.reset();
+    announced_ = 0;
+    if (said_hello || failure.from_peer()) {
+      gave_up_ = failure;
+      deadline_ = std::min(deadline_, deadline_after(multifd::AcceptSourceOptions{}.retry_timeout));
+    } else if (set_.size() == 0) {
+      deadline_ = Clock::time_point::max();
+    }
+  }
+
+  bool whole() {
+    if (!set_.has_main() || !hello_) return false;
+    if (uuid_.kind == multifd::UuidCheck::Kind::exact) {
+      const std::size_t others = set_.drop_channels([&](const Link& link) {
+        const auto uuid = multifd::detail::look_at_channel_uuid(link);
+        return uuid && *uuid != uuid_.uuid;
+      });
+      if (others > 0) tell_other_try();
+    }
+    came_ = set_.channels();
+    if (came_ > announced_)
+      throw Failure(fmt::format("the source announces {} channels, {} came", announced_.load(), came_.load()));
+    return came_ == announced_;
+  }
+
+  Accepted take() {
+    auto [main, channels] = set_.take();
+    return {Control::adopt(std::move(main), interrupt_, limits_), std::move(*hello_), std::move(channels), uuid_};
+  }
+
+  void time_out(const multifd::Error& error) {
+    if (set_.has_main() && !hello_ && Clock::now() >= hello_deadline_) {
+      (void)set_.take_main();
+      fmt::print(stderr,
+                 "closed a connection: a main connection that has not said its hello in time (--hello-timeout)\n");
+      if (set_.size() == 0 && !gave_up_) deadline_ = Clock::time_point::max();
+      return;
+    }
+    if (gave_up_) throw Failure(*gave_up_);
+    throw Failure(error, waiting());
+  }
+
+  std::string waiting() const {
+    if (hello_) return fmt::format("waiting for {} channels, {} came", announced_.load(), set_.channels());
+    return set_.has_main()        ? "waiting for a source's hello"
+           : set_.channels() == 0 ? "waiting for a source"
+                                  : "waiting for a source's main connection";
+  }
+
+  Door& door_;
+  const unsigned insisted_;
+  const multifd::Interrupt& interrupt_;
+  const TimeLimits& limits_;
+  multifd::detail::SourceSet<Link> set_{wire::max_channels};
+  std::uint64_t main_number_ = 0;  ///< of the set's main connection, in the order in which they were accepted
+  HelloReader reader_;
+  std::optional<nlohmann::json> hello_;  ///< of the set's main connection
+  multifd::UuidCheck uuid_;
+  std::optional<Failure> gave_up_;                         ///< a source that had said its hello: why
+  Clock::time_point deadline_ = Clock::time_point::max();  ///< none before the first connection
+  Clock::time_point hello_deadline_ = Clock::time_point::max();
+  std::atomic<std::size_t> announced_ = 0;
+  std::atomic<std::size_t> came_ = 0;
+};
+
+template <class Door>
+Accepted accept_at(Door& door, const std::string& address, unsigned channels, const multifd::Interrupt& interrupt,
+                   const TimeLimits& limits) {
+  Setup<Door> setup(door, channels, interrupt, limits);
+  const Progress progress(
+      [&]() -> Snapshot {
+        const auto [announced, came] = setup.counts();
+        if (announced == 0 && came == 0)
+          return {.line = "waiting for a source on " + address,
+                  .stalled =
+                      "Nobody has connected: has the source been started, with an address that leads here, and "
+                      "does no firewall stand between?"};
+        return {.line = fmt::format("waiting for the source's connections: {} of {} channels", came,
+                                    announced == 0 ? "some" : std::to_string(announced)),
+                .moved = announced + came,
+                .stalled =
+                    "Is the source stopped, or does something between (a proxy, a firewall, a full queue) hold its "
+                    "connections back? --accept-timeout ends the wait"};
+      },
+      limits.hint);
+  return setup.run();
+}
+
+}  // namespace
+
+Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt,
+                       const TimeLimits& limits, const Tls& tls) {
+  const std::string address = to_string(listener.local_address());
+  if (tls.on()) {
+    TlsDoor door(listener, tls, interrupt, multifd::as_timeout(limits.hello));
+    return accept_at(door, address, channels, interrupt, limits);
+  }
+  PlainDoor door(listener);
+  return accept_at(door, address, channels, interrupt, limits);
+}
+
+}  // namespace program

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""A source that gives up in its setup, a stranger, or what is left of another try: the next source is served.
+
+    python3 tests/programs/tries.py build/dev/examples [make_tls_files]
+"""
+
+import argparse
+import filecmp
+import json
+import socket
+import ssl
+import struct
+import subprocess
+from pathlib import Path
+
+import fake_peer
+import survivors
+from survivors import Folder, LabError
+
+LIMIT = 60
+MAGIC = struct.pack(">I", fake_peer.CHANNEL_MAGIC)
+MAIN = struct.pack(">I", fake_peer.MAIN_MAGIC)
+
+
+def message(kind, payload):
+    return struct.pack(">BI", kind, len(payload)) + payload
+
+
+def hello(channels=1, **more):
+    fields = {"size": 1 << 24, "page_size": 4096, "channels": channels, "compression": "none", **more}
+    return MAIN + message(1, json.dumps(fields).encode())
+
+
+# What connects ahead of the good source: bytes, and whether they stay connected. One after the other, in this order.
+CASES = {
+    "a channel's magic, closed": [(MAGIC, False)],
+    "a channel's hello, closed": [(fake_peer.hello(0), False)],
+    "two channels, closed": [(fake_peer.hello(0), False), (fake_peer.hello(1), False)],
+    "a channel, left open": [(fake_peer.hello(0), True)],
+    "a main connection's magic, closed": [(MAIN, False)],
+    "a main connection's magic, left open": [(MAIN, True)],
+    "half a hello, left open": [(hello()[:30], True)],
+    "a hello, closed": [(hello(), False)],
+    "a hello, left open": [(hello(channels=2), True)],
+    "a hello that gives up": [(hello(channels=2) + message(9, b"no more"), False)],
+    "a hello that gives up with many words": [(hello(channels=2) + message(9, b"no more " * 100), False)],
+    "a hello and a channel, closed": [(hello(channels=2), False), (fake_peer.hello(0), False)],
+    "a hello and a channel, left open": [(hello(channels=3), True), (fake_peer.hello(1), True)],
+    "GET": [(b"GET / HTTP/1.0\r\n\r\n", False)],
+    "GET between": [(hello(channels=2), False), (b"GET / HTTP/1.0\r\n\r\n", True), (MAGIC, False)],
+    "silence, left open": [(b"", True)] * 3,
+    "nothing, closed": [(b"", False)],
+}
+def play(address, case, tls=None):
+    """Connects as the case says, under TLS where that has a context; the connections that stay."""
+    open_links, ended = [], []
+    for text, stays in case:
+        host, port = address.removeprefix("tcp:").rsplit(":", 1)
+        link = socket.create_connection((host, int(port)), timeout=LIMIT)
+        if tls:
+            link = tls.wrap_socket(link, server_hostname="localhost")
+        link.sendall(text)
+        (open_links if stays else ended).append(link)
+    for link in ended:
+        link.close()
+    return open_links
+
+
+def receiver(folder, programs, *options):
+    copy = folder.memory / folder.new("received").name / "copy"
+    copy.parent.mkdir()
+    return survivors.receiver(folder, programs, "tcp:127.0.0.1:0", copy, *options), copy
+
+
+def send(folder, programs, image, to, copy, *options):
+    with survivors.sender(folder, programs, to.address, image, "--channels", 2, *options) as sender:
+        for each in (sender, to):
+            if each.wait_exit(LIMIT) != 0:
+                raise LabError(f"{each.name} ended with {each.popen.returncode}: {sender.stderr()} / {to.stderr()}")
+        if not filecmp.cmp(image, copy, shallow=False):
+            raise LabError("the copy differs")
+
+
+def check_next_is_served(folder, programs, image, name, credentials=()):
+    tls = None
+    if credentials:
+        tls = ssl.create_default_context(cafile=credentials[1] / "ca-cert.pem")
+        tls.check_hostname = False
+        tls.load_cert_chain(credentials[1] / "client-cert.pem", credentials[1] / "client-key.pem")
+    started, copy = receiver(folder, programs, *credentials)
+    with started as to:
+        links = play(to.address, CASES[name], tls)
+        if tls:  # whom the receiver does not know at all, too
+            links += play(to.address, CASES[name])
+        send(folder, programs, image, to, copy, *credentials)
+        for link in links:
+            link.close()
+
+
+def check_reason(folder, programs, _image):
+    """A source that gives up and does not come again: the receiver ends, and says why."""
+    started, copy = receiver(folder, programs)
+    with started as to:
+        play(to.address, CASES["a hello that gives up"])
+        to.wait_exit(LIMIT)
+        survivors.check_failure(to, "the other side gave up: no more")
+    if survivors.leftovers(copy):
+        raise LabError(f"left behind: {survivors.leftovers(copy)}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="one try after the other")
+    parser.add_argument("programs", type=Path, help="folder of ram_send and ram_receive")
+    parser.add_argument("make_tls_files", type=Path, nargs="?", help="where TLS is built")
+    options = parser.parse_args()
+    programs, failed = options.programs.resolve(), 0
+    with Folder() as folder:
+        image = survivors.make_image(folder.memory / "image", 2)
+        checks = {name: lambda name=name: check_next_is_served(folder, programs, image, name) for name in CASES}
+        checks["why it gave up"] = lambda: check_reason(folder, programs, image)
+        if options.make_tls_files:
+            files = folder.new("tls")
+            subprocess.run([options.make_tls_files.resolve(), files], check=True, timeout=LIMIT)
+            credentials = ("--tls-dir", files / "good")
+            checks |= {f"TLS: {name}": lambda name=name: check_next_is_served(folder, programs, image, name, credentials)
+                       for name in CASES}
+        for name, check in checks.items():
+            try:
+                check()
+                print(f"{name}: ok", flush=True)
+            except (LabError, OSError, subprocess.SubprocessError) as error:
+                failed += 1
+                print(f"FAILED: {name}: {error}", flush=True)
+    print(f"{len(checks)} tries, {failed} failures")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
