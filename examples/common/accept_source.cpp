@@ -8,6 +8,7 @@
 #include <array>
 #include <atomic>
 #include <optional>
+#include <thread>
 
 #include "common/limits.hpp"
 #include "common/progress.hpp"
@@ -113,6 +114,9 @@ class Setup {
         if (!next && next.error().code == Errc::timed_out && Clock::now() < limit) continue;
         if (!next && next.error().code == Errc::timed_out) {
           time_out(next.error());
+        } else if (!next && is_limit(next.error().code) && !set_.has_main() && Clock::now() < limit_deadline()) {
+          // The source's main connection may be among those that have not spoken yet: it is to be told.
+          std::this_thread::sleep_for(10ms);
         } else if (!next) {
           throw Failure(next.error(), waiting());
         } else if (*next) {
@@ -257,6 +261,12 @@ class Setup {
     throw Failure(error, waiting());
   }
 
+  /// A moment after the first call.
+  Clock::time_point limit_deadline() {
+    if (!limit_deadline_) limit_deadline_ = deadline_after(1s);
+    return *limit_deadline_;
+  }
+
   std::string waiting() const {
     if (hello_) return fmt::format("waiting for {} channels, {} came", announced_.load(), set_.channels());
     return set_.has_main()        ? "waiting for a source's hello"
@@ -276,6 +286,7 @@ class Setup {
   std::optional<Failure> gave_up_;                         ///< a source that had said its hello: why
   Clock::time_point deadline_ = Clock::time_point::max();  ///< none before the first connection
   Clock::time_point hello_deadline_ = Clock::time_point::max();
+  std::optional<Clock::time_point> limit_deadline_;
   std::atomic<std::size_t> announced_ = 0;
   std::atomic<std::size_t> came_ = 0;
 };
