@@ -128,6 +128,7 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
                                                           const Interrupt* interrupt) {
   SourceSet<Link> set(channels);
   Clock::time_point deadline = deadline_after(as_timeout(options.first_timeout));
+  Clock::time_point retry_deadline = Clock::time_point::max();  // while connections of a source have ended
   bool gave_up = false;
   for (;;) {
     const auto ended = set.drop_ended();
@@ -135,10 +136,10 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
     if (ended.dropped > 0 || ended.others) {
       // A source has connected everything before it ends anything, so that what is missing now is there at once.
       gave_up = true;
-      deadline = std::min(deadline, deadline_after(as_timeout(options.retry_timeout)));
+      retry_deadline = std::min(retry_deadline, deadline_after(as_timeout(options.retry_timeout)));
     }
     if (set.whole()) return set.take();
-    auto next = door.next(deadline, interrupt);
+    auto next = door.next(std::min(deadline, retry_deadline), interrupt);
     if (!next) {
       Error error = next.error();
       if (error.code != Errc::timed_out) return std::unexpected(error);
@@ -163,12 +164,11 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
       // A try begins. Behind one that was given up, a channel may be the rest of that.
       if (gave_up ? is_main : set.size() == 1) {
         gave_up = false;
+        retry_deadline = Clock::time_point::max();
         deadline = deadline_after(as_timeout(options.timeout));
       }
     } else {
-      // A source's connection that breaks before its first bytes looks like a stranger's.
-      if (!arrival.magic && set.size() > 0)
-        deadline = std::min(deadline, deadline_after(as_timeout(options.retry_timeout)));
+      // Who says nothing, as a port scan, says nothing about the source either.
       if (options.on_stranger) options.on_stranger(arrival.magic.value_or(0));
     }
   }
@@ -183,14 +183,15 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
 /// that went without a word), a channel may be taken for the other's; the migration fails then.
 ///
 /// Params: `channels`: 1 to 255.
-/// Errors (stage accept): timed_out, whose op says what is missing, and whose detail how many channels came;
+/// Errors (stage accept): bad_option (a negative time limit); timed_out, whose op says what is missing, and whose detail how many channels came;
 ///   peer_closed when a source came and gave up, and no other in retry_timeout; bad_channel_count; too_many_channels when one comes meanwhile; cancelled; errno.
 inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, unsigned channels,
                                          const AcceptSourceOptions& options = {}) {
   if (channels < 1 || channels > detail::max_channel_count)
     return fail(Errc::bad_channel_count, Stage::accept, "accept", channels);
   for (const auto& [name, limit] : {std::pair("AcceptSourceOptions::first_timeout", options.first_timeout),
-                                    std::pair("AcceptSourceOptions::timeout", options.timeout)})
+                                    std::pair("AcceptSourceOptions::timeout", options.timeout),
+                                    std::pair("AcceptSourceOptions::retry_timeout", options.retry_timeout)})
     if (auto checked = check_time_limit(name, limit, Stage::accept); !checked) return std::unexpected(checked.error());
   const Interrupt* const interrupt = options.interrupt ? options.interrupt : listener.interrupt();
   detail::Newcomers newcomers(listener);
