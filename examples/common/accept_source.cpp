@@ -12,6 +12,7 @@
 
 #include "common/limits.hpp"
 #include "common/progress.hpp"
+#include "common/tell.hpp"
 #include "common/tls_door.hpp"
 #include "common/uuid.hpp"
 
@@ -136,8 +137,8 @@ class Setup {
     if (!arrival.magic && (set_.has_main() || gave_up_)) return;
     if (!is_main && arrival.magic != wire::magic) {
       const bool is_tls = arrival.magic && *arrival.magic >> 16 == 0x1603 && !arrival.link.secured();
-      fmt::print(stderr, "closed a connection that is neither a main connection nor a channel{}\n",
-                 is_tls ? ": it speaks TLS, which is off here (--tls-dir, --tls-psk)" : "");
+      tell("closed a connection that is neither a main connection nor a channel{}\n",
+           is_tls ? ": it speaks TLS, which is off here (--tls-dir, --tls-psk)" : "");
       return;
     }
     need(door_.watch_end(arrival.link, is_main ? std::uint32_t{EPOLLIN} : 0u), waiting());
@@ -208,13 +209,9 @@ class Setup {
     if (set_.size() == 0 && !gave_up_) deadline_ = Clock::time_point::max();  // that was no source yet
   }
 
-  void tell_dropped() {
-    fmt::print(stderr, "closed a connection that ended before a source's connections were all there\n");
-  }
+  void tell_dropped() { tell("closed a connection that ended before a source's connections were all there\n"); }
 
-  void tell_other_try() {
-    fmt::print(stderr, "closed a connection that is another try's, or another source's, channel\n");
-  }
+  void tell_other_try() { tell("closed a connection that is another try's, or another source's, channel\n"); }
 
   void lost(const Failure& failure) {
     tell_dropped();
@@ -252,8 +249,7 @@ class Setup {
   void time_out(const multifd::Error& error) {
     if (set_.has_main() && !hello_ && Clock::now() >= hello_deadline_) {
       (void)set_.take_main();
-      fmt::print(stderr,
-                 "closed a connection: a main connection that has not said its hello in time (--hello-timeout)\n");
+      tell("closed a connection: a main connection that has not said its hello in time (--hello-timeout)\n");
       if (set_.size() == 0 && !gave_up_) deadline_ = Clock::time_point::max();
       return;
     }
