@@ -13,6 +13,7 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
                      multifd::BlockId block, const multifd::Interrupt& interrupt, const TimeLimits& limits,
                      multifd::Populate populate) {
   const Stopwatch watch;
+  const std::size_t channels = source.channels.size();
   // What wakes the main connection's reader: the first error of a channel, a signal's included.
   multifd::Interrupt wake = need(multifd::Interrupt::create());
   const auto receiver = need(open_receiver(compression, ram, std::move(source.channels),
@@ -42,10 +43,17 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
     const auto moved = [&] { return multifd::total(receiver->stats().channels).wire_bytes; };
     for (bool more = true; more;) {
       multifd::ProgressWatch standing_still(limits.progress, moved());
-      while (!source.control.wait_for_message(std::chrono::ceil<std::chrono::milliseconds>(standing_still.slice())))
-        if (standing_still.stalled(moved()))
+      unsigned silences = 0;
+      while (!source.control.wait_for_message(std::chrono::ceil<std::chrono::milliseconds>(standing_still.slice()))) {
+        if (!standing_still.stalled(moved())) continue;
+        // When all channels have ended, everything is here, and the source reads a large file for its digest: what is
+        // whole is not thrown away because that takes long.
+        constexpr unsigned patience = 12;
+        if (receiver->ended_channels() < channels || ++silences == patience)
           throw Failure(multifd::Error{.code = multifd::Errc::timed_out},
                         "nothing arrives any more (--progress-timeout)");
+        standing_still = multifd::ProgressWatch(limits.progress, moved());
+      }
       Message message = source.control.receive(large_message);
       switch (message.type) {
         case MessageType::zero_runs:

@@ -10,12 +10,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <utility>
 #include <vector>
-
-#include "multifd/wire/init_packet.hpp"
 
 namespace multifd::detail {
 
@@ -29,7 +28,6 @@ struct Arrival {
 
 /// A channel's hello: where its id is (PROTOCOL.md section 2).
 inline constexpr std::size_t hello_id_at = 24;
-
 inline constexpr std::size_t hello_uuid_at = 8;
 
 /// A channel's hello up to its id, if that can be seen ahead of reading: not under TLS, not before it is there.
@@ -53,10 +51,10 @@ std::optional<std::byte> look_at_channel_id(const Link& link) noexcept {
 
 /// The same for its uuid.
 template <class Link>
-std::optional<Uuid> look_at_channel_uuid(const Link& link) noexcept {
+std::optional<std::array<std::byte, 16>> look_at_channel_uuid(const Link& link) noexcept {
   const auto hello = look_at_hello(link);
   if (!hello) return std::nullopt;
-  Uuid uuid;
+  std::array<std::byte, 16> uuid;
   std::copy_n(hello->begin() + hello_uuid_at, uuid.size(), uuid.begin());
   return uuid;
 }
@@ -74,8 +72,11 @@ class SourceSet {
   std::size_t size() const noexcept { return members_.size(); }
 
   /// A main connection. A second one begins another try. A source connects it first (section 1.2), whoever speaks first:
-  /// the connections that were accepted before it are of the try before.
+  /// the connections that were accepted before it are of the try before. So is a main connection that was accepted before
+  /// the present one and speaks only now, as under TLS: it is closed.
   void add_main(Arrival<Link> arrival) {
+    if (std::ranges::any_of(members_, [&](const Member& each) { return each.is_main && each.number > arrival.number; }))
+      return;
     if (has_main() || newer_) {
       const std::uint64_t first = has_main() ? arrival.number : std::min(arrival.number, *newer_);
       drop([&](const Member& each) { return each.number < first; });
