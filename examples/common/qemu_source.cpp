@@ -162,7 +162,14 @@ void QemuSource::refuse_more_channels(const AnyReceiver& receiver) {
   };
   const auto refuse = [&] { throw failure(fail(Errc::too_many_channels, Stage::accept, "accept").error()); };
   if (!door_) {
-    const auto more = listener_.any_waiting(is_one_more);
+    const auto is_stranger = [](std::span<const std::byte> first) {
+      if (first.size() < 4) return false;
+      const auto number = wire::load_be<std::uint32_t>(first.data());
+      if (number == magic.main || number == magic.channel) return false;
+      tell_stranger(number);
+      return true;
+    };
+    const auto more = listener_.any_waiting(is_one_more, is_stranger);
     if (!more) throw failure(more.error());
     if (*more) refuse();
     return;

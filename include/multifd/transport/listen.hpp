@@ -159,11 +159,11 @@ class Listener {
   }
 
   /// Looks, without waiting, at the first bytes of the connections that nobody has accepted: whether `is_it(bytes)` holds
-  /// for one of them. All stay for accept() (which native_handle() then does not tell).
-  /// Params `is_it`: gets up to 64 bytes, as many as have come. Errors: those of accept(), but `timed_out`.
-  /// Threads: any thread.
-  template <class IsIt>
-  Result<bool> any_waiting(IsIt&& is_it) {
+  /// for one of them. All stay for accept() (which native_handle() then does not tell), but those that are strangers.
+  /// Params `is_it`, `is_stranger`: get up to 64 bytes, as many as have come; a stranger is closed. Errors: those of
+  /// accept(), but `timed_out`. Threads: any thread.
+  template <class IsIt, class IsStranger>
+  Result<bool> any_waiting(IsIt&& is_it, IsStranger&& is_stranger) {
     const std::scoped_lock lock(waiting_->mutex);
     auto& links = waiting_->links;
     while (links.size() < most_waiting) {
@@ -175,11 +175,16 @@ class Listener {
     for (auto link = links.begin(); link != links.end();) {
       std::byte first[64];
       const ssize_t count = ::recv(link->native_handle(), first, sizeof first, MSG_PEEK | MSG_DONTWAIT);
-      if (count > 0 && is_it(std::span<const std::byte>(first, static_cast<std::size_t>(count)))) return true;
       const bool ended = count == 0 || (count < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
-      link = ended ? links.erase(link) : link + 1;
+      const std::span<const std::byte> bytes(first, count > 0 ? static_cast<std::size_t>(count) : 0);
+      if (!bytes.empty() && is_it(bytes)) return true;
+      link = ended || (!bytes.empty() && is_stranger(bytes)) ? links.erase(link) : link + 1;
     }
     return false;
+  }
+  template <class IsIt>
+  Result<bool> any_waiting(IsIt&& is_it) {
+    return any_waiting(is_it, [](std::span<const std::byte>) { return false; });
   }
 
   /// The listening descriptor, still owned by this object; non-blocking, readable when accept() would not
