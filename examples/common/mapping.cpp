@@ -49,6 +49,9 @@ std::vector<Run> data_of_file(int fd, std::uint64_t bytes, std::size_t page_byte
   struct statfs system{};
   if (::fstatfs(fd, &system) != 0 || multifd::detail::file_holes(system) == multifd::detail::FileHoles::unknown)
     return {{0, bytes}};
+  // A file with room for all its bytes has no hole; tmpfs looks at each page to find that, 50 ns each.
+  struct stat status{};
+  if (::fstat(fd, &status) == 0 && status.st_blocks * 512 >= status.st_size) return {{0, bytes}};
   std::vector<Run> runs;
   const auto size = static_cast<off_t>(bytes);
   for (off_t at = 0; at < size;) {
