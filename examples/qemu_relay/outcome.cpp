@@ -97,10 +97,10 @@ Failure styles_differ(SyncStyle source, const std::string& machine, const std::s
 }
 
 Failure no_answer(const std::string& machine, std::chrono::seconds limit) {
-  return Failure(fmt::format(
-      "destination: has not answered within {} s (--timeout) behind the first section: is it stopped, or does it end "
-      "epochs in another way than the source, and waits for a SYNC? {}",
-      limit.count(), property_text(false, machine)));
+  return Failure(
+      fmt::format("destination: has not answered within {} s behind the first section: is it stopped, or does it end "
+                  "epochs in another way than the source, and waits for a SYNC? {}",
+                  limit.count(), property_text(false, machine)));
 }
 
 }  // namespace relay

@@ -393,7 +393,10 @@ void Relay::ask_destination() {
   asked_ms_ = now_ms();
 }
 
-std::chrono::seconds Relay::answer_limit() const { return std::chrono::seconds(settings_.source.timeout_s); }
+/// Seconds, not minutes: both guests stand still while nobody says that the two sides differ.
+std::chrono::seconds Relay::answer_limit() const {
+  return std::min<std::chrono::seconds>(6s, std::chrono::seconds(settings_.source.timeout_s));
+}
 
 std::chrono::milliseconds Relay::question_limit() const {
   return std::min<std::chrono::milliseconds>(style_limit + 4 * std::chrono::milliseconds(round_trip_ms_),
