@@ -214,9 +214,8 @@ class Dump {
         if (!whole)
           throw Failure(
               "source: falls silent behind a zero byte, and its stream has no section footers and no VM description, "
-              "so "
-              "that nobody can tell whether that is its end: switch its capability return-path off, which makes it "
-              "close the connection there, or suppress-vmdesc");
+              "so that nobody can tell whether that is its end: switch its capability return-path off, which makes it "
+              "close the connection there, or set its machine's suppress-vmdesc=off");
         if (!answers) warnings_.push_back(source_.still_open("its main connection"));
         return;
       }

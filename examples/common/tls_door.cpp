@@ -33,10 +33,6 @@ void tell_closed(const multifd::Error& error) { tell("closed a connection: {}\n"
 
 }  // namespace
 
-TlsDoor::Descriptor::~Descriptor() {
-  if (fd_ >= 0) ::close(fd_);
-}
-
 TlsDoor::TlsDoor(multifd::Listener& listener, const Tls& tls, const multifd::Interrupt& interrupt,
                  std::chrono::milliseconds each)
     : listener_(listener), tls_(tls), interrupt_(interrupt), each_(each), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
@@ -88,15 +84,6 @@ TlsDoor::Clock::time_point TlsDoor::close_late() {
 bool TlsDoor::pending() const noexcept {
   pollfd listener{.fd = listener_.native_handle(), .events = POLLIN, .revents = 0};
   return !newcomers_.empty() || ::poll(&listener, 1, 0) == 1;
-}
-
-Result<std::pair<Link, std::uint32_t>> TlsDoor::next(std::chrono::milliseconds timeout) {
-  const Clock::time_point deadline = multifd::detail::deadline_after(timeout);
-  for (;;) {
-    auto arrived = next(deadline);
-    if (!arrived) return std::unexpected(arrived.error());
-    if (*arrived) return std::pair(std::move((*arrived)->link), *(*arrived)->magic);
-  }
 }
 
 Result<void> TlsDoor::watch_end(const Link& link, std::uint32_t also) {

@@ -12,6 +12,7 @@
 #include <optional>
 #include <utility>
 
+#include "common/part_file.hpp"
 #include "common/tls.hpp"
 
 namespace program {
@@ -25,30 +26,16 @@ class TlsDoor {
   /// Whether somebody waits to be let in, or has not said anything yet.
   bool pending() const noexcept;
 
-  /// Waits for the next connection that says its first four bytes, which stay there to be read. What cannot be trusted
-  /// is closed with a word on stderr: whoever it was, the source that is waited for may be another.
-  /// Errors: timed_out, cancelled, errno.
-  multifd::Result<std::pair<Link, std::uint32_t>> next(std::chrono::milliseconds timeout);
-
-  // What multifd::detail::collect_source() wants of a door.
   using Clock = std::chrono::steady_clock;
+  /// What multifd::detail::collect_source() wants of a door: the next connection that has said its first four bytes, which
+  /// stay there to be read; none when one that watch_end() watches has ended. What cannot be trusted is closed with a word
+  /// on stderr: whoever that was, the source that is waited for may be another.
+  /// Errors: timed_out, cancelled, errno.
   multifd::Result<std::optional<multifd::detail::Arrival<Link>>> next(Clock::time_point deadline,
                                                                       const multifd::Interrupt* = nullptr);
   multifd::Result<void> watch_end(const Link& link, std::uint32_t also = 0);
 
  private:
-  class Descriptor {
-   public:
-    explicit Descriptor(int fd) : fd_(fd) {}
-    Descriptor(const Descriptor&) = delete;
-    Descriptor& operator=(const Descriptor&) = delete;
-    ~Descriptor();
-    int get() const noexcept { return fd_; }
-
-   private:
-    int fd_;
-  };
-
   struct Newcomer {
 #if defined(MULTIFD_HAS_TLS)
     multifd::TlsHandshake handshake;
