@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // qemu_dump: plays migration destination for a real QEMU and writes every RAM block to a sparse file, with a manifest
-// that appears last. PROTOCOL.md section 10, step by step.
+// that appears last. format/roles.md section 10, step by step.
 #include <fmt/format.h>
 #include <multifd/qemu/return_path.hpp>
 

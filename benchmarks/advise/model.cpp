@@ -20,7 +20,7 @@ constexpr double ns = 1e-9;
 /// How much stages that are near each other add up: 1 would be their sum, infinity their maximum.
 constexpr double norm = 6;
 
-/// A legacy zero page on QEMU's main stream: be64 with flag CONTINUE, and one byte (PROTOCOL.md section 9.6).
+/// A legacy zero page on QEMU's main stream: be64 with flag CONTINUE, and one byte (format/main_stream.md section 9.6).
 constexpr double legacy_record_bytes = 9;
 
 /// The slowdown of each of `busy` threads on `cores` cores.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // The baselines of the codec benchmark: zlib and zstd as one would call them first, and as QEMU's packets show that it
-// calls them (PROTOCOL.md section 4): level 1, the library's own parameters, pages in one by one, a flush per packet.
+// calls them (format/packets.md section 4): level 1, the library's own parameters, pages in one by one, a flush per
+// packet.
 #pragma once
 
 #include <zlib.h>

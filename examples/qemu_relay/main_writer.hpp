@@ -2,7 +2,7 @@
 //
 // The relay's main stream towards the destination: the source's elements byte for byte, except for the records of pages,
 // which are written anew. Some go, some come (zero pages change their way), and CONTINUE means "the block of the record
-// before", which is another one then (PROTOCOL.md sections 9.6, 11.9).
+// before", which is another one then (format/main_stream.md section 9.6, format/roles.md section 11 step 9).
 #pragma once
 
 #include <multifd/qemu/element.hpp>

@@ -65,7 +65,7 @@ program::Failure destination_lost(std::uint32_t status = 0);
 /// Any other failure of a connection to the destination.
 program::Failure destination_failure(const multifd::Error& error);
 
-/// Source and destination end epochs in different ways (PROTOCOL.md section 6.1). `seen`: what shows it.
+/// Source and destination end epochs in different ways (format/packets.md section 6.1). `seen`: what shows it.
 program::Failure styles_differ(multifd::SyncStyle source, const std::string& machine, const std::string& seen);
 
 /// A destination that has answered before, and behind the first section, whose epoch the source has ended with its round,

@@ -9,8 +9,9 @@
 //   listed in a packet  bytes           record              listed                    first: record; again: listed
 //
 // A QEMU takes the first listed zero page at a place for what its memory holds already, and does not write it. A record
-// it writes, always; and what it has had before in any form, it writes when it is listed (PROTOCOL.md section 5.2, seen
-// on 10.0 and 11.1; 7.2 knows records only). So a list is right where the memory is fresh, or behind something else.
+// it writes, always; and what it has had before in any form, it writes when it is listed (format/packets.md section
+// 5.2, seen on 10.0 and 11.1; 7.2 knows records only). So a list is right where the memory is fresh, or behind
+// something else.
 #pragma once
 
 #include <multifd/memory/received_pages.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The relay itself: one migration from a real QEMU source to a real QEMU destination. PROTOCOL.md section 11.
+// The relay itself: one migration from a real QEMU source to a real QEMU destination. format/roles.md section 11.
 //
 //   source                       relay                          destination
 //   main    ------->  MainStream -> (parse, barrier) -> MainWriter  ------->

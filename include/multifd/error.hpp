@@ -13,7 +13,7 @@ namespace multifd {
 
 /// The library's own error codes. Operating system errors keep their errno in std::system_category().
 enum class Errc {
-  // A peer broke the wire format (PROTOCOL.md sections 2, 3, 4, 16).
+  // A peer broke the wire format (format/packets.md sections 2, 3 and 4, format/hardening.md section 16).
   bad_magic = 1,
   bad_version,
   uuid_mismatch,
@@ -42,7 +42,8 @@ enum class Errc {
   unsynced_end,
   sync_mismatch,
   digest_mismatch,
-  // A peer broke QEMU's main stream or its return path (sections 9, 16), or uses what no multifd stream carries (11.13).
+  // A peer broke QEMU's main stream or its return path (format/main_stream.md section 9), or uses what no multifd
+  // stream carries (format/roles.md section 11 step 13).
   bad_stream_magic,
   bad_stream_version,
   truncated_stream,
@@ -72,7 +73,7 @@ enum class Errc {
   bad_zero_fill,
   unknown_return_message,
   bad_return_length,
-  // A peer failed to prove itself, or broke TLS (section 14).
+  // A peer failed to prove itself, or broke TLS (format/tls.md section 14).
   tls_not_spoken,
   tls_no_common_ground,
   tls_no_certificate,

@@ -48,8 +48,8 @@ struct ReceiverOptions {
 };
 
 /// Receives pages of a RamMap over connected transports. Every sender generation since QEMU 4.1 is understood without
-/// being told (PROTOCOL.md section 15). The peer is not trusted: whatever it sends ends in an Error, and no byte of
-/// memory outside the map's blocks changes.
+/// being told (format/versions.md section 15). The peer is not trusted: whatever it sends ends in an Error, and no byte
+/// of memory outside the map's blocks changes.
 ///
 /// The order of use: open(), then with Barrier::manual one sync() per epoch, then finish().
 ///
@@ -99,10 +99,11 @@ class Receiver {
   ///
   /// Errors: Errc::not_supported with Barrier::automatic; unsynced_end when a channel ended instead (Error::channel);
   ///   timed_out when a channel's SYNC does not come and nothing moves; the first error.
-  /// Wire: PROTOCOL.md section 6.5.
+  /// Wire: format/packets.md section 6.5.
   ///
   /// `while_held()` is called in between: every page of the epoch has arrived, and none of the next has been taken. A
-  /// relay closes its own epoch there (PROTOCOL.md section 11.7). It returns a Result<void>; its error is the migration's.
+  /// relay closes its own epoch there (format/roles.md section 11 step 7). It returns a Result<void>; its error is the
+  /// migration's.
   template <class WhileHeld = SyncPoint::Nothing>
   Result<std::uint64_t> sync(WhileHeld&& while_held = {}) {
     State& s = checked();
@@ -190,9 +191,9 @@ class Receiver {
   /// PacketHook. Threads: any.
   const ReceivedPages& received() const noexcept { return checked().shared.received; }
 
-  /// Marks a page that arrived on the caller's main stream (a legacy zero record, PROTOCOL.md section 9.6), and says
-  /// whether bytes have come for it before. If not, memory that was fresh is zero there: looking at it to write a zero
-  /// page would make it resident.
+  /// Marks a page that arrived on the caller's main stream (a legacy zero record, format/main_stream.md section 9.6),
+  /// and says whether bytes have come for it before. If not, memory that was fresh is zero there: looking at it to
+  /// write a zero page would make it resident.
   ///
   /// Params: `as`: bytes: the caller is about to put them into memory.
   /// Errors: Errc::bad_range, offset_misaligned, offset_past_block: the numbers may be the peer's; not_supported with a

@@ -36,8 +36,8 @@ concept NeedsNoZeroSink = Z::stage != ZeroStage::producer;
 ///
 /// The order of use: open(), then per epoch any number of queue_*() and one sync(), then finish() or close_channels(). A
 /// page must be queued at most once per epoch (MULTIFD_CHECKED finds it): inside one there is no order, so the older of
-/// two copies might win. A page dirtied again belongs to a later epoch (PROTOCOL.md section 6). Queued pages leave at the
-/// latest at sync() or flush().
+/// two copies might win. A page dirtied again belongs to a later epoch (format/packets.md section 6). Queued pages
+/// leave at the latest at sync() or flush().
 ///
 /// Threads: cancel(), stats(), set_bandwidth(), set_level() from any thread; everything else from one, the producer.
 ///   The memory may be written by the guest all the time.
@@ -203,7 +203,8 @@ class Sender {
     return done;
   }
 
-  /// Queues a device-state packet (PROTOCOL.md section 13). It travels on any channel, at once, not ordered by SYNC.
+  /// Queues a device-state packet (format/packets.md section 13). It travels on any channel, at once, not ordered by
+  /// SYNC.
   ///
   /// Params: `state`: copied; idstr 1 to 255 bytes without NUL, 1 byte to just below 4 GiB.
   /// Errors: Errc::peer_lacks_device_state; not_supported with a compressor, as in QEMU; bad_range; ENOMEM; the first
@@ -240,7 +241,7 @@ class Sender {
   /// counted from 0, without waiting for any channel.
   ///
   /// Errors: the first error. Threads: producer. Blocks only while every channel is full.
-  /// Wire: PROTOCOL.md section 6; the main stream's record may be written before or after.
+  /// Wire: format/packets.md section 6; the main stream's record may be written before or after.
   Result<std::uint64_t> sync() noexcept {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.checks.enter();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The bytes of one channel taken apart into hello and packets, changed in ways that mean something, and put together
-// again. Knows PROTOCOL.md sections 2, 3 and 13, and nothing of the library, whose idea of them is on trial.
+// again. Knows format/packets.md sections 2, 3 and 13, and nothing of the library, whose idea of them is on trial.
 #pragma once
 
 #include <cstring>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // The library against what real QEMUs sent while their guests ran (README.md here): the main streams through the parser,
-// the whole migrations through a Receiver, and the packets themselves against what PROTOCOL.md says of each version.
+// the whole migrations through a Receiver, and the packets themselves against what format/versions.md says of each
+// version.
 #include "golden/captured.hpp"
 
 #include <doctest/doctest.h>
@@ -103,7 +104,7 @@ std::uint32_t method_of(const Capture& capture) {
   return name == "zlib" ? 2 : name == "zstd" ? 4 : 0;
 }
 
-/// Whether a page comes twice in one epoch (PROTOCOL.md section 6).
+/// Whether a page comes twice in one epoch (format/packets.md section 6).
 bool repeats_pages(const Capture& capture, Rng& rng) {
   std::set<std::tuple<std::size_t, std::string, std::uint64_t>> seen;
   bool repeated = false;
@@ -423,7 +424,7 @@ TEST_CASE("Captured main streams that end too early are known to be cut, up to t
   }
 }
 
-TEST_CASE("Captured packets have the fields that PROTOCOL.md says, version by version") {
+TEST_CASE("Captured packets have the fields that the formats' text says, version by version") {
   for (const Capture& capture : captures()) {
     const bool old = capture.from_qemu_7_2();
     const std::uint32_t method = method_of(capture);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Byte images of what QEMU generations put on a channel. DERIVED BY HAND from the tables and remarks of
-// PROTOCOL.md (sections 2, 3.1, 3.2, 3.5, 6.3), not captured; they use no code of the library. Page size
+// format/packets.md (sections 2, 3.1, 3.2, 3.5, 6.3), not captured; they use no code of the library. Page size
 // 4096, so a header has 320 + 8 * 128 = 1344 bytes.
 #pragma once
 

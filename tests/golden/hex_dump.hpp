@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Byte images written as text, so that a golden file can be held against PROTOCOL.md by eye.
+// Byte images written as text, so that a golden file can be held against format/packets.md by eye.
 #pragma once
 
 #include <algorithm>

@@ -20,7 +20,7 @@ MACHINES = {
     "10.0": [f"pc-i440fx-{version}" for version in ("7.2", "8.0", "8.1", "9.2", "10.0")],
     "11.1": [f"pc-i440fx-{version}" for version in ("7.2", "10.0", "11.1")],
 }
-PER_SECTION = ("pc-i440fx-7.2", "pc-i440fx-8.0")  # PROTOCOL.md 6.1
+PER_SECTION = ("pc-i440fx-7.2", "pc-i440fx-8.0")  # format/packets.md section 6.1
 
 
 def all_cases():

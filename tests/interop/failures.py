@@ -50,8 +50,8 @@ class Moment:
         self.channels, self.out_channels = dice.choice((1, 2, 5)), dice.choice((1, 2, 4))
         self.compression, self.out_compression = (dice.choice(("none", "zlib", "zstd")) for _ in range(2))
         self.return_path = dice.random() < 0.5
-        # A destination does not always notice that a channel has ended in peace (PROTOCOL.md 6.5), whoever sends to it.
-        # So only a reset is a fair cut on its side.
+        # A destination does not always notice that a channel has ended in peace (format/packets.md section 6.5),
+        # whoever sends to it. So only a reset is a fair cut on its side.
         self.tcp = dice.random() < 0.5 or case["victim"] == "out-channel"
         self.reset = dice.random() < 0.5 or case["victim"] == "out-channel"
         self.ending = case["number"] % 4 == 3

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""How a migration into qemu_dump begins and ends, with sources made of bytes (PROTOCOL.md 2, 3, 9): no QEMU needed.
+"""How a migration into qemu_dump begins and ends, with sources made of bytes: no QEMU needed. Their formats:
+format/packets.md sections 2 and 3, format/main_stream.md section 9.
 
     python3 tests/programs/dump.py build/dev/examples [NAME ...]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The promise of SYNC (PROTOCOL.md section 6): however far the channels run apart, the newest content wins. Each
+// The promise of SYNC (format/packets.md section 6): however far the channels run apart, the newest content wins. Each
 // property is shown twice: with the barrier it holds; with SYNCs hidden from the receiver, so that nothing holds its
 // channels, the same script leaves stale pages. The second half proves that the first can fail.
 #include <doctest/doctest.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Bytes as a peer sends them on one channel, made by hand: every field of every packet can be wrong. Written from
-// PROTOCOL.md sections 2 and 3, not with the library's own encoder, so that the two check each other.
+// format/packets.md sections 2 and 3, not with the library's own encoder, so that the two check each other.
 #pragma once
 
 #include <doctest/doctest.h>

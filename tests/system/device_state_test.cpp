@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Device-state packets (PROTOCOL.md section 13) among RAM packets, both ways. Their header is shorter than a RAM
+// Device-state packets (format/packets.md section 13) among RAM packets, both ways. Their header is shorter than a RAM
 // packet's, and the receiver reads ahead: every way in which the wire can cut the bytes up is a case of its own.
 #include <doctest/doctest.h>
 
@@ -499,7 +499,7 @@ TEST_CASE("A channel's memory for device state grows to its largest packet and s
   for (const std::size_t later : {2u, 3u, 4u, 5u}) CHECK(counts[later] == counts[1]);
 }
 
-TEST_CASE("A sender writes device state as PROTOCOL.md says, from a copy, and it needs no SYNC") {
+TEST_CASE("A sender writes device state as the formats' text says, from a copy, and it needs no SYNC") {
   const Watchdog watchdog("bytes of device state");
   Block memory(8 * page);
   RamMap ram;

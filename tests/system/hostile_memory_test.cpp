@@ -73,8 +73,8 @@ struct Attack {
   Bytes stream;  ///< after the hello
 };
 
-/// Those of channel `id`, on a page of its own: two channels that write one page in one epoch race, as PROTOCOL.md
-/// section 6 has it.
+/// Those of channel `id`, on a page of its own: two channels that write one page in one epoch race, as
+/// format/packets.md section 6 has it.
 template <class C>
 std::vector<Attack> attacks(unsigned id) {
   std::vector<Attack> all;

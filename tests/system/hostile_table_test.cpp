@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// hostile_peers.md is held against the sources: it has every row of PROTOCOL.md section 16, and its tests exist.
+// hostile_peers.md is held against the sources: it has every row of format/hardening.md section 16, and its tests
+// exist.
 #include <doctest/doctest.h>
 
 #include <filesystem>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// A peer that breaks the rules: every row of PROTOCOL.md section 16 that concerns a channel, streams that end at any
-// byte, flipped bits, and the habits of old QEMU versions, which must be let through. The right error names the
+// A peer that breaks the rules: every row of format/hardening.md section 16 that concerns a channel, streams that end
+// at any byte, flipped bits, and the habits of old QEMU versions, which must be let through. The right error names the
 // channel, comes without waiting for more bytes, and no byte of memory outside the announced pages changes.
 #include <doctest/doctest.h>
 #include <zlib.h>

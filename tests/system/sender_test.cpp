@@ -169,7 +169,7 @@ TEST_CASE("queue_dirty sends exactly the pages whose bits are set") {
   CHECK(tx->queue_dirty(source.block, {}).has_value());
 }
 
-TEST_CASE("What a sender writes is what PROTOCOL.md says") {
+TEST_CASE("What a sender writes is what the formats' text says") {
   Rng rng(seed());
   GuestRam source(300);
   Block rom(2 * page);

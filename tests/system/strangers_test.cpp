@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// A port that others find, too (PROTOCOL.md section 16, row 22): whoever connects while a migration is on disturbs
-// nobody, and whoever gets a channel's place ends the migration at once, on both sides. How connections are told apart
-// before they have one: unit/transport/accept_source_test.cpp.
+// A port that others find, too (format/hardening.md section 16, row 22): whoever connects while a migration is on
+// disturbs nobody, and whoever gets a channel's place ends the migration at once, on both sides. How connections are
+// told apart before they have one: unit/transport/accept_source_test.cpp.
 #include <doctest/doctest.h>
 
 #include <string_view>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Refuses a packet that names a page twice (PROTOCOL.md section 16, row 9): two contents, or zero and content, for
-// one page have no order inside a packet.
+// Refuses a packet that names a page twice (format/hardening.md section 16, row 9): two contents, or zero and content,
+// for one page have no order inside a packet.
 #pragma once
 
 #include <algorithm>

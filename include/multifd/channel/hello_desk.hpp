@@ -21,7 +21,7 @@
 
 namespace multifd {
 
-/// Which uuid a receiver lets in. A uuid is no secret and no authentication (PROTOCOL.md section 16, row 23).
+/// Which uuid a receiver lets in. A uuid is no secret and no authentication (format/hardening.md section 16, row 23).
 struct UuidCheck {
   enum class Kind : std::uint8_t {
     any,

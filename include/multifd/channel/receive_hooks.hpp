@@ -29,8 +29,8 @@ struct ReceivedPacket {
 /// returns is the migration's.
 using PacketHook = std::function<Result<void>(ReceivedPacket&)>;
 
-/// Takes each device-state packet (PROTOCOL.md section 13); in other respects as PacketHook. These packets are not
-/// ordered by SYNC. The bytes are gone when it returns.
+/// Takes each device-state packet (format/packets.md section 13); in other respects as PacketHook. These packets are
+/// not ordered by SYNC. The bytes are gone when it returns.
 struct DeviceStateHook {
   std::function<Result<void>(const DeviceState&)> take{};  ///< empty: such a packet is an error
   std::size_t limit_bytes = 16 * 1024 * 1024;              ///< of one packet; bounds the memory of each channel

@@ -250,7 +250,7 @@ class RecvChannel {
     if (auto gathered = gather(header, block); !gathered) return gathered;
 
     if (!shared_.on_packet) {
-      // Zero pages first, as QEMU does (PROTOCOL.md section 5.2); the two lists are disjoint, gather() saw to it.
+      // Zero pages first, as QEMU does (format/packets.md section 5.2); the two lists are disjoint, gather() saw to it.
       for (std::size_t i = 0; i < header.zero_pages; ++i) apply_zero(block, offset(header.normal_pages + i));
       clock_.lap(counters_.check_ns);
       const std::byte* const host = shared_.map.block(block).host.data();

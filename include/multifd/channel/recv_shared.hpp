@@ -31,7 +31,7 @@ enum class Arrived : std::uint8_t { zero, bytes };
 /// Whether data may come before the first SYNC.
 enum class FirstPacket : std::uint8_t {
   any,
-  sync,  ///< QEMU's sources open with a SYNC (PROTOCOL.md section 6.5); data before it is refused
+  sync,  ///< QEMU's sources open with a SYNC (format/packets.md section 6.5); data before it is refused
 };
 
 /// What all channels of one receiver share.

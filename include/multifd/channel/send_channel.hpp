@@ -149,7 +149,7 @@ class SendChannel {
     return sent;
   }
 
-  /// Written as it is: never compressed, not ordered by SYNC (PROTOCOL.md section 13).
+  /// Written as it is: never compressed, not ordered by SYNC (format/packets.md section 13).
   Result<void> send_device_state(const EncodedPacket& packet) noexcept {
     if (!shared_.limiter.acquire(packet.size)) return {};  // stopped: take() will say so
     if (auto sent = write_headers(0); !sent) return sent;

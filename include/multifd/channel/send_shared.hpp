@@ -73,7 +73,7 @@ struct SendShared {
   EpochGate gate;
   FirstError error;
   std::atomic<bool> wants_answer{false};     ///< set before the hand-off is finished: channel 0 waits for it
-  std::atomic<std::uint64_t> packet_num{0};  ///< one count for all channels (PROTOCOL.md section 3.1)
+  std::atomic<std::uint64_t> packet_num{0};  ///< one count for all channels (format/packets.md section 3.1)
   std::atomic<std::uint32_t> level_changes{0};
   std::atomic<int> level{0};
 };

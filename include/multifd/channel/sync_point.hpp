@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The receiver's barrier (PROTOCOL.md section 6.5): a channel that read a SYNC stops here until all channels have
+// The receiver's barrier (format/packets.md section 6.5): a channel that read a SYNC stops here until all channels have
 // read theirs and, in manual mode, the caller says that its main stream reached the end of the epoch too.
 //
 //   channel 0  ... pages, SYNC -> arrive() |

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
-// Igzip: zlib's bytes on the wire, made and read by ISA-L, several times as fast (PROTOCOL.md section 4.2). One deflate
-// stream per channel for the whole migration, sync-flushed at the end of each packet and never finished: a peer that
-// says zlib, QEMU among them, cannot tell the two apart. The only header that includes ISA-L's, which defines macros
-// with short names (SYNC_FLUSH, COMP_OK).
+// Igzip: zlib's bytes on the wire, made and read by ISA-L, several times as fast (format/packets.md section 4.2). One
+// deflate stream per channel for the whole migration, sync-flushed at the end of each packet and never finished: a peer
+// that says zlib, QEMU among them, cannot tell the two apart. The only header that includes ISA-L's, which defines
+// macros with short names (SYNC_FLUSH, COMP_OK).
 //
 //   payload of packet 0:  78 01 | deflate blocks | 00 00 ff ff      (zlib header once per channel)
 //   payload of packet n:          deflate blocks | 00 00 ff ff      (empty stored block of the sync flush)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// NoComp: the payload is the pages as they lie (PROTOCOL.md section 4.1). Nothing is copied: the encoder
+// NoComp: the payload is the pages as they lie (format/packets.md section 4.1). Nothing is copied: the encoder
 // hands back the buffers that it was given, and a receiver reads straight into guest memory because
 // payload_form says `pages`.
 #pragma once

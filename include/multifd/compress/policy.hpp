@@ -2,7 +2,7 @@
 //
 // The Compressor policy: how the normal pages of a packet become the payload that follows its header, and back.
 // A policy is a copyable struct of parameters with a nested Encoder and Decoder; one of each lives on each channel
-// for the whole migration (PROTOCOL.md section 4: the compression state is per channel and never reset).
+// for the whole migration (format/packets.md section 4: the compression state is per channel and never reset).
 #pragma once
 
 #include <concepts>
@@ -68,9 +68,9 @@ concept HasLiveLevel = requires(typename C::Encoder& encoder, int level) {
 ///
 /// Semantics:
 ///   `name` is the value people type: "none", "zlib". `method` is the packet header's compression bits, inside
-///     wire::flag_compression_mask, 0x3e. No bit and each single bit are QEMU's (PROTOCOL.md section 3.2): who has one of
-///     these speaks that format. Free for compressors of one's own is every value of two bits or more, 0x06 to 0x3e: no
-///     QEMU sends them or lets them in. Give two formats two values, then their ends refuse each other.
+///     wire::flag_compression_mask, 0x3e. No bit and each single bit are QEMU's (format/packets.md section 3.2): who
+///     has one of these speaks that format. Free for compressors of one's own is every value of two bits or more, 0x06
+///     to 0x3e: no QEMU sends them or lets them in. Give two formats two values, then their ends refuse each other.
 ///   `encode(pages)` gets the normal pages of one packet as runs (each a whole number of pages, at least one page in all)
 ///     and returns the payload, 1 to CodecLimits::payload_bytes bytes in at most as many parts as a packet has pages; it
 ///     stays valid until the next call. All of it must be decodable when the packet has arrived (flush). The pages may

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Zlib: one deflate stream per channel for the whole migration, sync-flushed at the end of each packet and
-// never finished (PROTOCOL.md section 4.2). The only header that includes <zlib.h>.
+// never finished (format/packets.md section 4.2). The only header that includes <zlib.h>.
 //
 //   payload of packet 0:  78 xx | deflate blocks | 00 00 ff ff      (zlib header once per channel)
 //   payload of packet n:          deflate blocks | 00 00 ff ff      (empty stored block of the sync flush)

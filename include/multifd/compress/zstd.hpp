@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Zstd: one frame per channel for the whole migration, flushed at the end of each packet and never ended
-// (PROTOCOL.md section 4.3). The only header that includes <zstd.h>.
+// (format/packets.md section 4.3). The only header that includes <zstd.h>.
 //
 //   payload of packet 0:  28 b5 2f fd .. | blocks   (frame header once per channel, no size, no checksum)
 //   payload of packet n:                   blocks   (whole blocks, none of them marked as the last)

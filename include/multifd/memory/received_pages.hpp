@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Which pages have arrived in this migration, or in one form: one bit per page and block, set by every channel at once.
-// Those that came as bytes decide whether a listed zero page must be written (PROTOCOL.md section 5.2).
+// Those that came as bytes decide whether a listed zero page must be written (format/packets.md section 5.2).
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The RAM blocks that a source announces in RAM's START (PROTOCOL.md section 9.5), in its order, found by name.
+// The RAM blocks that a source announces in RAM's START (format/main_stream.md section 9.5), in its order, found by
+// name.
 //
 //   size  field        refused
 //      8  total|0x04   over the limit, 0

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The CONFIGURATION section (PROTOCOL.md section 9.3).
+// The CONFIGURATION section (format/main_stream.md section 9.3).
 //
 //   size  field          refused
 //      1  0x07

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Numbers of QEMU's main migration stream and of its return path, each with its section in PROTOCOL.md.
+// Numbers of QEMU's main migration stream and of its return path, each with its section of format/main_stream.md.
 #pragma once
 
 #include <cstddef>

@@ -35,7 +35,7 @@ inline constexpr std::uint32_t no_block = 0xffffffff;
 /// One element. `bytes` and `data` hold until the parser's next call of next() or room(); `name` as long as the parser.
 struct Element {
   ElementKind kind{};
-  bool closes_epoch = false;       ///< each channel's next SYNC belongs here (PROTOCOL.md section 6)
+  bool closes_epoch = false;       ///< each channel's next SYNC belongs here (format/packets.md section 6)
   bool continues = false;          ///< the record has no name: its block is that of the record before it
   std::uint16_t command = 0;       ///< section 9.7
   std::uint32_t section_id = 0;    ///< as the source chose it

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // How much a source may announce in its main stream. Each length and count from the wire is held against one of these
-// before it is used (PROTOCOL.md section 16, row 19); the parser's memory follows from them alone.
+// before it is used (format/hardening.md section 16, row 19); the parser's memory follows from them alone.
 #pragma once
 
 #include <algorithm>

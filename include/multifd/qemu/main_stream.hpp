@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Cuts QEMU's main migration stream (PROTOCOL.md section 9) into elements, as it arrives. It understands everything up
-// to the end of RAM; from the first device's state on, the stream passes through in pieces (section 9.9).
+// Cuts QEMU's main migration stream (format/main_stream.md section 9) into elements, as it arrives. It understands
+// everything up to the end of RAM; from the first device's state on, the stream passes through in pieces (section 9.9).
 //
 //   header, configuration, commands,
 //   START of ram: ram_size, block*, records, footer       (section_start ... end_of_records, footer)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Writes RAM records for a main stream (PROTOCOL.md section 9.6), for who inserts, changes or names some on the way.
+// Writes RAM records for a main stream (format/main_stream.md section 9.6), for who inserts, changes or names some on
+// the way.
 //
 //   size  field
 //      8  word: offset | flags         0x20 (CONTINUE): no name, same block as the record before

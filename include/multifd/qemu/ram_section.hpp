@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// The payload of RAM's sections (PROTOCOL.md sections 9.5, 9.6): START begins with the block list, then all of them
-// hold records up to EOS. "The same block as before" (CONTINUE) reaches back over section borders, so there is one
-// RamSection for a stream.
+// The payload of RAM's sections (format/main_stream.md sections 9.5 and 9.6): START begins with the block list, then
+// all of them hold records up to EOS. "The same block as before" (CONTINUE) reaches back over section borders, so there
+// is one RamSection for a stream.
 #pragma once
 
 #include <optional>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The return path (PROTOCOL.md section 9.8): what a destination says on the main connection. Encoders for a
+// The return path (format/main_stream.md section 9.8): what a destination says on the main connection. Encoders for a
 // destination, a parser for a source or for who listens in between.
 //
 //   off  size  field    refused

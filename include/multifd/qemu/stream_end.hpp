@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Finds the end of a main stream whose devices nobody here understands (PROTOCOL.md sections 9.2, 9.10, 10 step 10):
+// Finds the end of a main stream whose devices nobody here understands (format/main_stream.md sections 9.2 and 9.10,
+// format/roles.md section 10 step 10):
 //
 //   04  <be32 id>  <len> name  ...state...  7e  <be32 id>      per device; the footer repeats the section's id
 //   00                                                         the end mark

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The connections of one migration source at one address: a main connection and its channels, in any order, told apart
-// by their first four bytes, which stay there to be read (PROTOCOL.md section 1.2). Nobody has to speak in turn: a
+// by their first four bytes, which stay there to be read (format/README.md section 1.2). Nobody has to speak in turn: a
 // connection that says nothing, or something else, keeps no other waiting. A source that gives up and comes again is
 // taken with the connections of its last try, and no others.
 #pragma once

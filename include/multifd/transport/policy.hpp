@@ -60,7 +60,7 @@ concept HasAnswers = requires(const T& link, T& transport, ConstBuffers from, Mu
 ///   `finish()` ends the writing direction in order (TCP: FIN, TLS: close_notify): the peer reads all, then 0.
 ///   `shutdown()` ends both directions at once. Calls that block in the stream return, now and from now on, with an
 ///     error or, for reads, 0. Where the transport can, the peer sees a broken stream (TCP: RST), never an orderly
-///     end: PROTOCOL.md section 16, row 26.
+///     end: format/hardening.md section 16, row 26.
 /// Errors: what the operating system says, or an Errc; stage `read`, `write` or `close`. A transport does not fill in
 ///   channel and packet.
 /// Threads: one thread writes, one reads; `shutdown()` comes from any thread while they do, any number of times.

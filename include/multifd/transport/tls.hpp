@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // TlsTransport: the Transport over TLS on a connected socket, by GnuTLS, as QEMU does it: each connection is a session
-// of its own from its first byte on (PROTOCOL.md section 14). The handshake comes first, and for all connections of a
+// of its own from its first byte on (format/tls.md section 14). The handshake comes first, and for all connections of a
 // migration at once: a server may see channels before it has read the end of the main connection's handshake.
 //
 //   auto credentials = TlsCredentials::x509("/etc/pki/qemu", TlsRole::client);

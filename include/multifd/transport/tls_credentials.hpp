@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // What one side of a TLS connection proves itself with, and what it takes from the other: certificates in a directory
-// laid out as QEMU's tls-creds-x509 wants it, or pre-shared keys in a file (PROTOCOL.md section 14). Files are read
+// laid out as QEMU's tls-creds-x509 wants it, or pre-shared keys in a file (format/tls.md section 14). Files are read
 // here, once; sessions share what was read.
 #pragma once
 

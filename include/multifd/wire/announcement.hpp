@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// What a sender of ours announces about its settings in the reserved bytes of its hellos (PROTOCOL.md section 2). The
-// channels are one-way, so nothing is negotiated: the receiver compares, and refuses what differs before any page comes.
+// What a sender of ours announces about its settings in the reserved bytes of its hellos (format/packets.md section 2).
+// The channels are one-way, so nothing is negotiated: the receiver compares, and refuses what differs before any page
+// comes.
 //
 //   off  size  field
 //    28     4  tag        "mfAN"; anything else: nothing is announced (QEMU writes zeros)

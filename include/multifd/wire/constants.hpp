@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Numbers of the multifd wire format, each with its place in PROTOCOL.md (the project's description of the format;
-// `since` names the QEMU version that brought it).
+// Numbers of the multifd wire format, each with its section of the formats' text: format/README.md says which file
+// has it. `since` names the QEMU version that brought a number.
 #pragma once
 
 #include <cstddef>

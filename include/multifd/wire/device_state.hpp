@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Device-state packets (PROTOCOL.md section 13, since QEMU 10.0): a device's state on a multifd channel, with a header
-// of its own that is shorter than a RAM packet's.
+// Device-state packets (format/packets.md section 13, since QEMU 10.0): a device's state on a multifd channel, with a
+// header of its own that is shorter than a RAM packet's.
 //
 //   off  size  field             refused
 //     0     4  magic             anything but 0x11223344

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// A channel's hello: the 64 bytes that open it (PROTOCOL.md section 2).
+// A channel's hello: the 64 bytes that open it (format/packets.md section 2).
 //
 //   off  size  field      refused
 //     0     4  magic      anything but 0x11223344

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The RAM packet header (PROTOCOL.md section 3): encoding, parsing, and every check that needs no memory map.
+// The RAM packet header (format/packets.md section 3): encoding, parsing, and every check that needs no memory map.
 //
 //   off  size   field             refused (section 16)
 //     0     4   magic             anything but 0x11223344

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// What a peer can do, by generation. The wire negotiates nothing (PROTOCOL.md section 1.3), so the caller says what
-// stands on the other side. One table, one row per generation; receivers need no row, they accept every generation.
+// What a peer can do, by generation. The wire negotiates nothing (format/README.md section 1.3), so the caller says
+// what stands on the other side. One table, one row per generation; receivers need no row, they accept every
+// generation.
 #pragma once
 
 #include <array>
@@ -14,7 +15,7 @@
 
 namespace multifd {
 
-/// When a QEMU peer of that generation, with a machine type of its own, expects SYNCs (PROTOCOL.md section 6.1).
+/// When a QEMU peer of that generation, with a machine type of its own, expects SYNCs (format/packets.md section 6.1).
 enum class SyncStyle : std::uint8_t {
   per_section,  ///< at the end of every RAM section of the main stream (up to 8.0)
   per_round,    ///< at each MULTIFD_FLUSH record (8.1 and later)
@@ -31,7 +32,7 @@ struct PeerProfile {
   SyncStyle sync_style;   ///< per_section: does not know the FLUSH record at all
 };
 
-/// Every known generation, oldest first (PROTOCOL.md section 15). A row holds until the next.
+/// Every known generation, oldest first (format/versions.md section 15). A row holds until the next.
 inline constexpr std::array<PeerProfile, 7> peer_profiles{{
     // name        version  zero_lists device_state digests sync_style
     {"qemu-7.2", 7, 2, false, false, false, SyncStyle::per_section},

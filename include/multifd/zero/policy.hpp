@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The ZeroPagePolicy: which guest pages travel as an offset instead of as bytes, and who finds them.
-// The three models are QEMU's `zero-page-detection` values (PROTOCOL.md section 5.1).
+// The three models are QEMU's `zero-page-detection` values (format/packets.md section 5.1).
 #pragma once
 
 #include <concepts>
@@ -120,7 +120,7 @@ struct ZeroPagesLegacy final : detail::ReadingCheck {
 };
 
 /// Checks on the channels' threads and lists zero pages in the packet. QEMU 9.0 and later; an older peer drops the
-/// list without a word and its guest keeps stale pages (PROTOCOL.md section 5.3), so PeerProfile guards it.
+/// list without a word and its guest keeps stale pages (format/packets.md section 5.3), so PeerProfile guards it.
 ///
 /// A QEMU takes the first zero page that is listed at a place for what its memory holds already, and does not write it
 /// (section 5.2; from 10.1 on it writes with the capability postcopy-ram). So towards a QEMU this is for memory that is

@@ -112,7 +112,7 @@ TEST_CASE("A per-round stream, with switchover: FLUSH closes epochs, EOS does no
   CHECK(outcome.bytes == stream.bytes);
 }
 
-TEST_CASE("The shapes of PROTOCOL.md section 6.2 close as many epochs as their sources sent SYNCs") {
+TEST_CASE("The shapes of format/packets.md section 6.2 close as many epochs as their sources sent SYNCs") {
   const auto closes = [](std::string_view shape) {
     Stream stream;
     stream.header().configuration();

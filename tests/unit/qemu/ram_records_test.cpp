@@ -8,7 +8,7 @@ using test::Bytes;
 using test::page;
 using test::Stream;
 
-TEST_CASE("Encoded records are the table of PROTOCOL.md section 9.6, with a name and with CONTINUE") {
+TEST_CASE("Encoded records are the table of format/main_stream.md section 9.6, with a name and with CONTINUE") {
   Bytes to(qemu::max_zero_record_bytes);
   const auto first = [&](std::size_t size) {
     return Bytes(to.begin(), to.begin() + static_cast<std::ptrdiff_t>(size));

@@ -60,7 +60,7 @@ void check_unheard(const Stream& stream, Errc code, std::uint64_t detail) {
 
 }  // namespace
 
-TEST_CASE("Encoded messages are those of a real destination (PROTOCOL.md section 9.8)") {
+TEST_CASE("Encoded messages are those of a real destination (format/main_stream.md section 9.8)") {
   CHECK(std::ranges::equal(qemu::encode_pong(1), Stream().be(4, 0x00020004).be(4, 1).bytes));
   CHECK(std::ranges::equal(qemu::encode_pong(0xdeadbeef), Stream().be(4, 0x00020004).be(4, 0xdeadbeef).bytes));
   CHECK(std::ranges::equal(qemu::encode_shut(0), Stream().be(8, 0x0001'0004'0000'0000).bytes));

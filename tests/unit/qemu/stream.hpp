@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Builds main streams byte by byte from the tables of PROTOCOL.md section 9, without a line of the library's, and runs
-// the parser over them: what it cut them into, as text.
+// Builds main streams byte by byte from the tables of format/main_stream.md section 9, without a line of the library's,
+// and runs the parser over them: what it cut them into, as text.
 #pragma once
 
 #include <doctest/doctest.h>

@@ -8,7 +8,7 @@
 
 namespace wire = multifd::wire;
 
-TEST_CASE("Pages and header bytes per page size are those of PROTOCOL.md section 3") {
+TEST_CASE("Pages and header bytes per page size are those of format/packets.md section 3") {
   struct Row {
     std::size_t page_bytes, pages, header_bytes;
   };
@@ -35,7 +35,7 @@ TEST_CASE("A page size is a power of two from 1024 to 65536, nothing else") {
   CHECK_FALSE(wire::valid_page_bytes(std::size_t{1} << 63));
 }
 
-TEST_CASE("Flags have the values of PROTOCOL.md section 3.2, and methods lie inside the mask") {
+TEST_CASE("Flags have the values of format/packets.md section 3.2, and methods lie inside the mask") {
   CHECK(wire::flag_sync == 0x01);
   CHECK(wire::flag_none == 0x00);
   CHECK(wire::flag_zlib == 0x02);
@@ -49,7 +49,7 @@ TEST_CASE("Flags have the values of PROTOCOL.md section 3.2, and methods lie ins
         wire::flag_compression_mask);
 }
 
-TEST_CASE("Sizes and magic numbers are those of PROTOCOL.md") {
+TEST_CASE("Sizes and magic numbers are those of the formats' text") {
   CHECK(wire::magic == 0x11223344);
   CHECK(wire::version == 1);
   CHECK(wire::main_stream_magic == (std::uint32_t{'Q'} << 24 | 'E' << 16 | 'V' << 8 | 'M'));

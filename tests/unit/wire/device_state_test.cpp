@@ -19,7 +19,7 @@ namespace {
 
 constexpr std::size_t limit = 1024 * 1024;
 
-/// The table of PROTOCOL.md section 13, row by row.
+/// The table of format/packets.md section 13, row by row.
 Bytes by_the_table(std::string_view idstr, std::uint32_t instance_id, std::uint32_t next_packet_size) {
   Bytes bytes(276);
   put32(bytes, 0, 0x11223344);  // magic
@@ -58,7 +58,7 @@ std::string hex(std::span<const std::byte> bytes) {
 
 }  // namespace
 
-TEST_CASE("An encoded header is the table of PROTOCOL.md section 13, byte for byte") {
+TEST_CASE("An encoded header is the table of format/packets.md section 13, byte for byte") {
   Bytes encoded(276, std::byte{0xa5});
   const Bytes payload(0x010203);
   wire::encode_device_state_header(encoded.data(), {"0000:00:05.0/vfio", 0x01020304, payload});

@@ -22,7 +22,7 @@ Uuid counting_uuid() {
   return uuid;
 }
 
-/// The table of PROTOCOL.md section 2, row by row.
+/// The table of format/packets.md section 2, row by row.
 Bytes by_the_table(const Uuid& uuid, std::uint8_t id) {
   Bytes bytes(64);
   put32(bytes, 0, 0x11223344);
@@ -45,7 +45,7 @@ void check_refused(const Bytes& bytes, unsigned channels, Errc code, std::uint64
 
 }  // namespace
 
-TEST_CASE("An encoded initial packet is the table of PROTOCOL.md section 2, byte for byte") {
+TEST_CASE("An encoded initial packet is the table of format/packets.md section 2, byte for byte") {
   const wire::InitPacketBytes bytes = wire::encode(wire::InitPacket{.uuid = counting_uuid(), .id = 0xc3});
   CHECK(std::ranges::equal(bytes, by_the_table(counting_uuid(), 0xc3)));
   CHECK(std::ranges::equal(wire::encode(wire::InitPacket{}), by_the_table(Uuid{}, 0)));

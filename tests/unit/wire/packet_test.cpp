@@ -21,7 +21,7 @@ namespace {
 constexpr PacketLimits nocomp{};
 constexpr PacketLimits zlib{.method = wire::flag_zlib};
 
-/// A data packet of the table of PROTOCOL.md section 3.1, row by row: 2 normal pages and 3 zero pages of 4
+/// A data packet of the table of format/packets.md section 3.1, row by row: 2 normal pages and 3 zero pages of 4
 /// KiB.
 Bytes data_packet(std::uint32_t flags = 0, std::uint32_t next_packet_size = 2 * 4096) {
   Bytes bytes(1344);
@@ -63,7 +63,7 @@ void check_refused(const Bytes& bytes, const PacketLimits& limits, Errc code, st
 
 }  // namespace
 
-TEST_CASE("An encoded header is the table of PROTOCOL.md section 3.1, byte for byte") {
+TEST_CASE("An encoded header is the table of format/packets.md section 3.1, byte for byte") {
   const PacketHeader header{.flags = 0x80000004,
                             .pages_alloc = 128,
                             .normal_pages = 0x21,

@@ -11,7 +11,7 @@ using multifd::Errc;
 using multifd::PeerProfile;
 using multifd::SyncStyle;
 
-TEST_CASE("Each generation can do what PROTOCOL.md section 15 says") {
+TEST_CASE("Each generation can do what format/versions.md section 15 says") {
   struct Row {
     const char* name;
     bool zero_lists, device_state, digests;

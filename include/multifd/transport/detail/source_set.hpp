@@ -26,7 +26,7 @@ struct Arrival {
   std::optional<std::uint32_t> magic{};  ///< its first four bytes, big-endian; none: it said too little
 };
 
-/// A channel's hello: where its id is (PROTOCOL.md section 2).
+/// A channel's hello: where its id is (format/packets.md section 2).
 inline constexpr std::size_t hello_id_at = 24;
 inline constexpr std::size_t hello_uuid_at = 8;
 

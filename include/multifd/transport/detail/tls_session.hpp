@@ -210,7 +210,7 @@ class TlsSession {
   int init() {
     const bool server = credentials_.role() == TlsRole::server;
     // No tickets: a source never reads, and what it has not read makes its kernel reset the connection when it closes,
-    // which loses data on the way (PROTOCOL.md section 14).
+    // which loses data on the way (format/tls.md section 14).
     // A client shows its certificate even when the server's list of authorities says that it will be refused: then the
     // server says why.
     const unsigned flags = server ? GNUTLS_SERVER | GNUTLS_NO_TICKETS : GNUTLS_CLIENT | GNUTLS_FORCE_CLIENT_CERT;
