@@ -3,9 +3,8 @@
 
     python3 tests/interop/mismatch.py --programs build/dev/examples
 
-Nothing is negotiated between a source and a destination (format/README.md
-section 1.3): whoever mistypes a setting depends on these
-messages. Each case is one wrong setting of the source, or of the destination behind qemu_relay, or a stranger.
+Nothing is negotiated between a source and a destination (format/README.md section 1.3): whoever mistypes a setting
+depends on these messages. Each case is one wrong setting of the source, or of the destination behind qemu_relay, or a stranger.
 """
 
 import contextlib
