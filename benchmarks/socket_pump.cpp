@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <multifd/transport/socket.hpp>
-#include <multifd/wire/constants.hpp>
+#include <multifd/format/constants.hpp>
 
 #include <CLI/CLI.hpp>
 #include <chrono>
@@ -28,7 +28,7 @@ namespace {
 
 using namespace multifd;
 static_assert(pump::default_header_bytes == wire::header_bytes(4096));
-static_assert(pump::default_packet_bytes == wire::packet_page_bytes);
+static_assert(pump::default_packet_bytes == multifd::batch_bytes);
 
 struct Settings {
   std::string listen;
@@ -185,7 +185,7 @@ int main(int argc, char** argv) {
                    ->transform(CLI::AsSizeValue(false));
   listen->needs(size);
   app.add_option("--channels", settings.channels, "Connections")
-      ->check(CLI::Range(1u, wire::max_channels))
+      ->check(CLI::Range(1u, multifd::max_channels))
       ->capture_default_str();
   app.add_option("--socket-buffer", settings.socket_buffer,
                  "SO_SNDBUF and SO_RCVBUF in bytes, as 256K (0: the kernel's)")

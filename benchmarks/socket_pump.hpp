@@ -29,7 +29,7 @@
 
 namespace pump {
 
-/// multifd's sizes with pages of 4 KiB: wire::header_bytes(4096) and wire::packet_page_bytes.
+/// multifd's sizes with pages of 4 KiB: wire::header_bytes(4096) and multifd::batch_bytes.
 inline constexpr std::size_t default_header_bytes = 1344;
 inline constexpr std::size_t default_packet_bytes = 512 * 1024;
 

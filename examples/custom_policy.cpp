@@ -224,7 +224,7 @@ int main(int argc, char** argv) {
   std::string json_path;
   CLI::App app("Moves memory through a stack of user-written policies.", "custom_policy");
   app.add_option("--channels", channels, "Connections")
-      ->check(CLI::Range(1u, wire::max_channels))
+      ->check(CLI::Range(1u, multifd::max_channels))
       ->capture_default_str();
   program::add_size(app, "--memory", memory, "How much, a multiple of 4096")->capture_default_str();
   app.add_option("--json", json_path, "Write one JSON object to a file, or to stdout for -");

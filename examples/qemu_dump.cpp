@@ -102,7 +102,7 @@ class Dump {
       // arrived, what fails is a file.
       if (receiver_ && !stopped && !whole_) {
         receiver_->cancel();
-        const auto first = receiver_->sync();
+        const auto first = receiver_->release_epoch();
         if (first.error().code != Errc::cancelled) throw source_.failure(first.error());
       }
       if (stopped) throw Failure("cancelled by a signal");
@@ -142,7 +142,7 @@ class Dump {
     }
     if (element.closes_epoch) {
       source_.refuse_more_channels(*receiver_);
-      need(receiver_->sync());
+      need(receiver_->release_epoch());
       ++epochs_;
     }
   }
@@ -186,14 +186,11 @@ class Dump {
   /// A page on the main stream: a zero page, or its bytes.
   void take_page(const qemu::Element& element, std::span<const std::byte> bytes) {
     const BlockId block{element.block};
-    const bool had_bytes = need(
-        receiver_->mark_received(block, element.offset, bytes.empty() ? Arrived::zero : Arrived::bytes), "main stream");
-    const std::span<std::byte> page = need(ram_.resolve(block, element.offset), "main stream");
     ++main_pages_;
-    if (!bytes.empty())
-      std::ranges::copy(bytes, page.begin());
-    else if (had_bytes && !buffer_is_zero(page.data(), page.size()))
-      std::ranges::fill(page, std::byte{0});
+    if (bytes.empty())
+      need(receiver_->apply_zero(block, element.offset), "main stream");
+    else
+      need(receiver_->apply_page(block, element.offset, bytes), "main stream");
   }
 
   /// Reads past the devices' state, which nobody here understands, to the stream's end. A source without a return path

@@ -73,7 +73,7 @@ int migrate(const Settings& settings) {
     socket.send_buffer_bytes = socket.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
     program::tell_of_smaller_buffers(SO_RCVBUF, settings.socket_buffer);
     const Address address = program::address_of(settings.listen, "--listen");
-    auto listener = need(Listener::listen(address, wire::max_channels + 1u, socket), "listen on " + settings.listen);
+    auto listener = need(Listener::listen(address, multifd::max_channels + 1u, socket), "listen on " + settings.listen);
     program::tell("listening on {}\n", to_string(listener.local_address()));
     Accepted source = program::accept_source(listener, settings.channels, interrupt, settings.limits, settings.tls);
     try {
@@ -85,7 +85,7 @@ int migrate(const Settings& settings) {
       if (!settings.compression.empty() && compression != settings.compression)
         throw Failure(fmt::format("the source compresses with {}, --compression here says {}", compression,
                                   settings.compression));
-      if (!wire::valid_page_bytes(page_size) || bytes == 0 || bytes % page_size != 0)
+      if (!multifd::valid_page_bytes(page_size) || bytes == 0 || bytes % page_size != 0)
         throw Failure(fmt::format("the source announces {} bytes in pages of {}", bytes, page_size));
 
       if (!settings.populate) target.allocate(bytes);
@@ -166,7 +166,7 @@ int main(int argc, char** argv) {
                     "SO_RCVBUF of what connects (0: the kernel's choice); net.core.rmem_max at most")
       ->check(CLI::Range(0u, 1u << 30));
   app.add_option("--channels", settings.channels, "Insist on that many channels (0: whatever the sender announces)")
-      ->check(CLI::Range(0u, wire::max_channels))
+      ->check(CLI::Range(0u, multifd::max_channels))
       ->capture_default_str();
   app.add_option("--compression", settings.compression, "Insist on a method (default: whatever the sender announces)")
       ->check(CLI::IsMember(program::compressor_names()));
@@ -175,7 +175,7 @@ int main(int argc, char** argv) {
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   return program::run(app, argc, argv, [&] {
     if (settings.file.empty() && !settings.discard) throw program::Usage("--file or --discard is needed");
-    if (settings.populate && (settings.size == 0 || settings.size % wire::min_page_bytes != 0))
+    if (settings.populate && (settings.size == 0 || settings.size % multifd::min_page_bytes != 0))
       throw program::Usage("--populate needs --size, the exact size that will be sent");
     settings.tls.prepare(program::address_of(settings.listen, "--listen"));
     return migrate(settings);

@@ -84,7 +84,10 @@ Outcome send(const Settings& settings, const program::Mapping& file, Control& co
         },
         settings.limits.hint);
     for (unsigned round = 0; round < settings.rounds; ++round) {
-      const auto on_zero = [&](std::uint64_t offset) { zeros.add(offset); };
+      const auto on_zero = [&](std::uint64_t offset) {
+        zeros.add(offset);
+        return true;
+      };
       std::uint64_t done = 0;
       for (const program::Run& run : file.data(settings.page_size)) {
         need(sender->queue_zeros(block, done, run.offset - done, on_zero));
@@ -92,7 +95,7 @@ Outcome send(const Settings& settings, const program::Mapping& file, Control& co
         done = run.offset + run.bytes;
       }
       need(sender->queue_zeros(block, done, bytes.size() - done, on_zero));
-      need(sender->sync());
+      need(sender->close_epoch());
       zeros.flush();
       control.send(MessageType::round_end);
     }
@@ -106,7 +109,7 @@ int migrate(const Settings& settings) {
   const program::Stopwatch watch;
   program::JsonFile json_file(settings.json_path);
   try {
-    if (!wire::valid_page_bytes(settings.page_size))
+    if (!multifd::valid_page_bytes(settings.page_size))
       throw program::Usage("--page-size: a power of two from 1024 to 65536");
     const auto file = program::Mapping::read_file(settings.file, settings.size, settings.page_size);
     program::need_descriptors(settings.stack.channels + 1);

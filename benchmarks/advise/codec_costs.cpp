@@ -3,10 +3,10 @@
 // measure_codecs(): every policy of program::Compressors, so that a new one needs a row in levels_of() at most.
 #include <fmt/format.h>
 
-#include <multifd/channel/page_runs.hpp>
 #include <multifd/compress/policy.hpp>
+#include <multifd/format/constants.hpp>
+#include <multifd/memory/page_runs.hpp>
 #include <multifd/thread.hpp>
-#include <multifd/wire/constants.hpp>
 
 #include <algorithm>
 #include <cstring>
@@ -128,7 +128,7 @@ CodecCosts measure(const C& parameters, const Packets& packets, double seconds) 
       costs.encode_ns = full.encode_ns / full.bytes;
       costs.decode_ns = full.decode_ns / full.bytes;
     }
-    static std::vector<std::byte> zeros(wire::packet_page_bytes);
+    static std::vector<std::byte> zeros(multifd::batch_bytes);
     const Tally zero = code(parameters, 64, seconds / 10, double(4 << 20), [&](std::size_t, PageRuns& runs) {
       runs.clear();
       runs.add(zeros.data(), zeros.size());

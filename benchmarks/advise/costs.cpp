@@ -51,7 +51,7 @@ double measure_queue(const Image& image, double seconds) {
       need(sender.queue_range(block, 0, image.sample().size()));
       pages += static_cast<double>(image.zero.size());
     }
-    need(sender.sync_and_wait());
+    need(sender.close_epoch_and_wait());
     return static_cast<double>(thread_cpu_ns() - start) / pages;
   });
   need(sender.close_channels());
@@ -64,13 +64,17 @@ double measure_check(std::span<const std::byte> memory, std::size_t zero_pages, 
   const std::byte* const host = memory.data();
   const std::size_t pages = memory.size() / page_bytes;
   std::array<std::uint64_t, zero_mask_pages> offsets;
+  std::array<const std::byte*, zero_mask_pages> group_pages;
   return quickest_pass(seconds, [&] {
     std::uint64_t found = 0;
     const std::uint64_t start = thread_cpu_ns();
     for (std::size_t first = 0; first < pages; first += offsets.size()) {
       const std::size_t count = std::min(offsets.size(), pages - first);
-      for (std::size_t i = 0; i < count; ++i) offsets[i] = (first + i) * page_bytes;
-      const PageGroup group{.block = {}, .host = host, .page_bytes = page_bytes, .offsets = {offsets.data(), count}};
+      for (std::size_t i = 0; i < count; ++i) {
+        offsets[i] = (first + i) * page_bytes;
+        group_pages[i] = host + offsets[i];
+      }
+      const PageGroup group{.page_bytes = page_bytes, .offsets = {offsets.data(), count}, .pages = group_pages.data()};
       found += static_cast<std::uint64_t>(__builtin_popcountll(zero_mask(policy, group)));
     }
     const auto spent = static_cast<double>(thread_cpu_ns() - start);
@@ -253,7 +257,7 @@ double measure_busy(const Image& image, double seconds, unsigned cores) {
           const program::Stopwatch watch;
           const std::uint64_t start = thread_cpu_ns();
           double bytes = 0;
-          const std::size_t packet = std::min(wire::packet_page_bytes, image.sample().size());
+          const std::size_t packet = std::min(multifd::batch_bytes, image.sample().size());
           for (std::size_t at = image.sample().size() / threads * i; watch.seconds() < seconds; at += packet) {
             if (at + packet > image.sample().size()) at = 0;
             const iovec pages = const_buffer(image.sample().subspan(at, packet));

@@ -7,7 +7,7 @@
 
 #include <multifd/multifd.hpp>
 #include <multifd/transport/connect.hpp>
-#include <multifd/wire/byte_order.hpp>
+#include <multifd/format/byte_order.hpp>
 
 #include <algorithm>
 #include <array>

@@ -3,7 +3,7 @@
 // multifd_advise: which stack of compressor, zero pages and channels suits this guest, this link and this host.
 #include <fmt/format.h>
 
-#include <multifd/wire/constants.hpp>
+#include <multifd/format/constants.hpp>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -247,7 +247,7 @@ int main(int argc, char** argv) {
                  "Where the destination has others (--connect: what the peer says)")
       ->check(CLI::Range(1u, 1024u));
   app.add_option("--channels", settings.channels, "Numbers of channels to predict")
-      ->check(CLI::Range(1u, multifd::wire::max_channels))
+      ->check(CLI::Range(1u, multifd::max_channels))
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--destination", settings.destination,

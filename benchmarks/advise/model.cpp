@@ -3,8 +3,8 @@
 
 #include <fmt/format.h>
 
-#include <multifd/wire/constants.hpp>
-#include <multifd/wire/init_packet.hpp>
+#include <multifd/format/constants.hpp>
+#include <multifd/format/init_packet.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -74,7 +74,7 @@ Transfer transfer(std::span<std::byte> from, const program::Mapping& to, Destina
           program::open_receiver(options.compressor, destination_ram, program::plain_links(std::move(in)), {});
       if (!receiver) return std::unexpected(receiver.error());
       const program::OnInterrupt cancel(interrupt, [&] { (*receiver)->cancel(); });
-      if (auto synced = (*receiver)->sync(); !synced) return std::unexpected(synced.error());
+      if (auto synced = (*receiver)->release_epoch(); !synced) return std::unexpected(synced.error());
       if (auto finished = (*receiver)->finish(); !finished) return finished;
       run.receivers_cpu_s = channel_cpu_s((*receiver)->stats().channels);
       return {};
@@ -87,9 +87,9 @@ Transfer transfer(std::span<std::byte> from, const program::Mapping& to, Destina
     const program::OnInterrupt cancel(interrupt, [&] { sender->cancel(); });
     const std::uint64_t start = thread_cpu_ns();
     std::uint64_t zeros = 0;
-    if (auto queued = sender->queue_range(block, 0, from.size(), [&](std::uint64_t) { ++zeros; }); !queued)
+    if (auto queued = sender->queue_range(block, 0, from.size(), [&](std::uint64_t) { return ++zeros != 0; }); !queued)
       return std::unexpected(queued.error());
-    if (auto synced = sender->sync(); !synced) return std::unexpected(synced.error());
+    if (auto synced = sender->close_epoch(); !synced) return std::unexpected(synced.error());
     if (auto closed = sender->close_channels(); !closed) return closed;
     run.producer_cpu_s = static_cast<double>(thread_cpu_ns() - start) * 1e-9;
     return {};

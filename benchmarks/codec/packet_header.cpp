@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "multifd/memory/ram_map.hpp"
-#include "multifd/wire/packet.hpp"
+#include "multifd/format/packet.hpp"
 
 namespace {
 

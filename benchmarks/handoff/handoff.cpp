@@ -17,13 +17,13 @@
 
 #include "handoff/locking.hpp"
 #include "handoff/spsc_pairs.hpp"
-#include "multifd/channel/handoff.hpp"
+#include "multifd/engine/batch_handoff.hpp"
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
 using multifd::PageBatch;
-using multifd::Work;
+using multifd::engine::Work;
 
 constexpr unsigned depth = 16;  // as SenderOptions has it
 constexpr std::size_t packet_pages = 128;
@@ -66,8 +66,8 @@ struct Usage {
 
 struct Shared {
   static constexpr const char* name = "shared_ring";
-  explicit Shared(unsigned workers) : handoff(*multifd::BatchHandoff::create(workers, depth, packet_pages)) {}
-  std::unique_ptr<multifd::BatchHandoff> handoff;
+  explicit Shared(unsigned workers) : handoff(*multifd::engine::BatchHandoff::create(workers, depth, packet_pages)) {}
+  std::unique_ptr<multifd::engine::BatchHandoff> handoff;
 };
 struct Pairs {
   static constexpr const char* name = "spsc_pairs";

@@ -13,12 +13,12 @@
 #include <mutex>
 #include <vector>
 
-#include "multifd/channel/handoff.hpp"
+#include "multifd/engine/batch_handoff.hpp"
 
 namespace rivals {
 
 using multifd::PageBatch;
-using multifd::Work;
+using multifd::engine::Work;
 
 class Semaphores {
  public:

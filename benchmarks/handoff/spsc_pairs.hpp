@@ -14,7 +14,7 @@
 #include <optional>
 #include <span>
 
-#include "multifd/channel/handoff.hpp"
+#include "multifd/engine/batch_handoff.hpp"
 
 namespace rivals {
 
@@ -22,7 +22,7 @@ using namespace multifd;
 
 /// Hand-off between one producer and N workers.
 ///
-/// Threads: put(), close_epoch(), flush(), finish() by the producer; take(c), give_back(c) by worker c; stop() by any.
+/// Threads: put(), close_epoch(), push_out(), finish() by the producer; take(c), give_back(c) by worker c; stop() by any.
 /// Progress: put() blocks when every channel is full; take() blocks when there is nothing to do; the rest never does.
 /// Cost: nothing is allocated after create(); two ring operations a batch; a system call only to wake a sleeper.
 class SpscPairs {
@@ -33,7 +33,7 @@ class SpscPairs {
   ///
   /// Errors: Errc::bad_channel_count, bad_option; ENOMEM.
   static Result<std::unique_ptr<SpscPairs>> create(unsigned channels, unsigned depth, std::size_t packet_pages) {
-    if (channels == 0 || channels > wire::max_channels)
+    if (channels == 0 || channels > multifd::max_channels)
       return fail(Errc::bad_channel_count, Stage::setup, "hand-off", channels);
     if (depth < 2 || depth > max_depth) return fail(Errc::bad_option, Stage::setup, "queue depth", depth);
     std::unique_ptr<SpscPairs> handoff(new (std::nothrow) SpscPairs(channels, depth));
@@ -74,7 +74,7 @@ class SpscPairs {
   }
 
   /// Lets workers see batches that they were not woken for.
-  void flush() noexcept { wake_all(); }
+  void push_out() noexcept { wake_all(); }
 
   /// No more batches and epochs: workers drain what is there, then get Kind::finished.
   void finish() noexcept {
@@ -173,12 +173,12 @@ class SpscPairs {
     const std::uint64_t closed = closed_.load(std::memory_order_acquire);  // meets close_epoch()
     if (mine.full.read_available() != 0) {
       PageBatch* batch = mine.full.front();
-      if (batch->epoch > mine.synced) return Work{.kind = Work::Kind::sync, .epoch = mine.synced++};
+      if (batch->epoch > mine.synced) return Work{.kind = Work::Kind::close_epoch, .epoch = mine.synced++};
       mine.full.pop();
       ++mine.taken;
       return Work{.kind = Work::Kind::batch, .batch = batch, .epoch = batch->epoch};
     }
-    if (closed > mine.synced) return Work{.kind = Work::Kind::sync, .epoch = mine.synced++};
+    if (closed > mine.synced) return Work{.kind = Work::Kind::close_epoch, .epoch = mine.synced++};
     if (finished) return Work{.kind = Work::Kind::finished};
     return std::nullopt;
   }

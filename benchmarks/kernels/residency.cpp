@@ -104,11 +104,15 @@ class Guest {
   template <class Z>
   std::size_t count_zero(const Z& policy, std::size_t first_page, std::size_t count) const {
     std::array<std::uint64_t, multifd::zero_mask_pages> offsets;
+    std::array<const std::byte*, multifd::zero_mask_pages> pages;
     std::size_t zero = 0;
     for (std::size_t done = 0; done < count;) {
       const std::size_t n = std::min(offsets.size(), count - done);
-      for (std::size_t i = 0; i < n; ++i) offsets[i] = (first_page + done + i) * page_bytes;
-      const multifd::PageGroup group{block_, host(), page_bytes, std::span(offsets).first(n)};
+      for (std::size_t i = 0; i < n; ++i) {
+        offsets[i] = (first_page + done + i) * page_bytes;
+        pages[i] = host() + offsets[i];
+      }
+      const multifd::PageGroup group{block_, page_bytes, std::span(offsets).first(n), pages.data()};
       zero += static_cast<std::size_t>(std::popcount(multifd::zero_mask(policy, group)));
       done += n;
     }

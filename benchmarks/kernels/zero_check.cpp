@@ -54,7 +54,9 @@ std::size_t count_by_policy(const std::byte* host, std::span<const std::uint64_t
   std::size_t zero = 0;
   for (std::size_t first = 0; first < offsets.size(); first += multifd::zero_mask_pages) {
     const auto group = offsets.subspan(first, std::min(multifd::zero_mask_pages, offsets.size() - first));
-    zero += static_cast<std::size_t>(std::popcount(policy.zero_mask({{}, host, page_bytes, group})));
+    std::array<const std::byte*, multifd::zero_mask_pages> pages;
+    for (std::size_t i = 0; i < group.size(); ++i) pages[i] = host + group[i];
+    zero += static_cast<std::size_t>(std::popcount(policy.zero_mask({{}, page_bytes, group, pages.data()})));
   }
   return zero;
 }

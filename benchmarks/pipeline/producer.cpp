@@ -50,7 +50,7 @@ void measure(benchmark::State& state, std::uint64_t pages_for_one, Queue&& queue
   RamMap ram;
   const BlockId block = ram.add_read_only("ram", guest()).value();
   const auto workers = static_cast<unsigned>(state.range(0));
-  const std::uint64_t burst = workers * BatchHandoff::default_depth(workers) * ram.packet_pages() / 2;
+  const std::uint64_t burst = workers * engine::BatchHandoff::default_depth(workers) * ram.batch_pages() / 2;
   double cpu = 0;
   double wall = 0;
   double pages = 0;
@@ -65,7 +65,7 @@ void measure(benchmark::State& state, std::uint64_t pages_for_one, Queue&& queue
       queued += queue(sender, block, first, step);
       seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
       cpu += thread_cpu_ns() - cpu_before;
-      check(sender.sync_and_wait());
+      check(sender.close_epoch_and_wait());
     }
     if (sender.stats().producer_waits != 0) throw std::runtime_error("the producer has waited");
     check(sender.close_channels());

@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 #include <sys/socket.h>
-#include <multifd/transport/accept_source.hpp>
+#include <multifd/qemu/accept_source.hpp>
 
 #include <array>
 #include <atomic>
@@ -180,7 +180,7 @@ class Setup {
 
   void take_hello() {
     const auto announced = field<unsigned>(*hello_, "channels");
-    if (announced < 1 || announced > wire::max_channels)
+    if (announced < 1 || announced > multifd::max_channels)
       throw Failure(fmt::format("the source announces {} channels; 1 to 255 can be", announced));
     if (insisted_ != 0 && announced != insisted_)
       throw Failure(fmt::format("the source sends over {} channels, --channels here says {}", announced, insisted_));
@@ -274,7 +274,7 @@ class Setup {
   const unsigned insisted_;
   const multifd::Interrupt& interrupt_;
   const TimeLimits& limits_;
-  multifd::detail::SourceSet<Link> set_{wire::max_channels};
+  multifd::detail::SourceSet<Link> set_{multifd::max_channels};
   std::uint64_t main_number_ = 0;  ///< of the set's main connection, in the order in which they were accepted
   HelloReader reader_;
   std::optional<nlohmann::json> hello_;  ///< of the set's main connection

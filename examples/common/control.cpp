@@ -230,7 +230,7 @@ void ZeroRuns::flush() {
 }
 
 std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map, multifd::BlockId block,
-                              const std::function<multifd::Result<bool>(std::uint64_t offset)>& mark_zero) {
+                              const std::function<multifd::Result<void>(std::uint64_t offset)>& apply_zero) {
   std::uint64_t pages = 0;
   std::uint64_t end = 0;  // runs ascend, so that one message costs no more than one look at the block
   if (message.payload.size() % 16 != 0) throw Failure("main connection: a zero runs message of a broken size");
@@ -241,9 +241,7 @@ std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map
     if (start < end) throw Failure("main connection: runs of zero pages that do not ascend");
     end = start + bytes;
     for (std::uint64_t offset = start; offset - start < bytes; offset += map.page_bytes()) {
-      const auto page = need(map.resolve(block, offset), "main connection: zero page");
-      const bool had_bytes = need(mark_zero(offset), "main connection: zero page");
-      if (had_bytes && !multifd::buffer_is_zero(page.data(), page.size())) std::memset(page.data(), 0, page.size());
+      need(apply_zero(offset), "main connection: zero page");
       ++pages;
     }
   }

@@ -135,10 +135,9 @@ class ZeroRuns {
 
 /// Writes the zeros of a zero_runs message into memory that was fresh; returns the number of pages.
 ///
-/// Params: `mark_zero`: AnyReceiver::mark_received(); a page that no bytes came for before is zero already, and is not
-///   looked at: that would make it resident.
+/// Params: `apply_zero`: AnyReceiver::apply_zero().
 /// Throws Failure for a run outside the block.
 std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map, multifd::BlockId block,
-                              const std::function<multifd::Result<bool>(std::uint64_t offset)>& mark_zero);
+                              const std::function<multifd::Result<void>(std::uint64_t offset)>& apply_zero);
 
 }  // namespace program

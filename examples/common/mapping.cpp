@@ -8,7 +8,7 @@
 #include <sys/statfs.h>
 #include <unistd.h>
 #include <multifd/memory/page_digest.hpp>
-#include <multifd/wire/constants.hpp>
+#include <multifd/format/constants.hpp>
 #include <multifd/zero/buffer_is_zero.hpp>
 #include <multifd/zero/detail/file_holes.hpp>
 #include <multifd/zero/untouched_pages.hpp>
@@ -178,7 +178,7 @@ std::vector<Run> Mapping::data(std::size_t page_bytes) const {
 
 std::string Mapping::digest() const {
   // Whole pages of any size: the end of the memory may be in the middle of a larger one.
-  constexpr std::size_t page_bytes = multifd::wire::min_page_bytes;
+  constexpr std::size_t page_bytes = multifd::min_page_bytes;
   SparseDigest digest;
   for (const Run& run : data(page_bytes)) digest.add(run.offset, bytes_.subspan(run.offset, run.bytes));
   digest.skip_to(bytes_.size());

@@ -74,7 +74,7 @@ void SourceOptions::add_to(CLI::App& app, const std::string& prefix) {
   app.add_option("--listen", listen, "Where the source migrates to: tcp:HOST:PORT (port 0: any) or unix:PATH")
       ->required();
   app.add_option("--" + prefix + "channels", channels, "The source's multifd-channels")
-      ->check(CLI::Range(1u, wire::max_channels))
+      ->check(CLI::Range(1u, multifd::max_channels))
       ->capture_default_str();
   app.add_option("--" + prefix + "compression", compression, "The source's multifd-compression")
       ->check(CLI::IsMember(compressor_names()))
@@ -108,7 +108,7 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
                       .on_stranger = tell_stranger,
                       .on_dropped = tell_dropped},
       listener_(need(
-          Listener::listen(address_of(options.listen, "--listen"), wire::max_channels + 1u, options.limits.socket()),
+          Listener::listen(address_of(options.listen, "--listen"), multifd::max_channels + 1u, options.limits.socket()),
           "listen on " + options.listen)),
       links_([&] {
         tell("listening on {}\n", to_string(listener_.local_address()));

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <multifd/qemu/main_stream.hpp>
-#include <multifd/transport/accept_source.hpp>
+#include <multifd/qemu/accept_source.hpp>
 
 #include <atomic>
 #include <chrono>

@@ -42,7 +42,7 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
         limits.hint);
     const auto moved = [&] { return multifd::total(receiver->stats().channels).wire_bytes; };
     for (bool more = true; more;) {
-      multifd::ProgressWatch standing_still(limits.progress, moved());
+      multifd::engine::ProgressWatch standing_still(limits.progress, moved());
       unsigned silences = 0;
       while (!source.control.wait_for_message(std::chrono::ceil<std::chrono::milliseconds>(standing_still.slice()))) {
         if (!standing_still.stalled(moved())) continue;
@@ -52,17 +52,16 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
         if (receiver->ended_channels() < channels || ++silences == patience)
           throw Failure(multifd::Error{.code = multifd::Errc::timed_out},
                         "nothing arrives any more (--progress-timeout)");
-        standing_still = multifd::ProgressWatch(limits.progress, moved());
+        standing_still = multifd::engine::ProgressWatch(limits.progress, moved());
       }
       Message message = source.control.receive(large_message);
       switch (message.type) {
         case MessageType::zero_runs:
-          received.main_zero_pages += apply_zero_runs(message, ram, block, [&](std::uint64_t offset) {
-            return receiver->mark_received(block, offset, multifd::Arrived::zero);
-          });
+          received.main_zero_pages += apply_zero_runs(
+              message, ram, block, [&](std::uint64_t offset) { return receiver->apply_zero(block, offset); });
           break;
         case MessageType::round_end:
-          need(receiver->sync());
+          need(receiver->release_epoch());
           received.memory_seconds = watch.seconds();
           break;
         case MessageType::state: received.state = std::move(message.payload); break;
@@ -79,7 +78,7 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
     // When a channel failed first, that is the reason, and the main connection was only woken by it. A receiver that
     // is well would wait in sync(), so it is cancelled before it is asked: that changes nothing when it has failed.
     receiver->cancel();
-    const auto first = receiver->sync();
+    const auto first = receiver->release_epoch();
     if (!failure.from_peer() && first.error().code != multifd::Errc::cancelled) throw Failure(first.error());
     throw;
   }

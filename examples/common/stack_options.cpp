@@ -20,7 +20,7 @@ std::vector<std::string> compressor_names() { return names_of<Compressors>(); }
 void StackOptions::add_to(CLI::App& app, const std::string& option_prefix) {
   prefix_ = "--" + option_prefix;
   app.add_option(prefix_ + "channels", channels, "Connections beside the main one")
-      ->check(CLI::Range(1u, wire::max_channels))
+      ->check(CLI::Range(1u, multifd::max_channels))
       ->capture_default_str();
   app.add_option(prefix_ + "compression", compression,
                  "How page data travels (igzip is a faster zlib, the same to the peer)")

@@ -49,7 +49,6 @@ struct StackOptions {
   multifd::PeerProfile peer = multifd::peer_multifd;
   multifd::Digest digest = multifd::Digest::off;
   // For relays.
-  multifd::PageSource pages = multifd::PageSource::guest;
   unsigned depth = 0;
   multifd::Uuid uuid{};
   multifd::ErrorHook on_error{};
@@ -71,8 +70,8 @@ std::vector<std::string> compressor_names();
 /// multifd::Sender, whatever its policies: see there for each method.
 class AnySender {
  public:
-  using OnZero = std::function<void(std::uint64_t offset)>;
-  using TakeZero = std::function<bool(std::uint64_t offset)>;
+  /// Whether the caller puts a zero page on its main stream.
+  using OnZero = std::function<bool(std::uint64_t offset)>;
   virtual ~AnySender() = default;
   virtual multifd::Result<multifd::QueuedPages> queue_range(multifd::BlockId block, std::uint64_t offset,
                                                             std::uint64_t bytes, const OnZero& on_zero) = 0;
@@ -86,17 +85,17 @@ class AnySender {
   virtual multifd::Result<multifd::QueuedPages> queue_copies(multifd::BlockId block,
                                                              std::span<const std::uint64_t> offsets,
                                                              std::size_t normal_pages, multifd::PageBuffer& pages,
-                                                             const TakeZero& take_zero) = 0;
+                                                             const OnZero& on_zero) = 0;
   virtual multifd::Result<void> queue_device_state(const multifd::DeviceState& state) = 0;
-  virtual multifd::Result<std::uint64_t> sync() = 0;
+  virtual multifd::Result<std::uint64_t> close_epoch() = 0;
   virtual multifd::Result<void> wait(std::uint64_t epoch) = 0;
   virtual multifd::Result<void> close_channels() = 0;
   virtual void cancel() = 0;
   virtual multifd::SenderStats stats() const = 0;
 };
 
-/// An AnySender of one stack.
-template <class C, class Z>
+/// An AnySender of one stack. What its page source does not have is Errc::not_supported.
+template <class C, class Z, class From = multifd::FromGuest>
 class SenderOf final : public AnySender {
  public:
   /// Throws Failure.
@@ -109,18 +108,23 @@ class SenderOf final : public AnySender {
                                   .bandwidth = options.bandwidth,
                                   .depth = options.depth,
                                   .progress_timeout = options.progress_timeout,
-                                  .pages = options.pages,
                                   .digest = options.digest,
                                   .on_error = options.on_error}))),
         page_bytes_(ram.page_bytes()) {}
 
   multifd::Result<multifd::QueuedPages> queue_range(multifd::BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                                     const OnZero& on_zero) override {
-    return sender_.queue_range(block, offset, bytes, on_zero);
+    if constexpr (From::copies)
+      return multifd::fail(multifd::Errc::not_supported, multifd::Stage::produce, "queue_range");
+    else
+      return sender_.queue_range(block, offset, bytes, on_zero);
   }
   multifd::Result<multifd::QueuedPages> queue_dirty(multifd::BlockId block, std::span<const std::uint64_t> bitmap,
                                                     const OnZero& on_zero) override {
-    return sender_.queue_dirty(block, bitmap, 0, on_zero);
+    if constexpr (From::copies)
+      return multifd::fail(multifd::Errc::not_supported, multifd::Stage::produce, "queue_dirty");
+    else
+      return sender_.queue_dirty(block, bitmap, 0, on_zero);
   }
   multifd::Result<multifd::Queued> queue_zero(multifd::BlockId block, std::uint64_t offset) override {
     return sender_.queue_zero(block, offset);
@@ -136,20 +140,23 @@ class SenderOf final : public AnySender {
   }
   multifd::Result<multifd::QueuedPages> queue_copies(multifd::BlockId block, std::span<const std::uint64_t> offsets,
                                                      std::size_t normal_pages, multifd::PageBuffer& pages,
-                                                     const TakeZero& take_zero) override {
-    return sender_.queue_copies(block, offsets, normal_pages, pages, take_zero);
+                                                     const OnZero& on_zero) override {
+    if constexpr (From::copies)
+      return sender_.queue_copies(block, offsets, normal_pages, pages, on_zero);
+    else
+      return multifd::fail(multifd::Errc::not_supported, multifd::Stage::produce, "queue_copies");
   }
   multifd::Result<void> queue_device_state(const multifd::DeviceState& state) override {
     return sender_.queue_device_state(state);
   }
-  multifd::Result<std::uint64_t> sync() override { return sender_.sync(); }
+  multifd::Result<std::uint64_t> close_epoch() override { return sender_.close_epoch(); }
   multifd::Result<void> wait(std::uint64_t epoch) override { return sender_.wait(epoch); }
   multifd::Result<void> close_channels() override { return sender_.close_channels(); }
   void cancel() override { sender_.cancel(); }
   multifd::SenderStats stats() const override { return sender_.stats(); }
 
  private:
-  using Stack = multifd::Sender<Link, C, Z>;
+  using Stack = multifd::Sender<Link, C, Z, From>;
   Stack sender_;
   const std::size_t page_bytes_;
 };
@@ -157,6 +164,9 @@ class SenderOf final : public AnySender {
 /// multifd::Sender::open() for the stack that the options name. Throws Failure.
 std::unique_ptr<AnySender> open_sender(const StackOptions& options, const multifd::RamMap& ram,
                                        std::vector<Link> links);
+/// The same for a relay: its pages come by queue_copies().
+std::unique_ptr<AnySender> open_relay_sender(const StackOptions& options, const multifd::RamMap& ram,
+                                             std::vector<Link> links);
 
 /// What the programs set of multifd::ReceiverOptions; the barrier is manual, the memory fresh.
 struct ReceiveOptions {
@@ -166,7 +176,7 @@ struct ReceiveOptions {
   std::chrono::milliseconds hello_timeout = TimeLimits{}.hello;
   std::chrono::milliseconds progress_timeout = multifd::ReceiverOptions<multifd::NoComp>{}.progress_timeout;
   const multifd::Interrupt* interrupt = nullptr;  ///< ends the wait for the hellos; who has the receiver can cancel it
-  multifd::PacketHook on_packet{};
+  multifd::PacketHook on_packet{};                ///< for relays: takes the pages, in place of memory
   multifd::DeviceStateHook on_device_state{};
   multifd::ErrorHook on_error{};
 };
@@ -176,12 +186,15 @@ class AnyReceiver {
  public:
   using WhileHeld = std::function<multifd::Result<void>()>;
   virtual ~AnyReceiver() = default;
-  virtual multifd::Result<std::uint64_t> sync() = 0;
-  virtual multifd::Result<std::uint64_t> sync(const WhileHeld& while_held) = 0;
+  virtual multifd::Result<std::uint64_t> release_epoch() = 0;
+  virtual multifd::Result<std::uint64_t> release_epoch(const WhileHeld& while_held) = 0;
   virtual multifd::Result<void> finish() = 0;
   virtual multifd::Result<void> finish(std::chrono::milliseconds limit) = 0;
   virtual multifd::Result<void> end_epochs() = 0;
-  virtual multifd::Result<bool> mark_received(multifd::BlockId block, std::uint64_t offset, multifd::Arrived as) = 0;
+  /// These are Errc::not_supported with on_packet, and received() is false.
+  virtual multifd::Result<void> apply_zero(multifd::BlockId block, std::uint64_t offset) = 0;
+  virtual multifd::Result<void> apply_page(multifd::BlockId block, std::uint64_t offset,
+                                           std::span<const std::byte> bytes) = 0;
   virtual unsigned ended_channels() const = 0;
   virtual bool received(multifd::BlockId block, std::uint64_t offset) const = 0;
   virtual multifd::Uuid peer_uuid() const = 0;

@@ -5,7 +5,7 @@
 #pragma once
 
 #include <multifd/multifd.hpp>
-#include <multifd/transport/accept_source.hpp>
+#include <multifd/qemu/accept_source.hpp>
 
 #include <chrono>
 

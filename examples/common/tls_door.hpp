@@ -4,7 +4,7 @@
 // each. A source makes the handshakes of all its channels before any of them speaks, so one at a time would not do.
 #pragma once
 
-#include <multifd/transport/accept_source.hpp>
+#include <multifd/qemu/accept_source.hpp>
 
 #include <chrono>
 #include <cstdint>

@@ -140,7 +140,7 @@ int main(int argc, char** argv) {
         settings.tls.be_server();
         settings.tls.prepare(address);
         auto listener =
-            need(multifd::Listener::listen(address, multifd::wire::max_channels + 1u, settings.limits.socket()),
+            need(multifd::Listener::listen(address, multifd::max_channels + 1u, settings.limits.socket()),
                  "listen on " + listen);
         program::say("{}\n", to_string(listener.local_address()));
         return live::destination(listener, settings, memory, interrupt);

@@ -94,7 +94,10 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
   const program::OnInterrupt cancel(interrupt, [&] { sender->cancel(); });
 
   program::ZeroRuns zeros(control, guest_page_size);
-  const auto on_zero = [&](std::uint64_t offset) { zeros.add(offset); };
+  const auto on_zero = [&](std::uint64_t offset) {
+    zeros.add(offset);
+    return true;
+  };
   std::vector<std::uint64_t> dirty(bitmap_words(guest.memory().size()));
   const std::uint64_t all_pages = guest.memory().size() / guest_page_size;
   const Table table(settings.json_path == "-");
@@ -128,7 +131,7 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
         round.dirty_pages = count_bits(dirty);
         need(sender->queue_dirty(block, dirty, on_zero));
       }
-      const std::uint64_t epoch = need(sender->sync());
+      const std::uint64_t epoch = need(sender->close_epoch());
       zeros.flush();
       control.send(MessageType::round_end);
       need(sender->wait(epoch));

@@ -4,7 +4,7 @@
 // words for a destination that is lost, which are the same wherever that is noticed first.
 #pragma once
 
-#include <multifd/wire/peer_profile.hpp>
+#include <multifd/peer_profile.hpp>
 
 #include <chrono>
 #include <cstdint>

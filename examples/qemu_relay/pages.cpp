@@ -44,15 +44,16 @@ Pages::Pages(const RamMap& ram, const program::StackOptions& out, OutMemory memo
       by_record_(out.zero_pages == ZeroPagesLegacy::name),
       by_list_(out.zero_pages == ZeroPagesMultifd::name),
       bytes_pages_(program::need(PageBuffer::create())) {
-  std::memset(bytes_pages_.data(), 0, wire::packet_page_bytes);
+  std::memset(bytes_pages_.data(), 0, multifd::batch_bytes);
   if (!by_list_) {
-    sender_ = program::open_sender(out, ram, std::move(links));
+    sender_ = program::open_relay_sender(out, ram, std::move(links));
     return;
   }
   said_ = program::need(ReceivedPages::create(ram));
   sender_ = program::need(with_policy(out.compression, program::Compressors{}, [&]<class C>() {
-    return Result<std::unique_ptr<program::AnySender>>(std::make_unique<program::SenderOf<C, ListedWhereFresh>>(
-        out, ListedWhereFresh{.fresh = fresh_}, ram, std::move(links)));
+    return Result<std::unique_ptr<program::AnySender>>(
+        std::make_unique<program::SenderOf<C, ListedWhereFresh, FromCopies>>(out, ListedWhereFresh{.fresh = fresh_},
+                                                                             ram, std::move(links)));
   }));
 }
 
@@ -102,7 +103,7 @@ Result<void> Pages::close_epoch(MainWriter& main) {
   {
     const std::lock_guard lock(mutex_);
     if (auto flushed = flush_bytes(); !flushed) return flushed;
-    const auto epoch = sender_->sync();
+    const auto epoch = sender_->close_epoch();
     if (!epoch) return std::unexpected(epoch.error());
     // Before the record that closes the epoch leaves: a destination that has the record and never gets the SYNCs,
     // because somebody dies in between, hangs for good.
@@ -144,7 +145,7 @@ bool Pages::note_zero(BlockId block, std::uint64_t offset) {
 }
 
 Result<void> Pages::queue_as_bytes(BlockId block, std::uint64_t offset) {
-  if (bytes_block_ != block || bytes_offsets_.size() == ram_.packet_pages()) {
+  if (bytes_block_ != block || bytes_offsets_.size() == ram_.batch_pages()) {
     if (auto flushed = flush_bytes(); !flushed) return flushed;
     bytes_block_ = block;
   }
@@ -156,7 +157,7 @@ Result<void> Pages::flush_bytes() {
   if (bytes_offsets_.empty()) return {};
   auto queued = sender_->queue_copies(bytes_block_, bytes_offsets_, bytes_offsets_.size(), bytes_pages_, {});
   bytes_offsets_.clear();
-  std::memset(bytes_pages_.data(), 0, wire::packet_page_bytes);  // another buffer came back
+  std::memset(bytes_pages_.data(), 0, multifd::batch_bytes);  // another buffer came back
   if (!queued) return std::unexpected(queued.error());
   return {};
 }

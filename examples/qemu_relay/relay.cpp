@@ -310,7 +310,6 @@ program::StackOptions Relay::out_options() const {
   out.peer = settings_.out_peer.value_or(peer_of_machine_type(machine));
   if (settings_.choose_zero_pages)
     out.zero_pages = out.peer.zero_lists ? ZeroPagesMultifd::name : ZeroPagesLegacy::name;
-  out.pages = PageSource::copies;
   out.depth = 4;  // each place is a packet of memory
   return out;
 }
@@ -330,7 +329,7 @@ void Relay::close_epoch(const qemu::Element& element) {
     wait_for(ponged_, answer_limit() + 1s, &return_path_ended_);
     check();
   }
-  const auto closed = receiver_->sync([&]() -> Result<void> {
+  const auto closed = receiver_->release_epoch([&]() -> Result<void> {
     if (auto done = at_destination(pages_->close_epoch(*writer_)); !done) return done;
     if (!forwarded) writer_->forward(element);
     writer_->flush();

@@ -18,7 +18,7 @@
 
 /// 1: a checking build, for the whole program (-DMULTIFD_CHECKED=1, the same in every file that includes multifd). A page
 /// that is queued twice in an epoch (but by queue_copies(), whose pages are another sender's), two threads at once in a
-/// Sender's producer calls or in a Receiver's sync(), finish() and end_epochs(), and the use of a Sender or Receiver that
+/// Sender's producer calls or in a Receiver's release_epoch(), finish() and end_epochs(), and the use of a Sender or Receiver that
 /// was moved from end the program at the call that is wrong, through MULTIFD_MISUSE. It costs a bit for each page and a
 /// look at it. Otherwise nothing is checked, and nothing is paid.
 #ifndef MULTIFD_CHECKED

@@ -12,72 +12,47 @@
 #include <utility>
 #include <vector>
 
-#include "multifd/channel/misuse.hpp"
-#include "multifd/channel/recv_channel.hpp"
-#include "multifd/transport/interrupt.hpp"
-#include "multifd/transport/listen.hpp"
+#include "multifd/ends/into_hook.hpp"  // IWYU pragma: export
+#include "multifd/engine/crew.hpp"
+#include "multifd/engine/misuse.hpp"
+#include "multifd/options.hpp"
+#include "multifd/packets/inlet.hpp"
+#include "multifd/receiver_options.hpp"
 
 namespace multifd {
-
-/// Run-time settings of a Receiver. Everything has a default. Time limits: 0 is none (time_limit.hpp).
-template <Compressor C>
-struct ReceiverOptions {
-  C compressor{};  ///< limits of the decoder; levels are the sender's matter
-  UuidCheck uuid{};
-  Barrier barrier = Barrier::automatic;
-  DestinationMemory destination = DestinationMemory::unknown;
-  Populate populate = Populate::off;  ///< `ahead` for fresh memory, where a core is idle
-  FirstPacket first_packet = FirstPacket::any;
-  std::chrono::milliseconds hello_timeout{10'000};  ///< for all initial packets together
-  /// Where the links were accepted: then a channel more than they are, which waits there for somebody to accept it, is
-  /// too_many_channels; its pages would be missed. For sources that do not announce their number, as QEMU's: those of
-  /// ours are compared anyway. Plain sockets only. Not owned, may be null.
-  Listener* listener = nullptr;
-  /// Ends that wait from outside, because until open() returns there is nobody to cancel(). Not owned, may be null.
-  const Interrupt* interrupt = nullptr;
-  /// How long channels wait at a barrier for others while no header and no payload arrives anywhere.
-  std::chrono::milliseconds barrier_timeout{60'000};
-  /// How long finish() waits while no header and no payload arrives anywhere. Long, because a source may well be silent
-  /// while its operator holds it before the switchover; a host that is gone is noticed sooner (SocketOptions).
-  std::chrono::milliseconds progress_timeout{300'000};
-  /// Takes pages in place of the map's memory, which is not touched then; for relays.
-  PacketHook on_packet{};
-  DeviceStateHook on_device_state{};
-  ThreadHook thread_hook{};  ///< runs in each worker before its first byte
-  ErrorHook on_error{};      ///< told of the first error, once, by the thread that met it
-};
 
 /// Receives pages of a RamMap over connected transports. Every sender generation since QEMU 4.1 is understood without
 /// being told (format/versions.md section 15). The peer is not trusted: whatever it sends ends in an Error, and no byte
 /// of memory outside the map's blocks changes.
 ///
-/// The order of use: open(), then with Barrier::manual one sync() per epoch, then finish().
+/// The order of use: open(), then with Barrier::manual one release_epoch() per epoch, then finish().
 ///
-/// Threads: cancel() and stats() from any thread; sync(), finish() and end_epochs() from one at a time.
+/// Params: `Into`: where the pages go. IntoMemory: into the map's memory. IntoHook: to a callable, for a relay.
+/// Threads: cancel() and stats() from any thread; release_epoch(), finish() and end_epochs() from one at a time.
 /// Errors: the first error stops all channels and is what every later call returns. Error::channel is the id from
 ///   the hello.
 /// Lifetime: the destructor cancels if finish() has not been called, joins, and never waits for the peer.
-template <Transport T, Compressor C>
+template <Transport T, Compressor C, PageSink Into = IntoMemory>
 class Receiver {
  public:
-  using Options = ReceiverOptions<C>;
+  using Options = ReceiverOptions<C, Into>;
   static_assert((C::method & ~wire::flag_compression_mask) == 0, "Compressor::method must be compression bits");
 
   /// Starts one worker per link and waits for every channel's hello; the ids may come in any order.
   ///
-  /// Params: `ram`: copied (the memory is not); all blocks writable, unless a PacketHook takes the pages; `links`:
-  ///   exactly as many as the peer has channels.
+  /// Params: `ram`: copied (the memory is not); with IntoMemory all blocks writable; `links`: exactly as many
+  ///   as the peer has channels.
   /// Errors: Errc::bad_channel_count, bad_block_size (no block), read_only_block, block_without_memory, bad_option (a
-  ///   negative time limit); bad_magic, bad_version,
-  ///   channel_count_mismatch, page_size_mismatch, wrong_compression, block_list_mismatch when a sender of ours announces
-  ///   other settings than this side's; too_many_channels, see ReceiverOptions::listener; uuid_mismatch, channel_id_out_of_range, duplicate_channel_id, truncated_hello
-  ///   from the hellos; timed_out, cancelled.
-  static Result<Receiver> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
-    if (links.empty() || links.size() > wire::max_channels)
+  ///   negative time limit, no hook); bad_magic, bad_version, channel_count_mismatch, page_size_mismatch,
+  ///   wrong_compression, block_list_mismatch when a sender of ours announces other settings than this side's;
+  ///   too_many_channels, see ReceiverOptions::listener; uuid_mismatch, channel_id_out_of_range, duplicate_channel_id,
+  ///   truncated_hello from the hellos; timed_out, cancelled.
+  [[nodiscard]] static Result<Receiver> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
+    if (links.empty() || links.size() > max_channels)
       return fail(Errc::bad_channel_count, Stage::setup, "Receiver::open", links.size());
     if (ram.blocks().empty()) return fail(Errc::bad_block_size, Stage::setup, "Receiver::open: no RAM block");
     for (const RamBlock& block : ram.blocks()) {
-      if (options.on_packet) break;
+      if (!Into::writes_memory) break;
       if (block.access == Access::read_only)
         return fail(Errc::read_only_block, Stage::setup, "Receiver::open", 0, 0, block.idstr);
       if (block.access == Access::none)
@@ -104,15 +79,15 @@ class Receiver {
   /// `while_held()` is called in between: every page of the epoch has arrived, and none of the next has been taken. A
   /// relay closes its own epoch there (format/roles.md section 11 step 7). It returns a Result<void>; its error is the
   /// migration's.
-  template <class WhileHeld = SyncPoint::Nothing>
-  Result<std::uint64_t> sync(WhileHeld&& while_held = {}) {
+  template <class WhileHeld = packets::EpochBarrier::Nothing>
+  [[nodiscard]] Result<std::uint64_t> release_epoch(WhileHeld&& while_held = {}) {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     if (s.finished) return fail(Errc::already_closed, Stage::sync);
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
     if (auto alone = s.refuse_more_channels(); !alone) return std::unexpected(s.first_error(alone.error()));
-    const auto epoch = s.shared.barrier->release_when_all(s.shared.progress, while_held);
+    const auto epoch = s.shared.barrier->release_when_all([&s] { return s.shared.moved(); }, while_held);
     if (epoch) return epoch;
     return std::unexpected(s.first_error(epoch.error()));
   }
@@ -125,18 +100,19 @@ class Receiver {
   ///
   /// Errors: Errc::sync_mismatch when a channel still waits at a manual barrier; timed_out when nothing arrives for
   ///   ReceiverOptions::progress_timeout; the first error; already_closed.
-  Result<void> finish() noexcept {
+  [[nodiscard]] Result<void> finish() noexcept {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
-    const auto finished = s.finish(as_timeout(s.options.progress_timeout), s.shared.progress,
-                                   "no byte from any channel for progress_timeout");
+    const auto finished = s.finish(
+        as_timeout(s.options.progress_timeout), [&s] { return s.shared.moved(); },
+        "no byte from any channel for progress_timeout");
     if (!finished && finished.error().code == Errc::timed_out) return std::unexpected(s.first_error(finished.error()));
     return finished;
   }
 
   /// finish() that waits no longer than `limit`, whatever arrives meanwhile; 0 looks once. Then the error is timed_out
   /// and nothing else changes: the channels go on, and either finish() may be called again. A negative limit: bad_option.
-  Result<void> finish(std::chrono::milliseconds limit) noexcept {
+  [[nodiscard]] Result<void> finish(std::chrono::milliseconds limit) noexcept {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
     if (auto good = check_time_limit("Receiver::finish", limit, Stage::close); !good) return good;
@@ -148,7 +124,7 @@ class Receiver {
   ///
   /// Errors: Errc::data_after_end when a page has come behind the last epoch, and from finish() when one comes later;
   ///   sync_mismatch likewise for a SYNC; not_supported with Barrier::automatic; the first error; already_closed.
-  Result<void> end_epochs() noexcept {
+  [[nodiscard]] Result<void> end_epochs() noexcept {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
@@ -156,7 +132,7 @@ class Receiver {
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
     if (auto ended = s.shared.barrier->end(); !ended) return std::unexpected(s.first_error(ended.error()));
     s.shared.epochs_ended.store(true, std::memory_order_seq_cst);
-    for (const auto& channel : s.channels)
+    for (const auto& channel : s.crew)
       if (channel->has_data_past(s.shared.barrier->epochs()))
         return std::unexpected(s.first_error(
             {.code = Errc::data_after_end, .stage = Stage::sync, .op = "end_epochs", .channel = channel->stats().id}));
@@ -173,11 +149,11 @@ class Receiver {
   ReceiverStats stats() const {
     const State& s = checked();
     ReceiverStats stats;
-    for (const auto& channel : s.channels) {
+    for (const auto& channel : s.crew) {
       stats.channels.push_back(channel->stats());
-      stats.zeros_written += channel->zeros_written();
       stats.pages_verified += channel->pages_verified();
     }
+    if constexpr (std::same_as<Into, IntoMemory>) stats.zeros_written = s.sink->zeros_written();
     std::ranges::sort(stats.channels, {}, &ChannelStats::id);
     stats.epochs = s.shared.barrier->epochs();
     return stats;
@@ -187,90 +163,84 @@ class Receiver {
   /// may leave nothing else to be seen. Threads: any.
   unsigned ended_channels() const noexcept { return checked().shared.barrier->ended(); }
 
-  /// Which pages packets have announced so far, as bytes or as zero; after finish(): which have arrived. Not kept with a
-  /// PacketHook. Threads: any.
-  const ReceivedPages& received() const noexcept { return checked().shared.received; }
+  /// Which pages have arrived, as bytes or as zero. Threads: any.
+  const ReceivedPages& received() const noexcept
+    requires std::same_as<Into, IntoMemory>
+  {
+    return checked().sink->received();
+  }
 
-  /// Marks a page that arrived on the caller's main stream (a legacy zero record, format/main_stream.md section 9.6),
-  /// and says whether bytes have come for it before. If not, memory that was fresh is zero there: looking at it to
-  /// write a zero page would make it resident.
+  /// Which pages have begun to come as bytes: after an error, memory may have changed here beside received().
+  const ReceivedPages& filled() const noexcept
+    requires std::same_as<Into, IntoMemory>
+  {
+    return checked().sink->filled();
+  }
+
+  /// A page that came on the caller's main stream (format/main_stream.md section 9.6) goes into memory as a packet's does:
+  /// a zero page, written only where the memory may hold something else, and one page's bytes.
   ///
-  /// Params: `as`: bytes: the caller is about to put them into memory.
-  /// Errors: Errc::bad_range, offset_misaligned, offset_past_block: the numbers may be the peer's; not_supported with a
-  ///   PacketHook.
-  Result<bool> mark_received(BlockId block, std::uint64_t offset, Arrived as) noexcept {
-    RecvShared& shared = checked().shared;
-    if (shared.on_packet) return fail(Errc::not_supported, Stage::parse, "mark_received with a PacketHook");
-    if (!shared.map.contains(block)) return fail(Errc::bad_range, Stage::parse, "block", index(block));
-    if (auto page = shared.map.resolve(block, offset); !page) return std::unexpected(page.error());
-    const bool had_bytes = shared.note_zero(block, offset);
-    if (as == Arrived::bytes) shared.note_bytes(block, offset, 1);
-    return had_bytes;
+  /// Errors: Errc::bad_range, offset_misaligned, offset_past_block: the numbers may be the peer's. Threads: any; but never
+  ///   a page that a channel may bring in the same epoch.
+  [[nodiscard]] Result<void> apply_zero(BlockId block, std::uint64_t offset) noexcept
+    requires std::same_as<Into, IntoMemory>
+  {
+    if (auto known = checked().check_block(block); !known) return known;
+    return checked().sink->apply_zero(block, offset);
+  }
+  [[nodiscard]] Result<void> apply_page(BlockId block, std::uint64_t offset, std::span<const std::byte> bytes) noexcept
+    requires std::same_as<Into, IntoMemory>
+  {
+    if (auto known = checked().check_block(block); !known) return known;
+    return checked().sink->apply_page(block, offset, bytes);
   }
 
   /// The uuid that the peer said.
   Uuid peer_uuid() const noexcept { return checked().peer_uuid(); }
+
+  [[deprecated("release_epoch()")]] Result<std::uint64_t> sync() { return release_epoch(); }
 
   Receiver(Receiver&&) noexcept = default;
   Receiver& operator=(Receiver&&) noexcept = default;
 
  private:
   struct State {
-    using Channel = RecvChannel<T, C>;
+    using Inlet = packets::Inlet<T, C, Into>;
 
     State(const RamMap& ram, Options opts, unsigned channel_count)
         : options(std::move(opts)),
-          shared(ram, options.destination, options.first_packet, options.on_packet, options.on_device_state,
-                 channel_count, C::method, options.uuid, [this] { stop(); }) {
-      shared.progress = [this] {
-        std::uint64_t sum = 0;
-        for (const auto& channel : channels) sum += channel->wire_bytes();
-        return sum;
-      };
-    }
+          shared(
+              ram, channel_count, C::method, options.first_packet, std::move(options.on_device_state), options.uuid,
+              [this] { stop(); }, std::move(options.on_error)) {}
 
     ~State() {
-      if (!threads.empty() && !finished) shared.error.raise({.code = Errc::cancelled, .op = destroyed});
+      if (crew.started() && !finished) shared.error.abandon("Receiver destroyed");
       join();
       shared.error.wait_stopped();
     }
 
     Result<void> start(std::vector<T> links) {
-      const auto count = static_cast<unsigned>(links.size());
-      if (!options.on_packet) {
-        for (ReceivedPages* const pages : {&shared.received, &shared.filled}) {
-          auto bitmaps = ReceivedPages::create(shared.map);
-          if (!bitmaps) return std::unexpected(bitmaps.error());
-          *pages = std::move(*bitmaps);
-        }
-      }
-      if (options.populate == Populate::ahead && !options.on_packet) {
-        auto populate = PopulateAhead::create(shared.map);
-        if (!populate) return std::unexpected(populate.error());
-        shared.populate = std::move(*populate);
-        auto thread = Thread::start(*shared.populate, options.thread_hook, {.role = "populate", .channel = 0});
-        if (!thread) return std::unexpected(thread.error());
-        populating = std::move(*thread);
-      }
-      auto barrier = SyncPoint::create(count, options.barrier, options.barrier_timeout);
+      auto made = Into::Sink::create(shared.map, options.into, options.thread_hook);
+      if (!made) return std::unexpected(made.error());
+      sink = std::move(*made);
+      auto barrier = packets::EpochBarrier::create(shared.channels, options.barrier, options.barrier_timeout);
       if (!barrier) return std::unexpected(barrier.error());
       shared.barrier = std::move(*barrier);
-      for (T& link : links) {
-        auto channel = Channel::create(shared, count, std::move(link), options.compressor);
-        if (!channel) return std::unexpected(channel.error());
-        channels.push_back(std::move(*channel));
+      for (unsigned i = 0; i < shared.channels; ++i) {
+        auto inlet = Inlet::create(shared, i, std::move(links[i]), options.compressor, *sink);
+        if (!inlet) return std::unexpected(inlet.error());
+        crew.add(std::move(*inlet));
       }
-      threads.reserve(channels.size());
-      for (std::uint32_t i = 0; i < channels.size(); ++i) {
-        auto thread = Thread::start(*channels[i], options.thread_hook, {.role = "recv", .channel = i});
-        if (!thread) return std::unexpected(first_error(thread.error()));
-        threads.push_back(std::move(*thread));
-      }
-      if (auto complete = shared.hellos.wait(ProgressWatch::bounded(options.hello_timeout), options.interrupt);
+      if (auto started = crew.start("recv", options.thread_hook, shared.error); !started) return started;
+      if (auto complete = shared.hellos.wait(engine::ProgressWatch::bounded(options.hello_timeout), options.interrupt);
           !complete)
         return std::unexpected(first_error(complete.error()));
       if (auto alone = refuse_more_channels(); !alone) return std::unexpected(first_error(alone.error()));
       return {};
+    }
+
+    Result<void> check_block(BlockId block) const noexcept {
+      return shared.map.contains(block) ? Result<void>{} : fail(Errc::bad_range, Stage::parse, "block", index(block));
     }
 
     template <class Progress>
@@ -294,14 +264,14 @@ class Receiver {
       if (options.listener == nullptr || shared.hellos.announced()) return {};
       std::uint64_t id = 0;
       const auto is_one_more = [&](std::span<const std::byte> first) {
-        const auto found = wire::id_of_channel_too_many(first, static_cast<unsigned>(channels.size()), peer_uuid());
+        const auto found = wire::id_of_channel_too_many(first, shared.channels, peer_uuid());
         id = found.value_or(0);
         return found.has_value();
       };
       const auto more = catch_bad_alloc(Stage::accept, "look for more channels",
                                         [&] { return options.listener->any_waiting(is_one_more); });
       if (!more) return std::unexpected(more.error());
-      return *more ? fail(Errc::too_many_channels, Stage::accept, "accept", id, channels.size()) : Result<void>{};
+      return *more ? fail(Errc::too_many_channels, Stage::accept, "accept", id, shared.channels) : Result<void>{};
     }
 
     Uuid peer_uuid() const noexcept { return shared.hellos.uuid(); }
@@ -312,45 +282,38 @@ class Receiver {
       return shared.error.get();
     }
 
-    /// Called once, by the thread of the first error. `channels` is complete before any thread starts.
+    /// Called once, by the thread of the first error. The crew is complete before any thread starts.
     void stop() noexcept {
-      const Error error = shared.error.get();
       shared.barrier->stop();
       shared.hellos.stop();
       // The peer's own answer is on every channel before the first is broken: whichever breaks first there has it.
       if (shared.peer_takes_answer.load(std::memory_order_relaxed)) {
-        const wire::AnswerBytes answer = wire::encode_answer(error);
-        for (const auto& channel : channels) channel->give_reason(answer);
+        const wire::AnswerBytes answer = wire::encode_answer(shared.error.get());
+        for (const auto& channel : crew) channel->give_reason(answer);
       }
-      for (const auto& channel : channels) channel->shutdown();
-      // A destructor reports nothing: what the hook would speak to may be gone.
-      if (options.on_error && error.op != destroyed) options.on_error(error);
+      crew.shutdown();
     }
 
     /// Tells a sender of ours that everything has arrived. Whether that reaches it nobody here can know, so whether it
     /// can be written is no reason to fail: the memory is whole.
     void confirm() noexcept {
       if (!shared.peer_takes_answer.load(std::memory_order_relaxed)) return;
-      for (const auto& channel : channels)
+      for (const auto& channel : crew)
         if (channel->id() == 0) channel->confirm();
     }
 
     void join() noexcept {
-      for (Thread& thread : threads) thread.join();
-      if (shared.populate) shared.populate->stop();
-      populating.join();
+      crew.join();
+      if (sink) sink->stop();
     }
 
-    static constexpr const char* destroyed = "Receiver destroyed";
-
-    const Options options;
-    RecvShared shared;
-    std::vector<std::unique_ptr<Channel>> channels;
-    std::vector<Thread> threads;
-    Thread populating;
+    Options options;
+    packets::InletShared shared;
+    std::unique_ptr<typename Into::Sink> sink;
+    engine::Crew<Inlet> crew;
     bool finished = false;
-    [[no_unique_address]] OneCallerOfBuild caller{
-        "two threads are in a Receiver's sync(), finish() or end_epochs() at once"};
+    [[no_unique_address]] engine::OneCallerOfBuild caller{
+        "two threads are in a Receiver's release_epoch(), finish() or end_epochs() at once"};
   };
 
   explicit Receiver(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}

@@ -6,10 +6,9 @@
 #include <chrono>
 #include <cstdint>
 
-#include "multifd/channel/send_shared.hpp"
 #include "multifd/compress/policy.hpp"
-#include "multifd/thread.hpp"
-#include "multifd/wire/peer_profile.hpp"
+#include "multifd/options.hpp"
+#include "multifd/peer_profile.hpp"
 #include "multifd/zero/policy.hpp"
 
 namespace multifd {
@@ -25,7 +24,7 @@ struct SenderOptions {
   /// the receiver's progress_timeout the receiver takes the pause for a stand-still.
   std::uint64_t bandwidth = 0;
   /// Batches per channel between the producer and the channels, 2 to 16; 0: as many as make 64 in all. Many, because
-  /// waking the producer costs as much as sending a batch; one is 1 KiB, but 512 KiB more with PageSource::copies:
+  /// waking the producer costs as much as sending a batch; one is 1 KiB, but 512 KiB more with FromCopies:
   /// choose fewer there.
   unsigned depth = 0;
   /// How long the channels may stand still while somebody waits for them: for room, for an epoch, for the end.
@@ -33,7 +32,6 @@ struct SenderOptions {
   /// How long finish() waits for the receiver's confirmation behind the last byte: as long as the receiver may need to
   /// take in what is under way, and to come to its own finish().
   std::chrono::milliseconds confirm_timeout{120'000};
-  PageSource pages = PageSource::guest;
   Digest digest = Digest::off;  ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
   ThreadHook thread_hook{};     ///< runs in each worker before its first packet
   ErrorHook on_error{};         ///< told of the first error, once, by the thread that met it

@@ -15,18 +15,10 @@
 #include <utility>
 
 #include "multifd/config.hpp"
+#include "multifd/options.hpp"
 #include "multifd/result.hpp"
 
 namespace multifd {
-
-/// What a thread hook learns about the thread it runs in.
-struct ThreadInfo {
-  const char* role;       ///< "send", "recv", or "populate": the helper of Populate::ahead
-  std::uint32_t channel;  ///< for a receiver the order of the links, since the hello is not read yet
-};
-
-/// Called in each new worker before its first packet: placement, priority, accounting. Must not throw.
-using ThreadHook = std::function<void(const ThreadInfo&)>;
 
 /// A joinable thread. The destructor joins, so whoever owns one must have told it to end before.
 class Thread {

@@ -114,7 +114,7 @@ TEST_CASE("A page in two epochs, or refused in the first, is no misuse") {
   CHECK(said_by([] {
           Guest guest;
           (void)guest.tx->queue_range(guest.ram.block, 0, 256 * page);
-          if (!guest.tx->sync()) ::_exit(1);
+          if (!guest.tx->close_epoch()) ::_exit(1);
           (void)guest.tx->queue_range(guest.ram.block, 0, 256 * page);
           if (guest.tx->queue_page(guest.ram.block, 256 * page)) ::_exit(1);
           if (guest.tx->queue_page(guest.ram.block, 256 * page)) ::_exit(1);
@@ -158,7 +158,7 @@ TEST_CASE("Two threads in a receiver's calls at once are told, whichever calls t
     auto rx = Rx::open(target.map, std::move(links.receiver), {.barrier = Barrier::manual});
     std::atomic<bool> inside = false, over = false;
     std::thread first([&] {
-      (void)rx->sync([&]() -> Result<void> {
+      (void)rx->release_epoch([&]() -> Result<void> {
         inside = true;
         inside.notify_all();
         over.wait(false);
@@ -172,8 +172,8 @@ TEST_CASE("Two threads in a receiver's calls at once are told, whichever calls t
     first.join();
   };
   const std::string told =
-      "multifd: misuse: two threads are in a Receiver's sync(), finish() or end_epochs() at once\n";
-  CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.sync(); }); }) == told);
+      "multifd: misuse: two threads are in a Receiver's release_epoch(), finish() or end_epochs() at once\n";
+  CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.release_epoch(); }); }) == told);
   CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.finish(); }); }) == told);
   CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.finish(std::chrono::milliseconds(0)); }); }) == told);
   CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.end_epochs(); }); }) == told);

@@ -146,10 +146,10 @@ Ends migrate(const Guest& guest, const Plan& plan) {
           if (!queued)
             ends.sending = std::unexpected(queued.error());
           else
-            ends.sending = tx->flush();
+            ends.sending = tx->push_out();
         }
         if (ends.sending)
-          if (auto synced = tx->sync_and_wait(); !synced) ends.sending = std::unexpected(synced.error());
+          if (auto synced = tx->close_epoch_and_wait(); !synced) ends.sending = std::unexpected(synced.error());
       }
       if (tx) {
         if (ends.sending) ends.sending = tx->close_channels();

@@ -11,6 +11,7 @@
 #include <new>
 #include <optional>
 #include <thread>
+#include <variant>
 #include <vector>
 
 #include "fault/failing_threads.hpp"
@@ -65,37 +66,60 @@ Opening attempt(Fault&& arm, Open&& open) {
   return outcome;
 }
 
+/// What one of two kinds of open() made: A, or B where `other` is asked for.
+template <class A, class B>
+Result<std::variant<A, B>> either(bool other, auto&& open_a, auto&& open_b) {
+  if (other) {
+    auto opened = open_b();
+    if (!opened) return std::unexpected(opened.error());
+    return std::variant<A, B>(std::move(*opened));
+  }
+  auto opened = open_a();
+  if (!opened) return std::unexpected(opened.error());
+  return std::variant<A, B>(std::move(*opened));
+}
+
+/// A sender of guest memory, or (other) one of copies with digests.
 template <class C, class Z>
 struct SenderSide {
-  using Object = Sender<MemoryTransport, C, Z>;
+  using FromMemory = Sender<MemoryTransport, C, Z>;
+  using FromBuffers = Sender<MemoryTransport, C, Z, FromCopies>;
+  using Object = std::variant<FromMemory, FromBuffers>;
   static std::vector<MemoryTransport>& own(Links<MemoryTransport>& links) { return links.sender; }
   static std::vector<MemoryTransport>& peers(Links<MemoryTransport>& links) { return links.receiver; }
   static void prepare(Links<MemoryTransport>&) {}
   static auto open(Guest& guest, std::vector<MemoryTransport> links, bool copies) {
-    return Object::open(guest.map, std::move(links),
-                        {.depth = 2,
-                         .pages = copies ? PageSource::copies : PageSource::guest,
-                         .digest = copies ? Digest::on : Digest::off});
+    return either<FromMemory, FromBuffers>(
+        copies, [&] { return FromMemory::open(guest.map, std::move(links), {.depth = 2}); },
+        [&] { return FromBuffers::open(guest.map, std::move(links), {.depth = 2, .digest = Digest::on}); });
   }
   /// Once it is open it works.
-  static void use(Guest& guest, Object& tx, bool copies) {
-    if (copies) {
+  static void use(Guest& guest, Object& object) {
+    if (auto* const copies = std::get_if<FromBuffers>(&object)) {
       auto buffer = PageBuffer::create();
       REQUIRE(buffer.has_value());
       const std::uint64_t offset = 0;
-      const auto queued = tx.queue_copies(guest.block, {&offset, 1}, 0, *buffer, [](std::uint64_t) { return true; });
+      const auto queued =
+          copies->queue_copies(guest.block, {&offset, 1}, 0, *buffer, [](std::uint64_t) { return true; });
       CHECK_MESSAGE(queued.has_value(), text(queued));
     } else {
-      CHECK(tx.queue_page(guest.block, 0).has_value());
+      CHECK(std::get<FromMemory>(object).queue_page(guest.block, 0).has_value());
     }
-    CHECK(tx.sync_and_wait().has_value());
-    CHECK(tx.close_channels().has_value());
+    std::visit(
+        [](auto& tx) {
+          CHECK(tx.close_epoch_and_wait().has_value());
+          CHECK(tx.close_channels().has_value());
+        },
+        object);
   }
 };
 
+/// A receiver into memory with a thread that populates, or (other) one into a hook.
 template <class C>
 struct ReceiverSide {
-  using Object = Receiver<MemoryTransport, C>;
+  using ToMemory = Receiver<MemoryTransport, C>;
+  using ToHook = Receiver<MemoryTransport, C, IntoHook>;
+  using Object = std::variant<ToMemory, ToHook>;
   static std::vector<MemoryTransport>& own(Links<MemoryTransport>& links) { return links.receiver; }
   static std::vector<MemoryTransport>& peers(Links<MemoryTransport>& links) { return links.sender; }
   static void prepare(Links<MemoryTransport>& links) {
@@ -105,13 +129,16 @@ struct ReceiverSide {
       REQUIRE(links.sender[id].finish().has_value());
     }
   }
-  static auto open(Guest& guest, std::vector<MemoryTransport> links, bool other) {
-    PacketHook hook;
-    if (other) hook = [](ReceivedPacket&) { return Result<void>{}; };
-    return Object::open(guest.map, std::move(links),
-                        {.populate = other ? Populate::off : Populate::ahead, .on_packet = std::move(hook)});
+  static auto open(Guest& guest, std::vector<MemoryTransport> links, bool hook) {
+    return either<ToMemory, ToHook>(
+        hook, [&] { return ToMemory::open(guest.map, std::move(links), {.into = {.populate = Populate::ahead}}); },
+        [&] {
+          return ToHook::open(guest.map, std::move(links), {.into = {[](ReceivedPacket&) { return Result<void>{}; }}});
+        });
   }
-  static void use(Guest&, Object& rx, bool) { CHECK(rx.finish().has_value()); }
+  static void use(Guest&, Object& object) {
+    std::visit([](auto& rx) { CHECK(rx.finish().has_value()); }, object);
+  }
 };
 
 /// The peer cannot take it for an end in order.
@@ -151,7 +178,7 @@ std::uint64_t sweep_open(Guest& guest, unsigned channels, bool other, std::uint6
                                       });
       if (!opening.injected) {
         REQUIRE_MESSAGE(opening.result.has_value(), text(opening.result));
-        S::use(guest, *object, other);
+        S::use(guest, *object);
         break;
       }
       ++injected;
@@ -159,7 +186,7 @@ std::uint64_t sweep_open(Guest& guest, unsigned channels, bool other, std::uint6
       CHECK_FALSE(opening.threw);
       if (object) {
         // Something that can be done without.
-        S::use(guest, *object, other);
+        S::use(guest, *object);
       } else if (!opening.threw) {
         const Error& error = opening.result.error();
         CHECK_MESSAGE(error.stage == Stage::setup, text(error));

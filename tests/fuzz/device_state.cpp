@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // A device-state packet's header. Input: be32 limit, then the 276 bytes (what is missing is 0).
-#include "multifd/wire/device_state.hpp"
+#include "multifd/format/device_state.hpp"
 
 #include <memory>
 
@@ -26,7 +26,7 @@ void test(Span input) {
     return;
   }
   require(header->payload_bytes > 0 && header->payload_bytes <= limit, "the payload is within the limit");
-  require(!header->idstr.empty() && header->idstr.size() <= wire::max_idstr_length, "the name has its length");
+  require(!header->idstr.empty() && header->idstr.size() <= multifd::max_idstr_length, "the name has its length");
   require(header->idstr.find('\0') == header->idstr.npos, "the name has no NUL");
   std::array<std::byte, size> again;
   const std::byte nothing{};

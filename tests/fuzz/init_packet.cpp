@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The hello of a channel. Input: u8 channels, then the 64 bytes (what is missing is 0).
-#include "multifd/wire/init_packet.hpp"
+#include "multifd/format/init_packet.hpp"
 
 #include "fuzz/fuzz.hpp"
 

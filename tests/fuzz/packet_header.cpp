@@ -2,7 +2,7 @@
 //
 // A RAM packet's header against a map of several blocks. Input: u8 options (bits 0-1: page size; bits 2-3: compression),
 // then the header (what is missing is 0).
-#include "multifd/wire/packet.hpp"
+#include "multifd/format/packet.hpp"
 
 #include <array>
 #include <memory>
@@ -59,7 +59,7 @@ void test(Span input) {
   if (format.method == 0)
     require(wire::payload_bytes(*header) == header->normal_pages * format.page_bytes, "pages as they are");
   require(header->idstr.empty() == (pages == 0), "pages have a block");
-  require(header->idstr.size() <= wire::max_idstr_length && header->idstr.find('\0') == header->idstr.npos, "the name");
+  require(header->idstr.size() <= multifd::max_idstr_length && header->idstr.find('\0') == header->idstr.npos, "the name");
 
   // Written again it means the same.
   const auto again = std::make_unique<std::byte[]>(size);

@@ -44,10 +44,11 @@ class Destination {
     return true;
   }
   /// Pages that did not arrive, as the receiver sees it, are as they were.
-  void check(const multifd::ReceivedPages& received) const {
+  void check(const multifd::ReceivedPages& received, const multifd::ReceivedPages& filled) const {
     for (std::size_t block = 0; block < memory_.size(); ++block)
       for (std::size_t offset = 0; offset < memory_[block].bytes().size(); offset += map_.page_bytes())
-        if (!received.test(static_cast<multifd::BlockId>(block), offset))
+        if (const auto id = static_cast<multifd::BlockId>(block);
+            !received.test(id, offset) && !filled.test(id, offset))
           require(page_untouched(block, offset), "a page that no packet announced is untouched");
   }
   void check_guards() const {
@@ -105,11 +106,16 @@ class ReceiverTarget {
   }
 
  private:
-  using Receiver = multifd::Receiver<MemoryTransport, C>;
   using Reads = ReceiverInput::Reads;
 
   static Became run(const ReceiverInput& input, Destination& destination, std::size_t io_bytes) {
-    const bool hook = input.has(ReceiverInput::packet_hook);
+    if (input.has(ReceiverInput::packet_hook)) return run_into<multifd::IntoHook>(input, destination, io_bytes);
+    return run_into<multifd::IntoMemory>(input, destination, io_bytes);
+  }
+
+  template <class Into>
+  static Became run_into(const ReceiverInput& input, Destination& destination, std::size_t io_bytes) {
+    using Receiver = multifd::Receiver<MemoryTransport, C, Into>;
     destination.fill(input.has(ReceiverInput::zeroed) ? std::byte{} : std::byte{0xee});
     std::vector<MemoryTransport> peers, links;
     for (std::size_t i = 0; i < input.channels(); ++i) {
@@ -122,7 +128,7 @@ class ReceiverTarget {
     }
 
     std::uint64_t errors = 0;
-    auto opened = Receiver::open(destination.map(), std::move(links), options(input, destination.map(), errors));
+    auto opened = Receiver::open(destination.map(), std::move(links), options<Into>(input, destination.map(), errors));
     Became became;
     if (!opened) {
       became.end = multifd::describe(opened.error());
@@ -138,8 +144,10 @@ class ReceiverTarget {
       became.zero_pages = sum.zero_pages;
       became.epochs = stats.epochs;
       // After an error of its only channel, or an orderly end, nobody writes any more.
-      if (!hook && (became.end.empty() || (input.channels() == 1 && input.reads() != Reads::silence)))
-        destination.check(receiver->received());
+      if constexpr (Into::writes_memory) {
+        if (became.end.empty() || (input.channels() == 1 && input.reads() != Reads::silence))
+          destination.check(receiver->received(), receiver->filled());
+      }
       if (became.end.empty()) {
         require(became.syncs == became.epochs * input.channels(), "every channel has had every epoch");
         require(errors == 0, "no error is told when there is none");
@@ -147,23 +155,22 @@ class ReceiverTarget {
       receiver.reset();
       require(errors == (became.end.empty() ? 0 : 1), "the error is told once");
     }
-    if (hook) require(destination.untouched(), "with a PacketHook, memory is not touched");
+    if (!Into::writes_memory) require(destination.untouched(), "with a PacketHook, memory is not touched");
     destination.check_guards();
     return became;
   }
 
-  static typename Receiver::Options options(const ReceiverInput& input, const multifd::RamMap& map,
-                                            std::uint64_t& errors) {
+  template <class Into>
+  static multifd::ReceiverOptions<C, Into> options(const ReceiverInput& input, const multifd::RamMap& map,
+                                                   std::uint64_t& errors) {
     using namespace std::chrono_literals;
     // Where the streams end nobody may wait for anything: libFuzzer's time limit is below this one.
     const auto limit = input.reads() == Reads::silence ? 3ms : 600'000ms;
-    typename Receiver::Options all{.hello_timeout = limit, .barrier_timeout = limit, .progress_timeout = limit};
+    multifd::ReceiverOptions<C, Into> all{.hello_timeout = limit, .barrier_timeout = limit, .progress_timeout = limit};
     if constexpr (requires { all.compressor.max_window_log; }) all.compressor.max_window_log = 20;
     if ((input.more & 8) != 0) all.uuid.kind = multifd::UuidCheck::Kind::any;
     if (input.has(ReceiverInput::manual)) all.barrier = multifd::Barrier::manual;
-    if (input.has(ReceiverInput::zeroed)) all.destination = multifd::DestinationMemory::zeroed;
     if (input.has(ReceiverInput::sync_first)) all.first_packet = multifd::FirstPacket::sync;
-    if ((input.more & 4) != 0) all.populate = multifd::Populate::ahead;
     if (input.has(ReceiverInput::device_state)) {
       all.on_device_state.limit_bytes = 64 * 1024;
       all.on_device_state.take = [](const multifd::DeviceState& state) {
@@ -173,31 +180,37 @@ class ReceiverTarget {
         return multifd::Result<void>{};
       };
     }
-    if (input.has(ReceiverInput::packet_hook))
-      all.on_packet = [&map](multifd::ReceivedPacket& packet) {
+    if constexpr (Into::writes_memory) {
+      if (input.has(ReceiverInput::zeroed)) all.into.destination = multifd::DestinationMemory::zeroed;
+      if ((input.more & 4) != 0) all.into.populate = multifd::Populate::ahead;
+    } else {
+      all.into.on_packet = [&map](multifd::ReceivedPacket& packet) {
         require(map.contains(packet.block), "a packet's block is on the map");
         require(packet.normal_pages <= packet.offsets.size() && !packet.offsets.empty(), "a packet has pages");
-        require(packet.offsets.size() <= map.packet_pages(), "a packet has no more pages than fit");
+        require(packet.offsets.size() <= map.batch_pages(), "a packet has no more pages than fit");
         for (const std::uint64_t offset : packet.offsets)
           require(map.check(packet.block, offset).has_value(), "a packet's pages are its block's");
         read_all({packet.pages.data(), packet.normal_pages * map.page_bytes()});
         return multifd::Result<void>{};
       };
+    }
     // Told by whatever thread met it, of which open() and the destructor wait for the end.
     all.on_error = [&errors](const multifd::Error&) { ++errors; };
     return all;
   }
 
   /// The caller's side. Returns the error, or nothing.
+  template <class Receiver>
   static std::string follow(const ReceiverInput& input, Receiver& receiver) {
     if (input.has(ReceiverInput::manual)) {
       for (unsigned i = 0; i < input.count(); ++i)
-        if (const auto synced = receiver.sync(); !synced) return check(synced.error(), receiver);
+        if (const auto synced = receiver.release_epoch(); !synced) return check(synced.error(), receiver);
     }
     const auto finished = receiver.finish();
     return finished ? std::string{} : check(finished.error(), receiver);
   }
 
+  template <class Receiver>
   static std::string check(const multifd::Error& error, Receiver& receiver) {
     const std::string text = multifd::describe(error);
     require(error.code == multifd::Condition::peer_protocol || error.code == multifd::Condition::timed_out,

@@ -16,8 +16,8 @@
 #include "multifd/receiver.hpp"
 #include "multifd/testing/memory_transport.hpp"
 #include "multifd/transport/algorithms.hpp"
-#include "multifd/wire/init_packet.hpp"
-#include "multifd/wire/packet.hpp"
+#include "multifd/format/init_packet.hpp"
+#include "multifd/format/packet.hpp"
 
 namespace wire = multifd::wire;
 

@@ -117,14 +117,14 @@ void migrate(const Case& c, Links<T> links) {
       dirty -= done->queued + done->zero_on_main;
     }
     CHECK(dirty == 0);
-    const auto epoch = tx->sync_and_wait();  // the guest rewrites pages only when they have left
+    const auto epoch = tx->close_epoch_and_wait();  // the guest rewrites pages only when they have left
     REQUIRE_MESSAGE(epoch.has_value(), text(epoch));
     CHECK(*epoch == round);
     if (legacy) {
       // The receiver's channels stand at the barrier of this epoch, none is in the next one.
       for (std::size_t b = 0; b < 2; ++b)
         for (const std::uint64_t at : zeros[b]) guest.zero_on_target(b, at);
-      const auto met = rx->sync();
+      const auto met = rx->release_epoch();
       REQUIRE_MESSAGE(met.has_value(), text(met));
       CHECK(*met == round);
     }

@@ -6,10 +6,10 @@
 
 // What the library learns from the kernel is chosen here.
 #define CoreDemand RealCoreDemand
-#include "multifd/channel/core_demand.hpp"
+#include "multifd/engine/core_demand.hpp"
 #undef CoreDemand
 
-namespace multifd {
+namespace multifd::engine {
 
 class CoreDemand {
  public:
@@ -23,14 +23,15 @@ class CoreDemand {
   unsigned limit_;
 };
 
-}  // namespace multifd
+}  // namespace multifd::engine
 
 #include <doctest/doctest.h>
 
 #include "model/report.hpp"
-#include "multifd/channel/handoff.hpp"
+#include "multifd/engine/batch_handoff.hpp"
 
 using namespace multifd;
+using namespace multifd::engine;
 using model::expect;
 using model::Explored;
 using model::report;
@@ -63,7 +64,7 @@ struct Shared {
           check(c, work);
           handoff->give_back(c, work.batch);
           break;
-        case Work::Kind::sync:
+        case Work::Kind::close_epoch:
           expect(work.epoch == synced[c], "SYNCs one by one");
           ++synced[c];
           break;
@@ -157,7 +158,7 @@ TEST_CASE("A batch that is flushed leaves, whatever the workers are about to do"
       run.spawn([=] {
         PageBatch* batch = shared->handoff->first_batch();
         shared->put(batch, 1);
-        shared->handoff->flush();
+        shared->handoff->push_out();
         left->wait(0);
         shared->stopped = true;
         shared->handoff->stop();
@@ -198,7 +199,7 @@ TEST_CASE("An epoch that is closed gets its SYNCs, although nothing comes after 
             const Work work = shared->handoff->take(c);
             if (work.kind == Work::Kind::stopped) return;
             if (work.kind == Work::Kind::batch) shared->handoff->give_back(c, work.batch);
-            if (work.kind != Work::Kind::sync) continue;
+            if (work.kind != Work::Kind::close_epoch) continue;
             syncs->fetch_add(1);
             syncs->notify_all();
           }

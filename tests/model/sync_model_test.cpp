@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: MIT
 //
-// The receiver's barrier, the sender's gate, and how the first error stops everything, under every order of a few steps.
+// The receiver's barrier, the sender's epochs, and how the first error stops everything, under every order of a few steps.
 #include "model/instrument.hpp"
 
 #include <doctest/doctest.h>
 
 #include "model/report.hpp"
-#include "multifd/channel/epoch_gate.hpp"
-#include "multifd/channel/first_error.hpp"
-#include "multifd/channel/sync_point.hpp"
+#include "multifd/engine/closed_epochs.hpp"
+#include "multifd/engine/first_error.hpp"
+#include "multifd/packets/epoch_barrier.hpp"
 
 using namespace multifd;
+using namespace multifd::engine;
+using namespace multifd::packets;
 using model::expect;
 using model::report;
 using model::Run;
@@ -22,8 +24,8 @@ constexpr auto no_progress = [] { return std::uint64_t{0}; };
 
 struct Barriers {
   Barriers(unsigned channels, Barrier mode)
-      : point(std::move(*SyncPoint::create(channels, mode, 1h))), arrived(channels), passed(channels) {}
-  std::unique_ptr<SyncPoint> point;
+      : point(std::move(*EpochBarrier::create(channels, mode, 1h))), arrived(channels), passed(channels) {}
+  std::unique_ptr<EpochBarrier> point;
   std::vector<unsigned> arrived, passed;
   unsigned released = 0;
   unsigned ended = 0;
@@ -75,7 +77,7 @@ TEST_CASE("Nobody passes the barrier before all have arrived, and everybody does
          }));
 }
 
-TEST_CASE("stop() ends every wait at the barrier and at the gate") {
+TEST_CASE("stop() ends every wait at the barrier and at the epochs") {
   report("barrier", model::explore(1 + model::preemptions(), [](Run& run) {
            auto shared = std::make_shared<Barriers>(3, Barrier::manual);
            for (unsigned c = 0; c < 2; ++c) run.spawn([=] { shared->pass(c), ++shared->ended; });
@@ -86,22 +88,22 @@ TEST_CASE("stop() ends every wait at the barrier and at the gate") {
            run.spawn([=] { shared->point->stop(); });
            run.at_end([=] { expect(shared->ended == 3, "all have ended"); });
          }));
-  report("gate", model::explore(1 + model::preemptions(), [](Run& run) {
-           auto gate = std::make_shared<EpochGate>(2);
-           run.spawn([=] { gate->written(0), gate->written(1), gate->left(); });
-           run.spawn([=] { gate->wait(0, 1h, [] {}); });
-           run.spawn([=] { expect(!gate->wait_for_ends(1h, [] {}), "one channel has not left"); });
-           run.spawn([=] { gate->stop(); });
+  report("epochs", model::explore(1 + model::preemptions(), [](Run& run) {
+           auto epochs = std::make_shared<ClosedEpochs>(2);
+           run.spawn([=] { epochs->closed(0), epochs->closed(1), epochs->ended(); });
+           run.spawn([=] { epochs->wait(0, 1h, [] {}); });
+           run.spawn([=] { expect(!epochs->wait_for_ends(1h, [] {}), "one channel has not left"); });
+           run.spawn([=] { epochs->stop(); });
          }));
 }
 
 TEST_CASE("An epoch is out when all have written it, the end when all have left") {
-  report("gate", model::explore(1 + model::preemptions(), [](Run& run) {
-           auto gate = std::make_shared<EpochGate>(2);
+  report("epochs", model::explore(1 + model::preemptions(), [](Run& run) {
+           auto epochs = std::make_shared<ClosedEpochs>(2);
            auto written = std::make_shared<unsigned>(0);
-           for (unsigned c = 0; c < 2; ++c) run.spawn([=] { ++*written, gate->written(c), gate->left(); });
-           run.spawn([=] { expect(gate->wait(0, 1h, [] {}) && *written == 2, "both have written"); });
-           run.spawn([=] { expect(gate->wait_for_ends(1h, [] {}), "both have left"); });
+           for (unsigned c = 0; c < 2; ++c) run.spawn([=] { ++*written, epochs->closed(c), epochs->ended(); });
+           run.spawn([=] { expect(epochs->wait(0, 1h, [] {}) && *written == 2, "both have written"); });
+           run.spawn([=] { expect(epochs->wait_for_ends(1h, [] {}), "both have left"); });
          }));
 }
 

@@ -8,6 +8,7 @@
 #include "multifd/compress/zlib.hpp"
 #include "multifd/compress/zstd.hpp"
 #include "multifd/multifd.hpp"
+#include "multifd/qemu/accept_source.hpp"
 #include "multifd/qemu/main_stream.hpp"
 #include "multifd/qemu/ram_records.hpp"
 #include "multifd/qemu/return_path.hpp"
@@ -17,7 +18,6 @@
 #include "multifd/stack.hpp"
 #include "multifd/testing/fault_transport.hpp"
 #include "multifd/testing/memory_transport.hpp"
-#include "multifd/transport/accept_source.hpp"
 #include "multifd/transport/fd.hpp"
 #include "multifd/transport/socket.hpp"
 #if defined(MULTIFD_HAS_TLS)
@@ -112,31 +112,31 @@ Result<void> relay_everything(Listener& listener, const Address& to, std::string
   if (!source) return std::unexpected(source.error());
   RamMap ram;
   if (auto block = ram.add_elsewhere("pc.ram", bytes); !block) return std::unexpected(block.error());
-  return with_policy(
-      zero_pages, PolicyList<ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd>{}, [&]<class Z>() -> Result<void> {
-        auto links = connect_channels(to, 2);
-        if (!links) return std::unexpected(links.error());
-        auto tx = Sender<FdTransport, NoComp, Z>::open(ram, std::move(*links), {.pages = PageSource::copies});
-        if (!tx) return std::unexpected(tx.error());
-        const auto take = [&](ReceivedPacket& packet) -> Result<void> {
-          auto queued = tx->queue_copies(packet.block, packet.offsets, packet.normal_pages, packet.pages,
-                                         [](std::uint64_t) { return false; });
-          return queued ? Result<void>{} : std::unexpected(queued.error());
-        };
-        const auto take_state = [&](const DeviceState& state) { return tx->queue_device_state(state); };
-        auto rx = Receiver<FdTransport, Zstd>::open(
-            ram, std::move(source->channels),
-            {.barrier = Barrier::manual, .on_packet = take, .on_device_state = {.take = take_state}});
-        if (!rx) return std::unexpected(rx.error());
-        const auto close_epoch = [&]() -> Result<void> {
-          if (auto zero = tx->queue_zero(BlockId{}, 0); !zero) return std::unexpected(zero.error());
-          auto closed = tx->sync();
-          return closed ? Result<void>{} : std::unexpected(closed.error());
-        };
-        if (auto epoch = rx->sync(close_epoch); !epoch) return std::unexpected(epoch.error());
-        if (auto finished = rx->finish(); !finished) return finished;
-        return tx->close_channels();
-      });
+  return with_policy(zero_pages, PolicyList<ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd>{},
+                     [&]<class Z>() -> Result<void> {
+                       auto links = connect_channels(to, 2);
+                       if (!links) return std::unexpected(links.error());
+                       auto tx = Sender<FdTransport, NoComp, Z, FromCopies>::open(ram, std::move(*links));
+                       if (!tx) return std::unexpected(tx.error());
+                       const auto take = [&](ReceivedPacket& packet) -> Result<void> {
+                         auto queued = tx->queue_copies(packet.block, packet.offsets, packet.normal_pages, packet.pages,
+                                                        [](std::uint64_t) { return false; });
+                         return queued ? Result<void>{} : std::unexpected(queued.error());
+                       };
+                       const auto take_state = [&](const DeviceState& state) { return tx->queue_device_state(state); };
+                       auto rx = Receiver<FdTransport, Zstd, IntoHook>::open(
+                           ram, std::move(source->channels),
+                           {.barrier = Barrier::manual, .into = {take}, .on_device_state = {.take = take_state}});
+                       if (!rx) return std::unexpected(rx.error());
+                       const auto close_epoch = [&]() -> Result<void> {
+                         if (auto zero = tx->queue_zero(BlockId{}, 0); !zero) return std::unexpected(zero.error());
+                         auto closed = tx->close_epoch();
+                         return closed ? Result<void>{} : std::unexpected(closed.error());
+                       };
+                       if (auto epoch = rx->release_epoch(close_epoch); !epoch) return std::unexpected(epoch.error());
+                       if (auto finished = rx->finish(); !finished) return finished;
+                       return tx->close_channels();
+                     });
 }
 
 }  // namespace multifd

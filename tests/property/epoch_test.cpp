@@ -142,10 +142,10 @@ std::size_t rewrite_at_random(std::uint64_t run_seed, bool barrier) {
       if (below(rng, 3) == 0) continue;
       fill_page(source_memory.page(p, 4096), any_fill(rng), rng);
       REQUIRE(tx->queue_page(*block, p * 4096).has_value());
-      if (below(rng, 6) == 0) REQUIRE(tx->flush().has_value());  // small packets, so every channel gets some
+      if (below(rng, 6) == 0) REQUIRE(tx->push_out().has_value());  // small packets, so every channel gets some
     }
     // Written, so that the next round cannot change what is on its way. Nothing says that it has arrived.
-    REQUIRE(tx->sync_and_wait() == std::uint64_t{epoch});
+    REQUIRE(tx->close_epoch_and_wait() == std::uint64_t{epoch});
   }
   CHECK(tx->close_channels().has_value());
   const auto finished = rx->finish();

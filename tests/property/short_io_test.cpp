@@ -51,9 +51,9 @@ void transfer(std::size_t write_at_most, std::size_t read_at_most, std::size_t c
   for (unsigned round = 0; round < 2; ++round) {
     for (std::size_t p = 0; p < pages; p += 5) {
       REQUIRE(tx->queue_range(*block, p * 4096, 5 * 4096).has_value());
-      REQUIRE(tx->flush().has_value());
+      REQUIRE(tx->push_out().has_value());
     }
-    REQUIRE(tx->sync_and_wait() == std::uint64_t{round});
+    REQUIRE(tx->close_epoch_and_wait() == std::uint64_t{round});
     fill_page(a.page(round, 4096), Fill::words, rng);
     fill_page(a.page(7, 4096), Fill::zero, rng);
   }

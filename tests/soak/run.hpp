@@ -97,7 +97,7 @@ Result<void> send(S& sender, const Plan& plan, const RamMap& map, std::vector<st
       if (auto queued = sender.queue_dirty(block, dirty, 0, on_zero); !queued) return std::unexpected(queued.error());
     }
     // A page that the main stream calls zero must not be overtaken by an older copy: one epoch after the other.
-    if (auto synced = sender.sync_and_wait(); !synced) return std::unexpected(synced.error());
+    if (auto synced = sender.close_epoch_and_wait(); !synced) return std::unexpected(synced.error());
   }
   if (plan.trouble == Trouble::destroy_sender) return {};
   return sender.close_channels();
@@ -143,11 +143,11 @@ Outcome run(const Plan& plan, Arena& arena, Ends<T> ends) {
   std::optional<Result<void>> received;
   std::thread receiving([&, links = std::move(receiver_links)]() mutable {
     using R = Receiver<Link, C>;
-    auto receiver =
-        R::open(far, std::move(links),
-                {.barrier = plan.manual_barrier ? Barrier::manual : Barrier::automatic,
-                 .destination = plan.zeroed_destination ? DestinationMemory::zeroed : DestinationMemory::unknown,
-                 .populate = plan.populate_ahead ? Populate::ahead : Populate::off});
+    auto receiver = R::open(
+        far, std::move(links),
+        {.barrier = plan.manual_barrier ? Barrier::manual : Barrier::automatic,
+         .into = {.destination = plan.zeroed_destination ? DestinationMemory::zeroed : DestinationMemory::unknown,
+                  .populate = plan.populate_ahead ? Populate::ahead : Populate::off}});
     if (!receiver) {
       received = std::unexpected(receiver.error());
       return;
@@ -155,7 +155,7 @@ Outcome run(const Plan& plan, Arena& arena, Ends<T> ends) {
     std::optional<Later> later;
     if (plan.trouble == Trouble::cancel_receiver) later.emplace(plan.after, [&] { cancel(*receiver); });
     for (unsigned round = 0; plan.manual_barrier && round < plan.rounds; ++round)
-      if (auto synced = receiver->sync(); !synced) {
+      if (auto synced = receiver->release_epoch(); !synced) {
         received = std::unexpected(synced.error());
         return;
       }

@@ -2,7 +2,7 @@
 //
 // The hand-off with its threads: what it promises must hold under every timing that random delays can find,
 // with more workers than cores.
-#include "multifd/channel/handoff.hpp"
+#include "multifd/engine/batch_handoff.hpp"
 
 #include <doctest/doctest.h>
 
@@ -16,9 +16,9 @@
 #include "stress/time_limit.hpp"
 #include "support/allocation_count.hpp"
 
-using multifd::BatchHandoff;
 using multifd::PageBatch;
-using multifd::Work;
+using multifd::engine::BatchHandoff;
+using multifd::engine::Work;
 using namespace std::chrono_literals;
 
 namespace {
@@ -103,7 +103,7 @@ Produced produce(BatchHandoff& handoff, unsigned batches, std::uint32_t seed) {
     produced.pages += count;
     batch = handoff.put(batch, ignore_waits);
     if (batch == nullptr) return produced;
-    if (random() % 32 == 0) handoff.flush();
+    if (random() % 32 == 0) handoff.push_out();
     for (auto epochs = random() % 20 == 0 ? random() % 3 + 1 : 0; epochs > 0; --epochs) {
       handoff.close_epoch();
       produced.epoch_ends.push_back(produced.pages);
@@ -133,7 +133,7 @@ std::string broken_rule(const std::vector<Recorder>& recorders, const Produced& 
         if (entry.serial < start || next_serial > produced.epoch_ends[entry.epoch])
           return "a batch carries the epoch that it was put in";
         for (std::uint64_t page = entry.serial; page < next_serial; ++page) ++seen[page];
-      } else if (entry.kind == Work::Kind::sync) {
+      } else if (entry.kind == Work::Kind::close_epoch) {
         if (entry.epoch != syncs) return "SYNCs count up";
         ++syncs;
       } else if (entry.kind != Work::Kind::finished || i + 1 != recorder.log.size()) {
@@ -200,7 +200,7 @@ TEST_CASE("A batch put and its epoch closed while the worker looks: the batch st
       for (;;) {
         const Work work = handoff->take(c);
         if (work.kind == Work::Kind::finished) return;
-        if (work.kind == Work::Kind::sync) {
+        if (work.kind == Work::Kind::close_epoch) {
           ++syncs;
         } else {
           if (work.epoch != syncs) ++late;
@@ -244,7 +244,7 @@ TEST_CASE("A throttled channel stalls neither the others nor close_epoch()") {
           for (;;) {
             const Work work = handoff->take(c);
             if (work.kind == Work::Kind::finished) return;
-            if (work.kind == Work::Kind::sync) ++syncs[c];
+            if (work.kind == Work::Kind::close_epoch) ++syncs[c];
             if (work.kind != Work::Kind::batch) continue;
             if (c == 0 && holds_a_batch) hold.wait();
             ++(c == 0 ? taken_by_held : taken_by_others);
@@ -419,7 +419,7 @@ TEST_CASE("A batch that nobody was woken for is seen after flush()") {
   for (std::uint64_t i = 0; i < 500; ++i) {
     batch->push(i);
     batch = handoff->put(batch, ignore_waits);
-    handoff->flush();
+    handoff->push_out();
     taken.acquire();
   }
   handoff->finish();
@@ -433,7 +433,7 @@ TEST_CASE("An epoch that is closed wakes every worker for its SYNC, without a fl
   std::vector<std::jthread> threads;
   for (unsigned c = 0; c < channels; ++c)
     threads.emplace_back([&, c] {
-      while (handoff->take(c).kind == Work::Kind::sync) synced.release();
+      while (handoff->take(c).kind == Work::Kind::close_epoch) synced.release();
     });
   for (int epoch = 0; epoch < 500; ++epoch) {
     handoff->close_epoch();

@@ -24,9 +24,9 @@ struct Outcome {
 };
 
 /// feed() for loops that have a Watchdog of their own.
-template <multifd::Compressor C>
+template <multifd::Compressor C, multifd::PageSink Into = multifd::IntoMemory>
 Outcome feed_unwatched(const multifd::RamMap& map, const std::vector<Bytes>& streams, Then then,
-                       multifd::ReceiverOptions<C> options = {}) {
+                       multifd::ReceiverOptions<C, Into> options = {}) {
   Links<MemoryTransport> links;
   for (const Bytes& stream : streams) {
     auto pair = memory_links(1, stream.size() + 1);
@@ -36,7 +36,7 @@ Outcome feed_unwatched(const multifd::RamMap& map, const std::vector<Bytes>& str
     links.receiver.push_back(std::move(pair.receiver[0]));
   }
   const Stopwatch watch;
-  auto rx = multifd::Receiver<MemoryTransport, C>::open(map, std::move(links.receiver), std::move(options));
+  auto rx = multifd::Receiver<MemoryTransport, C, Into>::open(map, std::move(links.receiver), std::move(options));
   if (!rx) return {std::unexpected(rx.error()), {}, watch.elapsed()};
   auto finished = rx->finish();
   const auto elapsed = watch.elapsed();
@@ -44,11 +44,11 @@ Outcome feed_unwatched(const multifd::RamMap& map, const std::vector<Bytes>& str
 }
 
 /// Gives stream i to link i, all at once.
-template <multifd::Compressor C>
+template <multifd::Compressor C, multifd::PageSink Into = multifd::IntoMemory>
 Outcome feed(const multifd::RamMap& map, const std::vector<Bytes>& streams, Then then,
-             multifd::ReceiverOptions<C> options = {}) {
+             multifd::ReceiverOptions<C, Into> options = {}) {
   const Watchdog watchdog("feed a receiver");
-  return feed_unwatched<C>(map, streams, then, std::move(options));
+  return feed_unwatched<C, Into>(map, streams, then, std::move(options));
 }
 
 }  // namespace test

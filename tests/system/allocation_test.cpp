@@ -64,14 +64,14 @@ std::uint64_t allocations_of_a_migration(Links<T> links, Digest digest) {
     const auto on_zero = [](std::uint64_t) {};
     for (int round = 0; round < 3 && good; ++round) {
       good &= tx->queue_range(*block, 0, source_memory.size(), on_zero).has_value();
-      good &= tx->flush().has_value();
-      good &= tx->sync_and_wait().has_value();
+      good &= tx->push_out().has_value();
+      good &= tx->close_epoch_and_wait().has_value();
       good &= tx->queue_page(*block, 4096).has_value();
-      good &= tx->sync().has_value();
+      good &= tx->close_epoch().has_value();
       if constexpr (HasLiveLevel<C>) good &= tx->set_level(3 + round).has_value();
       tx->set_bandwidth(round == 0 ? 500 << 20 : 0);
       good &= tx->queue_dirty(*block, dirty, 0, on_zero).has_value();
-      good &= tx->sync().has_value();
+      good &= tx->close_epoch().has_value();
     }
     good &= tx->close_channels().has_value();
     good &= rx->finish().has_value();

@@ -19,9 +19,9 @@
 #include "multifd/compress/nocomp.hpp"
 #include "multifd/compress/zlib.hpp"
 #include "multifd/compress/zstd.hpp"
+#include "multifd/qemu/accept_source.hpp"
 #include "multifd/receiver.hpp"
 #include "multifd/sender.hpp"
-#include "multifd/transport/accept_source.hpp"
 #include "support/leftovers.hpp"
 #include "support/links.hpp"
 #include "support/memory.hpp"
@@ -158,7 +158,7 @@ Longest cancel_sender(Guests& guests, const Case& c, SenderState state) {
       case SenderState::waiting_for_epoch:
         result = queue(pages / 4);
         if (!result) return;
-        if (auto synced = tx->sync_and_wait(); !synced) result = std::unexpected(synced.error());
+        if (auto synced = tx->close_epoch_and_wait(); !synced) result = std::unexpected(synced.error());
         return;
       case SenderState::capped:
       case SenderState::closing:
@@ -214,7 +214,7 @@ Longest cancel_receiver(Guests& guests, const Case& c, ReceiverState state) {
   Result<void> result;
   const auto run = [&] {
     if (manual) {
-      if (auto synced = rx->sync(); !synced) result = std::unexpected(synced.error());
+      if (auto synced = rx->release_epoch(); !synced) result = std::unexpected(synced.error());
     } else {
       result = rx->finish();
     }
@@ -256,7 +256,7 @@ Longest cancel_migration(Guests& guests, const Case& c, bool sender) {
     for (int round = 0; round < 3 && sending; ++round) {
       if (auto queued = tx->queue_range(guests.block, 0, pages * page, [](std::uint64_t) {}); !queued)
         sending = std::unexpected(queued.error());
-      else if (auto synced = round == 1 ? tx->sync_and_wait() : tx->sync(); !synced)
+      else if (auto synced = round == 1 ? tx->close_epoch_and_wait() : tx->close_epoch(); !synced)
         sending = std::unexpected(synced.error());
     }
     if (sending) sending = tx->close_channels();

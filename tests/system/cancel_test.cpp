@@ -71,7 +71,7 @@ void cancel_senders(const std::function<Links<T>()>& make_links) {
     CHECK(code_of(tx->close_channels()) == Errc::cancelled);
     CHECK(code_of(tx->queue_page(source.block, 0)) == Errc::cancelled);
     tx->cancel();
-    CHECK(code_of(tx->sync()) == Errc::cancelled);
+    CHECK(code_of(tx->close_epoch()) == Errc::cancelled);
   };
   with_sender([&](auto& tx) {
     cancel_during(
@@ -80,7 +80,7 @@ void cancel_senders(const std::function<Links<T>()>& make_links) {
   });
   with_sender([&](auto& tx) {
     REQUIRE(tx.queue_range(source.block, 0, 3 << 20).has_value());
-    REQUIRE(tx.sync() == std::uint64_t{0});
+    REQUIRE(tx.close_epoch() == std::uint64_t{0});
     cancel_during(tx, [&] { return error_of(tx.wait(0)); });
   });
   with_sender([&](auto& tx) {
@@ -150,7 +150,7 @@ TEST_CASE_TEMPLATE("A receiver is cancelled while it reads, and at the barrier",
       } else if (barrier == Barrier::manual) {
         if (state == 1) send(0, RawStream().sync());
         cancel_during(
-            *rx, [&] { return error_of(rx->sync()); },
+            *rx, [&] { return error_of(rx->release_epoch()); },
             [&] { return total(rx->stats().channels).syncs == static_cast<std::uint64_t>(state % 2); });
       } else {
         rx->cancel();
@@ -201,7 +201,7 @@ TEST_CASE("Over TCP the peer of a cancelled or destroyed sender sees a broken st
         auto tx = Sender<FdTransport, NoComp, ZeroPagesNone>::open(source.map, std::move(links.sender));
         REQUIRE(tx.has_value());
         REQUIRE(tx->queue_page(source.block, 0).has_value());
-        REQUIRE(tx->sync_and_wait().has_value());  // a packet boundary, SYNC written: the most innocent moment
+        REQUIRE(tx->close_epoch_and_wait().has_value());  // a packet boundary, SYNC written: the most innocent moment
         if (read_some_first) {
           Bytes hello(64);
           for (auto& link : links.receiver) REQUIRE(read_exact(link, std::span(hello)).has_value());
@@ -231,7 +231,7 @@ TEST_CASE("A receiver whose sender is cancelled fails, whatever it was doing") {
   REQUIRE(tx.has_value());
   REQUIRE(rx.has_value());
   REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
-  REQUIRE(tx->sync_and_wait().has_value());
+  REQUIRE(tx->close_epoch_and_wait().has_value());
   CHECK(eventually([&] { return rx->stats().epochs == 1; }));
   tx->cancel();
   const auto finished = rx->finish();
@@ -297,7 +297,7 @@ void cancel_at(Links<T> links, std::uint64_t delay_us, unsigned who) {
   for (int round = 0; round < 3 && sending; ++round) {
     if (auto queued = tx->queue_range(source.block, 0, source.memory.size()); !queued)
       sending = std::unexpected(queued.error());
-    else if (auto synced = round == 1 ? tx->sync_and_wait() : tx->sync(); !synced)
+    else if (auto synced = round == 1 ? tx->close_epoch_and_wait() : tx->close_epoch(); !synced)
       sending = std::unexpected(synced.error());
   }
   if (sending) sending = tx->close_channels();

@@ -31,7 +31,7 @@ constexpr std::size_t header = 1344;
 PageBuffer buffer_of(std::byte value) {
   auto buffer = PageBuffer::create();
   REQUIRE(buffer.has_value());
-  std::memset(buffer->data(), std::to_integer<int>(value), wire::packet_page_bytes);
+  std::memset(buffer->data(), std::to_integer<int>(value), multifd::batch_bytes);
   return std::move(*buffer);
 }
 
@@ -41,10 +41,11 @@ constexpr auto never_asked = [](std::uint64_t) {
 };
 
 /// A sender of one channel, and all that it wrote.
-template <class Z>
+template <class Z, class From = FromCopies>
 struct Sending {
-  Sending(const RamMap& ram, PageSource source) : links(memory_links(1, 16 << 20)) {
-    auto opened = Sender<MemoryTransport, NoComp, Z>::open(ram, std::move(links.sender), {.depth = 2, .pages = source});
+  using Tx = Sender<MemoryTransport, NoComp, Z, From>;
+  explicit Sending(const RamMap& ram) : links(memory_links(1, 16 << 20)) {
+    auto opened = Tx::open(ram, std::move(links.sender), {.depth = 2});
     REQUIRE_MESSAGE(opened.has_value(), text(opened));
     tx.emplace(std::move(*opened));
   }
@@ -54,7 +55,7 @@ struct Sending {
     return read_to_end(links.receiver[0]);
   }
   Links<MemoryTransport> links;
-  std::optional<Sender<MemoryTransport, NoComp, Z>> tx;
+  std::optional<Tx> tx;
 };
 
 /// Where a page travelled and what it was there: -1 in a zero list, else the value of all its bytes, 1000 if they differ.
@@ -137,8 +138,8 @@ TEST_CASE_TEMPLATE("queue_zero says a zero page in the policy's form, from guest
   // Nobody looks at the page: it may hold anything, unless it travels as it lies.
   if (Z::stage != ZeroStage::none) memory.fill(std::byte{9});
   for (const std::size_t p : {1u, 4u, 5u}) std::ranges::fill(memory.page(p, page), std::byte(p));
-  for (const PageSource source : {PageSource::guest, PageSource::copies}) {
-    const bool copies = source == PageSource::copies;
+  const auto check = [&]<class From>() {
+    constexpr bool copies = From::copies;
     CAPTURE(copies);
     RamMap ram;
     const auto add = [&](const char* idstr, const Block& block) {
@@ -146,27 +147,27 @@ TEST_CASE_TEMPLATE("queue_zero says a zero page in the policy's form, from guest
     };
     const BlockId block = add("pc.ram", memory);
     const BlockId second = add("vga", other);
-    Sending<Z> sending(ram, source);
+    Sending<Z, From> sending(ram);
     auto& tx = *sending.tx;
     const Queued expected = on_main ? Queued::zero_on_main : Queued::queued;
     const auto queue_zero = [&](BlockId where, std::size_t p) { CHECK(tx.queue_zero(where, p * page) == expected); };
     const auto queue_data = [&](std::size_t p) {
-      if (!copies) {
+      if constexpr (copies) {
+        PageBuffer pages = buffer_of(std::byte(p));
+        const std::uint64_t offset = p * page;
+        CHECK(tx.queue_copies(block, std::span(&offset, 1), 1, pages, never_asked).has_value());
+      } else {
         CHECK(tx.queue_page(block, p * page) == Queued::queued);
-        return;
       }
-      PageBuffer pages = buffer_of(std::byte(p));
-      const std::uint64_t offset = p * page;
-      CHECK(tx.queue_copies(block, std::span(&offset, 1), 1, pages, never_asked).has_value());
     };
-    if (copies) {
+    if constexpr (copies) {
       // Every buffer of the hand-off has been used: a zero page that travels as bytes must be written there.
       std::vector<std::uint64_t> all(128);
       for (std::size_t p = 0; p < all.size(); ++p) all[p] = (200 + p) * page;
       for (int i = 0; i < 8; ++i) {
         PageBuffer pages = buffer_of(std::byte{0xff});
         REQUIRE(tx.queue_copies(block, all, all.size(), pages, never_asked).has_value());
-        CHECK(tx.sync().has_value());
+        CHECK(tx.close_epoch().has_value());
       }
     }
     std::map<Place, int> epoch;
@@ -190,7 +191,7 @@ TEST_CASE_TEMPLATE("queue_zero says a zero page in the policy's form, from guest
       queue_zero(block, p);
       note_zero("pc.ram", p);
     }
-    CHECK(tx.sync().has_value());
+    CHECK(tx.close_epoch().has_value());
     // close_channels() ends an epoch of nothing else.
     queue_zero(second, 0);
     const Sent sent(sending.close());
@@ -204,16 +205,18 @@ TEST_CASE_TEMPLATE("queue_zero says a zero page in the policy's form, from guest
     CHECK(tx.stats().queued_pages == (copies ? 8 * 128 : 0) + 3 + (on_main ? 0 : 205));
     // 200 zero pages in a row need two packets, not 200.
     CHECK(sent.packets - (copies ? 8 : 0) <= 10);
-  }
+  };
+  check.template operator()<FromGuest>();
+  check.template operator()<FromCopies>();
 }
 
 TEST_CASE("queue_zero refuses places that are no page, and the sender goes on") {
   const Watchdog watchdog("queue_zero refuses");
-  for (const PageSource source : {PageSource::guest, PageSource::copies}) {
+  const auto check = [&]<class From>() {
     Block memory(4 * page);
     RamMap ram;
     REQUIRE(ram.add("pc.ram", memory.bytes()).has_value());
-    Sending<ZeroPagesMultifd> sending(ram, source);
+    Sending<ZeroPagesMultifd, From> sending(ram);
     auto& tx = *sending.tx;
     for (const std::uint64_t offset : {std::uint64_t{1}, 4 * page, std::uint64_t{0} - page, ~std::uint64_t{0}})
       CHECK(code_of(tx.queue_zero(BlockId{0}, offset)) == Errc::bad_range);
@@ -222,7 +225,9 @@ TEST_CASE("queue_zero refuses places that are no page, and the sender goes on") 
     const Sent sent(sending.close());
     CHECK(sent.epochs == std::vector{std::map<Place, int>{{Place("pc.ram", 3 * page), -1}}});
     CHECK(code_of(tx.queue_zero(BlockId{0}, 0)) == Errc::already_closed);
-  }
+  };
+  check.template operator()<FromGuest>();
+  check.template operator()<FromCopies>();
 }
 
 TEST_CASE_TEMPLATE("queue_copies sends each page's bytes to its place, and zero pages in the policy's form", Z,
@@ -232,7 +237,7 @@ TEST_CASE_TEMPLATE("queue_copies sends each page's bytes to its place, and zero 
   constexpr bool listed = Z::stage == ZeroStage::channel;
   RamMap ram;
   REQUIRE(ram.add_elsewhere("pc.ram", 200 * page).has_value());
-  Sending<Z> sending(ram, PageSource::copies);
+  Sending<Z> sending(ram);
   auto& tx = *sending.tx;
   // Normal pages in no order, some of them zero; then zero pages.
   const std::vector<std::uint64_t> offsets = {90 * page, 2 * page,  3 * page,  50 * page, 4 * page,
@@ -253,7 +258,7 @@ TEST_CASE_TEMPLATE("queue_copies sends each page's bytes to its place, and zero 
     CHECK(queued->zero_on_main == (legacy ? 4 : 0));
     CHECK(queued->queued == (legacy ? 6 : 10));
     if (legacy) CHECK(asked == std::vector{2 * page, 50 * page, 4 * page, 10 * page, 11 * page, 12 * page});
-    CHECK(tx.sync().has_value());
+    CHECK(tx.close_epoch().has_value());
   }
   const Sent sent(sending.close());
   std::map<Place, int> expected;
@@ -273,7 +278,7 @@ TEST_CASE("A packet of copies whose pages all go to the main stream leaves no pa
   const Watchdog watchdog("nothing but zero pages");
   RamMap ram;
   REQUIRE(ram.add_elsewhere("pc.ram", 8 * page).has_value());
-  Sending<ZeroPagesLegacy> sending(ram, PageSource::copies);
+  Sending<ZeroPagesLegacy> sending(ram);
   PageBuffer pages = buffer_of(std::byte{0});
   const std::vector<std::uint64_t> offsets = {0, page, 2 * page};
   const auto queued = sending.tx->queue_copies(BlockId{0}, offsets, 2, pages, [](std::uint64_t) { return true; });
@@ -292,7 +297,7 @@ TEST_CASE("Copies of the largest packet pass at every page size") {
     const Watchdog watchdog("full packets");
     RamMap ram(page_bytes);
     REQUIRE(ram.add_elsewhere("pc.ram", std::uint64_t{1} << 50).has_value());
-    Sending<ZeroPagesMultifd> sending(ram, PageSource::copies);
+    Sending<ZeroPagesMultifd> sending(ram);
     std::vector<std::uint64_t> offsets(524288 / page_bytes);
     for (std::size_t i = 0; i < offsets.size(); ++i) offsets[i] = (std::uint64_t{1} << 49) + i * page_bytes;
     PageBuffer pages = buffer_of(std::byte{3});
@@ -308,7 +313,7 @@ TEST_CASE("queue_copies refuses bad counts, places and buffers: nothing is queue
   const Watchdog watchdog("queue_copies refuses");
   RamMap ram;
   const BlockId block = *ram.add_elsewhere("pc.ram", 200 * page);
-  Sending<ZeroPagesNone> sending(ram, PageSource::copies);
+  Sending<ZeroPagesNone> sending(ram);
   auto& tx = *sending.tx;
   PageBuffer pages = buffer_of(std::byte{1});
   const std::byte* const before = pages.data();
@@ -345,27 +350,22 @@ TEST_CASE("queue_copies refuses bad counts, places and buffers: nothing is queue
   CHECK(sent.packets == 1);
 }
 
-TEST_CASE("A sender of copies does not look at guest memory, and one of guest memory takes no copies") {
-  const Watchdog watchdog("the wrong source of pages");
-  Block memory(8 * page);
-  RamMap ram;
-  const BlockId block = *ram.add("pc.ram", memory.bytes());
-  const std::vector<std::uint64_t> bitmap = {1};
-  {
-    Sending<ZeroPagesNone> copies(ram, PageSource::copies);
-    CHECK(code_of(copies.tx->queue_page(block, 0)) == Errc::not_supported);
-    CHECK(code_of(copies.tx->queue_range(block, 0, 2 * page)) == Errc::not_supported);
-    CHECK(code_of(copies.tx->queue_dirty(block, bitmap)) == Errc::not_supported);
-    CHECK(Sent(copies.close()).packets == 0);
-  }
-  Sending<ZeroPagesNone> guest(ram, PageSource::guest);
-  PageBuffer pages = buffer_of(std::byte{1});
-  const std::byte* const before = pages.data();
-  const std::uint64_t offset = 0;
-  CHECK(code_of(guest.tx->queue_copies(block, std::span(&offset, 1), 1, pages, never_asked)) == Errc::not_supported);
-  CHECK(pages.data() == before);
-  CHECK(Sent(guest.close()).packets == 0);
-}
+// A sender of copies has no call that reads guest memory, and one of guest memory none that takes copies.
+template <class Tx>
+concept TakesPages = requires(Tx& tx) { tx.queue_page(BlockId{0}, 0); };
+template <class Tx>
+concept TakesRanges = requires(Tx& tx) { tx.queue_range(BlockId{0}, 0, 0); };
+template <class Tx>
+concept TakesBitmaps = requires(Tx& tx, std::span<const std::uint64_t> bitmap) { tx.queue_dirty(BlockId{0}, bitmap); };
+template <class Tx>
+concept TakesCopies =
+    requires(Tx& tx, PageBuffer& pages) { tx.queue_copies(BlockId{0}, std::span<const std::uint64_t>(), 0, pages); };
+using FromMemory = Sender<MemoryTransport, NoComp, ZeroPagesNone>;
+using FromBuffers = Sender<MemoryTransport, NoComp, ZeroPagesNone, FromCopies>;
+static_assert(TakesPages<FromMemory> && TakesRanges<FromMemory> && TakesBitmaps<FromMemory> &&
+              !TakesCopies<FromMemory>);
+static_assert(!TakesPages<FromBuffers> && !TakesRanges<FromBuffers> && !TakesBitmaps<FromBuffers> &&
+              TakesCopies<FromBuffers>);
 
 TEST_CASE("Blocks without memory are for senders of copies and receivers with a hook, and nobody else") {
   Block memory(8 * page);
@@ -374,14 +374,13 @@ TEST_CASE("Blocks without memory are for senders of copies and receivers with a 
   REQUIRE(ram.add_elsewhere("vga", 8 * page).has_value());
   using Tx = Sender<MemoryTransport, NoComp, ZeroPagesNone>;
   CHECK(code_of(Tx::open(ram, memory_links(1).sender)) == Errc::block_without_memory);
-  CHECK(code_of(Tx::open(ram, memory_links(1).sender, {.pages = PageSource::guest})) == Errc::block_without_memory);
   auto copies = memory_links(1);
-  CHECK(Tx::open(ram, std::move(copies.sender), {.pages = PageSource::copies}).has_value());
+  CHECK(Sender<MemoryTransport, NoComp, ZeroPagesNone, FromCopies>::open(ram, std::move(copies.sender)).has_value());
 
   const std::vector<Bytes> hello = {RawStream().hello(0).bytes()};
   CHECK(code_of(feed<NoComp>(ram, hello, Then::end_of_stream).result) == Errc::block_without_memory);
   Collector collector;
-  CHECK(feed<NoComp>(ram, hello, Then::end_of_stream, {.on_packet = collector.hook()}).result.has_value());
+  CHECK(feed<NoComp, IntoHook>(ram, hello, Then::end_of_stream, {.into = {collector.hook()}}).result.has_value());
   CHECK(collector.seen.empty());
 }
 
@@ -392,21 +391,21 @@ TEST_CASE("Pages of a relay are not copied: the sender writes from the buffer th
   auto seen = std::make_shared<std::vector<const void*>>();
   std::vector<const void*> handed;
   {
-    auto tx = Sender<AddressTape, NoComp, ZeroPagesNone>::open(ram, one(AddressTape(seen)),
-                                                               {.depth = 2, .pages = PageSource::copies});
+    auto tx = Sender<AddressTape, NoComp, ZeroPagesNone, FromCopies>::open(ram, one(AddressTape(seen)), {.depth = 2});
     REQUIRE(tx.has_value());
     RawStream stream;
     stream.hello(0);
     for (int i = 0; i < 20; ++i) stream.packet({.normal = {page, 3 * page}, .payload = Bytes(2 * page)});
     stream.sync();
-    const auto outcome = feed<NoComp>(
-        ram, {stream.bytes()}, Then::end_of_stream, {.on_packet = [&](ReceivedPacket& packet) -> Result<void> {
-          handed.push_back(packet.pages.data());
-          auto queued = tx->queue_copies(packet.block, packet.offsets, packet.normal_pages, packet.pages, never_asked);
-          CHECK(packet.pages.data() != nullptr);
-          CHECK(packet.pages.data() != handed.back());
-          return queued ? Result<void>() : std::unexpected(queued.error());
-        }});
+    const auto outcome = feed<NoComp, IntoHook>(
+        ram, {stream.bytes()}, Then::end_of_stream,
+        {.into = {[&](ReceivedPacket& packet) -> Result<void> {
+           handed.push_back(packet.pages.data());
+           auto queued = tx->queue_copies(packet.block, packet.offsets, packet.normal_pages, packet.pages, never_asked);
+           CHECK(packet.pages.data() != nullptr);
+           CHECK(packet.pages.data() != handed.back());
+           return queued ? Result<void>() : std::unexpected(queued.error());
+         }}});
     CHECK_MESSAGE(outcome.result.has_value(), text(outcome.result));
     CHECK(tx->close_channels().has_value());
   }
@@ -444,8 +443,8 @@ TEST_CASE_TEMPLATE("A packet hook gets each packet checked and decoded, normal p
       .packet({.flags = C::method, .idstr = "vga", .zero = {0}})
       .sync();
   Collector collector;
-  const auto outcome = feed<C>(ram, {stream.bytes(), RawStream().hello(1).sync().sync().sync().bytes()},
-                               Then::end_of_stream, {.on_packet = collector.hook()});
+  const auto outcome = feed<C, IntoHook>(ram, {stream.bytes(), RawStream().hello(1).sync().sync().sync().bytes()},
+                                         Then::end_of_stream, {.into = {collector.hook()}});
   CHECK_MESSAGE(outcome.result.has_value(), text(outcome.result));
   const auto is = [&](const Seen& seen, std::uint32_t block, const std::vector<std::uint64_t>& offsets,
                       std::initializer_list<unsigned> values) {
@@ -494,8 +493,8 @@ TEST_CASE("A packet that is refused does not reach the hook") {
   for (const Row& row : rows) {
     CAPTURE(row.what);
     Collector collector;
-    const auto outcome = feed<NoComp>(ram, {RawStream().hello(0).packet(row.packet).bytes()}, Then::end_of_stream,
-                                      {.on_packet = collector.hook()});
+    const auto outcome = feed<NoComp, IntoHook>(ram, {RawStream().hello(0).packet(row.packet).bytes()},
+                                                Then::end_of_stream, {.into = {collector.hook()}});
     CHECK_MESSAGE(code_of(outcome.result) == row.expected, text(outcome.result));
     CHECK(collector.seen.empty());
   }
@@ -505,12 +504,13 @@ TEST_CASE("A packet that is refused does not reach the hook") {
   Bytes bytes = stream.bytes();
   put(bytes, 64 + 36, 0x6d664458, 4);
   Collector collector;
-  CHECK(code_of(feed<NoComp>(ram, {bytes}, Then::end_of_stream, {.on_packet = collector.hook()}).result) ==
+  CHECK(code_of(feed<NoComp, IntoHook>(ram, {bytes}, Then::end_of_stream, {.into = {collector.hook()}}).result) ==
         Errc::digest_mismatch);
   CHECK(collector.seen.empty());
   // Nor do they decode.
-  CHECK(code_of(feed<Zlib>(ram, {RawStream().hello(0).packet({.flags = 2, .normal = {0}, .payload = Bytes(9)}).bytes()},
-                           Then::end_of_stream, {.on_packet = collector.hook()})
+  CHECK(code_of(feed<Zlib, IntoHook>(
+                    ram, {RawStream().hello(0).packet({.flags = 2, .normal = {0}, .payload = Bytes(9)}).bytes()},
+                    Then::end_of_stream, {.into = {collector.hook()}})
                     .result) == Errc::corrupt_payload);
   CHECK(collector.seen.empty());
 }
@@ -525,10 +525,10 @@ TEST_CASE("With a packet hook nothing is kept of which pages arrived") {
   const Bytes stream = RawStream().hello(0).packet({.zero = {std::uint64_t{1} << 59}}).sync().bytes();
   REQUIRE(write_all(links.sender[0], std::span<const std::byte>(stream)).has_value());
   REQUIRE(links.sender[0].finish().has_value());
-  auto rx = Receiver<MemoryTransport, NoComp>::open(ram, std::move(links.receiver), {.on_packet = collector.hook()});
+  auto rx =
+      Receiver<MemoryTransport, NoComp, IntoHook>::open(ram, std::move(links.receiver), {.into = {collector.hook()}});
   REQUIRE_MESSAGE(rx.has_value(), text(rx));
   CHECK(rx->finish().has_value());
   REQUIRE(collector.seen.size() == 1);
   CHECK(collector.seen[0].offsets == std::vector{std::uint64_t{1} << 59});
-  CHECK(code_of(rx->mark_received(BlockId{0}, 0, multifd::Arrived::zero)) == Errc::not_supported);
 }

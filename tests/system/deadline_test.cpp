@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "multifd/compress/nocomp.hpp"
+#include "multifd/qemu/accept_source.hpp"
 #include "multifd/receiver.hpp"
 #include "multifd/sender.hpp"
-#include "multifd/transport/accept_source.hpp"
 #include "support/feed.hpp"
 #include "support/memory.hpp"
 #if defined(MULTIFD_HAS_TLS)
@@ -59,7 +59,7 @@ TEST_CASE("A sender whose peer reads nothing: room for pages, an epoch, and the 
   check_sender([](auto& tx, GuestRam& source) { return tx.queue_range(source.block, 0, source.memory.size()); });
   check_sender([](auto& tx, GuestRam& source) {
     REQUIRE(tx.queue_range(source.block, 0, 64 * page).has_value());
-    REQUIRE(tx.sync().has_value());
+    REQUIRE(tx.close_epoch().has_value());
     return tx.wait(0);
   });
   check_sender([](auto& tx, GuestRam& source) {
@@ -77,7 +77,7 @@ TEST_CASE("A sender is not in a hurry: neither a slow peer nor its own bandwidth
   auto tx = Tx::open(source.map, std::move(tape.links), {.bandwidth = 512 * 1024, .progress_timeout = 100ms});
   REQUIRE(tx.has_value());
   REQUIRE(tx->queue_range(source.block, 0, 3 * 128 * page).has_value());
-  const auto epoch = tx->sync_and_wait();
+  const auto epoch = tx->close_epoch_and_wait();
   CHECK_MESSAGE(epoch.has_value(), text(epoch));
   const auto closed = tx->close_channels();
   CHECK_MESSAGE(closed.has_value(), text(closed));
@@ -138,7 +138,7 @@ TEST_CASE("No limit, as people write it, is one") {
   auto tx = Tx::open(source.map, std::move(links.sender), {.progress_timeout = never});
   REQUIRE(tx.has_value());
   REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
-  CHECK(tx->sync_and_wait().has_value());
+  CHECK(tx->close_epoch_and_wait().has_value());
   CHECK(tx->close_channels().has_value());
 }
 

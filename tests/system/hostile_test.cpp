@@ -509,20 +509,20 @@ TEST_CASE("With a manual barrier, SYNCs and the caller's epochs are held against
   auto rx = Receiver<MemoryTransport, NoComp>::open(target.map, std::move(links.receiver), all);
   REQUIRE(rx.has_value());
   SUBCASE("a SYNC that does not come") {
-    const auto synced = rx->sync();
+    const auto synced = rx->release_epoch();
     CHECK(code_of(synced) == Errc::timed_out);
     CHECK(synced.error().channel == 1);
     CHECK(code_of(rx->finish()) == Errc::timed_out);
   }
   SUBCASE("a channel that ends instead") {
     REQUIRE(links.sender[1].finish().has_value());
-    const auto synced = rx->sync();
+    const auto synced = rx->release_epoch();
     CHECK(code_of(synced) == Errc::unsynced_end);
     CHECK(synced.error().channel == 1);
   }
   SUBCASE("a SYNC too many") {
     send(1, RawStream().sync());
-    CHECK(rx->sync() == std::uint64_t{0});
+    CHECK(rx->release_epoch() == std::uint64_t{0});
     send(1, RawStream().sync());
     CHECK(eventually([&] { return rx->stats().channels[1].syncs == 2; }));
     const auto finished = rx->finish();
@@ -531,7 +531,7 @@ TEST_CASE("With a manual barrier, SYNCs and the caller's epochs are held against
   }
   SUBCASE("a page behind the last epoch, before the caller has said that it was the last") {
     send(1, RawStream().sync());
-    CHECK(rx->sync() == std::uint64_t{0});
+    CHECK(rx->release_epoch() == std::uint64_t{0});
     send(1, RawStream().packet({.zero = {0}}));
     CHECK(eventually([&] { return rx->stats().channels[1].zero_pages == 1; }));
     const auto ended = rx->end_epochs();
@@ -540,7 +540,7 @@ TEST_CASE("With a manual barrier, SYNCs and the caller's epochs are held against
   }
   SUBCASE("a page behind the last epoch, after that") {
     send(1, RawStream().sync());
-    CHECK(rx->sync() == std::uint64_t{0});
+    CHECK(rx->release_epoch() == std::uint64_t{0});
     CHECK(rx->end_epochs().has_value());
     CHECK(rx->end_epochs().has_value());
     send(0, RawStream().packet({.normal = {0}, .payload = pages(1)}));
@@ -551,7 +551,7 @@ TEST_CASE("With a manual barrier, SYNCs and the caller's epochs are held against
   }
   SUBCASE("channels that are late at their end: nothing changes, and finish() may be called again") {
     send(1, RawStream().sync());
-    CHECK(rx->sync() == std::uint64_t{0});
+    CHECK(rx->release_epoch() == std::uint64_t{0});
     CHECK(rx->end_epochs().has_value());
     for (const int limit : {20, 0, 20, 0})  // 0: looks once
       CHECK(code_of(rx->finish(std::chrono::milliseconds(limit))) == Errc::timed_out);

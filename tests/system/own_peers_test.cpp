@@ -209,7 +209,7 @@ TEST_CASE("A sender hears why its receiver gives up: in the middle, and at the e
       if (at_the_end) {
         ended = tx->finish();
       } else {
-        if (auto flushed = tx->flush(); !flushed) ended = flushed;
+        if (auto flushed = tx->push_out(); !flushed) ended = flushed;
         destination.join();
         while (ended) {
           auto queued = tx->queue_range(source.block, 0, source.memory.size());

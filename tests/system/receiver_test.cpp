@@ -73,7 +73,7 @@ TEST_CASE("Over memory of unknown content zero pages are written, but only where
 
 TEST_CASE("Fresh memory stays untouched under zero pages, until it has held something") {
   GuestRam target(4, std::byte{0});
-  ReceiverOptions<NoComp> fresh{.destination = DestinationMemory::zeroed};
+  ReceiverOptions<NoComp> fresh{.into = {.destination = DestinationMemory::zeroed}};
   SUBCASE("no page is touched") {
     RawStream stream;
     stream.hello(0).packet({.zero = {0, page, 2 * page, 3 * page}}).sync();
@@ -134,12 +134,44 @@ TEST_CASE("received() knows the pages that arrived, from any thread while they a
   for (std::size_t p = 0; p < pages; ++p) CHECK(rx->received().test(*block, p * page) == sent.contains(p));
   std::size_t other = 0;
   while (sent.contains(other)) ++other;
-  CHECK_FALSE(rx->mark_received(*block, other * page, Arrived::zero).value());
+  CHECK(rx->apply_zero(*block, other * page).has_value());
   CHECK(rx->received().test(*block, other * page));
-  CHECK_FALSE(rx->mark_received(*block, other * page, Arrived::bytes).value());
-  CHECK(rx->mark_received(*block, other * page, Arrived::zero).value());
-  CHECK(rx->mark_received(*block, *sent.begin() * page, Arrived::zero).value());
-  CHECK(rx->mark_received(*block, std::uint64_t{1} << 62, Arrived::zero).error().code == Errc::offset_past_block);
+}
+
+TEST_CASE("Pages of a main stream go into memory as those of packets do") {
+  for (const bool fresh : {false, true}) {
+    CAPTURE(fresh);
+    GuestRam target(8, std::byte{0});
+    target.memory.fill(std::byte{0xee});  // of fresh memory a lie, to see what is written
+    auto links = memory_links(1);
+    const Bytes stream =
+        RawStream().hello(0).packet({.normal = {page}, .payload = Bytes(page, std::byte{5})}).sync().bytes();
+    REQUIRE(write_all(links.sender[0], std::span<const std::byte>(stream)).has_value());
+    REQUIRE(links.sender[0].finish().has_value());
+    auto rx =
+        MemoryReceiver::open(target.map, std::move(links.receiver),
+                             {.into = {.destination = fresh ? DestinationMemory::zeroed : DestinationMemory::unknown}});
+    REQUIRE(rx.has_value());
+    REQUIRE(rx->finish().has_value());
+    const BlockId block{0};
+    const Bytes bytes(page, std::byte{7});
+    CHECK(rx->apply_page(block, 2 * page, bytes).has_value());
+    CHECK(rx->apply_page(block, 3 * page, bytes).has_value());
+    for (const std::size_t p : {0u, 1u, 3u}) CHECK(rx->apply_zero(block, p * page).has_value());
+    for (std::size_t p = 0; p < 8; ++p) CHECK(rx->received().test(block, p * page) == (p < 4));
+    CHECK(target.memory.page(0, page)[0] == (fresh ? std::byte{0xee} : std::byte{0}));
+    CHECK(target.memory.page(1, page)[0] == std::byte{0});
+    CHECK(target.memory.page(2, page)[page - 1] == std::byte{7});
+    CHECK(target.memory.page(3, page)[0] == std::byte{0});
+    CHECK(target.memory.page(4, page)[0] == std::byte{0xee});
+    CHECK(rx->stats().zeros_written == (fresh ? 2 : 3));
+    // The numbers may be a peer's.
+    CHECK(code_of(rx->apply_zero(block, std::uint64_t{1} << 62)) == Errc::offset_past_block);
+    CHECK(code_of(rx->apply_page(block, 8 * page, bytes)) == Errc::offset_past_block);
+    CHECK(code_of(rx->apply_zero(block, page + 1)) == Errc::offset_misaligned);
+    CHECK(code_of(rx->apply_zero(BlockId{1}, 0)) == Errc::bad_range);
+    CHECK(code_of(rx->apply_page(block, 0, std::span(bytes).first(page - 1))) == Errc::bad_range);
+  }
 }
 
 TEST_CASE("Digests are verified, and a byte that flips on the way is noticed") {
@@ -210,7 +242,7 @@ TEST_CASE("sync is for manual barriers, and finish happens once") {
   auto rx = MemoryReceiver::open(target.map, std::move(links.receiver));
   REQUIRE(rx.has_value());
   CHECK(rx->peer_uuid()[7] == std::byte{0x42});
-  CHECK(code_of(rx->sync()) == Errc::not_supported);
+  CHECK(code_of(rx->release_epoch()) == Errc::not_supported);
   CHECK(rx->finish().has_value());
   CHECK(code_of(rx->finish()) == Errc::already_closed);
 }
@@ -230,8 +262,8 @@ TEST_CASE("The manual barrier holds every channel until the caller says so") {
   CHECK(eventually([&] { return total(rx->stats().channels).syncs == 2; }));
   CHECK(total(rx->stats().channels).normal_pages == 0);
   CHECK(rx->stats().epochs == 0);
-  CHECK(rx->sync() == std::uint64_t{0});
-  CHECK(rx->sync() == std::uint64_t{1});
+  CHECK(rx->release_epoch() == std::uint64_t{0});
+  CHECK(rx->release_epoch() == std::uint64_t{1});
   CHECK(total(rx->stats().channels).normal_pages == 2);
   CHECK(target.memory.bytes()[page] == std::byte{5});
   CHECK(rx->finish().has_value());
@@ -339,7 +371,7 @@ TEST_CASE("sync after a finish that went well changes nothing") {
   auto rx = MemoryReceiver::open(target.map, std::move(links.receiver), {.barrier = Barrier::manual});
   REQUIRE(rx.has_value());
   REQUIRE(rx->finish().has_value());
-  CHECK(code_of(rx->sync()) == Errc::already_closed);
+  CHECK(code_of(rx->release_epoch()) == Errc::already_closed);
   CHECK(code_of(rx->finish()) == Errc::already_closed);
 }
 
@@ -356,7 +388,7 @@ TEST_CASE("An epoch of nothing but zero pages on the main stream ends with SYNCs
   REQUIRE(tx->queue_range(BlockId{0}, 0, 4 * page, [&](std::uint64_t) { ++zeros; }).has_value());
   CHECK(zeros == 4);
   REQUIRE(tx->close_channels().has_value());
-  const auto epoch = rx->sync();
+  const auto epoch = rx->release_epoch();
   CHECK_MESSAGE(epoch.has_value(), text(epoch));
   CHECK(rx->finish().has_value());
 }

@@ -66,21 +66,20 @@ class Relay {
  public:
   Relay(const RamMap& ram, std::vector<Slow> in, std::vector<To> out, RelayOptions options = {}) : ram_(ram) {
     zeros_.reserve(100'000);
-    auto tx = Sender<To, Out, Z>::open(
-        ram, std::move(out),
-        {.depth = 2, .pages = PageSource::copies, .digest = options.digest, .thread_hook = options.thread_hook});
+    auto tx = Sender<To, Out, Z, FromCopies>::open(
+        ram, std::move(out), {.depth = 2, .digest = options.digest, .thread_hook = options.thread_hook});
     REQUIRE_MESSAGE(tx.has_value(), text(tx));
     tx_.emplace(std::move(*tx));
-    auto rx = Receiver<Slow, In>::open(ram, std::move(in),
-                                       {.barrier = Barrier::manual,
-                                        .on_packet = [this](ReceivedPacket& packet) { return take(packet); },
-                                        .on_device_state = {.take =
-                                                                [this](const DeviceState& state) {
-                                                                  const std::scoped_lock lock(mutex_);
-                                                                  return tx_->queue_device_state(state);
-                                                                }},
-                                        .thread_hook = options.thread_hook,
-                                        .on_error = options.on_error});
+    auto rx = Receiver<Slow, In, IntoHook>::open(ram, std::move(in),
+                                                 {.barrier = Barrier::manual,
+                                                  .into = {[this](ReceivedPacket& packet) { return take(packet); }},
+                                                  .on_device_state = {.take =
+                                                                          [this](const DeviceState& state) {
+                                                                            const std::scoped_lock lock(mutex_);
+                                                                            return tx_->queue_device_state(state);
+                                                                          }},
+                                                  .thread_hook = options.thread_hook,
+                                                  .on_error = options.on_error});
     REQUIRE_MESSAGE(rx.has_value(), text(rx));
     rx_.emplace(std::move(*rx));
   }
@@ -91,21 +90,21 @@ class Relay {
 
   /// Closes the outgoing epoch while the source's channels are held. Zero pages for the main stream go to `zeros`.
   Result<std::uint64_t> close_epoch(Taken& zeros) {
-    return rx_->sync([&]() -> Result<void> {
+    return rx_->release_epoch([&]() -> Result<void> {
       const std::scoped_lock lock(mutex_);
       for (const auto& [block, offset] : zeros_) zeros.emplace_back(ram_.block(block).idstr, offset);
       zeros_.clear();
-      const auto synced = tx_->sync();
+      const auto synced = tx_->close_epoch();
       return synced ? Result<void>{} : std::unexpected(synced.error());
     });
   }
   /// The same too late: when the source's channels are in the next epoch already.
   template <class Later>
   Result<std::uint64_t> close_epoch_late(Later&& when) {
-    if (auto passed = rx_->sync(); !passed) return passed;
+    if (auto passed = rx_->release_epoch(); !passed) return passed;
     when();
     const std::scoped_lock lock(mutex_);
-    return tx_->sync();
+    return tx_->close_epoch();
   }
 
   Result<void> finish() {
@@ -114,8 +113,8 @@ class Relay {
     return tx_->close_channels();
   }
 
-  Sender<To, Out, Z>& tx() { return *tx_; }
-  Receiver<Slow, In>& rx() { return *rx_; }
+  Sender<To, Out, Z, FromCopies>& tx() { return *tx_; }
+  Receiver<Slow, In, IntoHook>& rx() { return *rx_; }
   std::uint64_t packets() const { return packets_; }
   std::uint64_t buffers_kept() const { return buffers_kept_; }
   std::uint64_t wrong_counts() const { return wrong_counts_; }
@@ -145,10 +144,10 @@ class Relay {
   const RamMap ram_;
   std::mutex mutex_;
   std::vector<std::pair<BlockId, std::uint64_t>> zeros_;
-  std::optional<Sender<To, Out, Z>> tx_;
+  std::optional<Sender<To, Out, Z, FromCopies>> tx_;
   std::atomic<std::uint64_t> packets_{0}, buffers_kept_{0}, wrong_counts_{0};
   bool finished_ = false;
-  std::optional<Receiver<Slow, In>> rx_;
+  std::optional<Receiver<Slow, In, IntoHook>> rx_;
 };
 
 /// A source, a destination, and the names and sizes between them; ids differ from map to map.
@@ -186,12 +185,12 @@ bool send_epochs(Tx& tx, Guests& guests, unsigned epochs, Rng& rng, std::uint64_
         const Fill fill = any_fill(rng);
         fill_page(guests.source_memory[b].page(p, guests.page_bytes), fill, rng);
         good &= tx.queue_page(BlockId{b}, p * guests.page_bytes).has_value();
-        if (below(rng, 10) == 0) good &= tx.flush().has_value();  // small packets too, so every channel gets some
+        if (below(rng, 10) == 0) good &= tx.push_out().has_value();  // small packets too, so every channel gets some
         ++queued;
         zeros += fill == Fill::zero;
       }
     // Written, so that the next round cannot change what is on its way. Nothing says that it has arrived.
-    good &= tx.sync_and_wait() == std::uint64_t{epoch};
+    good &= tx.close_epoch_and_wait() == std::uint64_t{epoch};
   }
   return good && tx.close_channels().has_value();
 }
@@ -232,7 +231,7 @@ void pass_on(std::size_t page_bytes, std::uint64_t run_seed, Digest digest) {
       std::memset(guests.target_memory[index(*block)].data() + offset, 0, page_bytes);
     }
     on_main += records.size();
-    const auto arrived = target->sync();
+    const auto arrived = target->release_epoch();
     CHECK_MESSAGE(arrived == std::uint64_t{epoch}, text(arrived));
   }
   sending.join();
@@ -383,10 +382,10 @@ TEST_CASE("Through channels that run far apart, every packet leaves in the epoch
         for (std::size_t p = 0; p < pages; ++p) {
           if (below(rng, 4) == 0) continue;
           REQUIRE(tx->queue_page(*block, p * page).has_value());
-          if (below(rng, 4) == 0) REQUIRE(tx->flush().has_value());
+          if (below(rng, 4) == 0) REQUIRE(tx->push_out().has_value());
           ++queued;
         }
-        REQUIRE(tx->sync_and_wait() == std::uint64_t{epoch});
+        REQUIRE(tx->close_epoch_and_wait() == std::uint64_t{epoch});
       }
       CHECK(tx->close_channels().has_value());
       Taken none;
@@ -461,20 +460,21 @@ TEST_CASE("An error of the packet hook is the receiver's first error") {
     std::atomic<bool> opened = false;  // before that, open() itself would return the error
     std::atomic<unsigned> calls = 0;
     std::atomic<unsigned> told = 0;
-    auto rx = Receiver<Slow, NoComp>::open(ram, std::move(streams),
-                                           {.barrier = by_sync ? Barrier::manual : Barrier::automatic,
-                                            .on_packet = [&](ReceivedPacket& packet) -> Result<void> {
-                                              if (++calls == 1) return {};
-                                              opened.wait(false);
-                                              CHECK(packet.channel == 1);
-                                              return std::unexpected(reason);
-                                            },
-                                            .on_error = [&](const Error& error) { told += error.detail == 7; }});
+    auto rx =
+        Receiver<Slow, NoComp, IntoHook>::open(ram, std::move(streams),
+                                               {.barrier = by_sync ? Barrier::manual : Barrier::automatic,
+                                                .into = {[&](ReceivedPacket& packet) -> Result<void> {
+                                                  if (++calls == 1) return {};
+                                                  opened.wait(false);
+                                                  CHECK(packet.channel == 1);
+                                                  return std::unexpected(reason);
+                                                }},
+                                                .on_error = [&](const Error& error) { told += error.detail == 7; }});
     REQUIRE_MESSAGE(rx.has_value(), text(rx));
     opened = true;
     opened.notify_all();
     for (int again = 0; again < 2; ++again) {
-      const auto passed = by_sync ? rx->sync() : Result<std::uint64_t>{};
+      const auto passed = by_sync ? rx->release_epoch() : Result<std::uint64_t>{};
       const auto ended = by_sync && !passed ? Result<void>(std::unexpected(passed.error())) : rx->finish();
       REQUIRE_FALSE(ended.has_value());
       CHECK(ended.error().code == std::errc::no_space_on_device);
@@ -544,19 +544,20 @@ TEST_CASE("An error of while_held is what sync returns, and no channel gets into
   std::atomic<unsigned> packets = 0;
   std::atomic<unsigned> told = 0;
   {
-    auto rx = Receiver<Slow, NoComp>::open(ram, ready(streams, senders),
-                                           {.barrier = Barrier::manual,
-                                            .on_packet = [&](ReceivedPacket&) -> Result<void> {
-                                              ++packets;
-                                              return {};
-                                            },
-                                            .on_error = [&](const Error&) { ++told; }});
+    auto rx = Receiver<Slow, NoComp, IntoHook>::open(ram, ready(streams, senders),
+                                                     {.barrier = Barrier::manual,
+                                                      .into = {[&](ReceivedPacket&) -> Result<void> {
+                                                        ++packets;
+                                                        return {};
+                                                      }},
+                                                      .on_error = [&](const Error&) { ++told; }});
     REQUIRE_MESSAGE(rx.has_value(), text(rx));
-    const auto failed = rx->sync([]() -> Result<void> { return fail(Errc::bad_range, Stage::produce, "held", 7); });
+    const auto failed =
+        rx->release_epoch([]() -> Result<void> { return fail(Errc::bad_range, Stage::produce, "held", 7); });
     REQUIRE_FALSE(failed.has_value());
     CHECK(failed.error().code == Errc::bad_range);
     CHECK(failed.error().detail == 7);
-    CHECK(code_of(rx->sync()) == Errc::bad_range);
+    CHECK(code_of(rx->release_epoch()) == Errc::bad_range);
     CHECK(code_of(rx->finish()) == Errc::bad_range);
     CHECK(rx->stats().epochs == 0);
   }
@@ -574,12 +575,12 @@ TEST_CASE("while_held does not run with an automatic barrier, nor after an error
   };
   for (const Barrier barrier : {Barrier::automatic, Barrier::manual}) {
     std::vector<MemoryTransport> senders;
-    auto rx =
-        Receiver<Slow, NoComp>::open(ram, ready({RawStream().hello(0).sync().bytes()}, senders),
-                                     {.barrier = barrier, .on_packet = [](ReceivedPacket&) { return Result<void>(); }});
+    auto rx = Receiver<Slow, NoComp, IntoHook>::open(
+        ram, ready({RawStream().hello(0).sync().bytes()}, senders),
+        {.barrier = barrier, .into = {[](ReceivedPacket&) { return Result<void>(); }}});
     REQUIRE(rx.has_value());
     if (barrier == Barrier::manual) rx->cancel();
-    CHECK(code_of(rx->sync(never)) == (barrier == Barrier::manual ? Errc::cancelled : Errc::not_supported));
+    CHECK(code_of(rx->release_epoch(never)) == (barrier == Barrier::manual ? Errc::cancelled : Errc::not_supported));
   }
 }
 
@@ -608,7 +609,7 @@ TEST_CASE("Device state passes a relay among the pages, whole and in the order o
     REQUIRE(source->queue_device_state({"vfio", i, bytes}).has_value());
     sent.emplace_back("vfio/" + std::to_string(i), std::move(bytes));
     REQUIRE(source->queue_range(BlockId{0}, (i % 10) * 10 * page, 3 * page).has_value());
-    if (i % 10 == 9) REQUIRE(source->sync().has_value());
+    if (i % 10 == 9) REQUIRE(source->close_epoch().has_value());
   }
   CHECK(source->close_channels().has_value());
   Taken none;

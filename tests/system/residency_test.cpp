@@ -89,7 +89,7 @@ TEST_CASE_TEMPLATE(
   // With ZeroPagesLegacy the main stream tells the target; here it is this function.
   const auto on_zero = [&](std::uint64_t offset) { std::memset(target_memory.bytes().data() + offset, 0, page_bytes); };
   REQUIRE(tx->queue_range(*block, 0, source_memory.bytes().size(), on_zero).has_value());
-  REQUIRE(tx->sync_and_wait().has_value());
+  REQUIRE(tx->close_epoch_and_wait().has_value());
   CHECK(source_memory.resident() == resident);
   CHECK(untouched->count() == 0);  // each page was asked about
 

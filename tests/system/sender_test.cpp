@@ -261,7 +261,8 @@ TEST_CASE("sync counts epochs from 0 and waits for nobody, wait does") {
   REQUIRE(tx.has_value());
   CHECK(code_of(tx->wait(0)) == Errc::bad_range);
   REQUIRE(tx->queue_page(source.block, 0).has_value());
-  for (std::uint64_t epoch = 0; epoch < 20; ++epoch) CHECK(tx->sync() == epoch);  // many more than the queue is deep
+  for (std::uint64_t epoch = 0; epoch < 20; ++epoch)
+    CHECK(tx->close_epoch() == epoch);  // many more than the queue is deep
   CHECK(tx->stats().epochs == 20);
   CHECK(tx->stats().channels[0].syncs == 0);
   CHECK(code_of(tx->wait(20)) == Errc::bad_range);
@@ -275,12 +276,12 @@ TEST_CASE("sync counts epochs from 0 and waits for nobody, wait does") {
   CHECK_FALSE(waited);
   gate->open();
   waiter.join();
-  CHECK(tx->sync_and_wait() == std::uint64_t{20});
+  CHECK(tx->close_epoch_and_wait() == std::uint64_t{20});
   CHECK(tx->close_channels().has_value());
   CHECK(code_of(tx->close_channels()) == Errc::already_closed);
   CHECK(code_of(tx->queue_page(source.block, 0)) == Errc::already_closed);
-  CHECK(code_of(tx->sync()) == Errc::already_closed);
-  CHECK(code_of(tx->flush()) == Errc::already_closed);
+  CHECK(code_of(tx->close_epoch()) == Errc::already_closed);
+  CHECK(code_of(tx->push_out()) == Errc::already_closed);
 }
 
 TEST_CASE("Blocked channels hold up their own packets only") {
@@ -302,7 +303,7 @@ TEST_CASE("Blocked channels hold up their own packets only") {
     for (unsigned i = 0; i < blocked; ++i) REQUIRE(gates[i]->wait_for_visitor());
     // Returns, and the free channels have it all, but for what fits into the queues of the blocked ones.
     REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
-    REQUIRE(tx->flush().has_value());
+    REQUIRE(tx->push_out().has_value());
     CHECK(eventually([&] { return total(tx->stats().channels).packets >= batches - blocked * 4; }));
     for (unsigned i = 0; i < blocked; ++i) CHECK(tx->stats().channels[i].packets == 0);
     for (const auto& gate : gates) gate->open();
@@ -330,7 +331,7 @@ TEST_CASE("Pages keep their order within a channel and their epoch") {
       REQUIRE(tx->queue_page(source.block, next * page).has_value());
       epoch_of[next * page] = epoch;
     }
-    CHECK(tx->sync() == epoch);
+    CHECK(tx->close_epoch() == epoch);
   }
   CHECK(tx->close_channels().has_value());
   std::size_t pages = 0;
@@ -358,7 +359,7 @@ TEST_CASE("flush lets pages leave without a sync") {
   auto tx = CaptureSender<NoComp, ZeroPagesNone>::open(source.map, std::move(out.links));
   REQUIRE(tx.has_value());
   REQUIRE(tx->queue_page(source.block, 0).has_value());
-  CHECK(tx->flush().has_value());
+  CHECK(tx->push_out().has_value());
   CHECK(eventually([&] { return total(tx->stats().channels).packets == 1; }));
   CHECK(total(tx->stats().channels).syncs == 0);
   CHECK(tx->close_channels().has_value());
@@ -386,7 +387,7 @@ TEST_CASE("stats may be asked for all the time, from another thread") {
   });
   for (int round = 0; round < 3; ++round) {
     REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
-    REQUIRE(tx->sync().has_value());
+    REQUIRE(tx->close_epoch().has_value());
   }
   CHECK(tx->close_channels().has_value());
   done = true;
@@ -450,7 +451,7 @@ TEST_CASE("zlib's level changes in the middle of a migration, and the stream sti
   for (const int level : {1, 9, 0, 6}) {
     CHECK(tx->set_level(level).has_value());
     REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
-    REQUIRE(tx->sync_and_wait().has_value());
+    REQUIRE(tx->close_epoch_and_wait().has_value());
     const std::uint64_t all = total(tx->stats().channels).payload_bytes;
     payload.push_back(all - std::exchange(before, all));
   }
@@ -517,7 +518,7 @@ TEST_CASE("A sender whose peer is gone says so, on every later call") {
   CHECK_MESSAGE(failed.error().code == Condition::peer_gone, text(failed));
   CHECK(failed.error().channel < 2);
   CHECK(failed.error().stage == Stage::write);
-  CHECK(code_of(tx->sync()) == failed.error().code);
+  CHECK(code_of(tx->close_epoch()) == failed.error().code);
   CHECK(code_of(tx->close_channels()) == failed.error().code);
   CHECK(code_of(tx->close_channels()) == failed.error().code);
 }

@@ -2,7 +2,7 @@
 //
 // A port that others find, too (format/hardening.md section 16, row 22): whoever connects while a migration is on
 // disturbs nobody, and whoever gets a channel's place ends the migration at once, on both sides. How connections are
-// told apart before they have one: unit/transport/accept_source_test.cpp.
+// told apart before they have one: unit/qemu/accept_source_test.cpp.
 #include <doctest/doctest.h>
 
 #include <string_view>
@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "multifd/compress/nocomp.hpp"
+#include "multifd/qemu/accept_source.hpp"
 #include "multifd/receiver.hpp"
 #include "multifd/sender.hpp"
-#include "multifd/transport/accept_source.hpp"
 #include "support/links.hpp"
 #include "support/memory.hpp"
 #include "support/raw_stream.hpp"
@@ -94,7 +94,7 @@ TEST_CASE("Strangers on the port while a migration is on disturb nobody") {
           say(strangers.back(), RawStream().hello(0).packet({.normal = {0}, .payload = Bytes(page, std::byte{0xbd})}));
       }
       REQUIRE(tx->queue_range(guests.block, 0, guests.source.size()).has_value());
-      const auto epoch = tx->sync_and_wait();
+      const auto epoch = tx->close_epoch_and_wait();
       REQUIRE_MESSAGE(epoch.has_value(), text(epoch));
     }
     CHECK(tx->close_channels().has_value());

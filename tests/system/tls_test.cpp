@@ -54,7 +54,7 @@ TEST_CASE("A receiver over TLS is cancelled while it waits for packets, and its 
   std::error_code code;
   std::thread caller([&] { code = code_of(rx->finish()); });
   REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
-  REQUIRE(tx->sync_and_wait().has_value());
+  REQUIRE(tx->close_epoch_and_wait().has_value());
   CHECK(eventually([&] { return rx->stats().epochs == 1; }));
   const Stopwatch watch;
   rx->cancel();
@@ -74,7 +74,7 @@ TEST_CASE("A receiver whose channels are cut between two packets names the missi
   auto rx = Rx::open(target.map, std::move(links.receiver));
   REQUIRE((tx.has_value() && rx.has_value()));
   REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
-  REQUIRE(tx->sync_and_wait().has_value());
+  REQUIRE(tx->close_epoch_and_wait().has_value());
   CHECK(eventually([&] { return rx->stats().epochs == 1; }));
   tx->cancel();  // over UNIX: an end, and to a receiver without TLS an orderly one
   const auto finished = rx->finish();

@@ -27,8 +27,8 @@
 #include "multifd/buffers.hpp"
 #include "multifd/compress/policy.hpp"
 #include "multifd/error.hpp"
+#include "multifd/format/constants.hpp"
 #include "multifd/result.hpp"
-#include "multifd/wire/constants.hpp"
 
 namespace multifd {
 

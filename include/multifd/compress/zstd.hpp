@@ -30,8 +30,8 @@
 #include "multifd/compress/detail/looks_random.hpp"
 #include "multifd/compress/policy.hpp"
 #include "multifd/error.hpp"
+#include "multifd/format/constants.hpp"
 #include "multifd/result.hpp"
-#include "multifd/wire/constants.hpp"
 
 namespace multifd {
 

@@ -13,14 +13,14 @@
 #include <utility>
 
 #include "multifd/config.hpp"
+#include "multifd/limits.hpp"
 #include "multifd/memory/page_buffer.hpp"
 #include "multifd/memory/ram_block.hpp"
-#include "multifd/wire/constants.hpp"
 
 namespace multifd {
 
-/// Bytes that go over the wire as they are.
-struct EncodedPacket {
+/// Bytes of the format's own, which leave as they are.
+struct Message {
   std::unique_ptr<std::byte[]> bytes;
   std::size_t size = 0;
 };
@@ -28,16 +28,16 @@ struct EncodedPacket {
 /// N page offsets of one block. The worker partitions them in place: normal pages first, zero pages after, which is
 /// the order of the packet's offset array. Pages that the producer knows to be zero are at the end already.
 ///
-/// A batch carries a device-state packet instead when `device_state` holds one.
+/// A batch that carries a message carries no pages.
 ///
 /// Threads: one at a time; the hand-off passes ownership.
 class PageBatch {
  public:
   BlockId block{};
-  std::uint64_t epoch = 0;       ///< the epoch these pages belong to
-  std::size_t known_zeros = 0;   ///< how many of the last offsets are zero pages
-  PageBuffer copies;             ///< of a sender of copies: the other pages, in the order of their offsets
-  EncodedPacket device_state{};  ///< whole, with its header
+  std::uint64_t epoch = 0;      ///< the epoch these pages belong to
+  std::size_t known_zeros = 0;  ///< how many of the last offsets are zero pages
+  PageBuffer copies;            ///< of a sender of copies: the other pages, in the order of their offsets
+  Message message{};            ///< instead of pages
 
   /// `slots`: offsets of all pages that fit, memory owned by the hand-off that made the batch.
   explicit PageBatch(std::span<std::uint64_t> slots = {}) noexcept : slots_(slots) {}
@@ -45,7 +45,7 @@ class PageBatch {
   std::size_t size() const noexcept { return size_; }
   std::size_t capacity() const noexcept { return slots_.size(); }
   std::size_t room() const noexcept { return slots_.size() - size_; }
-  bool empty() const noexcept { return size_ == 0 && !device_state.bytes; }
+  bool empty() const noexcept { return size_ == 0 && !message.bytes; }
   bool full() const noexcept { return size_ == slots_.size(); }
 
   void push(std::uint64_t offset) noexcept { slots_[size_++] = offset; }
@@ -72,7 +72,7 @@ class PageBatch {
   void clear() noexcept {
     size_ = 0;
     known_zeros = 0;
-    device_state = {};
+    message = {};
   }
 
   std::span<std::uint64_t> offsets() noexcept { return slots_.first(size_); }

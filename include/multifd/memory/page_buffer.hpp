@@ -8,12 +8,12 @@
 #include <memory>
 #include <new>
 
+#include "multifd/limits.hpp"
 #include "multifd/result.hpp"
-#include "multifd/wire/constants.hpp"
 
 namespace multifd {
 
-/// wire::packet_page_bytes bytes, aligned to 4096.
+/// batch_bytes bytes, aligned to 4096.
 ///
 /// Threads: one at a time; whoever hands it on orders that.
 class PageBuffer {
@@ -24,7 +24,7 @@ class PageBuffer {
   /// Errors: ENOMEM.
   static Result<PageBuffer> create() noexcept {
     PageBuffer buffer;
-    buffer.bytes_.reset(static_cast<std::byte*>(::operator new(wire::packet_page_bytes, alignment, std::nothrow)));
+    buffer.bytes_.reset(static_cast<std::byte*>(::operator new(batch_bytes, alignment, std::nothrow)));
     if (!buffer.bytes_) return fail_errno(Stage::setup, "allocate page buffer", ENOMEM);
     return buffer;
   }

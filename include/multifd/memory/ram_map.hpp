@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "multifd/config.hpp"
+#include "multifd/limits.hpp"
 #include "multifd/memory/ram_block.hpp"
 #include "multifd/result.hpp"
-#include "multifd/wire/constants.hpp"
 
 namespace multifd {
 
@@ -90,10 +90,10 @@ class RamMap {
   bool contains(BlockId id) const noexcept { return index(id) < blocks_.size(); }
   std::size_t page_bytes() const noexcept { return page_bytes_; }
   std::size_t pages(BlockId id) const noexcept { return block(id).bytes / page_bytes_; }
-  /// Pages per packet at this page size.
-  std::size_t packet_pages() const noexcept {
+  /// Pages of a full batch, and of a full packet, at this page size.
+  std::size_t batch_pages() const noexcept {
     MULTIFD_ASSERT(!blocks_.empty());  // only add() has checked the page size
-    return wire::page_count(page_bytes_);
+    return batch_bytes / page_bytes_;
   }
   std::uint64_t total_bytes() const noexcept {
     std::uint64_t sum = 0;
@@ -104,8 +104,8 @@ class RamMap {
  private:
   Result<BlockId> insert(RamBlock block) {
     constexpr auto stage = Stage::setup;
-    if (!wire::valid_page_bytes(page_bytes_)) return fail(Errc::bad_page_size, stage, "RamMap::add", page_bytes_);
-    if (block.idstr.empty() || block.idstr.size() > wire::max_idstr_length || block.idstr.contains('\0'))
+    if (!valid_page_bytes(page_bytes_)) return fail(Errc::bad_page_size, stage, "RamMap::add", page_bytes_);
+    if (block.idstr.empty() || block.idstr.size() > max_idstr_length || block.idstr.contains('\0'))
       return fail(Errc::bad_block_idstr, stage, "RamMap::add", block.idstr.size());
     if (block.bytes == 0 || block.bytes % page_bytes_ != 0)
       return fail(Errc::bad_block_size, stage, "RamMap::add", block.bytes, page_bytes_, block.idstr);

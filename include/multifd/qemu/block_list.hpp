@@ -19,7 +19,7 @@
 #include <span>
 #include <vector>
 
-#include "multifd/qemu/constants.hpp"
+#include "multifd/format/main_stream.hpp"
 #include "multifd/qemu/detail/cursor.hpp"
 #include "multifd/qemu/detail/names.hpp"
 #include "multifd/qemu/element.hpp"
@@ -39,7 +39,7 @@ class BlockList {
       : page_bytes_(limits.page_bytes),
         max_blocks_(limits.max_blocks),
         max_ram_bytes_(limits.max_ram_bytes),
-        names_(limits.max_blocks * wire::max_idstr_length) {
+        names_(limits.max_blocks * max_idstr_length) {
     blocks_.reserve(max_blocks_);
     by_name_.reserve(max_blocks_);
   }

@@ -20,11 +20,11 @@
 #include <utility>
 #include <vector>
 
-#include "multifd/qemu/constants.hpp"
+#include "multifd/format/init_packet.hpp"
+#include "multifd/format/main_stream.hpp"
 #include "multifd/qemu/detail/cursor.hpp"
 #include "multifd/qemu/detail/names.hpp"
 #include "multifd/qemu/limits.hpp"
-#include "multifd/wire/init_packet.hpp"
 
 namespace multifd::qemu {
 
@@ -32,7 +32,7 @@ namespace multifd::qemu {
 class Configuration {
  public:
   explicit Configuration(const MainStreamLimits& limits)
-      : names_(limits.max_machine_type_bytes + limits.max_capabilities * wire::max_idstr_length) {
+      : names_(limits.max_machine_type_bytes + limits.max_capabilities * max_idstr_length) {
     capabilities_.reserve(limits.max_capabilities);
   }
 

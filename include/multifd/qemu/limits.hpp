@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "multifd/qemu/constants.hpp"
+#include "multifd/format/main_stream.hpp"
 #include "multifd/result.hpp"
 
 namespace multifd::qemu {
@@ -38,7 +38,7 @@ inline Result<void> check_limits(const MainStreamLimits& limits) noexcept {
   const auto bad = [](std::uint64_t value, const char* what) {
     return fail(Errc::bad_option, Stage::setup, what, value);
   };
-  if (!wire::valid_page_bytes(limits.page_bytes))
+  if (!valid_page_bytes(limits.page_bytes))
     return fail(Errc::bad_page_size, Stage::setup, "main stream", limits.page_bytes);
   if (limits.max_blocks < 1 || limits.max_blocks > 65536) return bad(limits.max_blocks, "max_blocks");
   if (limits.max_machine_type_bytes > 4096) return bad(limits.max_machine_type_bytes, "max_machine_type_bytes");

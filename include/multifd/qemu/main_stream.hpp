@@ -21,8 +21,8 @@
 #include <string_view>
 
 #include "multifd/config.hpp"
+#include "multifd/format/main_stream.hpp"
 #include "multifd/qemu/configuration.hpp"
-#include "multifd/qemu/constants.hpp"
 #include "multifd/qemu/detail/cursor.hpp"
 #include "multifd/qemu/element.hpp"
 #include "multifd/qemu/limits.hpp"

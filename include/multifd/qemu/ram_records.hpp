@@ -17,8 +17,8 @@
 #include <string_view>
 
 #include "multifd/config.hpp"
-#include "multifd/qemu/constants.hpp"
-#include "multifd/wire/byte_order.hpp"
+#include "multifd/format/byte_order.hpp"
+#include "multifd/format/main_stream.hpp"
 
 namespace multifd::qemu {
 
@@ -26,8 +26,8 @@ namespace detail {
 
 inline std::size_t encode_record_header(std::span<std::byte> to, std::uint64_t flags, std::uint64_t offset,
                                         std::string_view name) noexcept {
-  MULTIFD_ASSERT(name.size() <= wire::max_idstr_length);
-  MULTIFD_ASSERT(offset % wire::min_page_bytes == 0);
+  MULTIFD_ASSERT(name.size() <= max_idstr_length);
+  MULTIFD_ASSERT(offset % min_page_bytes == 0);
   if (name.empty()) {
     MULTIFD_ASSERT(to.size() >= ram_word_bytes);
     wire::store_be<std::uint64_t>(to.data(), offset | flags | ram_continue);

@@ -7,12 +7,12 @@
 
 #include <optional>
 
+#include "multifd/format/main_stream.hpp"
+#include "multifd/peer_profile.hpp"
 #include "multifd/qemu/block_list.hpp"
-#include "multifd/qemu/constants.hpp"
 #include "multifd/qemu/detail/cursor.hpp"
 #include "multifd/qemu/element.hpp"
 #include "multifd/qemu/limits.hpp"
-#include "multifd/wire/peer_profile.hpp"
 
 namespace multifd::qemu {
 

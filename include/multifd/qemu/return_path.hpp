@@ -16,9 +16,9 @@
 #include <span>
 
 #include "multifd/config.hpp"
-#include "multifd/qemu/constants.hpp"
+#include "multifd/format/byte_order.hpp"
+#include "multifd/format/main_stream.hpp"
 #include "multifd/result.hpp"
-#include "multifd/wire/byte_order.hpp"
 
 namespace multifd::qemu {
 

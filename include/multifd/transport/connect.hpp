@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "multifd/limits.hpp"
 #include "multifd/result.hpp"
 #include "multifd/transport/address.hpp"
 #include "multifd/transport/detail/unique_fd.hpp"
@@ -25,9 +26,6 @@
 namespace multifd {
 
 namespace detail {
-
-/// A channel's id is one byte on the wire, and the channels' number must fit as well.
-inline constexpr unsigned max_channel_count = 255;
 
 inline Result<FdTransport> adopt_blocking(UniqueFd fd, Stage stage) noexcept {
   const int flags = ::fcntl(fd.get(), F_GETFL);
@@ -130,7 +128,7 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
 ///   all of them together.
 [[nodiscard]] inline Result<std::vector<FdTransport>> connect_channels(const Address& address, unsigned channels,
                                                                        const SocketOptions& options = {}) {
-  if (channels < 1 || channels > detail::max_channel_count) {
+  if (channels < 1 || channels > max_channels) {
     return fail(Errc::bad_channel_count, Stage::connect, "connect", channels);
   }
   const detail::Clock::time_point deadline = detail::deadline_after(as_timeout(options.connect_timeout));

@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "multifd/limits.hpp"
 #include "multifd/result.hpp"
 #include "multifd/transport/address.hpp"
 #include "multifd/transport/connect.hpp"
@@ -135,7 +136,7 @@ class Listener {
   /// Errors: `bad_channel_count`; `bad_option` for a negative timeout; those of accept(), detail: how many had come, expected: `channels`.
   Result<std::vector<FdTransport>> accept_channels(unsigned channels, std::chrono::milliseconds timeout,
                                                    const Interrupt* interrupt = nullptr) {
-    if (channels < 1 || channels > detail::max_channel_count) {
+    if (channels < 1 || channels > max_channels) {
       return fail(Errc::bad_channel_count, Stage::accept, "accept", channels);
     }
     if (auto checked = check_time_limit("accept_channels: timeout", timeout, Stage::accept); !checked) {

@@ -37,14 +37,15 @@ concept HasIsZero = requires(const Z& policy, PageRef page) {
   { policy.is_zero(page) } noexcept -> std::same_as<bool>;
 };
 
-/// Pages of one block that are looked at in one call: at most zero_mask_pages of them, in any order.
+/// Pages of one block that are looked at in one call: at most zero_mask_pages of them, in any order. They lie all in the
+/// block's memory, or all in copies.
 struct PageGroup {
   BlockId block{};
-  const std::byte* host = nullptr;  ///< start of the block
   std::size_t page_bytes = 4096;
-  std::span<const std::uint64_t> offsets;
+  std::span<const std::uint64_t> offsets;   ///< in the block
+  const std::byte* const* pages = nullptr;  ///< where the bytes of each are
 
-  PageRef page(std::size_t i) const noexcept { return {block, offsets[i], {host + offsets[i], page_bytes}}; }
+  PageRef page(std::size_t i) const noexcept { return {block, offsets[i], {pages[i], page_bytes}}; }
 };
 
 /// The most pages of a PageGroup: one bit of a mask each.
@@ -97,9 +98,7 @@ namespace detail {
 struct ReadingCheck {
   bool is_zero(PageRef page) const noexcept { return buffer_is_zero(page.bytes.data(), page.bytes.size()); }
   std::uint64_t zero_mask(const PageGroup& group) const noexcept {
-    const std::byte* pages[zero_mask_pages];
-    for (std::size_t i = 0; i < group.offsets.size(); ++i) pages[i] = group.host + group.offsets[i];
-    return zero_page_mask(pages, group.offsets.size(), group.page_bytes);
+    return zero_page_mask(group.pages, group.offsets.size(), group.page_bytes);
   }
 };
 

@@ -53,16 +53,18 @@ struct ResidencyAware {
     std::uint64_t zero = untouched.take(group);
     if (zero == 0) return multifd::zero_mask(next, group);
     std::array<std::uint64_t, zero_mask_pages> offsets;
+    std::array<const std::byte*, zero_mask_pages> pages;
     std::array<std::uint8_t, zero_mask_pages> bits;
     std::size_t left = 0;
     for (std::size_t i = 0; i < group.offsets.size(); ++i) {
       offsets[left] = group.offsets[i];
+      pages[left] = group.pages[i];
       bits[left] = static_cast<std::uint8_t>(i);
       left += (zero >> i & 1) ^ 1;
     }
     if (left == 0) return zero;
-    const std::uint64_t found =
-        multifd::zero_mask(next, PageGroup{group.block, group.host, group.page_bytes, std::span(offsets).first(left)});
+    const std::uint64_t found = multifd::zero_mask(
+        next, PageGroup{group.block, group.page_bytes, std::span(offsets).first(left), pages.data()});
     for (std::size_t i = 0; i < left; ++i) zero |= (found >> i & 1) << bits[i];
     return zero;
   }

@@ -23,11 +23,11 @@
 #include <utility>
 #include <vector>
 
+#include "multifd/memory/pagemap.hpp"
 #include "multifd/memory/ram_map.hpp"
 #include "multifd/result.hpp"
 #include "multifd/zero/detail/file_holes.hpp"
 #include "multifd/zero/detail/memory_areas.hpp"
-#include "multifd/zero/detail/pagemap.hpp"
 #include "multifd/zero/policy.hpp"
 
 namespace multifd {
@@ -108,7 +108,8 @@ class UntouchedPages {
   /// The same for a group: bit i for page i. Fastest for pages that lie next to each other.
   std::uint64_t take(const PageGroup& group) const noexcept {
     const Block* const block = block_at(group.block);
-    if (block == nullptr || group.page_bytes >> state_->page_shift != 1 || group.host != block->host) return 0;
+    if (block == nullptr || group.page_bytes >> state_->page_shift != 1 || group.offsets.empty()) return 0;
+    if (group.pages[0] != block->host + group.offsets[0]) return 0;  // copies of pages are not what was looked at
     std::uint64_t taken = 0;
     for (std::size_t i = 0; i < group.offsets.size();) {
       const std::uint64_t page = group.offsets[i] >> state_->page_shift;

@@ -9,7 +9,7 @@
 #include "multifd/compress/nocomp.hpp"
 #include "multifd/compress/zlib.hpp"
 #include "multifd/compress/zstd.hpp"
-#include "multifd/wire/constants.hpp"
+#include "multifd/format/constants.hpp"
 #include "support/allocation_count.hpp"
 #include "unit/compress/packets.hpp"
 

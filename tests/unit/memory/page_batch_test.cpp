@@ -78,19 +78,18 @@ TEST_CASE("Known zero pages count among the pages, and clear() forgets them") {
   CHECK(batch.known_zeros == 0);
 }
 
-TEST_CASE(
-    "A batch with a device-state packet is not empty, and clear() frees the packet but not the buffer of copies") {
+TEST_CASE("A batch with a message is not empty, and clear() frees the message but not the buffer of copies") {
   std::array<std::uint64_t, 2> slots{};
   PageBatch batch(slots);
   batch.copies = multifd::PageBuffer::create().value();
   const std::byte* const copies = batch.copies.data();
   CHECK(batch.empty());
-  batch.device_state = {.bytes = std::make_unique<std::byte[]>(3), .size = 3};
+  batch.message = {.bytes = std::make_unique<std::byte[]>(3), .size = 3};
   CHECK_FALSE(batch.empty());
   CHECK(batch.size() == 0);
   batch.clear();
   CHECK(batch.empty());
-  CHECK(batch.device_state.bytes == nullptr);
-  CHECK(batch.device_state.size == 0);
+  CHECK(batch.message.bytes == nullptr);
+  CHECK(batch.message.size == 0);
   CHECK(batch.copies.data() == copies);
 }

@@ -75,7 +75,7 @@ TEST_CASE("RamMap refuses page sizes that are no power of two from 1024 to 65536
     CAPTURE(page_bytes);
     RamMap map(page_bytes);
     CHECK(map.add("pc.ram", ram));
-    CHECK(map.packet_pages() * page_bytes == 512 * 1024);
+    CHECK(map.batch_pages() * page_bytes == 512 * 1024);
   }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "multifd/zero/residency.hpp"
+#include "support/page_group.hpp"
 
 #include <doctest/doctest.h>
 #include <sys/ioctl.h>
@@ -24,7 +25,6 @@
 namespace {
 
 using multifd::BlockId;
-using multifd::PageGroup;
 using multifd::PagemapReading;
 using multifd::PageRef;
 using multifd::RamMap;
@@ -281,7 +281,7 @@ TEST_CASE("neither the snapshot nor the policy makes a page resident or a page t
       std::vector<std::uint64_t> offsets(64);
       for (std::size_t first = 0; first < pages; first += 64) {
         for (std::size_t i = 0; i < 64; ++i) offsets[i] = (first + i) * host_page;
-        const PageGroup group{vm.block, memory.bytes().data(), host_page, offsets};
+        const test::GroupAt group{vm.block, memory.bytes().data(), host_page, offsets};
         zero += static_cast<std::size_t>(std::popcount(policy.zero_mask(group)));
       }
       CHECK(zero == pages - 66);
@@ -315,7 +315,7 @@ TEST_CASE("after forget() every page is read, in all copies") {
   CHECK(pages.count() == 0);
   CHECK(!policy.is_zero(vm.page(2)));
   const std::uint64_t offset = 2 * host_page;
-  CHECK(policy.zero_mask({vm.block, memory.bytes().data(), host_page, std::span(&offset, 1)}) == 0);
+  CHECK(policy.zero_mask(test::GroupAt{vm.block, memory.bytes().data(), host_page, std::span(&offset, 1)}) == 0);
   CHECK(pages.take_run(vm.block, 0, 8) == 0);
   CHECK(pages.other_run(vm.block, 0, 8) == 8);
 }
@@ -342,7 +342,7 @@ TEST_CASE("a group's answer is that of its pages, in any order; only the others 
           expected |= std::uint64_t{1} << i;
         }
       }
-      CHECK(policy.zero_mask({vm.block, memory.bytes().data(), host_page, offsets}) == expected);
+      CHECK(policy.zero_mask(test::GroupAt{vm.block, memory.bytes().data(), host_page, offsets}) == expected);
       CHECK(asked == others);
     }
   }
@@ -358,7 +358,7 @@ TEST_CASE("what the inner policy finds among a group's other pages lands on thei
   const Aware policy{.untouched = snapshot(vm), .next = {}};
   std::vector<std::uint64_t> offsets;
   for (std::size_t i = 0; i < 64; ++i) offsets.push_back(i * host_page);
-  const PageGroup group{vm.block, memory.bytes().data(), host_page, offsets};
+  const test::GroupAt group{vm.block, memory.bytes().data(), host_page, offsets};
   const std::uint64_t expected = ~(std::uint64_t{1} << 1 | std::uint64_t{1} << 63);
   CHECK(policy.zero_mask(group) == expected);
   CHECK(policy.zero_mask(group) == expected);
@@ -431,7 +431,7 @@ TEST_CASE("a copy of a page, a page of another block and one of another size are
   page.bytes = page.bytes.first(host_page / 2);
   CHECK(!pages.take(page));
   const std::uint64_t offset = host_page;
-  CHECK(pages.take({vm.block, copy.data(), host_page, std::span(&offset, 1)}) == 0);
+  CHECK(pages.take(test::GroupAt{vm.block, copy.data(), host_page, std::span(&offset, 1)}) == 0);
   CHECK(pages.take(vm.page(1)));
 }
 
@@ -467,7 +467,7 @@ TEST_CASE("many threads ask for the same pages: each page is given to exactly on
         std::vector<std::uint64_t> offsets(64);
         for (std::size_t first = 0; first + 64 <= page_count; first += 32) {  // each page twice, over word ends
           for (std::size_t i = 0; i < 64; ++i) offsets[i] = (first + i) * host_page;
-          const std::uint64_t got = pages.take({vm.block, memory.bytes().data(), host_page, offsets});
+          const std::uint64_t got = pages.take(test::GroupAt{vm.block, memory.bytes().data(), host_page, offsets});
           given += static_cast<std::size_t>(std::popcount(got));
         }
       });

@@ -11,7 +11,7 @@
 
 #include "multifd/config.hpp"
 #include "multifd/result.hpp"
-#include "multifd/wire/byte_order.hpp"
+#include "multifd/format/byte_order.hpp"
 
 namespace multifd::qemu::detail {
 

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+//
+// Pages go to a callable, packet by packet: for a relay. The map's blocks need no memory.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "multifd/ends/page_sink.hpp"
+
+namespace multifd {
+
+/// A model of PageSink.
+struct IntoHook {
+  static constexpr bool writes_memory = false;
+
+  PacketHook on_packet{};  ///< must be set
+
+  class Sink;
+};
+
+class IntoHook::Sink {
+ public:
+  /// Holds the buffer that a channel reads into. The hook may swap it for another.
+  class Channel {
+   public:
+    static Result<Channel> create(Sink& sink) {
+      auto buffer = PageBuffer::create();
+      if (!buffer) return std::unexpected(buffer.error());
+      return Channel(sink, std::move(*buffer));
+    }
+
+    Result<void> place(const ArrivingPages& pages, PageRuns& runs) noexcept {
+      for (const std::uint64_t offset : pages.offsets)
+        if (auto checked = sink_->map_.check(pages.block, offset); !checked) return checked;
+      if (pages.normal_pages > 0) runs.add(pages_.data(), pages.normal_pages * sink_->map_.page_bytes());
+      return {};
+    }
+    void begin(const ArrivingPages&) noexcept {}
+    Result<void> arrived(const ArrivingPages& pages) {
+      ReceivedPacket packet{.channel = pages.channel,
+                            .block = pages.block,
+                            .offsets = pages.offsets,
+                            .normal_pages = pages.normal_pages,
+                            .pages = pages_};
+      return sink_->on_packet_(packet);
+    }
+
+   private:
+    Channel(Sink& sink, PageBuffer buffer) noexcept : sink_(&sink), pages_(std::move(buffer)) {}
+    Sink* sink_;
+    PageBuffer pages_;
+  };
+
+  /// Params: `map`: must outlive the sink. Errors: Errc::bad_option: no hook; out of memory.
+  static Result<std::unique_ptr<Sink>> create(const RamMap& map, IntoHook& settings, const ThreadHook&) {
+    if (!settings.on_packet) return fail(Errc::bad_option, Stage::setup, "IntoHook::on_packet is empty");
+    return std::unique_ptr<Sink>(new Sink(map, std::move(settings.on_packet)));
+  }
+  void stop() noexcept {}
+
+ private:
+  Sink(const RamMap& map, PacketHook hook) noexcept : map_(map), on_packet_(std::move(hook)) {}
+  const RamMap& map_;
+  const PacketHook on_packet_;
+};
+
+}  // namespace multifd

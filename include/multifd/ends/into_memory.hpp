@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+//
+// Pages go into the map's memory: a VMM's guest, or a file of it.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "multifd/ends/page_sink.hpp"
+#include "multifd/ends/populate_ahead.hpp"
+#include "multifd/memory/received_pages.hpp"
+#include "multifd/thread.hpp"
+#include "multifd/zero/buffer_is_zero.hpp"
+
+namespace multifd {
+
+/// A model of PageSink.
+struct IntoMemory {
+  static constexpr bool writes_memory = true;
+
+  /// What the memory holds before the first page arrives. With `zeroed` a zero page where no bytes have come is neither
+  /// read nor written, so that fresh memory stays untouched; said of other memory, it leaves old bytes in the guest.
+  DestinationMemory destination = DestinationMemory::unknown;
+
+  /// Who takes the page faults of fresh memory: the channels, or (`ahead`) a thread of its own in front of the data.
+  /// Worth it where a core is idle and most pages hold data.
+  Populate populate = Populate::off;
+
+  class Sink;
+};
+
+/// Threads: received, apply_zero(), apply_page() any; stop() the receiver's.
+class IntoMemory::Sink {
+ public:
+  /// One channel's worker needs nothing of its own.
+  class Channel {
+   public:
+    static Result<Channel> create(Sink& sink) noexcept { return Channel(sink); }
+
+    Result<void> place(const ArrivingPages& pages, PageRuns& runs) noexcept {
+      const RamMap& map = sink_->map_;
+      const std::size_t page_bytes = map.page_bytes();
+      for (std::size_t first = 0; first < pages.offsets.size();) {  // neighbours, which most pages are, at once
+        const std::size_t last = first < pages.normal_pages ? pages.normal_pages : pages.offsets.size();
+        std::size_t end = first + 1;
+        while (end < last && pages.offsets[end] == pages.offsets[end - 1] + page_bytes) ++end;
+        const auto run = map.resolve(pages.block, pages.offsets[first], end - first);
+        if (!run) return std::unexpected(run.error());
+        if (first < pages.normal_pages) runs.add(run->data(), run->size());
+        first = end;
+      }
+      return {};
+    }
+
+    void begin(const ArrivingPages& pages) noexcept {
+      // Zero pages first, as QEMU does (format/packets.md section 5.2).
+      for (const std::uint64_t offset : pages.zeros()) sink_->zero(pages.block, offset);
+      mark(sink_->filled_, pages);
+      if (sink_->populate_ && pages.normal_pages > 0)
+        sink_->populate_->note(pages.block, pages.normal().back(), pages.normal_pages);
+    }
+
+    Result<void> arrived(const ArrivingPages& pages) noexcept {
+      mark(sink_->received_, pages);
+      return {};
+    }
+
+   private:
+    explicit Channel(Sink& sink) noexcept : sink_(&sink) {}
+
+    /// The normal pages, runs at once.
+    void mark(ReceivedPages& in, const ArrivingPages& pages) const noexcept {
+      const std::size_t page_bytes = sink_->map_.page_bytes();
+      for (std::size_t first = 0; first < pages.normal_pages;) {
+        std::size_t end = first + 1;
+        while (end < pages.normal_pages && pages.offsets[end] == pages.offsets[end - 1] + page_bytes) ++end;
+        in.set(pages.block, pages.offsets[first], end - first);
+        first = end;
+      }
+    }
+
+    Sink* sink_;
+  };
+
+  /// Params: `map`: must outlive the sink. Errors: ENOMEM; threads.
+  static Result<std::unique_ptr<Sink>> create(const RamMap& map, const IntoMemory& settings, const ThreadHook& hook) {
+    std::unique_ptr<Sink> sink(new Sink(map, settings.destination));
+    for (ReceivedPages* const pages : {&sink->received_, &sink->filled_}) {
+      auto bitmaps = ReceivedPages::create(map);
+      if (!bitmaps) return std::unexpected(bitmaps.error());
+      *pages = std::move(*bitmaps);
+    }
+    if (settings.populate == Populate::off) return sink;
+    auto populate = PopulateAhead::create(map);
+    if (!populate) return std::unexpected(populate.error());
+    sink->populate_ = std::move(*populate);
+    auto thread = Thread::start(*sink->populate_, hook, {.role = "populate", .channel = 0});
+    if (!thread) return std::unexpected(thread.error());
+    sink->populating_ = std::move(*thread);
+    return sink;
+  }
+
+  Sink(const Sink&) = delete;
+  Sink& operator=(const Sink&) = delete;
+  ~Sink() { stop(); }
+
+  /// Ends the helper thread.
+  void stop() noexcept {
+    if (populate_) populate_->stop();
+    populating_.join();
+  }
+
+  /// A zero page. Errors: Errc::offset_misaligned, offset_past_block: the offset may be the peer's.
+  Result<void> apply_zero(BlockId block, std::uint64_t offset) noexcept {
+    if (auto page = map_.resolve(block, offset); !page) return std::unexpected(page.error());
+    zero(block, offset);
+    return {};
+  }
+
+  /// One page's bytes. Errors: as apply_zero(); Errc::bad_range when `bytes` is not one page.
+  Result<void> apply_page(BlockId block, std::uint64_t offset, std::span<const std::byte> bytes) noexcept {
+    const auto page = map_.resolve(block, offset);
+    if (!page) return std::unexpected(page.error());
+    if (bytes.size() != page->size()) return fail(Errc::bad_range, Stage::parse, "page", bytes.size(), page->size());
+    filled_.set(block, offset, 1);
+    std::memcpy(page->data(), bytes.data(), bytes.size());
+    received_.set(block, offset, 1);
+    return {};
+  }
+
+  const ReceivedPages& received() const noexcept { return received_; }
+  const ReceivedPages& filled() const noexcept { return filled_; }
+  std::uint64_t zeros_written() const noexcept { return zeros_written_.load(std::memory_order_relaxed); }
+
+ private:
+  Sink(const RamMap& map, DestinationMemory destination) noexcept : map_(map), destination_(destination) {}
+
+  /// A page that has been checked.
+  void zero(BlockId block, std::uint64_t offset) noexcept {
+    received_.set(block, offset, 1);
+    // No bytes have come: fresh memory is zero there still, and a read would make a hole of a file resident.
+    if (destination_ == DestinationMemory::zeroed && !filled_.test(block, offset)) return;
+    std::byte* const page = map_.block(block).host.data() + offset;
+    const std::size_t page_bytes = map_.page_bytes();
+    if (buffer_is_zero(page, page_bytes)) return;  // reading is cheaper than dirtying, on memory and on files
+    std::memset(page, 0, page_bytes);
+    zeros_written_.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  const RamMap& map_;
+  const DestinationMemory destination_;
+  ReceivedPages received_;  ///< as bytes or as zero: when they are there
+  ReceivedPages filled_;    ///< as bytes: when they begin to come
+  std::atomic<std::uint64_t> zeros_written_{0};
+  std::unique_ptr<PopulateAhead> populate_;  ///< with Populate::ahead
+  Thread populating_;
+};
+
+}  // namespace multifd

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: MIT
+//
+// The producer's half of a sender: pages, ranges, bitmaps and copies become batches, zero pages go where the policy wants
+// them, full batches to the channels. Everything that the caller says is checked here.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <concepts>
+#include <cstring>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "multifd/ends/page_source.hpp"
+#include "multifd/engine/counters.hpp"
+#include "multifd/engine/misuse.hpp"
+#include "multifd/engine/send_shared.hpp"
+#include "multifd/memory/dirty_bitmap.hpp"
+#include "multifd/options.hpp"
+#include "multifd/zero/policy.hpp"
+
+namespace multifd::engine {
+
+/// For callers whose policy reports no zero pages.
+struct NoZeroSink {
+  bool operator()(std::uint64_t) const noexcept { return true; }
+};
+
+/// A policy that reports zero pages (ZeroPagesLegacy) needs somebody who takes them: a callable on_zero(offset).
+template <class OnZero, class Z>
+concept ZeroSink = std::invocable<OnZero&, std::uint64_t> &&
+                   (Z::stage != ZeroStage::producer || !std::same_as<std::remove_cvref_t<OnZero>, NoZeroSink>);
+
+/// The calls are those of Sender, which explains them.
+///
+/// Threads: one, the producer; the counters may be read by any.
+template <ZeroPagePolicy Z, PageSource From>
+class BatchProducer {
+ public:
+  BatchProducer(SendShared& shared, const Z& zero) noexcept : shared_(shared), zero_(zero), checks_(shared.map) {}
+
+  /// After the hand-off was made.
+  void start() noexcept { open_ = shared_.handoff->first_batch(); }
+
+  Result<Queued> queue_page(BlockId block, std::uint64_t offset) noexcept
+    requires(!From::copies)
+  {
+    [[maybe_unused]] const auto turn = checks_.enter();
+    if (auto ready = check_range(block, offset, page_bytes()); !ready) return std::unexpected(ready.error());
+    checks_.note_run(shared_.map, block, offset, 1);
+    if constexpr (Z::stage == ZeroStage::producer) {
+      const std::byte* const host = shared_.map.block(block).host.data();
+      if (zero_.is_zero({block, offset, {host + offset, page_bytes()}})) {
+        unsynced_ = true;  // also an epoch of nothing but zero pages is one
+        zero_on_main.add(1);
+        return Queued::zero_on_main;
+      }
+    }
+    if (auto queued = append_run(block, offset, 1); !queued) return std::unexpected(queued.error());
+    return Queued::queued;
+  }
+
+  template <ZeroSink<Z> OnZero>
+  Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes, OnZero&& on_zero)
+    requires(!From::copies)
+  {
+    [[maybe_unused]] const auto turn = checks_.enter();
+    if (auto ready = check_range(block, offset, bytes); !ready) return std::unexpected(ready.error());
+    const std::uint64_t pages = bytes / page_bytes();
+    checks_.note_run(shared_.map, block, offset, pages);
+    QueuedPages done;
+    if constexpr (Z::stage == ZeroStage::producer) {
+      for (std::uint64_t first = 0; first < pages; first += zero_mask_pages) {
+        const std::uint64_t count = std::min<std::uint64_t>(zero_mask_pages, pages - first);
+        const std::uint64_t all = ~std::uint64_t{0} >> (zero_mask_pages - count);
+        if (auto queued = queue_bits(block, offset + first * page_bytes(), all, on_zero, done); !queued)
+          return std::unexpected(queued.error());
+      }
+    } else {
+      done.queued = pages;
+      if (auto queued = append_run(block, offset, pages); !queued) return std::unexpected(queued.error());
+    }
+    return done;
+  }
+
+  template <ZeroSink<Z> OnZero>
+  Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap, std::uint64_t first_page,
+                                  OnZero&& on_zero)
+    requires(!From::copies)
+  {
+    [[maybe_unused]] const auto turn = checks_.enter();
+    if (auto ready = check_range(block, 0, 0); !ready) return std::unexpected(ready.error());
+    const std::uint64_t pages = shared_.map.pages(block);
+    const Subject name(shared_.map.block(block).idstr);
+    if (first_page > pages) return fail(Errc::bad_range, Stage::produce, "queue_dirty: page", first_page, pages, name);
+    if (const std::uint64_t end = end_of_dirty(bitmap); end > pages - first_page)
+      return fail(Errc::bad_range, Stage::produce, "queue_dirty: page", first_page + end - 1, pages, name);
+    QueuedPages done;
+    for (std::size_t word = 0; word < bitmap.size(); ++word) {
+      if (bitmap[word] == 0) continue;
+      const std::uint64_t offset = (first_page + 64 * word) * page_bytes();
+      checks_.note_bits(shared_.map, block, offset, bitmap[word]);
+      if (auto queued = queue_bits(block, offset, bitmap[word], on_zero, done); !queued)
+        return std::unexpected(queued.error());
+    }
+    return done;
+  }
+
+  Result<Queued> queue_zero(BlockId block, std::uint64_t offset) noexcept {
+    [[maybe_unused]] const auto turn = checks_.enter();
+    if (auto ready = check_range(block, offset, page_bytes()); !ready) return std::unexpected(ready.error());
+    checks_.note_run(shared_.map, block, offset, 1);
+    unsynced_ = true;
+    if constexpr (Z::stage == ZeroStage::producer) {
+      zero_on_main.add(1);
+      return Queued::zero_on_main;
+    } else {
+      constexpr bool listed = Z::stage == ZeroStage::channel;
+      if constexpr (!listed && !From::copies) {
+        if (auto queued = append_run(block, offset, 1); !queued) return std::unexpected(queued.error());
+      } else {
+        // Zero pages end a batch: bytes of copies cannot be appended to a batch that has listed zero pages.
+        if (open_->block != block || open_->empty() || (open_->known_zeros != 0) != listed) {
+          if (auto put = put_open(); !put) return std::unexpected(put.error());
+          open_->block = block;
+        }
+        queued_pages.add(1);
+        if constexpr (listed) {
+          open_->push_zero(offset);
+        } else {
+          append_zero_bytes(offset);
+        }
+        if (open_->full()) {
+          if (auto put = put_open(); !put) return std::unexpected(put.error());
+        }
+      }
+      return Queued::queued;
+    }
+  }
+
+  /// One packet's pages as copies, swapped into a batch: `normal_pages` that lie in `pages` in the order of their
+  /// offsets, then pages that are zero. `pages` gets an empty buffer in exchange. Where on_zero(offset) returns false,
+  /// the zero page travels as bytes.
+  template <ZeroSink<Z> OnZero>
+  Result<QueuedPages> queue_copies(BlockId block, std::span<const std::uint64_t> offsets, std::size_t normal_pages,
+                                   PageBuffer& pages, OnZero&& on_zero)
+    requires From::copies
+  {
+    [[maybe_unused]] const auto turn = checks_.enter();
+    if (auto ready = check_range(block, 0, 0); !ready) return std::unexpected(ready.error());
+    if (offsets.empty() || offsets.size() > shared_.map.batch_pages() || normal_pages > offsets.size())
+      return fail(Errc::bad_range, Stage::produce, "queue_copies", offsets.size());
+    // Also without normal pages: it is swapped in, and later pages are written to it.
+    if (pages.data() == nullptr) return fail(Errc::bad_option, Stage::produce, "queue_copies: buffer without memory");
+    for (const std::uint64_t offset : offsets)
+      if (auto checked = shared_.map.check(block, offset); !checked) return std::unexpected(checked.error());
+
+    unsynced_ = true;
+    if (auto put = put_open(); !put) return std::unexpected(put.error());
+    QueuedPages done;
+    PageBatch& batch = *open_;
+    batch.block = block;
+    std::swap(batch.copies, pages);
+    for (std::size_t i = 0; i < normal_pages; ++i) {
+      std::byte* const page = batch.copies.data() + i * page_bytes();
+      if constexpr (Z::stage == ZeroStage::producer) {
+        if (zero_.is_zero({block, offsets[i], {page, page_bytes()}}) && is_taken(offsets[i], on_zero, done)) continue;
+        // Zero pages before it have left a gap.
+        if (i != batch.size()) std::memcpy(batch.copies.data() + batch.size() * page_bytes(), page, page_bytes());
+      }
+      batch.push(offsets[i]);
+    }
+    for (const std::uint64_t offset : offsets.subspan(normal_pages)) {
+      if constexpr (Z::stage == ZeroStage::channel) {
+        batch.push_zero(offset);
+      } else {
+        if (Z::stage == ZeroStage::producer && is_taken(offset, on_zero, done)) continue;
+        append_zero_bytes(offset);
+      }
+    }
+    queued_pages.add(batch.size());
+    done.queued += batch.size();
+    if (auto put = put_open(); !put) return std::unexpected(put.error());
+    return done;
+  }
+
+  /// A message of the format's own (HasMessages). It belongs to no epoch, and leaves although no close_epoch() follows.
+  Result<void> queue_message(Message message) noexcept {
+    [[maybe_unused]] const auto turn = checks_.enter();
+    if (auto ready = check_open(); !ready) return ready;
+    if (auto put = put_open(); !put) return put;
+    open_->message = std::move(message);
+    return push_out();
+  }
+
+  Result<void> push_out() noexcept {
+    [[maybe_unused]] const auto turn = checks_.enter();
+    if (auto ready = check_open(); !ready) return ready;
+    if (auto put = put_open(); !put) return put;
+    shared_.handoff->push_out();
+    return {};
+  }
+
+  Result<std::uint64_t> close_epoch() noexcept {
+    [[maybe_unused]] const auto turn = checks_.enter();
+    if (auto ready = check_open(); !ready) return std::unexpected(ready.error());
+    if (auto put = put_open(); !put) return std::unexpected(put.error());
+    unsynced_ = false;
+    checks_.new_epoch();
+    return shared_.handoff->close_epoch();
+  }
+
+  /// No more pages: closes the epoch if there were any since the last one. The channels drain what they have, and end.
+  Result<void> finish() noexcept {
+    [[maybe_unused]] const auto turn = checks_.enter();
+    if (auto ready = check_open(); !ready) return ready;
+    if (unsynced_) {
+      if (auto closed = close_epoch(); !closed) return std::unexpected(closed.error());
+    }
+    finished_ = true;
+    shared_.handoff->finish();
+    return {};
+  }
+  bool finished() const noexcept { return finished_; }
+
+  /// Errors: the first error; Errc::already_closed behind finish().
+  Result<void> check_open() const noexcept {
+    if (shared_.error.failed()) [[unlikely]]
+      return std::unexpected(shared_.error.get());
+    if (finished_) [[unlikely]]
+      return fail(Errc::already_closed, Stage::produce);
+    return {};
+  }
+
+  Counter zero_on_main, queued_pages, waits, wait_ns;
+
+ private:
+  /// Up to 64 pages, one for each bit that is set: bit 0 stands for the page at `offset`.
+  template <class OnZero>
+  Result<void> queue_bits(BlockId block, std::uint64_t offset, std::uint64_t bits, OnZero&& on_zero,
+                          QueuedPages& done) {
+    std::array<std::uint64_t, zero_mask_pages> room;
+    std::span<std::uint64_t> offsets = dirty_offsets(bits, offset, page_bytes(), room);
+    if constexpr (Z::stage == ZeroStage::producer) {
+      unsynced_ = true;
+      const std::byte* const host = shared_.map.block(block).host.data();
+      std::array<const std::byte*, zero_mask_pages> pages;
+      for (std::size_t i = 0; i < offsets.size(); ++i) pages[i] = host + offsets[i];
+      const std::uint64_t zero = zero_mask(zero_, PageGroup{block, page_bytes(), offsets, pages.data()});
+      std::size_t kept = 0;
+      for (std::size_t i = 0; i < offsets.size(); ++i)
+        if ((zero >> i & 1) == 0 || !is_taken(offsets[i], on_zero, done)) offsets[kept++] = offsets[i];
+      offsets = offsets.first(kept);
+    }
+    done.queued += offsets.size();
+    return append_listed(block, offsets);
+  }
+
+  /// Whether the caller takes a zero page. An on_zero() that returns nothing takes all.
+  template <class OnZero>
+  bool is_taken(std::uint64_t offset, OnZero&& on_zero, QueuedPages& done) {
+    if constexpr (std::is_void_v<std::invoke_result_t<OnZero&, std::uint64_t>>) {
+      on_zero(offset);
+    } else {
+      if (!on_zero(offset)) return false;
+    }
+    zero_on_main.add(1);
+    ++done.zero_on_main;
+    return true;
+  }
+
+  /// The hot path: a run of pages into batches, whatever they hold.
+  Result<void> append_run(BlockId block, std::uint64_t offset, std::uint64_t pages) noexcept {
+    return append(block, pages, [&](std::size_t count) {
+      open_->push_run(offset, count, page_bytes());
+      offset += count * page_bytes();
+    });
+  }
+
+  /// Pages in any order, whatever they hold.
+  Result<void> append_listed(BlockId block, std::span<const std::uint64_t> offsets) noexcept {
+    return append(block, offsets.size(), [&](std::size_t count) {
+      open_->push_all(offsets.first(count));
+      offsets = offsets.subspan(count);
+    });
+  }
+
+  /// Opens batches of `block` until `pages` pages are in; `push(count)` appends the next few, as many as fit.
+  template <class Push>
+  Result<void> append(BlockId block, std::uint64_t pages, Push&& push) noexcept {
+    if (pages == 0) return {};
+    unsynced_ = true;
+    if (open_->block != block || open_->known_zeros != 0) {
+      if (auto put = put_open(); !put) return put;
+      open_->block = block;
+    }
+    queued_pages.add(pages);
+    for (;;) {
+      const std::size_t count = std::min<std::uint64_t>(pages, open_->room());
+      push(count);
+      if (open_->full()) {
+        if (auto put = put_open(); !put) return put;
+        open_->block = block;
+      }
+      pages -= count;
+      if (pages == 0) return {};
+    }
+  }
+
+  /// A zero page among copies, as bytes.
+  void append_zero_bytes(std::uint64_t offset) noexcept {
+    std::memset(open_->copies.data() + open_->size() * page_bytes(), 0, page_bytes());
+    open_->push(offset);
+  }
+
+  Result<void> put_open() noexcept {
+    if (open_->empty()) return {};
+    PageBatch* const empty =
+        shared_.handoff->put(open_, [this] { note_wait(); }, [this] { shared_.check_progress(*watch_); });
+    if (empty == nullptr) return std::unexpected(shared_.error.get());
+    open_ = empty;
+    return {};
+  }
+
+  /// Called when the producer goes to sleep and when it has slept.
+  void note_wait() noexcept {
+    const auto now = std::chrono::steady_clock::now();
+    if (waiting_since_) {
+      wait_ns.add(static_cast<std::uint64_t>(std::chrono::nanoseconds(now - *waiting_since_).count()));
+      waiting_since_.reset();
+    } else {
+      waits.add(1);
+      waiting_since_ = now;
+      watch_.emplace(shared_.watch());
+    }
+  }
+
+  Result<void> check_range(BlockId block, std::uint64_t offset, std::uint64_t bytes) const noexcept {
+    if (auto ready = check_open(); !ready) [[unlikely]]
+      return ready;
+    if (!shared_.map.contains(block)) [[unlikely]]
+      return fail(Errc::bad_range, Stage::produce, "BlockId of another map", index(block));
+    const RamBlock& there = shared_.map.block(block);
+    if (((offset | bytes) & (page_bytes() - 1)) != 0 || bytes > there.bytes || offset > there.bytes - bytes)
+        [[unlikely]]
+      return fail(Errc::bad_range, Stage::produce, "range", offset, there.bytes, there.idstr);
+    return {};
+  }
+
+  std::size_t page_bytes() const noexcept { return shared_.map.page_bytes(); }
+
+  SendShared& shared_;
+  const Z& zero_;
+  [[no_unique_address]] ProducerChecksOfBuild checks_;
+  PageBatch* open_ = nullptr;
+  bool unsynced_ = false;  ///< pages, zero ones that the caller took included, belong to an epoch that is not closed
+  bool finished_ = false;
+  std::optional<std::chrono::steady_clock::time_point> waiting_since_;
+  std::optional<ProgressWatch> watch_;  ///< of the last wait
+};
+
+}  // namespace multifd::engine

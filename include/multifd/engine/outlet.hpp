@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+//
+// The seam between the engine and a format. The engine takes batches, finds zero pages, gathers runs, keeps to the cap,
+// counts, and gives batches back; an Outlet makes bytes of a channel's pages and gets rid of them: packets on a
+// stream, pages at offsets of a file.
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "multifd/buffers.hpp"
+#include "multifd/engine/counters.hpp"
+#include "multifd/engine/rate_limiter.hpp"
+#include "multifd/memory/page_batch.hpp"
+#include "multifd/memory/ram_block.hpp"
+#include "multifd/result.hpp"
+
+namespace multifd::engine {
+
+/// Pages of one block and one epoch, no more than a batch holds. Valid until send() returns.
+struct PageList {
+  BlockId id{};
+  const RamBlock& block;
+  std::span<const std::uint64_t> offsets;  ///< normal pages first, zero pages behind them
+  std::size_t normal_pages = 0;            ///< how many are no zero pages
+  ConstBuffers runs;                       ///< the normal pages' bytes, in their order, neighbours in one; may change
+};
+
+/// What one call of an outlet made: payload_bytes are those of pages, wire_bytes all that leave.
+struct Sent {
+  std::uint64_t payload_bytes = 0;
+  std::uint64_t wire_bytes = 0;
+};
+
+/// A worker's counters, clock and cap, as its outlet uses them. Threads: the worker's.
+class Meter {
+ public:
+  Meter(ChannelCounters& counters, RateLimiter& limiter) noexcept : counters_(counters), limiter_(limiter) {}
+
+  /// Waits until the cap lets `bytes` more leave. Called by an outlet before it writes, for what it is about to write.
+  /// Errors: Errc::cancelled when everything stops meanwhile; the outlet returns it.
+  Result<void> acquire(std::uint64_t bytes) noexcept {
+    if (limiter_.rate() == 0) return {};
+    const bool granted = limiter_.acquire(bytes);
+    clock_.lap(counters_.capped_ns);
+    return granted ? Result<void>{} : fail(Errc::cancelled, Stage::write);
+  }
+
+  // Each adds the time since the last one to what it names. A worker's loop calls the first two, its outlet the others.
+  void idled() noexcept { clock_.lap(counters_.idle_ns); }
+  void checked() noexcept { clock_.lap(counters_.check_ns); }
+  void encoded() noexcept { clock_.lap(counters_.codec_ns); }
+  void wrote() noexcept { clock_.lap(counters_.io_ns); }
+
+  /// From here on time counts.
+  void begin() noexcept { clock_ = {}; }
+  ChannelCounters& counters() noexcept { return counters_; }
+
+ private:
+  ChannelCounters& counters_;
+  RateLimiter& limiter_;
+  StageClock clock_;
+};
+
+/// One channel's way out.
+///
+/// Semantics: begin() once, before everything; then send() and close_epoch() in any number, end() last and only if all
+///   went well. `send(pages)`: all pages of a list belong to one epoch; it may keep a part back for the next call, and
+///   push_out() is called before the worker waits for more. `close_epoch(n)`: what send() got before belongs to epoch n
+///   or an earlier one, what comes later to a later one.
+/// Errors: whatever any of them returns ends the transfer, on all channels.
+/// Threads: one, the channel's worker; but shutdown() from any: it ends a call that blocks, bounded.
+/// Cost: nothing may be allocated after it was made.
+/// Models: packets::Outlet. tests/system/file_outlet_test.cpp has one that writes no packets.
+template <class O>
+concept Outlet =
+    std::move_constructible<O> && requires(O& outlet, const PageList& pages, std::uint64_t epoch, Meter& meter) {
+      { outlet.begin() } noexcept -> std::same_as<Result<Sent>>;
+      { outlet.send(pages, meter) } noexcept -> std::same_as<Result<Sent>>;
+      { outlet.push_out(meter) } noexcept -> std::same_as<Result<void>>;
+      { outlet.close_epoch(epoch, meter) } noexcept -> std::same_as<Result<Sent>>;
+      { outlet.end() } noexcept -> std::same_as<Result<void>>;
+      { outlet.shutdown() } noexcept;
+    };
+
+/// Optional: an outlet for messages, bytes that travel among the pages in no order with them.
+template <class O>
+concept HasMessages = requires(O& outlet, const Message& message, Meter& meter) {
+  { outlet.send_message(message, meter) } noexcept -> std::same_as<Result<Sent>>;
+};
+
+/// Optional: an outlet whose other end answers. confirmation() waits behind end() until that end has everything;
+/// reason() is what it may have said before it broke the channel off.
+template <class O>
+concept HasAnswer = requires(O& outlet) {
+  { outlet.confirmation() } noexcept -> std::same_as<Result<void>>;
+  { outlet.reason() } noexcept -> std::same_as<std::optional<Error>>;
+};
+
+}  // namespace multifd::engine

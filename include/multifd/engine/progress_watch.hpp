@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+//
+// A time limit for standing still: as long as bytes move, however slowly, nobody has waited too long.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+
+#include "multifd/time_limit.hpp"
+
+namespace multifd::engine {
+
+/// Threads: one, which looks at least every slice() while it waits.
+class ProgressWatch {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  /// A limit (time_limit.hpp) that the clock's arithmetic can take: none at all, as a number, would overflow in it.
+  static constexpr std::chrono::milliseconds bounded(std::chrono::milliseconds limit) noexcept {
+    constexpr std::chrono::milliseconds year = std::chrono::hours(24 * 365);
+    return std::min(as_timeout(limit), year);
+  }
+
+  /// Begins to watch. `limit`: how long a sum may stay the same; `sum`: what it is now.
+  ProgressWatch(std::chrono::milliseconds limit, std::uint64_t sum) noexcept
+      : limit_(bounded(limit)), sum_(sum), since_(Clock::now()) {}
+
+  /// How long to wait until the next look.
+  std::chrono::nanoseconds slice() const noexcept {
+    using namespace std::chrono_literals;
+    return std::clamp<std::chrono::nanoseconds>(limit_ / 8, 1ms, 1s);
+  }
+
+  /// Whether the sum has stayed the same for `limit`, or so much longer.
+  bool stalled(std::uint64_t sum, std::chrono::nanoseconds longer = {}) noexcept {
+    const auto now = Clock::now();
+    if (sum != sum_) {
+      sum_ = sum;
+      since_ = now;
+    }
+    return now - since_ >= limit_ + longer;
+  }
+
+ private:
+  std::chrono::nanoseconds limit_;
+  std::uint64_t sum_;
+  Clock::time_point since_;
+};
+
+}  // namespace multifd::engine

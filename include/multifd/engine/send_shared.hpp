@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+//
+// What the producer and the workers of one sender share, whatever the format: the map, hand-off, cap, counters, the first
+// error.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <utility>
+
+#include "multifd/engine/batch_handoff.hpp"
+#include "multifd/engine/closed_epochs.hpp"
+#include "multifd/engine/counters.hpp"
+#include "multifd/engine/first_error.hpp"
+#include "multifd/engine/progress_watch.hpp"
+#include "multifd/engine/rate_limiter.hpp"
+#include "multifd/memory/ram_map.hpp"
+
+namespace multifd::engine {
+
+struct SendShared {
+  SendShared(const RamMap& ram, unsigned channel_count, std::uint64_t bandwidth, std::chrono::milliseconds stand_still,
+             std::function<void()> stop, ErrorHook hook)
+      : map(ram),
+        channels(channel_count),
+        progress_timeout(stand_still),
+        counters(std::make_unique<ChannelCounters[]>(channel_count)),
+        limiter(bandwidth),
+        epochs(channel_count),
+        error(std::move(stop), std::move(hook)) {}
+
+  /// Bytes that have left on all channels.
+  std::uint64_t moved() const noexcept {
+    std::uint64_t sum = 0;
+    for (unsigned i = 0; i < channels; ++i) sum += counters[i].wire_bytes.get();
+    return sum;
+  }
+
+  /// For whoever waits for the channels: to be called now and then. Stops everything when no channel has moved for too
+  /// long; a bandwidth cap may let that much more time pass between two packets.
+  void check_progress(ProgressWatch& watch) noexcept {
+    const std::uint64_t rate = limiter.rate();
+    const std::uint64_t seconds = rate == 0 ? 0 : 2 * batch_bytes / rate + 1;
+    if (watch.stalled(moved(), std::chrono::seconds(std::min<std::uint64_t>(seconds, 1 << 30))))
+      error.raise(
+          {.code = Errc::timed_out, .stage = Stage::write, .op = "no channel took a byte for progress_timeout"});
+  }
+  ProgressWatch watch() const noexcept { return {progress_timeout, moved()}; }
+
+  const RamMap map;
+  const unsigned channels;
+  const std::chrono::milliseconds progress_timeout;
+  const std::unique_ptr<ChannelCounters[]> counters;  ///< by channel
+  std::unique_ptr<BatchHandoff> handoff;              ///< never null once the channels run
+  RateLimiter limiter;
+  ClosedEpochs epochs;
+  FirstError error;
+  std::atomic<bool> wants_confirmation{false};  ///< set before the hand-off is finished: channel 0 waits for it
+};
+
+}  // namespace multifd::engine

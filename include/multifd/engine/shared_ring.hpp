@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+//
+// The ring between one producer and many workers: batches leave in the order they came, each to one worker, and none to
+// a worker that has not come to the batch's epoch. It has a place for every batch there is, so it is never full, and a
+// place is not written again before its batch was taken.
+#pragma once
+
+#include <atomic>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "multifd/config.hpp"
+#include "multifd/memory/page_batch.hpp"
+
+namespace multifd::engine {
+
+/// Threads: push() by the producer; take() and backlog() by any. Lock-free; nothing is allocated after allocate().
+class SharedRing {
+ public:
+  /// False: out of memory. Params: `batches`: how many there are in all.
+  bool allocate(std::size_t batches) noexcept {
+    mask_ = std::bit_ceil(batches) - 1;
+    slots_.reset(new (std::nothrow) Slot[mask_ + 1]);
+    return slots_ != nullptr;
+  }
+
+  void push(PageBatch* batch, std::uint64_t epoch) noexcept {
+    const std::uint64_t tail = tail_.load(std::memory_order_relaxed);
+    Slot& slot = slots_[tail & mask_];
+    slot.batch.store(batch, std::memory_order_relaxed);
+    slot.epoch.store(epoch, std::memory_order_relaxed);
+    // The release of the batch's content; seq_cst: before the producer looks who sleeps (see backlog()).
+    tail_.store(tail + 1, std::memory_order_seq_cst);
+  }
+
+  /// What take() found at the front.
+  enum class First : std::uint8_t {
+    none,   ///< the ring is empty
+    taken,  ///< a batch, which is now the caller's
+    later,  ///< a batch of a later epoch, which stays: all batches up to `epoch` have been taken
+  };
+
+  /// Takes the first batch, unless it belongs to an epoch after `epoch`.
+  std::pair<First, PageBatch*> take(std::uint64_t epoch) noexcept {
+    std::uint64_t head = head_.load(std::memory_order_acquire);
+    while (head != tail_.load(std::memory_order_acquire)) {  // meets push()
+      const Slot& slot = slots_[head & mask_];
+      PageBatch* const batch = slot.batch.load(std::memory_order_relaxed);
+      const bool mine = slot.epoch.load(std::memory_order_relaxed) <= epoch;
+      // What was read counts only if the batch was still there: if `head` has not moved.
+      if (!head_.compare_exchange_weak(head, head + mine, std::memory_order_acq_rel, std::memory_order_acquire))
+        continue;
+      return {mine ? First::taken : First::later, batch};
+    }
+    return {First::none, nullptr};
+  }
+
+  /// Batches in the ring.
+  std::uint64_t backlog() const noexcept {
+    // seq_cst: each caller has just put a batch, or said that it sleeps or no longer searches, and the other side does
+    // the reverse. The head before the tail, which is never behind it.
+    const std::uint64_t head = head_.load(std::memory_order_seq_cst);
+    return tail_.load(std::memory_order_seq_cst) - head;
+  }
+
+ private:
+  /// Read before it is known to be still valid, hence atomic.
+  struct Slot {
+    std::atomic<PageBatch*> batch{nullptr};
+    std::atomic<std::uint64_t> epoch{0};
+  };
+
+  std::unique_ptr<Slot[]> slots_;
+  std::uint64_t mask_ = 0;
+  alignas(cache_line) std::atomic<std::uint64_t> tail_{0};  ///< batches put
+  alignas(cache_line) std::atomic<std::uint64_t> head_{0};  ///< batches taken
+};
+
+}  // namespace multifd::engine

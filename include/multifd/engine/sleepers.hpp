@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT
+//
+// Which workers sleep, and how they are woken: a bit and a futex each. std::atomic::wait() would do, had it a time limit.
+#pragma once
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <bit>
+#include <chrono>
+#include <cstdint>
+#include <ctime>
+#include <memory>
+#include <new>
+#include <span>
+
+#include "multifd/config.hpp"
+#include "multifd/limits.hpp"
+
+namespace multifd::engine {
+
+/// What one thread sleeps on and others signal. A signal before the sleep is not lost.
+class alignas(cache_line) Signal {
+ public:
+  /// To be read before the last look at what the thread waits for.
+  std::uint32_t ticket() const noexcept { return count_.load(std::memory_order_acquire); }
+
+  /// Sleeps until there was a signal after `ticket`, or for so long. False: there was none.
+  bool wait(std::uint32_t ticket, std::chrono::nanoseconds limit = forever) noexcept {
+    const auto end = limit == forever ? Clock::time_point::max() : Clock::now() + limit;
+    while (count_.load(std::memory_order_acquire) == ticket) {
+      timespec left{};
+      if (limit != forever) {
+        const std::chrono::nanoseconds rest = end - Clock::now();
+        if (rest <= rest.zero()) return false;
+        left = {.tv_sec = static_cast<time_t>(rest.count() / 1'000'000'000), .tv_nsec = rest.count() % 1'000'000'000};
+      }
+      futex(FUTEX_WAIT_PRIVATE, ticket, limit != forever ? &left : nullptr);
+    }
+    return true;
+  }
+
+  void send() noexcept {
+    count_.fetch_add(1, std::memory_order_release);  // meets the acquire in wait()
+    futex(FUTEX_WAKE_PRIVATE, 1, nullptr);
+  }
+
+  static constexpr std::chrono::nanoseconds forever = std::chrono::nanoseconds::max();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  // The kernel looks at the count again before it sleeps, and errors (EAGAIN, EINTR, ETIMEDOUT) mean: look again.
+  void futex(int operation, std::uint32_t value, const timespec* limit) noexcept {
+    static_assert(sizeof count_ == sizeof(std::uint32_t) && decltype(count_)::is_always_lock_free);
+    ::syscall(SYS_futex, &count_, operation, value, limit);
+  }
+
+  std::atomic<std::uint32_t> count_{0};
+};
+
+/// Workers that sleep. Whoever takes a worker's bit down has to wake it, if it is not the worker itself.
+///
+/// Everything is seq_cst: a worker says that it sleeps and then looks for work once more; whoever makes work looks
+/// afterwards who sleeps.
+class Sleepers {
+ public:
+  /// False: out of memory.
+  bool allocate(unsigned workers) noexcept {
+    workers_ = workers;
+    signals_.reset(new (std::nothrow) Signal[workers]);
+    return signals_ != nullptr;
+  }
+
+  /// How many workers are awake.
+  unsigned awake() const noexcept {
+    unsigned asleep = 0;
+    for (const auto& word : std::span(words_).first(used_words()))
+      asleep += static_cast<unsigned>(std::popcount(word.load(std::memory_order_seq_cst)));
+    return workers_ - asleep;
+  }
+
+  /// Worker `w` lies down, unless `stay_up()` says otherwise, and sleeps until it is woken or for so long. True: it
+  /// was woken.
+  ///
+  /// `stay_up()` is called when everybody can see that the worker sleeps.
+  template <class StayUp>
+  bool sleep(unsigned w, std::chrono::nanoseconds limit, StayUp&& stay_up) noexcept {
+    const std::uint32_t ticket = signals_[w].ticket();
+    word(w).fetch_or(bit(w), std::memory_order_seq_cst);
+    if (stay_up() && get_up(w)) return false;
+    if (signals_[w].wait(ticket, limit)) return true;
+    if (get_up(w)) return false;
+    signals_[w].wait(ticket);  // somebody has just taken the bit down: he is about to signal
+    return true;
+  }
+
+  /// Takes one sleeper's bit down and returns the worker, who is to be woken; none: no_worker.
+  unsigned take_one() noexcept {
+    for (unsigned w = 0; w < workers_; w += word_bits) {
+      std::uint64_t asleep = word(w).load(std::memory_order_seq_cst);
+      while (asleep != 0) {
+        const std::uint64_t lowest = asleep & (~asleep + 1);
+        asleep = word(w).fetch_and(~lowest, std::memory_order_seq_cst);
+        if ((asleep & lowest) != 0) return w + static_cast<unsigned>(std::countr_zero(lowest));
+      }
+    }
+    return no_worker;
+  }
+
+  /// Takes all bits down and calls `wake(worker)` for each: once, even if the worker is done and sleeps again.
+  template <class Wake>
+  void take_all(Wake&& wake) noexcept {
+    for (unsigned w = 0; w < workers_; w += word_bits)
+      for (std::uint64_t asleep = word(w).exchange(0, std::memory_order_seq_cst); asleep != 0; asleep &= asleep - 1)
+        wake(w + static_cast<unsigned>(std::countr_zero(asleep)));
+  }
+
+  /// For whoever has taken the worker's bit down.
+  void wake(unsigned w) noexcept { signals_[w].send(); }
+
+  static constexpr unsigned no_worker = ~0u;
+
+ private:
+  static constexpr unsigned word_bits = 64;
+  static constexpr std::uint64_t bit(unsigned w) noexcept { return std::uint64_t{1} << w % word_bits; }
+
+  std::atomic<std::uint64_t>& word(unsigned w) noexcept { return words_[w / word_bits]; }
+  unsigned used_words() const noexcept { return (workers_ + word_bits - 1) / word_bits; }
+  /// True: it was still up, nobody else has taken it down.
+  bool get_up(unsigned w) noexcept { return (word(w).fetch_and(~bit(w), std::memory_order_seq_cst) & bit(w)) != 0; }
+
+  unsigned workers_ = 0;
+  std::unique_ptr<Signal[]> signals_;
+  alignas(cache_line) std::array<std::atomic<std::uint64_t>, max_channels / word_bits + 1> words_{};
+};
+
+}  // namespace multifd::engine

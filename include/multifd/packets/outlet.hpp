@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT
+//
+// The multifd format's way out: a channel's pages as packets on a stream.
+//
+//   hello, { header + payload, ... , SYNC }, { ... , SYNC }, end of stream
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "multifd/compress/policy.hpp"
+#include "multifd/engine/outlet.hpp"
+#include "multifd/format/init_packet.hpp"
+#include "multifd/format/packet.hpp"
+#include "multifd/memory/page_digest.hpp"
+#include "multifd/options.hpp"
+#include "multifd/packets/answers.hpp"
+#include "multifd/transport/algorithms.hpp"
+
+namespace multifd::packets {
+
+/// What the outlets of one sender share.
+struct OutletShared {
+  OutletShared(std::size_t bytes_of_a_page, const Uuid& vm_uuid, Digest with_digest) noexcept
+      : page_bytes(bytes_of_a_page), uuid(vm_uuid), digest(with_digest) {}
+
+  const std::size_t page_bytes;
+  const Uuid uuid;
+  const Digest digest;
+  std::optional<wire::Announcement> announced{};  ///< empty: the peer is not ours
+  std::atomic<std::uint64_t> packet_num{0};       ///< one count for all channels (format/packets.md section 3.1)
+  std::atomic<std::uint32_t> level_changes{0};
+  std::atomic<int> level{0};
+
+  /// Whether the receiver answers: it was told in the hellos.
+  bool gets_answer() const noexcept { return announced && announced->takes_answer; }
+};
+
+/// A model of engine::Outlet, with messages (device-state packets) and an answer.
+template <Transport T, Compressor C>
+class Outlet {
+ public:
+  /// Allocates everything that sending will need.
+  static Result<Outlet> create(OutletShared& shared, unsigned channel, T link, const C& compressor) {
+    auto encoder = C::Encoder::open(compressor, {.page_bytes = shared.page_bytes});
+    if (!encoder) return std::unexpected(encoder.error());
+    Outlet outlet(shared, channel, std::move(link), std::move(*encoder));
+    outlet.headers_.reset(new (std::nothrow) std::byte[most_headers * outlet.header_bytes()]{});
+    outlet.out_.reset(new (std::nothrow) iovec[outlet.packet_pages() + 1]);
+    if (!outlet.headers_ || !outlet.out_) return fail_errno(Stage::setup, "allocate channel", ENOMEM);
+    if (shared.digest == Digest::on) {
+      outlet.staging_.reset(new (std::nothrow) std::byte[batch_bytes]);
+      if (!outlet.staging_) return fail_errno(Stage::setup, "allocate channel", ENOMEM);
+    }
+    return outlet;
+  }
+
+  Result<engine::Sent> begin() noexcept {
+    const wire::InitPacketBytes hello = wire::encode(wire::InitPacket{
+        .uuid = shared_->uuid, .id = static_cast<std::uint8_t>(channel_), .announced = shared_->announced});
+    if (auto sent = write_all(link_, std::span<const std::byte>(hello)); !sent) return std::unexpected(sent.error());
+    return engine::Sent{.wire_bytes = hello.size()};
+  }
+
+  Result<engine::Sent> send(const engine::PageList& pages, engine::Meter& meter) noexcept {
+    wire::PacketHeader header{.flags = C::method,
+                              .pages_alloc = static_cast<std::uint32_t>(packet_pages()),
+                              .normal_pages = static_cast<std::uint32_t>(pages.normal_pages),
+                              .zero_pages = static_cast<std::uint32_t>(pages.offsets.size() - pages.normal_pages),
+                              .packet_num = next_packet_num(),
+                              .idstr = pages.block.idstr};
+    std::size_t payload_bytes = 0;
+    std::size_t out_count = 1;
+    if (pages.normal_pages > 0) {
+      iovec staged;
+      ConstBuffers runs = pages.runs;
+      if (staging_) {
+        staged = stage(runs);
+        runs = std::span(&staged, 1);
+        header.has_digest = true;
+        header.digest = digest_of({staging_.get(), staged.iov_len});
+      }
+      if (auto level = follow_level(); !level) return std::unexpected(level.error());
+      const Result<ConstBuffers> payload = encoder_.encode(runs);
+      if (!payload) {
+        Error error = payload.error();
+        error.subject = pages.block.idstr;
+        return std::unexpected(error);
+      }
+      payload_bytes = total_bytes(*payload);
+      // A policy of the user's may break its contract; the peer's buffer is not ours to overrun.
+      const std::size_t bound =
+          C::payload_form == PayloadForm::pages ? pages.normal_pages * shared_->page_bytes : wire::max_payload_bytes;
+      if (payload_bytes == 0 || payload_bytes > bound || payload->size() > packet_pages())
+        return fail(Errc::payload_too_large, Stage::encode, "payload", payload_bytes, bound, pages.block.idstr);
+      for (const iovec& part : *payload) out_[out_count++] = part;
+      header.next_packet_size = static_cast<std::uint32_t>(payload_bytes);
+    }
+    meter.encoded();
+
+    encode(header, pages.offsets);
+    if (auto granted = meter.acquire(header_bytes() + payload_bytes); !granted) return std::unexpected(granted.error());
+    if (payload_bytes == 0 && held_ + 1 < most_headers) {
+      ++held_;
+    } else {
+      out_[0] = const_buffer(headers_.get(), (held_ + 1) * header_bytes());
+      held_ = 0;
+      auto written = write_all(link_, std::span(out_.get(), out_count));
+      meter.wrote();
+      if (!written) return std::unexpected(written.error());
+    }
+    return engine::Sent{.payload_bytes = payload_bytes, .wire_bytes = header_bytes() + payload_bytes};
+  }
+
+  Result<void> push_out(engine::Meter& meter) noexcept { return write_headers(0, meter); }
+
+  Result<engine::Sent> close_epoch(std::uint64_t, engine::Meter& meter) noexcept {
+    std::memset(header(), 0, header_bytes());
+    wire::encode_header(header(), {.flags = wire::flag_sync, .packet_num = next_packet_num()});
+    if (auto written = write_headers(1, meter); !written) return std::unexpected(written.error());
+    return engine::Sent{.wire_bytes = header_bytes()};
+  }
+
+  /// A device-state packet, whole. Never compressed, not ordered by SYNC (format/packets.md section 13).
+  Result<engine::Sent> send_message(const Message& packet, engine::Meter& meter) noexcept {
+    if (auto granted = meter.acquire(packet.size); !granted) return std::unexpected(granted.error());
+    if (auto written = write_headers(0, meter); !written) return std::unexpected(written.error());
+    auto written = write_all(link_, std::span<const std::byte>(packet.bytes.get(), packet.size));
+    meter.wrote();
+    if (!written) return std::unexpected(written.error());
+    return engine::Sent{.wire_bytes = packet.size};
+  }
+
+  Result<void> end() noexcept { return link_.finish(); }
+  void shutdown() noexcept { link_.shutdown(); }
+
+  Result<void> confirmation() noexcept { return wait_for_confirmation(link_); }
+  std::optional<Error> reason() noexcept {
+    if (!shared_->gets_answer()) return std::nullopt;
+    return take_reason(link_);
+  }
+
+ private:
+  /// Packets of zero pages are nothing but a header. They wait here for the next packet's write, as long as there is
+  /// work: a write each would cost more than the check of their pages, here and at the peer.
+  static constexpr std::size_t most_headers = 16;
+
+  Outlet(OutletShared& shared, unsigned channel, T link, typename C::Encoder encoder) noexcept
+      : shared_(&shared), channel_(channel), link_(std::move(link)), encoder_(std::move(encoder)) {}
+
+  /// Writes the headers that are held, and `more` behind them.
+  Result<void> write_headers(std::size_t more, engine::Meter& meter) noexcept {
+    const std::size_t count = std::exchange(held_, 0) + more;
+    if (count == 0) return {};
+    auto written = write_all(link_, std::span<const std::byte>(headers_.get(), count * header_bytes()));
+    meter.wrote();
+    return written;
+  }
+
+  /// A copy of the pages: digest and payload speak of the same bytes while the guest goes on writing.
+  iovec stage(ConstBuffers pages) noexcept {
+    std::size_t used = 0;
+    for (const iovec& run : pages) {
+      std::memcpy(staging_.get() + used, run.iov_base, run.iov_len);
+      used += run.iov_len;
+    }
+    return {staging_.get(), used};
+  }
+
+  Result<void> follow_level() noexcept {
+    if constexpr (HasLiveLevel<C>) {
+      const std::uint32_t changes = shared_->level_changes.load(std::memory_order_acquire);  // meets set_level()
+      if (changes != level_changes_seen_) {
+        level_changes_seen_ = changes;
+        return encoder_.set_level(shared_->level.load(std::memory_order_relaxed));
+      }
+    }
+    return {};
+  }
+
+  void encode(const wire::PacketHeader& header, std::span<const std::uint64_t> offsets) noexcept {
+    wire::encode_header(this->header(), header);
+    for (std::size_t i = 0; i < offsets.size(); ++i) wire::store_offset(this->header(), i, offsets[i]);
+    // Slots of earlier packets do not travel again.
+    std::byte* const rest = this->header() + wire::header_fixed_bytes + 8 * offsets.size();
+    std::memset(rest, 0, static_cast<std::size_t>(this->header() + header_bytes() - rest));
+  }
+
+  /// Where the next header goes: behind those that are held.
+  std::byte* header() noexcept { return headers_.get() + held_ * header_bytes(); }
+  std::size_t header_bytes() const noexcept { return wire::header_bytes(shared_->page_bytes); }
+  std::size_t packet_pages() const noexcept { return wire::page_count(shared_->page_bytes); }
+  std::uint64_t next_packet_num() noexcept {
+    return shared_->packet_num.fetch_add(1, std::memory_order_relaxed);  // a statistic; orders nothing
+  }
+
+  OutletShared* shared_;
+  unsigned channel_;
+  T link_;
+  typename C::Encoder encoder_;
+  std::unique_ptr<std::byte[]> headers_;
+  std::size_t held_ = 0;
+  std::unique_ptr<iovec[]> out_;
+  std::unique_ptr<std::byte[]> staging_;  ///< with Digest::on
+  std::uint32_t level_changes_seen_ = 0;
+};
+
+}  // namespace multifd::packets

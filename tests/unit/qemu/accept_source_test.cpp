@@ -1,0 +1,610 @@
+// SPDX-License-Identifier: MIT
+#include "multifd/qemu/accept_source.hpp"
+
+#include <doctest/doctest.h>
+
+#include <poll.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+#include <future>
+#include <ostream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "multifd/transport/algorithms.hpp"
+#include "unit/transport/pairs.hpp"
+
+using namespace multifd;
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr SourceMagic magic{.main = 0x5145564d, .channel = 0x11223344};
+constexpr std::string_view main_says = "QEVM";
+constexpr std::string_view channel_says = "\x11\x22\x33\x44";
+constexpr std::uint32_t http = 0x47455420;  // "GET "
+
+void say(FdTransport& link, std::string_view text) {
+  REQUIRE(write_all(link, std::as_bytes(std::span(text))).has_value());
+}
+
+/// A listening destination, and the connections of the other side.
+class Destination {
+ public:
+  explicit Destination(AddressKind kind, unsigned backlog = 64) {
+    if (kind == AddressKind::unix_socket) {
+      char name[] = "/tmp/multifd-test-XXXXXX";
+      REQUIRE(::mkdtemp(name) != nullptr);
+      folder_ = name;
+    }
+    auto opened = Listener::listen(kind == AddressKind::tcp ? Address{.kind = kind, .host = "127.0.0.1"}
+                                                            : Address{.kind = kind, .path = folder_ + "/socket"},
+                                   backlog);
+    REQUIRE_MESSAGE(opened.has_value(), describe(opened.error()));
+    listener_.emplace(std::move(*opened));
+  }
+  ~Destination() {
+    listener_.reset();
+    if (!folder_.empty()) std::filesystem::remove_all(folder_);
+  }
+
+  Listener& listener() { return *listener_; }
+
+  FdTransport connect() {
+    auto link = connect_to(listener_->local_address(), {.connect_timeout = 5s});
+    REQUIRE_MESSAGE(link.has_value(), describe(link.error()));
+    return std::move(*link);
+  }
+  /// A connection that says `text` at once.
+  FdTransport connect(std::string_view text) {
+    FdTransport link = connect();
+    say(link, text);
+    return link;
+  }
+
+  std::future<Result<SourceLinks>> accept(unsigned channels, AcceptSourceOptions options = {}) {
+    return std::async(std::launch::async, [this, channels, options = std::move(options)] {
+      return accept_source(*listener_, magic, channels, options);
+    });
+  }
+
+ private:
+  std::string folder_;
+  std::optional<Listener> listener_;
+};
+
+std::string read(FdTransport& link, std::size_t bytes) {
+  std::string text(bytes, '\0');
+  REQUIRE(read_exact(link, std::as_writable_bytes(std::span(text))).has_value());
+  return text;
+}
+
+/// Whether the other end closes the connection, in order or not, within `limit`.
+bool is_closed(FdTransport& link, std::chrono::milliseconds limit = 5s) {
+  pollfd entry{.fd = link.native_handle(), .events = POLLIN, .revents = 0};
+  if (::poll(&entry, 1, static_cast<int>(limit.count())) != 1) return false;
+  std::byte byte;
+  iovec buffer = mutable_buffer(std::span(&byte, 1));
+  const auto got = link.read_some(std::span(&buffer, 1));
+  return !got || *got == 0;
+}
+
+/// A source of one main connection and some channels: each says what it is and a letter of its own.
+constexpr unsigned source_channels = 3;
+std::string greeting(unsigned connection) {
+  return std::string(connection == 0 ? main_says : channel_says) + static_cast<char>('a' + connection);
+}
+
+/// Whether a whole source was accepted, with every byte still there.
+void check_accepted(Result<SourceLinks> source) {
+  REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
+  CHECK(read(source->main, 5) == greeting(0));
+  REQUIRE(source->channels.size() == source_channels);
+  std::vector<std::string> said;
+  for (FdTransport& channel : source->channels) said.push_back(read(channel, 5));
+  std::ranges::sort(said);
+  CHECK(said == std::vector{greeting(1), greeting(2), greeting(3)});
+}
+
+template <class Body>
+void in_every_order(Body&& body) {
+  std::array<unsigned, 1 + source_channels> order{0, 1, 2, 3};
+  do {
+    CAPTURE(order);
+    body(order);
+  } while (std::ranges::next_permutation(order).found);
+}
+
+template <class T>
+Error error_of(const Result<T>& result) {
+  REQUIRE_FALSE(result.has_value());
+  CHECK_MESSAGE(result.error().stage == Stage::accept, describe(result.error()));
+  return result.error();
+}
+
+constexpr AddressKind kinds[] = {AddressKind::tcp, AddressKind::unix_socket};
+
+}  // namespace
+
+TEST_CASE("Main connection and channels may come in any order, before anybody accepts") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    in_every_order([&](const auto& order) {
+      std::vector<FdTransport> links;
+      for (const unsigned connection : order) links.push_back(destination.connect(greeting(connection)));
+      check_accepted(accept_source(destination.listener(), magic, source_channels));
+    });
+  }
+}
+
+TEST_CASE("They may connect in one order and speak in any other, while somebody waits for them") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    in_every_order([&](const auto& order) {
+      auto accepted = destination.accept(source_channels);
+      std::vector<FdTransport> links;
+      for (unsigned connection = 0; connection <= source_channels; ++connection) links.push_back(destination.connect());
+      for (const unsigned connection : order) say(links[connection], greeting(connection));
+      check_accepted(accepted.get());
+    });
+  }
+}
+
+TEST_CASE("First bytes may come one at a time, in turn, and nobody spins meanwhile") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    long cpu_us = 0;
+    auto accepted = std::async(std::launch::async, [&] {
+      timespec before{}, after{};
+      clock_gettime(CLOCK_THREAD_CPUTIME_ID, &before);
+      auto source = accept_source(destination.listener(), magic, source_channels);
+      clock_gettime(CLOCK_THREAD_CPUTIME_ID, &after);
+      cpu_us = (after.tv_sec - before.tv_sec) * 1000000 + (after.tv_nsec - before.tv_nsec) / 1000;
+      return source;
+    });
+    std::vector<FdTransport> links;
+    for (unsigned connection = 0; connection <= source_channels; ++connection) links.push_back(destination.connect());
+    for (std::size_t byte = 0; byte < 4; ++byte) {
+      CHECK(accepted.wait_for(60ms) == std::future_status::timeout);
+      for (unsigned connection = 0; connection <= source_channels; ++connection)
+        say(links[connection], greeting(connection).substr(byte, 1));
+    }
+    for (unsigned connection = 0; connection <= source_channels; ++connection)
+      say(links[connection], greeting(connection).substr(4));
+    check_accepted(accepted.get());
+    CHECK(cpu_us < 25'000);  // of the 240 ms that it waited; a busy machine gives a spinning thread little more
+  }
+}
+
+TEST_CASE("Strangers before, between and behind are told of and closed, and disturb nobody") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    std::vector<std::uint32_t> strangers;
+    const AcceptSourceOptions options{.on_stranger = [&](std::uint32_t first) { strangers.push_back(first); }};
+    std::vector<FdTransport> closed, links;
+    const auto stranger = [&](std::string_view text, bool then_end) {
+      closed.push_back(destination.connect(text));
+      if (then_end) REQUIRE(closed.back().finish().has_value());
+    };
+    stranger("GET / HTTP/1.1\r\n\r\n", false);
+    stranger("", true);
+    links.push_back(destination.connect(greeting(2)));
+    stranger("\x44\x33\x22\x11 the wrong way round", false);
+    stranger("\x11\x22\x33", true);  // nearly
+    links.push_back(destination.connect(greeting(0)));
+    stranger("QEV", true);
+    stranger("GET ", true);
+    links.push_back(destination.connect(greeting(1)));
+    {
+      const FdTransport gone = destination.connect();  // over TCP: reset
+    }
+    links.push_back(destination.connect(greeting(3)));
+    check_accepted(accept_source(destination.listener(), magic, source_channels, options));
+    std::ranges::sort(strangers);
+    CHECK(strangers == std::vector<std::uint32_t>{0, 0, 0, 0, 0x44332211, http, http});
+    for (FdTransport& link : closed) CHECK(is_closed(link));
+  }
+}
+
+namespace {
+
+/// A channel's hello, and what else it says.
+std::string hello(unsigned id, std::string_view more = {}) {
+  std::string text(channel_says);
+  text.resize(64);
+  text[24] = static_cast<char>(id);
+  return text + std::string(more);
+}
+
+/// One try of a source: main connection (0) and channels, in the order of `order`.
+std::vector<FdTransport> a_try(Destination& destination, std::initializer_list<unsigned> order,
+                               std::string_view letter = "1") {
+  std::vector<FdTransport> links;
+  for (const unsigned connection : order)
+    links.push_back(destination.connect(connection == 0 ? std::string(main_says) + std::string(letter)
+                                                        : hello(connection - 1, letter)));
+  return links;
+}
+
+/// Whether the source that was accepted is, in all its connections, the one that says `letter`.
+void check_try(Result<SourceLinks> source, std::string_view letter) {
+  REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
+  CHECK(read(source->main, 5) == std::string(main_says) + std::string(letter));
+  for (FdTransport& channel : source->channels) CHECK(read(channel, 65).substr(64) == letter);
+}
+
+}  // namespace
+
+TEST_CASE("What is left of a try that was given up is dropped, and the next one is taken") {
+  for (const AddressKind kind : kinds)
+    for (const std::initializer_list<unsigned> order :
+         {std::initializer_list<unsigned>{0, 1}, {1, 0}, {2, 0}, {0}, {2}, {1, 2}}) {
+      Destination destination(kind);
+      std::size_t dropped = 0;
+      auto accepted = destination.accept(2, {.timeout = 20s, .on_dropped = [&](std::size_t n) { dropped += n; }});
+      for (int twice = 0; twice < 2; ++twice) {
+        const auto links = a_try(destination, order);  // never a whole one, which would be taken
+        destination.connect("GET / HTTP/1.1\r\n");     // a stranger in between
+      }
+      const auto good = a_try(destination, {0, 2, 1}, "g");
+      check_try(accepted.get(), "g");
+      CHECK(dropped > 0);
+    }
+}
+
+TEST_CASE("A try that nobody has closed is replaced by the next: by a main connection, or by a channel's id") {
+  for (const std::initializer_list<unsigned> order :
+       {std::initializer_list<unsigned>{0, 1, 2, 3}, {0, 3, 2, 1}, {1, 2, 3, 0}}) {
+    Destination destination(AddressKind::tcp);
+    auto stale = a_try(destination, {0, 1, 2});
+    auto good = a_try(destination, order, "g");
+    check_try(accept_source(destination.listener(), magic, 3), "g");
+    for (FdTransport& link : stale) CHECK(is_closed(link));
+  }
+}
+
+TEST_CASE("A source that gives up and does not come again is not waited for") {
+  for (const AddressKind kind : kinds)
+    for (const std::initializer_list<unsigned> order : {std::initializer_list<unsigned>{0, 1}, {1, 2}, {0}}) {
+      Destination destination(kind);
+      auto accepted = destination.accept(2, {.timeout = 600s, .retry_timeout = 100ms});
+      a_try(destination, order);
+      const Error error = error_of(accepted.get());
+      CHECK(error.code == Errc::peer_closed);
+      CHECK_MESSAGE(std::string_view(error.op).contains("gave up"), error.op);
+    }
+}
+
+TEST_CASE("A source with only one of its connections broken is not waited for either, nor is its next try spoiled") {
+  for (const unsigned broken : {0u, 1u, 2u}) {
+    CAPTURE(broken);
+    Destination destination(AddressKind::tcp);
+    auto accepted = destination.accept(3, {.timeout = 600s, .retry_timeout = 10s});
+    auto stale = a_try(destination, {0, 1, 2});
+    stale.erase(stale.begin() + broken);
+    const auto good = a_try(destination, {0, 1, 2, 3}, "g");
+    check_try(accepted.get(), "g");
+    for (FdTransport& link : stale) CHECK(is_closed(link));
+    auto alone = destination.accept(3, {.timeout = 600s, .retry_timeout = 100ms});
+    stale = a_try(destination, {0, 1, 2});
+    stale.erase(stale.begin() + broken);
+    CHECK(error_of(alone.get()).code == Errc::peer_closed);
+  }
+}
+
+TEST_CASE("A source that is through with everything before anybody accepts is taken, though all has ended") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    std::vector<FdTransport> links;
+    for (const unsigned connection : {0u, 2u, 1u}) {
+      links.push_back(destination.connect(connection == 0 ? std::string(main_says) : hello(connection - 1)));
+      say(links.back(), std::string(400, 'x'));
+      REQUIRE(links.back().finish().has_value());
+    }
+    auto source = accept_source(destination.listener(), magic, 2);
+    REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
+    CHECK(read(source->main, 404).ends_with('x'));
+    for (FdTransport& channel : source->channels) CHECK(read(channel, 464).ends_with('x'));
+  }
+}
+
+TEST_CASE("Silent connections keep nobody waiting, and are closed in the end") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    std::vector<FdTransport> silent, links;
+    unsigned strangers = 0;
+    const test::Stopwatch time;
+    for (unsigned connection = 0; connection <= source_channels; ++connection) {
+      silent.push_back(destination.connect(connection % 2 == 0 ? "" : "QEV"));
+      links.push_back(destination.connect(greeting(connection)));
+    }
+    check_accepted(accept_source(destination.listener(), magic, source_channels,
+                                 {.on_stranger = [&](std::uint32_t) { ++strangers; }}));
+    CHECK(time.ms() < test::no_hang_ms);
+    CHECK(strangers == 0);
+    for (FdTransport& link : silent) CHECK(is_closed(link));
+  }
+}
+
+TEST_CASE("Nobody fills the process with silent connections: the oldest gives way") {
+  constexpr unsigned most = 512;
+  rlimit old{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &old) == 0);
+  rlimit more = old;
+  more.rlim_cur = std::max<rlim_t>(old.rlim_cur, 2 * most + 200);
+  if (more.rlim_cur > old.rlim_max) {
+    MESSAGE("this process may not open enough descriptors");
+    return;
+  }
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &more) == 0);
+  {
+    Destination destination(AddressKind::unix_socket);
+    auto accepted = destination.accept(source_channels);
+    std::vector<FdTransport> silent, links;
+    for (unsigned i = 0; i < most; ++i) silent.push_back(destination.connect());
+    CHECK_FALSE(is_closed(silent.front(), 20ms));
+    silent.push_back(destination.connect());
+    CHECK(is_closed(silent.front()));
+    CHECK_FALSE(is_closed(silent[1], 20ms));
+    for (unsigned connection = 0; connection <= source_channels; ++connection)
+      links.push_back(destination.connect(greeting(connection)));
+    check_accepted(accepted.get());
+    CHECK(is_closed(silent.back()));
+  }
+  ::setrlimit(RLIMIT_NOFILE, &old);
+}
+
+TEST_CASE("What is missing at the time limit, the error says") {
+  struct Row {
+    bool main;
+    unsigned channels;
+    const char* says;
+  };
+  for (const AddressKind kind : kinds)
+    for (const Row& row : {Row{false, 0, "no source"}, Row{false, 1, "the main connection did not"},
+                           Row{false, 3, "the main connection did not"}, Row{true, 0, "no channel"},
+                           Row{true, 1, "fewer channels"}, Row{true, 2, "fewer channels"}}) {
+      CAPTURE(row.main);
+      CAPTURE(row.channels);
+      Destination destination(kind);
+      std::vector<FdTransport> links;
+      // Neither of these is a part of a source.
+      links.push_back(destination.connect());
+      links.push_back(destination.connect("GET / HTTP/1.1\r\n"));
+      if (row.main) links.push_back(destination.connect(main_says));
+      for (unsigned i = 0; i < row.channels; ++i) links.push_back(destination.connect(channel_says));
+      const test::Stopwatch time;
+      const Error error = error_of(
+          accept_source(destination.listener(), magic, source_channels, {.first_timeout = 80ms, .timeout = 80ms}));
+      CHECK(error.code == Errc::timed_out);
+      CHECK(error.detail == row.channels);
+      CHECK_MESSAGE(std::string_view(error.op).contains(row.says), error.op);
+      CHECK(time.ms() >= 80);
+      CHECK(time.ms() < test::no_hang_ms);
+      for (FdTransport& link : links) CHECK(is_closed(link));
+    }
+}
+
+TEST_CASE("first_timeout is for the first connection of a source, timeout for the rest from then on") {
+  Destination destination(AddressKind::unix_socket);
+  const auto send_source = [&](std::vector<FdTransport>& links, unsigned from) {
+    for (unsigned connection = from; connection <= source_channels; ++connection)
+      links.push_back(destination.connect(greeting(connection)));
+  };
+  {
+    // The rest comes long after first_timeout.
+    std::vector<FdTransport> links;
+    links.push_back(destination.connect(greeting(0)));
+    auto accepted = destination.accept(source_channels, {.first_timeout = 100ms, .timeout = 20s});
+    CHECK(accepted.wait_for(300ms) == std::future_status::timeout);
+    send_source(links, 1);
+    check_accepted(accepted.get());
+  }
+  {
+    // The first comes long after `timeout`.
+    auto accepted = destination.accept(source_channels, {.first_timeout = 20s, .timeout = 500ms});
+    CHECK(accepted.wait_for(700ms) == std::future_status::timeout);
+    std::vector<FdTransport> links;
+    send_source(links, 0);
+    check_accepted(accepted.get());
+  }
+  {
+    // Later ones do not begin it anew.
+    std::vector<FdTransport> links;
+    auto accepted = destination.accept(source_channels, {.first_timeout = 20s, .timeout = 1s});
+    for (unsigned i = 0; i <= source_channels; ++i) {
+      links.push_back(destination.connect(i == 0 ? main_says : channel_says));
+      // The one after the third comes when the limit is over, and would otherwise complete the source.
+      if (accepted.wait_for(400ms) == std::future_status::ready) break;
+    }
+    CHECK(error_of(accepted.get()).code == Errc::timed_out);
+  }
+}
+
+TEST_CASE("A channel more than expected is an error, which does not wait for the main connection") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    std::vector<FdTransport> links;
+    for (unsigned i = 0; i <= source_channels; ++i) links.push_back(destination.connect(channel_says));
+    const Error error = error_of(accept_source(destination.listener(), magic, source_channels));
+    CHECK(error.code == Errc::too_many_channels);
+    CHECK(error.detail == source_channels + 1);
+    for (FdTransport& link : links) CHECK(is_closed(link));
+  }
+}
+
+TEST_CASE("Who has connected and not spoken when all are there is waited for a moment: it may be a channel too many") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    std::vector<std::uint32_t> strangers;
+    const AcceptSourceOptions options{.on_stranger = [&](std::uint32_t first) { strangers.push_back(first); }};
+    // What the last one says after a moment, and what becomes of that.
+    for (const std::string_view text : {channel_says, main_says, std::string_view("GET / HTTP/1.1\r\n")}) {
+      CAPTURE(text);
+      strangers.clear();
+      FdTransport late = destination.connect();
+      std::vector<FdTransport> links;
+      for (unsigned connection = 0; connection <= source_channels; ++connection)
+        links.push_back(destination.connect(greeting(connection)));
+      auto accepted = destination.accept(source_channels, options);
+      CHECK(accepted.wait_for(30ms) == std::future_status::timeout);
+      say(late, text);
+      if (text == channel_says) {
+        const Error error = error_of(accepted.get());
+        CHECK(error.code == Errc::too_many_channels);
+        CHECK(error.detail == source_channels + 1);
+        for (FdTransport& link : links) CHECK(is_closed(link));
+      } else {
+        check_accepted(accepted.get());
+        CHECK(strangers == std::vector{text == main_says ? magic.main : http});
+      }
+      CHECK(is_closed(late));
+    }
+    // Nobody is there: nothing to wait for.
+    std::vector<FdTransport> links;
+    for (unsigned connection = 0; connection <= source_channels; ++connection)
+      links.push_back(destination.connect(greeting(connection)));
+    check_accepted(accept_source(destination.listener(), magic, source_channels));
+  }
+}
+
+TEST_CASE("An Interrupt ends that moment, too") {
+  Destination destination(AddressKind::unix_socket);
+  auto interrupt = Interrupt::create();
+  REQUIRE(interrupt.has_value());
+  // The last one is seen when the source is whole, and the silent one is still waited for.
+  FdTransport silent = destination.connect();
+  FdTransport main = destination.connect(main_says);
+  FdTransport stranger = destination.connect("GET / HTTP/1.1\r\n");
+  FdTransport channel = destination.connect(channel_says);
+  FdTransport other = destination.connect("SSH-");
+  const auto source = accept_source(destination.listener(), magic, 1,
+                                    {.interrupt = &*interrupt, .on_stranger = [&](std::uint32_t first) {
+                                       if (first == 0x5353482d) interrupt->trigger();
+                                     }});
+  CHECK(error_of(source).code == Errc::cancelled);
+}
+
+TEST_CASE("Only what had been a source's shortens the wait for it") {
+  // Whoever comes and goes beside a source that is half there, in the time that a given-up source would have.
+  for (const std::string_view text : {std::string_view(), std::string_view("\x11\x22"), std::string_view("SSH-")}) {
+    CAPTURE(text);
+    Destination destination(AddressKind::unix_socket);
+    std::vector<FdTransport> links;
+    links.push_back(destination.connect(greeting(0)));
+    links.push_back(destination.connect(greeting(1)));
+    links.push_back(destination.connect(text));
+    REQUIRE(links.back().finish().has_value());
+    auto accepted = destination.accept(source_channels, {.timeout = 20s, .retry_timeout = 50ms});
+    CHECK(accepted.wait_for(300ms) == std::future_status::timeout);
+    for (unsigned connection = 2; connection <= source_channels; ++connection)
+      links.push_back(destination.connect(greeting(connection)));
+    check_accepted(accepted.get());
+  }
+}
+
+TEST_CASE("A negative time limit is refused by its name") {
+  Destination destination(AddressKind::unix_socket);
+  for (const auto& [name, options] : {std::pair("first_timeout", AcceptSourceOptions{.first_timeout = -1ms}),
+                                      std::pair("AcceptSourceOptions::timeout", AcceptSourceOptions{.timeout = -1ms}),
+                                      std::pair("retry_timeout", AcceptSourceOptions{.retry_timeout = -1ms})}) {
+    const Error error = error_of(accept_source(destination.listener(), magic, 1, options));
+    CHECK(error.code == Errc::bad_option);
+    CHECK_MESSAGE(describe(error).contains(name), describe(error));
+  }
+}
+
+TEST_CASE("An Interrupt ends the wait, whoever has come by then, and keeps it from beginning") {
+  for (const unsigned come : {0u, 2u}) {
+    Destination destination(AddressKind::tcp);
+    auto interrupt = Interrupt::create();
+    REQUIRE(interrupt.has_value());
+    std::vector<FdTransport> links;
+    for (unsigned connection = 0; connection < come; ++connection)
+      links.push_back(destination.connect(greeting(connection)));
+    auto accepted = destination.accept(source_channels, {.interrupt = &*interrupt});
+    CHECK(accepted.wait_for(30ms) == std::future_status::timeout);
+    const test::Stopwatch time;
+    interrupt->trigger();
+    CHECK(error_of(accepted.get()).code == Errc::cancelled);
+    CHECK(time.ms() < test::no_hang_ms);
+    for (FdTransport& link : links) CHECK(is_closed(link));
+
+    for (unsigned connection = 0; connection <= source_channels; ++connection)
+      links.push_back(destination.connect(greeting(connection)));
+    CHECK(error_of(accept_source(destination.listener(), magic, source_channels, {.interrupt = &*interrupt})).code ==
+          Errc::cancelled);
+  }
+}
+
+TEST_CASE("The listener's own Interrupt ends the wait, too") {
+  auto interrupt = Interrupt::create();
+  REQUIRE(interrupt.has_value());
+  auto listener =
+      Listener::listen({.kind = AddressKind::tcp, .host = "127.0.0.1"}, 4, SocketOptions{.interrupt = &*interrupt});
+  REQUIRE(listener.has_value());
+  auto accepted = std::async(std::launch::async, [&] {
+    return accept_source(*listener, magic, 1, {.first_timeout = 5s});  // the answer must not come from here
+  });
+  CHECK(accepted.wait_for(30ms) == std::future_status::timeout);
+  interrupt->trigger();
+  CHECK(error_of(accepted.get()).code == Errc::cancelled);
+}
+
+TEST_CASE("Channel counts of 0 and above 255 are refused before anything happens") {
+  Destination destination(AddressKind::unix_socket);
+  FdTransport waiting = destination.connect(main_says);
+  for (const unsigned channels : {0u, 256u, ~0u}) {
+    const Error error = error_of(accept_source(destination.listener(), magic, channels));
+    CHECK(error.code == Errc::bad_channel_count);
+    CHECK(error.detail == channels);
+  }
+  CHECK_FALSE(is_closed(waiting, 20ms));
+}
+
+TEST_CASE("255 channels and their main connection are accepted") {
+  Destination destination(AddressKind::unix_socket);
+  auto accepted = destination.accept(255);
+  std::vector<FdTransport> links;
+  for (unsigned i = 0; i < 255; ++i) links.push_back(destination.connect(channel_says));
+  links.push_back(destination.connect(main_says));
+  const auto source = accepted.get();
+  REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
+  CHECK(source->channels.size() == 255);
+}
+
+TEST_CASE("Running out of descriptors is an error at once, and the last descriptor is not wasted") {
+  rlimit old{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &old) == 0);
+  // Calls accept_source() where it finds so many free descriptors.
+  const auto accept_with = [&](unsigned free, Destination& destination) {
+    const int lowest = ::dup(0);
+    REQUIRE(lowest > 0);
+    ::close(lowest);
+    rlimit few = old;
+    few.rlim_cur = static_cast<rlim_t>(lowest) + free;
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &few) == 0);
+    auto source = accept_source(destination.listener(), magic, 1, {.first_timeout = 300ms, .timeout = 300ms});
+    ::setrlimit(RLIMIT_NOFILE, &old);
+    return error_of(source);
+  };
+  // It needs one for itself and one for each connection.
+  for (const unsigned free : {0u, 1u, 2u}) {
+    CAPTURE(free);
+    Destination destination(AddressKind::unix_socket);
+    FdTransport main = destination.connect(main_says);
+    FdTransport channel = destination.connect(channel_says);
+    const Error error = accept_with(free, destination);
+    CHECK_MESSAGE(error.code == std::errc::too_many_files_open, describe(error));
+  }
+  Destination destination(AddressKind::unix_socket);
+  FdTransport main = destination.connect(main_says);
+  const Error error = accept_with(2, destination);
+  CHECK(error.code == Errc::timed_out);
+  CHECK_MESSAGE(std::string_view(error.op).contains("no channel"), error.op);  // the main connection was understood
+}
