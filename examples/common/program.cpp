@@ -96,7 +96,8 @@ bool is_decimal(std::string_view text) {
 
 std::optional<double> parse_seconds(std::string_view text) {
   const std::size_t unit_at = std::min(text.size(), text.find_first_not_of("0123456789."));
-  constexpr std::pair<std::string_view, double> units[] = {{"", 1}, {"ms", 0.001}, {"s", 1}, {"min", 60}, {"h", 3600}};
+  constexpr std::pair<std::string_view, double> units[] = {{"", 1},   {"ms", 0.001}, {"s", 1},
+                                                           {"m", 60}, {"min", 60},   {"h", 3600}};
   const auto* const unit = std::ranges::find(units, text.substr(unit_at), &std::pair<std::string_view, double>::first);
   if (!is_decimal(text.substr(0, unit_at)) || unit == std::end(units)) return std::nullopt;
   return std::strtod(std::string(text.substr(0, unit_at)).c_str(), nullptr) * unit->second;
@@ -236,7 +237,7 @@ CLI::Option* add_duration(CLI::App& app, const std::string& name, std::chrono::m
                           const std::string& help) {
   const auto check = [](std::string& text) -> std::string {
     const auto seconds = parse_seconds(text);
-    if (!seconds) return "\"" + text + "\" is no time: a number of seconds, or one with ms, s, min or h behind it";
+    if (!seconds) return "\"" + text + "\" is no time: a number of seconds, or one with ms, s, m, min or h behind it";
     if (*seconds < 0 || *seconds > 86'400) return "\"" + text + "\" is not from 0 (no limit) to a day";
     return {};
   };
@@ -249,6 +250,10 @@ CLI::Option* add_duration(CLI::App& app, const std::string& name, std::chrono::m
       ->check(CLI::Validator(check, "", "time"))
       ->default_str(fmt::format("{:g}s", static_cast<double>(time.count()) / 1000))
       ->type_name("SECONDS");
+}
+
+std::string format_time(std::chrono::milliseconds time) {
+  return fmt::format("{:g} s", static_cast<double>(time.count()) / 1000);
 }
 
 std::string format_bytes(double bytes) {

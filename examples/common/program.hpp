@@ -100,9 +100,13 @@ class OnInterrupt {
 /// 64 bits; the same holds for every number, by run().
 CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& bytes, const std::string& help);
 
-/// A time as people type it: "3", "1.5s", "500ms", "2min"; from 1 ms to a day. --help shows the value it has now.
+/// A time limit as people type it: "3", "1.5s", "500ms", "2min" or "2m"; up to a day, and 0 for no limit
+/// (time_limit.hpp), which --help says. --help shows the value it has now.
 CLI::Option* add_duration(CLI::App& app, const std::string& name, std::chrono::milliseconds& time,
                           const std::string& help);
+
+/// "1.5 s".
+std::string format_time(std::chrono::milliseconds time);
 
 /// "1.5 GiB".
 std::string format_bytes(double bytes);

@@ -80,10 +80,10 @@ void SourceOptions::add_to(CLI::App& app, const std::string& prefix) {
       ->check(CLI::IsMember(compressor_names()))
       ->capture_default_str();
   app.add_option("--uuid", uuid, "Insist on the VM's uuid (default: any, the same on all channels)");
-  app.add_option("--timeout", timeout_s,
-                 "Seconds for all of the source's connections, and for a destination that takes nothing")
-      ->check(CLI::Range(1u, 3600u))
-      ->capture_default_str();
+  add_duration(
+      app, "--timeout", timeout,
+      "Give up when not all of a source's connections have come by then, when the source has not said which RAM "
+      "it has by then, or when a destination takes no connection or no byte for that long");
   limits.add_peer(app);
   tls.add_to(app, TlsSide::server, prefix);
   tls.take_bare_ends();
@@ -101,9 +101,17 @@ UuidCheck SourceOptions::uuid_check() const {
   return check;
 }
 
+std::chrono::milliseconds SourceOptions::at_most(std::chrono::milliseconds usual) const {
+  return timeout.count() == 0 ? no_timeout : std::min(usual, timeout);
+}
+
+std::chrono::milliseconds SourceOptions::at_least(std::chrono::milliseconds usual) const {
+  return timeout.count() == 0 ? no_timeout : std::max(usual, timeout);
+}
+
 QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
     : options_(options),
-      accept_options_{.timeout = std::chrono::seconds(options.timeout_s),
+      accept_options_{.timeout = options.timeout,
                       .interrupt = &interrupt,
                       .on_stranger = tell_stranger,
                       .on_dropped = tell_dropped},
@@ -144,16 +152,14 @@ std::optional<std::string> QemuSource::finish(AnyReceiver& receiver) {
   return still_open("its channels");
 }
 
-std::chrono::seconds QemuSource::end_limit() const noexcept {
-  return std::min<std::chrono::seconds>(10s, std::chrono::seconds(options_.timeout_s));
-}
+std::chrono::milliseconds QemuSource::end_limit() const noexcept { return options_.at_most(10s); }
 
 std::string QemuSource::still_open(const char* what) const {
   return fmt::format(
-      "the source has kept {} open for {} s after the end of its stream: a proxy on the way or a stopped host may be "
+      "the source has kept {} open for {} after the end of its stream: a proxy on the way or a stopped host may be "
       "the reason, or COLO (capability x-colo), with which the source's guest stands still until it gets an "
       "x-colo-lost-heartbeat",
-      what, end_limit().count());
+      what, format_time(end_limit()));
 }
 
 void QemuSource::refuse_more_channels(const AnyReceiver& receiver) {
@@ -214,7 +220,8 @@ Failure QemuSource::failure(const Error& error) const {
   else if (error.code == Errc::too_many_channels || error.code == Errc::channel_id_out_of_range)
     context = fmt::format("this side expects {} channels", options_.channels);
   else if (error.stage == Stage::accept && error.code == Errc::timed_out)
-    context = fmt::format("waited {} s for the main connection and {} channels", options_.timeout_s, options_.channels);
+    context = fmt::format("waited {} for the main connection and {} channels (--timeout)",
+                          format_time(options_.timeout), options_.channels);
   return Failure(error, context);
 }
 
@@ -225,11 +232,12 @@ void QemuSource::check_channels(const AnyReceiver* receiver) const {
   };
   if (receiver != nullptr ? receiver->ended_channels() > 0 : std::ranges::any_of(links_.channels, has_ended))
     throw source_lost("a channel: closed; main connection: silent");
-  if (receiver == nullptr && since_whole_.seconds() > options_.timeout_s)
+  const std::chrono::duration<double> limit = as_timeout(options_.timeout);
+  if (receiver == nullptr && since_whole_.seconds() > limit.count())
     throw Failure(fmt::format(
-        "source: has connected, but has not said within {} s which RAM it has (--timeout): is it stopped, or does it "
+        "source: has connected, but has not said within {} which RAM it has (--timeout): is it stopped, or does it "
         "hang?",
-        options_.timeout_s));
+        format_time(options_.timeout)));
 }
 
 Failure source_lost(const std::string& noticed) {

@@ -24,7 +24,7 @@ struct SourceOptions {
   unsigned channels = 2;
   std::string compression = "none";
   std::string uuid;
-  unsigned timeout_s = 30;
+  std::chrono::milliseconds timeout = std::chrono::seconds(30);  ///< 0: no limit (time_limit.hpp)
   std::uint64_t page_size = 4096;
   std::uint64_t max_ram = std::uint64_t{1} << 40;
   TimeLimits limits;  ///< --peer-timeout of it
@@ -34,6 +34,11 @@ struct SourceOptions {
   void add_to(CLI::App& app, const std::string& prefix);
   /// Throws Usage.
   multifd::UuidCheck uuid_check() const;
+
+  /// A limit of a program's own that has no option: --timeout shortens the one and lengthens the other, and 0 lifts
+  /// both.
+  std::chrono::milliseconds at_most(std::chrono::milliseconds usual) const;
+  std::chrono::milliseconds at_least(std::chrono::milliseconds usual) const;
 };
 
 /// Listens until a source has connected with everything it should have; says on stderr where it listens, and when it
@@ -51,7 +56,7 @@ class QemuSource {
   std::optional<std::string> finish(AnyReceiver& receiver);
 
   /// How long a source that has said everything may keep its connections open.
-  std::chrono::seconds end_limit() const noexcept;
+  std::chrono::milliseconds end_limit() const noexcept;
 
   /// Throws Failure if the source has opened more channels than it should have: pages would be missing that travel on
   /// them. A source has connected all of them before its first epoch ends. Other connections are none of its business: a

@@ -96,11 +96,12 @@ Failure styles_differ(SyncStyle source, const std::string& machine, const std::s
                   sections ? "section" : "round", seen, property_text(sections, machine)));
 }
 
-Failure no_answer(const std::string& machine, std::chrono::seconds limit) {
+Failure no_answer(const std::string& machine, std::chrono::milliseconds limit) {
   return Failure(
-      fmt::format("destination: has not answered within {} s behind the first section: is it stopped, or does it end "
+      fmt::format("destination: has not answered within {} behind the first section (--timeout 0 waits on): is it "
+                  "stopped, or does it end "
                   "epochs in another way than the source, and waits for a SYNC? {}",
-                  limit.count(), property_text(false, machine)));
+                  program::format_time(limit), property_text(false, machine)));
 }
 
 }  // namespace relay

@@ -70,6 +70,6 @@ program::Failure styles_differ(multifd::SyncStyle source, const std::string& mac
 
 /// A destination that has answered before, and behind the first section, whose epoch the source has ended with its round,
 /// does not. `limit`: for how long it has not.
-program::Failure no_answer(const std::string& machine, std::chrono::seconds limit);
+program::Failure no_answer(const std::string& machine, std::chrono::milliseconds limit);
 
 }  // namespace relay

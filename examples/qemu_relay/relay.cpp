@@ -41,7 +41,8 @@ bool wait_for(const Interrupt& wanted, std::chrono::milliseconds limit, const In
   std::array<pollfd, 2> entries{
       {{.fd = wanted.native_handle(), .events = POLLIN, .revents = 0},
        {.fd = other != nullptr ? other->native_handle() : -1, .events = POLLIN, .revents = 0}}};
-  while (::poll(entries.data(), entries.size(), static_cast<int>(limit.count())) < 0 && errno == EINTR) {
+  const auto deadline = detail::deadline_after(limit);
+  while (::poll(entries.data(), entries.size(), detail::poll_timeout(deadline)) < 0 && errno == EINTR) {
   }
   return wanted.triggered();
 }
@@ -147,12 +148,12 @@ Outcome Relay::end() {
 /// Main first, and established, before the channels: QEMU up to 7.2 tells them apart by that (section 1.2).
 void Relay::connect() {
   const Address address = program::address_of(settings_.connect, "--connect");
-  const std::chrono::seconds limit(settings_.source.timeout_s);
+  const std::chrono::milliseconds limit = settings_.source.timeout;
   SocketOptions options = settings_.source.limits.socket(&interrupt_);
   options.connect_timeout = limit;
   // Whoever takes no byte for so long will not take any.
   const auto limit_writes = [&](const FdTransport& link) {
-    const timeval limit_value{.tv_sec = limit.count(), .tv_usec = 0};
+    const timeval limit_value{.tv_sec = limit.count() / 1000, .tv_usec = limit.count() % 1000 * 1000};  // 0: no limit
     ::setsockopt(link.native_handle(), SOL_SOCKET, SO_SNDTIMEO, &limit_value, sizeof limit_value);
   };
   auto main = need(connect_to(address, options), "destination " + settings_.connect);
@@ -246,8 +247,10 @@ bool Relay::give_up_on_silence() {
   }
   if (!main_.parser().ram_complete()) {
     source_.check_channels(receiver_.get());
-  } else if (all_forwarded_ && silent_seconds_ > 300) {
-    throw Failure("destination: has not confirmed 300 s after the last byte");
+  } else if (const auto limit = settings_.source.at_least(300s);
+             all_forwarded_ && std::chrono::seconds(silent_seconds_) > limit) {
+    throw Failure(fmt::format("destination: has not confirmed {} after the last byte (--timeout, if longer)",
+                              program::format_time(limit)));
   }
   return false;
 }
@@ -326,7 +329,8 @@ void Relay::close_epoch(const qemu::Element& element) {
   } else if (epochs_ == 1 && asked_ms_ != 0) {
     // The SYNCs that follow are what a destination of the other kind would go on by. One that answers nothing at all
     // has another reason.
-    wait_for(ponged_, answer_limit() + 1s, &return_path_ended_);
+    const auto limit = answer_limit();
+    wait_for(ponged_, limit == no_timeout ? limit : limit + 1s, &return_path_ended_);
     check();
   }
   const auto closed = receiver_->release_epoch([&]() -> Result<void> {
@@ -393,9 +397,7 @@ void Relay::ask_destination() {
 }
 
 /// Seconds, not minutes: both guests stand still while nobody says that the two sides differ.
-std::chrono::seconds Relay::answer_limit() const {
-  return std::min<std::chrono::seconds>(6s, std::chrono::seconds(settings_.source.timeout_s));
-}
+std::chrono::milliseconds Relay::answer_limit() const { return settings_.source.at_most(6s); }
 
 std::chrono::milliseconds Relay::question_limit() const {
   return std::min<std::chrono::milliseconds>(style_limit + 4 * std::chrono::milliseconds(round_trip_ms_),
@@ -513,12 +515,15 @@ void Relay::finish() {
   ending_ = true;
   if (auto closed = destination_->finish(); !closed && closed.error().code != Condition::peer_gone)
     throw Failure(closed.error(), "destination");
-  if (!return_path_ends(30'000ms, passed_on_ ? &interrupt_ : nullptr)) {
+  const auto limit = settings_.source.at_least(30s);
+  if (!return_path_ends(limit, passed_on_ ? &interrupt_ : nullptr)) {
     // Without a return path this is all that says it has loaded everything.
     if (!confirmed_)
-      throw Failure(
-          "destination: did not end within 30 s after the last byte (it hangs for good where it ends epochs in another "
-          "way than the source: migration.multifd-flush-after-each-section must be alike)");
+      throw Failure(fmt::format(
+          "destination: did not end within {} after the last byte (--timeout, if longer; it hangs for good where it "
+          "ends "
+          "epochs in another way than the source: migration.multifd-flush-after-each-section must be alike)",
+          program::format_time(limit)));
     destination_->shutdown();
   }
   try {

@@ -67,7 +67,7 @@ class Relay {
   bool has_to_prove_sections() const;
   void prove_sections(const multifd::qemu::Element& end_of_section);
   void ask_destination();
-  std::chrono::seconds answer_limit() const;
+  std::chrono::milliseconds answer_limit() const;
   std::chrono::milliseconds question_limit() const;
   void check_answer_in_time() const;
 

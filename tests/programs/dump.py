@@ -439,6 +439,27 @@ def given_up_for_good(scene):
     return scene.refused(LOST, "gave up")
 
 
+def no_limit(scene, connected):
+    """--timeout 0: what is not there yet is waited for, and with it no wait is over at once."""
+    if connected == "all":
+        source = scene.source("--hint-after", "100ms", timeout=0)
+        source.main.sendall(b"QEVM" + be(4, 3))  # and not what RAM it has: --timeout's, too
+    else:
+        source = scene.source("--hint-after", "100ms", timeout=0, channels=connected)
+        source.main.sendall(b"QEVM")
+    survivors.wait_for("a hint", NO_HANG, lambda: "nothing has moved" in scene.program.stderr())
+    if not scene.program.alive():
+        raise LabError(f"it has given up: {scene.program.stderr()}")
+    stream = Stream()
+    source.channels += [source.connect(hello(channel)) for channel in range(len(source.channels), CHANNELS)]
+    source.main.sendall(stream.opening[8 if connected == "all" else 4:] + stream.start())
+    source.epochs(stream)
+    source.main.sendall(stream.devices())
+    expect(SHUT_OK, source.main.recv(8, socket.MSG_WAITALL))
+    source.close()
+    return scene.kept()
+
+
 def says_nothing(scene):
     source = scene.source()
     source.main.sendall(b"QEVM" + be(4, 3))
@@ -562,7 +583,7 @@ CASES = {
                            (page_after_answer,), (file_fails,)] +
                           [(name_taken, name) for name in ("pc.ram.ram", "vga.ram", "rom.ram", "manifest.json")],
     "given up": [(given_up, order) for order in ((0, 1), (1, 2), (2, 0), (0,), (1,))] +
-                [(given_up_for_good,), (says_nothing,)],
+                [(given_up_for_good,), (says_nothing,)] + [(no_limit, connected) for connected in (0, 1, "all")],
     "second source": [(second_source, uuid, channels, when) for uuid, channels in ((0, CHANNELS), (7, CHANNELS),
                                                                                    (7, CHANNELS + 2), (0, 1))
                       for when in ("in the middle", "at the end")] +

@@ -87,7 +87,7 @@ def qemu_program(name, begins, wanted):
     return run
 
 
-def relay_without_destination(folder, programs, _image):
+def relay_without_destination(folder, programs, _image, *options):
     """A destination's address that takes no connection: whoever listens there has more waiting than it lets wait."""
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
@@ -98,7 +98,7 @@ def relay_without_destination(folder, programs, _image):
         destination = "tcp:%s:%d" % full.getsockname()
         relay = stack.enter_context(Program(folder, [
             programs / "qemu_relay", "--listen", "tcp:127.0.0.1:0", "--connect", destination, "--in-channels", "1",
-            "--out-channels", "1", *HINT]))
+            "--out-channels", "1", *HINT, *options]))
         host, port = relay.address.split(":")[1:]
         for begins in (bytes.fromhex("5145564d 00000003"), bytes.fromhex("11223344 00000001") + bytes(56)):
             source = stack.enter_context(socket.create_connection((host, int(port))))
@@ -144,6 +144,7 @@ CASES = {
     "qemu_dump, no channels come": qemu_program("qemu_dump", b"QEVM", "multifd-channels 3"),
     "qemu_relay, no channels come": qemu_program("qemu_relay", b"QEVM", "multifd-channels 3"),
     "qemu_relay, the destination takes no connection": relay_without_destination,
+    "the same without a limit": lambda *where: relay_without_destination(*where, "--timeout", "0"),
     "a terminal": terminal,
 }
 

@@ -37,7 +37,7 @@ BAD = {
     "SECONDS": (*NO_NUMBER, "-1", "-1s", "-0.1ms", "1.5.5", "2d", "25h", "s", "3 s"),
 }
 # What stays right beside all of that.
-GOOD = {"SIZE": ("4096", "4k", "4KiB", "4kb", "1M"), "SECONDS": ("3", "1.5s", "500ms", "2min", "1h", "0.5", "0", "0s")}
+GOOD = {"SIZE": ("4096", "4k", "4KiB", "4kb", "1M"), "SECONDS": ("3", "1.5s", "500ms", "2min", "2m", "1h", "0.5", "0", "0s")}
 
 
 def options_of(program):
@@ -47,6 +47,19 @@ def options_of(program):
     if not found:
         raise LabError(f"{program}: --help lists no options")
     return found
+
+
+def time_limits(programs, name):
+    """Each limit is an option of the one kind, and says what 0 is."""
+    text = subprocess.run([programs / name, "--help"], capture_output=True, text=True, timeout=20).stdout
+    limits = re.findall(r"^ +(--(?:[\w-]+-)?(?:timeout|after)) (\w+)(.*?)(?=^ +-)", text, re.M | re.S)
+    for option, kind, said in limits:
+        if option == "--run-after":  # a span that the guest runs, and no limit
+            continue
+        if kind != "SECONDS" or "0: no limit" not in " ".join(said.split()):
+            raise LabError(f"{name} {option}: {kind}{said}")
+    if not limits and name not in ("custom_policy",):
+        raise LabError(f"{name}: --help lists no time limits")
 
 
 def run(command, needed_in=b""):
@@ -156,7 +169,7 @@ def main():
             if options.only and name not in options.only:
                 continue
             needed = [{"IMAGE": folder / "image", "OUT": folder / "out"}.get(word, word) for word in words]
-            tries += [*numbers(programs, name, needed), *paths(folder, programs, name, needed)]
+            tries += [(time_limits, (programs, name)), *numbers(programs, name, needed), *paths(folder, programs, name, needed)]
         for one in [pool.submit(function, *arguments) for function, arguments in tries]:
             count += 1
             try:
