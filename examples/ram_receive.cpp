@@ -12,6 +12,7 @@
 #include "common/limits.hpp"
 #include "common/mapping.hpp"
 #include "common/program.hpp"
+#include "common/progress.hpp"
 #include "common/receive.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
@@ -51,6 +52,7 @@ struct Target {
     if (!settings.discard) file.emplace(settings.file);
     if (!settings.populate) return;
     allocate(settings.size);
+    const program::Step step("touching the memory to receive into");
     mapping().populate(&interrupt);
   }
   void allocate(std::uint64_t bytes) {
@@ -58,6 +60,16 @@ struct Target {
       file->allocate(bytes);
     else
       anonymous = program::Mapping::anonymous(bytes);
+  }
+  std::string digest(std::size_t page_size) {
+    const program::Step step(file ? "all is here, looking through the file for zeros and for its digest"
+                                  : "all is here, reading it again for its digest");
+    return file ? file->make_sparse(page_size).digest : mapping().digest();
+  }
+  void keep() {
+    if (!file) return;
+    const program::Step step("the digest is right, waiting for the disk to have it all (fsync)");
+    file->keep();
   }
   const program::Mapping& mapping() const { return file ? file->mapping() : *anonymous; }
 };
@@ -99,7 +111,7 @@ int migrate(const Settings& settings) {
                                                      settings.populate_ahead ? Populate::ahead : Populate::off);
       const program::Spent spent = meter.spent();
 
-      const std::string digest = target.file ? target.file->make_sparse(page_size).digest : target.mapping().digest();
+      const std::string digest = target.digest(page_size);
       if (const auto theirs = program::field<std::string>(received.done, "digest"); digest != theirs) {
         // Where the wire is checked, by packet or by TLS, there is no other reason.
         const bool changed =
@@ -112,7 +124,7 @@ int migrate(const Settings& settings) {
                   "on the way (--digest at the source tells which)"));
       }
       if (interrupt.triggered()) throw Failure(Error{.code = Errc::cancelled});
-      if (target.file) target.file->keep();
+      target.keep();
       // What has been verified stays, also when the source is no longer there to hear it.
       const std::string verdict = json{{"ok", true}, {"digest", digest}}.dump();
       if (!source.control.send_last(MessageType::result, std::as_bytes(std::span(verdict))))

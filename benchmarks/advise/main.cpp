@@ -110,7 +110,14 @@ int listen(const Settings& settings) {
                        "listen on " + settings.listen);
   program::tell("listening on {}\n", to_string(listener.local_address()));
   constexpr std::chrono::minutes idle{10};
-  if (serve_link(listener, idle, interrupt)) {
+  const bool measured = [&] {
+    const program::Progress waiting(
+        fmt::format("waiting for multifd_advise --connect {}, and serving it", to_string(listener.local_address())),
+        "If it runs already: does its address lead here? Nobody is waited for longer than 10 minutes",
+        std::chrono::seconds(20));
+    return serve_link(listener, idle, interrupt);
+  }();
+  if (measured) {
     fmt::print("measured; the other side has the result\n");
     return program::exit_done;
   }

@@ -51,19 +51,22 @@ Progress::Progress(Look look, std::chrono::milliseconds hint_after)
 
 void Progress::run(const Look& look, std::chrono::milliseconds hint_after) {
   const bool terminal = ::isatty(STDERR_FILENO) != 0;
+  if (!terminal && hint_after.count() == 0) return;  // there is nothing to say
   const auto interval = terminal ? 200ms : std::clamp<std::chrono::milliseconds>(hint_after / 4, 20ms, 500ms);
   const char* const clear = terminal ? "\r\x1b[K" : "";
   Patience patience(hint_after, Patience::Clock::now());
   std::unique_lock lock(mutex_);
-  while (!changed_.wait_for(lock, interval, [this] { return ended_; })) {
+  do {  // at least once, so that the terminal shows what was done last, however short that was
     const Snapshot snapshot = look();
     if (const std::string hint = patience.look(snapshot, Patience::Clock::now()); !hint.empty())
       tell("{}hint: {}\n", clear, hint);
     if (!terminal) continue;
     const bool still = patience.still() >= 2s;
     tell("{}{}{}", clear, snapshot.line,
-         still ? "  nothing has moved for " + text_of(patience.still()) : std::string());
-  }
+         !still                     ? std::string()
+         : snapshot.stalled.empty() ? "  for " + text_of(patience.still())
+                                    : "  nothing has moved for " + text_of(patience.still()));
+  } while (!changed_.wait_for(lock, interval, [this] { return ended_; }));
   tell("{}", clear);
 }
 

@@ -25,13 +25,16 @@ struct Snapshot {
 };
 
 /// Decides when a hint is due: first when nothing has moved for `hint_after`, or when sending again has taken as long as
-/// everything before it, and at least that long; then each time after twice the time.
+/// everything before it, and at least that long; then each time after twice the time. `hint_after` 0: never.
 class Patience {
  public:
   using Clock = std::chrono::steady_clock;
 
   Patience(std::chrono::milliseconds hint_after, Clock::time_point now)
-      : hint_after_(hint_after), began_(now), still_since_(now), next_still_(hint_after) {}
+      : hint_after_(hint_after.count() == 0 ? Clock::duration::max() : Clock::duration(hint_after)),
+        began_(now),
+        still_since_(now),
+        next_still_(hint_after_) {}
 
   /// Takes note of what the program does now. Returns a line to be printed, or an empty text.
   std::string look(const Snapshot& snapshot, Clock::time_point now);
@@ -71,6 +74,13 @@ class Progress {
   std::condition_variable changed_;
   bool ended_ = false;
   std::thread thread_;
+};
+
+/// The progress line of long work on this side, or of a wait that may be long: what is done, and since when. There is
+/// nobody else to blame for it, so that it gives no hints.
+class Step : public Progress {
+ public:
+  explicit Step(const std::string& line) : Progress(line, "", std::chrono::milliseconds(0)) {}
 };
 
 }  // namespace program

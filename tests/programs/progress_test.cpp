@@ -59,6 +59,12 @@ TEST_CASE("A limit below a second works, for who wants to try it") {
   CHECK(patience.look(moving(0), start + 100ms) == "round 3: nothing has moved for 0.1 s. Is it stopped?");
 }
 
+TEST_CASE("A limit of 0 is none: no hint is ever due") {
+  Patience patience(0s, start);
+  CHECK(said(patience, 0, 700, [](int) { return moving(0); }).empty());
+  CHECK(said(patience, 700, 700, [](int i) { return again(i); }).empty());
+}
+
 TEST_CASE("Where nobody need know, nothing is said") {
   Patience patience(20s, start);
   CHECK(said(patience, 0, 100, [](int) { return Snapshot{.line = "measuring"}; }).empty());
