@@ -114,7 +114,10 @@ int migrate(const Settings& settings) {
     const auto file = program::Mapping::read_file(settings.file, settings.size, settings.page_size);
     program::need_descriptors(settings.stack.channels + 1);
     program::tell_of_smaller_buffers(SO_SNDBUF, settings.socket_buffer);
-    if (settings.populate) file.populate_for_reading(&interrupt);
+    if (settings.populate) {
+      const program::Step step("mapping every page of the file");
+      file.populate_for_reading(&interrupt);
+    }
     const std::span<const std::byte> bytes = file.bytes();
     Control control =
         Control::connect(program::address_of(settings.connect, "--connect"), interrupt, settings.limits, settings.tls);
@@ -125,7 +128,10 @@ int migrate(const Settings& settings) {
                                              {"compression", settings.stack.compression},
                                              {"uuid", program::to_string(settings.stack.uuid)}});
       const Outcome outcome = send(settings, file, control, interrupt);
-      const std::string digest = file.digest();
+      const std::string digest = [&] {
+        const program::Step step("all is sent, reading the file again for its digest");
+        return file.digest();
+      }();
       const bool changed = file.changed();
       control.send_json(MessageType::done, {{"digest", digest}, {"changed", changed}});
       const program::Progress waiting("all is sent, waiting for the receiver's verdict",
@@ -134,7 +140,7 @@ int migrate(const Settings& settings) {
                                       settings.limits.hint);
       const json result = [&] {
         try {
-          return control.expect(MessageType::result, program::small_message, settings.limits.result).json();
+          return control.expect(MessageType::result, program::small_message, settings.limits.result_limit()).json();
         } catch (const Failure& failure) {
           if (!changed) throw;
           throw Failure(fmt::format("{}: was changed while it was being sent ({})", settings.file, failure.what()));

@@ -169,7 +169,7 @@ class Setup {
     try {
       if (!hello_ && (hello_ = reader_.read(*set_.main()))) take_hello();
       if (hello_ && says_failed(*set_.main()))
-        (void)Control::adopt(*set_.take_main(), interrupt_, limits_).receive(small_message, 1s);
+        (void)Control::adopt(*set_.take_main(), interrupt_, limits_).receive(small_message, {.time = 1s});
     } catch (const Failure& failure) {
       // What does not fit is said at both ends, and ends this side, too; a source that has gone may come again.
       if (!failure.from_peer() && !failure.may_be_echo() && failure.code() != multifd::Condition::timed_out) throw;

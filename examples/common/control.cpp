@@ -28,6 +28,14 @@ std::string printable(std::string text) {
   return text;
 }
 
+constexpr const char* silent = "is silent";
+constexpr const char* full = "takes nothing";
+
+Failure too_late(const char* what, const Limit& limit) {
+  return Failure(multifd::Error{.code = multifd::Errc::timed_out},
+                 fmt::format("main connection: the other side {} for {}", what, limit.text()));
+}
+
 const char* name_of(MessageType type) {
   constexpr const char* names[] = {"?",       "hello", "zero runs", "round end", "state",
                                    "digests", "done",  "ready",     "result",    "failed"};
@@ -81,7 +89,7 @@ bool Control::send_last(MessageType type, std::span<const std::byte> payload) no
     // The interrupt may be what ended us; this one line still has to go out, if the socket takes it at once.
     const multifd::Interrupt quiet = need(multifd::Interrupt::create());
     interrupt_ = &quiet;
-    write_timeout_ = 1s;
+    message_limit_ = {.time = 1s};
     send(type, payload);
     sent = true;
   } catch (const std::exception&) {  // the peer is gone: then there is nobody to tell
@@ -111,22 +119,22 @@ void Control::send_failed(const std::string& reason) noexcept {
   (void)send_last(MessageType::failed, std::as_bytes(std::span(text)));
 }
 
-Message Control::receive(std::size_t limit_bytes, std::chrono::milliseconds timeout) {
+Message Control::receive(std::size_t limit_bytes, const Limit& limit) {
   std::array<std::byte, message_header_bytes> header;
-  read(header, timeout);
+  read(header, limit);
   Message message{.type = static_cast<MessageType>(header[0]), .payload = {}};
   const auto size = wire::load_be<std::uint32_t>(&header[1]);
   if (size > std::max(limit_bytes, small_message))
     throw Failure(fmt::format("main connection: a {} message of {} bytes is more than the {} that fit here",
                               name_of(message.type), size, limit_bytes));
   message.payload.resize(size);
-  read(message.payload, message_timeout_);
+  read(message.payload, message_limit_);
   if (message.type == MessageType::failed) throw message.failure();
   return message;
 }
 
-Message Control::expect(MessageType type, std::size_t limit_bytes, std::chrono::milliseconds timeout) {
-  Message message = receive(limit_bytes, timeout);
+Message Control::expect(MessageType type, std::size_t limit_bytes, const Limit& limit) {
+  Message message = receive(limit_bytes, limit);
   if (message.type != type)
     throw Failure(fmt::format("main connection: expected {}, got {}", name_of(type), name_of(message.type)));
   return message;
@@ -138,7 +146,7 @@ void Control::give_up(const Failure& noticed) {
     const multifd::Interrupt quiet = need(multifd::Interrupt::create());
     interrupt_ = &quiet;
     try {
-      for (;;) (void)receive(small_message, 500ms);
+      for (;;) (void)receive(small_message, {.time = 500ms});
     } catch (const Failure& theirs) {
       if (theirs.from_peer()) throw;
       if (theirs.may_be_echo()) throw Failure(std::string("the other side has gone: ") + failure.what());
@@ -169,19 +177,20 @@ bool Control::ready(short events, std::chrono::milliseconds timeout) {
   }
 }
 
-void Control::wait(short events, std::chrono::milliseconds timeout) {
-  if (!ready(events, timeout))
-    throw Failure(multifd::Error{.code = multifd::Errc::timed_out}, "main connection: the other side is silent");
+void Control::wait(short events, const Limit& limit) {
+  if (!ready(events, limit.time)) throw too_late(events == POLLIN ? silent : full, limit);
 }
 
 // Polling before each call keeps the link's blocking calls short, so that the interrupt is always heard.
 void Control::write(std::span<const std::byte> bytes) {
   while (!bytes.empty() && link_.secured()) {
     const iovec buffer = multifd::const_buffer(bytes);
-    bytes = bytes.subspan(need(link_.write_some(std::span(&buffer, 1), write_timeout_, interrupt_), "main connection"));
+    const auto put = link_.write_some(std::span(&buffer, 1), multifd::as_timeout(message_limit_.time), interrupt_);
+    if (!put && put.error().code == multifd::Errc::timed_out) throw too_late(full, message_limit_);
+    bytes = bytes.subspan(need(put, "main connection"));
   }
   while (!bytes.empty()) {
-    wait(POLLOUT, write_timeout_);
+    wait(POLLOUT, message_limit_);
     const auto chunk = bytes.first(std::min<std::size_t>(bytes.size(), 64 * 1024));
     const ssize_t sent = ::send(link_.native_handle(), chunk.data(), chunk.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0 && (errno == EAGAIN || errno == EINTR)) continue;
@@ -190,12 +199,13 @@ void Control::write(std::span<const std::byte> bytes) {
   }
 }
 
-void Control::read(std::span<std::byte> bytes, std::chrono::milliseconds timeout) {
+void Control::read(std::span<std::byte> bytes, const Limit& limit) {
   while (!bytes.empty()) {
-    if (!link_.secured()) wait(POLLIN, timeout);
+    if (!link_.secured()) wait(POLLIN, limit);
     const iovec buffer = multifd::mutable_buffer(bytes);
-    const std::size_t got =
-        need(link_.read_some(std::span(&buffer, 1), multifd::as_timeout(timeout), interrupt_), "main connection");
+    const auto taken = link_.read_some(std::span(&buffer, 1), multifd::as_timeout(limit.time), interrupt_);
+    if (!taken && taken.error().code == multifd::Errc::timed_out) throw too_late(silent, limit);
+    const std::size_t got = need(taken, "main connection");
     if (got == 0) throw Failure(multifd::Error{.code = multifd::Errc::peer_closed}, "main connection");
     bytes = bytes.subspan(got);
   }
@@ -233,15 +243,20 @@ std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map
                               const std::function<multifd::Result<void>(std::uint64_t offset)>& apply_zero) {
   std::uint64_t pages = 0;
   std::uint64_t end = 0;  // runs ascend, so that one message costs no more than one look at the block
+  const auto& whole = map.block(block);
+  const auto where = [&](std::uint64_t offset) {
+    return fmt::format("main connection: zero pages at offset {} of RAM block {} ({} bytes)", offset,
+                       printable(std::string(whole.idstr)), whole.host.size());
+  };
   if (message.payload.size() % 16 != 0) throw Failure("main connection: a zero runs message of a broken size");
   for (std::size_t at = 0; at < message.payload.size(); at += 16) {
     const auto start = wire::load_be<std::uint64_t>(&message.payload[at]);
     const auto bytes = wire::load_be<std::uint64_t>(&message.payload[at + 8]);
-    if (bytes > map.block(block).host.size()) throw Failure("main connection: a run of zero pages outside its block");
-    if (start < end) throw Failure("main connection: runs of zero pages that do not ascend");
+    if (bytes > whole.host.size()) throw Failure(fmt::format("{}: {} bytes, more than the block", where(start), bytes));
+    if (start < end) throw Failure(fmt::format("{}: behind a run that ends at {}: runs ascend", where(start), end));
     end = start + bytes;
     for (std::uint64_t offset = start; offset - start < bytes; offset += map.page_bytes()) {
-      need(apply_zero(offset), "main connection: zero page");
+      if (auto applied = apply_zero(offset); !applied) throw Failure(applied.error(), where(offset));
       ++pages;
     }
   }

@@ -93,24 +93,23 @@ class Control {
 
   /// Waits for the next message to begin; false when it has not by then.
   bool wait_for_message(std::chrono::milliseconds timeout) { return ready(POLLIN, timeout); }
-  /// Reads the next message. `limit_bytes` bounds its payload, `timeout` the wait for its first byte (0: no limit).
-  Message receive(std::size_t limit_bytes, std::chrono::milliseconds timeout = {});
+  /// Reads the next message. `limit_bytes` bounds its payload, `limit` the wait for its first byte.
+  Message receive(std::size_t limit_bytes, const Limit& limit = {});
   /// The same, and it must be of that type.
-  Message expect(MessageType type, std::size_t limit_bytes, std::chrono::milliseconds timeout = {});
+  Message expect(MessageType type, std::size_t limit_bytes, const Limit& limit = {});
 
  private:
   Control(Link link, const multifd::Interrupt& interrupt, const TimeLimits& limits)
-      : link_(std::move(link)), interrupt_(&interrupt), message_timeout_(limits.progress) {}
+      : link_(std::move(link)), interrupt_(&interrupt), message_limit_(limits.progress_limit()) {}
   void write(std::span<const std::byte> bytes);
-  void read(std::span<std::byte> bytes, std::chrono::milliseconds timeout);
+  void read(std::span<std::byte> bytes, const Limit& limit);
   /// False: not within `timeout` (0: no limit).
   bool ready(short events, std::chrono::milliseconds timeout);
-  void wait(short events, std::chrono::milliseconds timeout);
+  void wait(short events, const Limit& limit);
 
   Link link_;
   const multifd::Interrupt* interrupt_;
-  std::chrono::milliseconds message_timeout_;  ///< for the rest of a message that has begun
-  std::chrono::milliseconds write_timeout_{30'000};
+  Limit message_limit_;  ///< for the rest of a message that has begun, and for what is written
 };
 
 /// Bounds of payloads: JSON, and everything that has no bound of its own.
@@ -136,7 +135,7 @@ class ZeroRuns {
 /// Writes the zeros of a zero_runs message into memory that was fresh; returns the number of pages.
 ///
 /// Params: `apply_zero`: AnyReceiver::apply_zero().
-/// Throws Failure for a run outside the block.
+/// Throws Failure, with the block and the offset, for a run outside the block.
 std::uint64_t apply_zero_runs(const Message& message, const multifd::RamMap& map, multifd::BlockId block,
                               const std::function<multifd::Result<void>(std::uint64_t offset)>& apply_zero);
 

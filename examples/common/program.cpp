@@ -29,9 +29,36 @@
 namespace program {
 namespace {
 
-std::string with_context(multifd::Error error, const std::string& context) {
-  if (context.contains(error.subject.view())) error.subject = {};  // it is named already
-  std::string text = multifd::describe(error);
+/// Whether a part of `context` (parts: between ": ") begins with that word.
+bool begins_with_word(std::string_view context, std::string_view word) {
+  while (!context.empty()) {
+    if (context.starts_with(word) && (context.size() == word.size() || context[word.size()] == ' ')) return true;
+    const std::size_t end = context.find(": ");
+    context = end == context.npos ? "" : context.substr(end + 2);
+  }
+  return false;
+}
+
+/// describe() without what `context` says already: "connect to tcp:host:1: Connection refused" does not say "connect" again.
+std::string describe_within(multifd::Error error, std::string_view context) {
+  using multifd::Stage;
+  const std::string_view op = error.op;
+  const std::string_view verb = op.substr(0, op.find(' '));
+  if (context.contains(error.subject.view())) error.subject = {};
+  // These two are the system calls ahead of any accept().
+  const bool listening = error.stage == Stage::accept && (verb == "bind" || verb == "listen");
+  if (error.stage != Stage::none && (listening || begins_with_word(context, to_string(error.stage))))
+    error.stage = Stage::none;
+  if (!op.empty() && begins_with_word(context, verb)) {
+    error.stage = Stage::none;
+    // What is more than the verb is said nowhere else.
+    error.op = verb.size() == op.size() ? "" : error.op + verb.size() + 1;
+  }
+  return multifd::describe(error);
+}
+
+std::string with_context(const multifd::Error& error, const std::string& context) {
+  std::string text = describe_within(error, context);
   // What the system says when nobody acknowledges what was sent; a time limit of our own has a code of ours.
   if (error.code == std::error_code(ETIMEDOUT, std::system_category()) && error.stage != multifd::Stage::connect)
     text += ": the other side's host does not answer any more (--peer-timeout)";

@@ -51,7 +51,7 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
         constexpr unsigned patience = 12;
         if (receiver->ended_channels() < channels || ++silences == patience)
           throw Failure(multifd::Error{.code = multifd::Errc::timed_out},
-                        "nothing arrives any more (--progress-timeout)");
+                        "nothing has arrived for " + limits.progress_limit().text());
         standing_still = multifd::engine::ProgressWatch(limits.progress, moved());
       }
       Message message = source.control.receive(large_message);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "common/time_limits.hpp"
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
@@ -9,9 +11,13 @@ namespace program {
 
 using namespace std::chrono_literals;
 
+std::string Limit::text() const {
+  return *option == 0 ? format_time(time) : fmt::format("{} ({})", format_time(time), option);
+}
+
 void TimeLimits::add_connecting(CLI::App& app) {
   add_duration(app, "--connect-timeout", connect, "Give up connecting after that long");
-  add_duration(app, "--result-timeout", result, "Give up when the receiver has not said that all is well by then");
+  add_duration(app, "--result-timeout", result, "Give up when the other side has not said that all is well by then");
 }
 
 void TimeLimits::add_accepting(CLI::App& app) {
@@ -49,6 +55,16 @@ void TimeLimits::add_to_both(CLI::App& app) {
   add_accepting(app);
   add_duration(app, "--progress-timeout", progress, "Give up when no byte has moved for that long");
   add_peer(app);
+}
+
+std::vector<std::string> TimeLimits::arguments() const {
+  std::vector<std::string> all;
+  for (const auto& [option, time] :
+       {std::pair("--connect-timeout", connect), std::pair("--result-timeout", result),
+        std::pair("--accept-timeout", accept), std::pair("--hello-timeout", hello),
+        std::pair("--progress-timeout", progress), std::pair("--peer-timeout", peer), std::pair("--hint-after", hint)})
+    all.insert(all.end(), {option, fmt::format("{}ms", time.count())});
+  return all;
 }
 
 multifd::SocketOptions TimeLimits::socket(const multifd::Interrupt* interrupt) const {

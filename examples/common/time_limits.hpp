@@ -8,10 +8,21 @@
 #include <multifd/qemu/accept_source.hpp>
 
 #include <chrono>
+#include <string>
+#include <vector>
 
 #include "common/program.hpp"
 
 namespace program {
+
+/// A time limit and the option that sets it, for the message when it has passed.
+struct Limit {
+  std::chrono::milliseconds time{};  ///< 0: no limit
+  const char* option = "";           ///< "--result-timeout"; empty: the program's own
+
+  /// "600 s (--result-timeout)".
+  std::string text() const;
+};
 
 struct TimeLimits {
   std::chrono::milliseconds connect = multifd::SocketOptions{}.connect_timeout;
@@ -32,6 +43,12 @@ struct TimeLimits {
   void add_to_both(CLI::App& app);
   /// --peer-timeout and --hint-after.
   void add_peer(CLI::App& app);
+
+  Limit result_limit() const { return {result, "--result-timeout"}; }
+  Limit progress_limit() const { return {progress, "--progress-timeout"}; }
+
+  /// The options of add_to_both() with their values, for another program.
+  std::vector<std::string> arguments() const;
 
   /// What of it is a socket's matter.
   multifd::SocketOptions socket(const multifd::Interrupt* interrupt = nullptr) const;

@@ -2,10 +2,12 @@
 #include <fmt/format.h>
 
 #include <cstring>
+#include <optional>
 
 #include "common/accept_source.hpp"
 #include "common/control.hpp"
 #include "common/limits.hpp"
+#include "common/progress.hpp"
 #include "common/receive.hpp"
 #include "common/report.hpp"
 #include "common/tell.hpp"
@@ -61,10 +63,20 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
     guest->load_state(received.state);
     source.control.send_json(MessageType::ready, json::object());
 
-    const Message digests =
-        source.control.expect(MessageType::digests, bytes / guest_page_size * 8, std::chrono::minutes(2));
-    const std::uint64_t pages = compare_pages(digests.payload, guest->memory());
+    const Message digests = [&] {
+      const program::Progress waiting(
+          "the guest is loaded, waiting for the source's digests of all pages",
+          "Is the source stopped (SIGSTOP, a debugger, its host paused), or its guest large? "
+          "--result-timeout ends the wait",
+          settings.limits.hint);
+      return source.control.expect(MessageType::digests, bytes / guest_page_size * 8, settings.limits.result_limit());
+    }();
+    const std::uint64_t pages = [&] {
+      const program::Step step("comparing all pages with the source's digests");
+      return compare_pages(digests.payload, guest->memory());
+    }();
     const GuestReport before = guest->report();
+    std::optional<program::Step> step("the guest runs, for --run-after and two sweeps of its own check");
     guest->run();
     // The guest's own check sees every page of its working set within two sweeps; give it those, and a limit.
     const program::Stopwatch running;
@@ -76,6 +88,7 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
       if (!now.failure.empty()) throw Failure("the guest died at the destination: " + now.failure);
     }
     guest->stop();
+    step.reset();
     now = guest->report();
     if (now.errors > 0)
       throw Failure(fmt::format("the guest found {} errors in its memory at the destination, the first in page {}",

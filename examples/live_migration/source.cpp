@@ -178,9 +178,10 @@ Precopy precopy(const Settings& settings, const Address& address, Guest& guest, 
   control.send(MessageType::state, guest.save_state());
   control.send_json(MessageType::done, json::object());
   const program::Progress loading("all is sent, waiting for the destination to load the guest",
-                                  "Is the destination stopped (SIGSTOP, a debugger, its host paused)?",
+                                  "Is the destination stopped (SIGSTOP, a debugger, its host paused)? "
+                                  "--result-timeout ends the wait",
                                   settings.limits.hint);
-  (void)control.expect(MessageType::ready, program::small_message, std::chrono::minutes(2));
+  (void)control.expect(MessageType::ready, program::small_message, settings.limits.result_limit());
   result.downtime = stopped.seconds();
   result.seconds = whole.seconds();
   result.stats = sender->stats();
@@ -211,13 +212,17 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
     // The guest stands still on both sides: compare every page, then let it go on over there.
     const GuestReport here = guest->report();
     const program::Stopwatch verifying;
-    control.send(MessageType::digests, page_digests(guest->memory()));
+    {
+      const program::Step step("the destination has everything, reading all memory for the pages' digests");
+      control.send(MessageType::digests, page_digests(guest->memory()));
+    }
     const program::Progress waiting(
         "waiting for the destination's verdict",
         "The destination compares every page and runs the guest for --run-after: is it stopped? "
         "--result-timeout ends the wait",
         settings.limits.hint);
-    const json verdict = control.expect(MessageType::result, program::small_message, settings.limits.result).json();
+    const json verdict =
+        control.expect(MessageType::result, program::small_message, settings.limits.result_limit()).json();
     control.finish();
     const double verify_s = verifying.seconds() - settings.run_after_s;
 

@@ -132,6 +132,76 @@ def terminal(folder, programs, _image):
             os.close(here)
 
 
+STEPS = {
+    "ram_receive": ("touching the memory", "looking through the file for zeros and for its digest", "(fsync)"),
+    "ram_receive --discard": ("reading it again for its digest",),
+    "ram_send": ("mapping every page", "reading the file again for its digest", "waiting for the receiver's verdict"),
+    "live_migration": ("waiting for the destination to load the guest", "reading all memory for the pages' digests",
+                       "waiting for the destination's verdict"),
+    "live_migration --listen": ("waiting for the source's digests", "comparing all pages",
+                                "the guest runs, for --run-after"),
+}
+
+
+def steps(one, other):
+    """On a terminal the line names each step of two programs that may take long, with nothing on the wire meanwhile."""
+    def run(folder, programs, image):
+        try:
+            terminals = [pty.openpty() for _ in (one, other)]
+        except OSError as error:
+            print(f"skipped: steps: no pseudo-terminals here: {error}")
+            return "skipped"
+        copy = folder.memory / folder.new("steps").name
+        options = {
+            "ram_receive": ("--listen", "tcp:127.0.0.1:0", "--file", copy, "--populate", "--size", image.stat().st_size),
+            "ram_receive --discard": ("--listen", "tcp:127.0.0.1:0"),
+            "ram_send": ("--file", image, "--populate", "--connect"),
+            "live_migration --listen": ("tcp:127.0.0.1:0", "--backend", "thread"),
+            "live_migration": ("--backend", "thread", "--memory", "64M", "--working-set", "1M", "--run-before", "0",
+                               "--run-after", "0", "--connect"),
+        }
+        said, running = [b"", b""], []
+
+        def read(index):
+            try:
+                said[index] += os.read(terminals[index][0], 65536)
+            except OSError:  # EIO: its program has ended
+                return False
+            return True
+
+        try:
+            for index, name in enumerate((one, other)):
+                command = [*map(str, (programs / name.split()[0], *name.split()[1:], *options[name]))]
+                if index == 1:
+                    line = re.compile(rb"tcp:127.0.0.1:[1-9]\d*")
+                    while not line.search(said[0]) and read(0):
+                        pass
+                    command.append(line.search(said[0])[0].decode())
+                # Only live_migration's destination says on stdout where it listens.
+                out = terminals[index][1] if name == "live_migration --listen" else subprocess.DEVNULL
+                running.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out,
+                                                stderr=terminals[index][1]))
+                os.close(terminals[index][1])
+            for index in (1, 0):
+                while read(index):  # to its end; the test has a time limit
+                    pass
+                if running[index].wait(LIMIT) != 0:
+                    raise LabError(f"status {running[index].returncode}: {said[index][-300:]}")
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+            for here, _ in terminals:
+                os.close(here)
+            copy.unlink(missing_ok=True)
+        for name, text in zip((one, other), said):
+            for step in STEPS[name]:
+                if step not in text.decode(errors="replace"):
+                    raise LabError(f"{name} does not say that it is {step!r}: {text[-800:]}")
+        return f"{sum(len(STEPS[name]) for name in (one, other))} steps"
+    return run
+
+
 CASES = {
     "ram_receive, nobody comes": receiver_alone,
     "ram_receive, no channels come": receiver_and("main", "hold its connections back"),
@@ -146,6 +216,9 @@ CASES = {
     "qemu_relay, the destination takes no connection": relay_without_destination,
     "the same without a limit": lambda *where: relay_without_destination(*where, "--timeout", "0"),
     "a terminal": terminal,
+    "steps into a file": steps("ram_receive", "ram_send"),
+    "steps into memory": steps("ram_receive --discard", "ram_send"),
+    "steps of a guest": steps("live_migration --listen", "live_migration"),
 }
 
 

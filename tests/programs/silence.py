@@ -20,14 +20,14 @@ DEADLINE = 1.5
 MARGIN = 60.0  # says only that the limit was heard at all: a busy machine may need long
 # What the peer does, the program's option that is to notice it, and what is then said.
 SENDER_CASES = (
-    ("--full", "--connect-timeout", "connect: .*time limit passed"),
+    ("--full", "--connect-timeout", "connect the channels: .*time limit passed|connect to .*: time limit passed"),
     ("", "--progress-timeout", "no byte moved|time limit passed"),
-    ("--read", "--result-timeout", "other side is silent.*time limit passed"),
+    ("--read", "--result-timeout", r"other side is silent for 1.5 s \(--result-timeout\).*time limit passed"),
 )
 RECEIVER_CASES = (
     ("main", "--accept-timeout", "waiting for 2 channels, 0 came: .*time limit passed"),
     ("channels", "--hello-timeout", "hello: .*time limit passed"),
-    ("hellos", "--progress-timeout", "nothing arrives any more.*time limit passed"),
+    ("hellos", "--progress-timeout", r"nothing has arrived for 1.5 s \(--progress-timeout\).*time limit passed"),
 )
 
 
