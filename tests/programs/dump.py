@@ -9,7 +9,6 @@ that is a warning.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import json
 import os
@@ -608,22 +607,13 @@ def main():
         print("skipped: no qemu_dump")
         return survivors.SKIPPED
     chosen = [case for name, cases in CASES.items() if not options.names or name in options.names for case in cases]
-    failures = 0
     with Folder() as folder:
-        def one(case):
-            try:
-                with contextlib.ExitStack() as stack:
-                    return case[0](Scene(folder, programs, stack), *case[1:]) or "", True
-            except (LabError, OSError) as error:
-                return f"FAILED: {error}", False
+        def run(case):
+            with contextlib.ExitStack() as stack:
+                return case[0](Scene(folder, programs, stack), *case[1:])
 
-        # The threads outlive what they start: see survivors.Process.
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            for case, (text, ok) in zip(chosen, pool.map(one, chosen)):
-                print(f"{case[0].__name__} {case[1:] or ''}: {text}")
-                failures += not ok
-    print(f"{len(chosen)} cases, {failures} failures")
-    return 1 if failures else 0
+        return survivors.run_cases([(f"{case[0].__name__} {case[1:] or ''}", lambda case=case: run(case))
+                                    for case in chosen], jobs=8)
 
 
 if __name__ == "__main__":

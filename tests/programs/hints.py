@@ -5,7 +5,6 @@
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import os
 import pty
@@ -226,19 +225,10 @@ def main():
     parser = argparse.ArgumentParser(description="what a program says while it waits")
     parser.add_argument("programs", type=Path, help="folder of the programs")
     programs = parser.parse_args().programs.resolve()
-    failed = 0
     with Folder() as folder:
         image = survivors.make_image(folder.memory / "image", 32)
-        with concurrent.futures.ThreadPoolExecutor(len(CASES)) as pool:
-            running = {name: pool.submit(run, folder, programs, image) for name, run in CASES.items()}
-            for name, done in running.items():
-                try:
-                    print(f"{name}: {done.result()}")
-                except (LabError, subprocess.SubprocessError, OSError) as error:
-                    print(f"FAILED: {name}: {error}")
-                    failed += 1
-    print(f"{len(CASES)} waits, {failed} failures")
-    return 1 if failed else 0
+        cases = [(name, lambda run=run: run(folder, programs, image)) for name, run in CASES.items()]
+        return survivors.run_cases(cases, "waits", jobs=len(cases))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ that is so, and keeps what was verified in any case.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import filecmp
 import re
 import socket
 import struct
-import subprocess
 import threading
 from pathlib import Path
 
@@ -102,7 +100,6 @@ def main():
     parser = argparse.ArgumentParser(description="who has heard the verdict")
     parser.add_argument("programs", type=Path, help="folder of the programs")
     programs = parser.parse_args().programs.resolve()
-    failures = []
     with Folder() as folder:
         image = survivors.make_image(folder.memory / "image", 2)
 
@@ -121,15 +118,7 @@ def main():
             checks.append((f"{name}: withheld",
                            lambda tcp=tcp: check_unheard(folder, programs, image, Withholding, tcp, WITHHELD)))
         checks.append(("guests", lambda: check_guests(folder, programs)))
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            for (name, _), done in [(check, pool.submit(check[1])) for check in checks]:
-                try:
-                    done.result()
-                except (LabError, subprocess.SubprocessError) as error:
-                    failures.append(f"{name}: {error}")
-                    print(f"FAILED: {failures[-1]}")
-    print(f"{len(checks)} last words, {len(failures)} failures")
-    return 1 if failures else 0
+        return survivors.run_cases(checks, "last words", jobs=4, quiet=True)
 
 
 if __name__ == "__main__":

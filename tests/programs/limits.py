@@ -154,20 +154,13 @@ def main():
     parser.add_argument("programs", type=Path, help="folder of the programs")
     parser.add_argument("cases", nargs="*", help="only these")
     options = parser.parse_args()
-    failures = 0
+    chosen = [case for case in CASES if not options.cases or case.__name__ in options.cases]
     with Folder() as folder:
-        for case in CASES:
-            if options.cases and case.__name__ not in options.cases:
-                continue
-            try:
-                with contextlib.ExitStack() as stack:
-                    said = case(Lab(folder, options.programs.resolve(), stack))
-                print(f"{case.__name__}: {said or 'as it should be'}")
-            except (LabError, OSError, subprocess.SubprocessError) as error:
-                failures += 1
-                print(f"FAILED: {case.__name__}: {error}")
-    print(f"{failures} failures")
-    return 1 if failures else 0
+        def run(case):
+            with contextlib.ExitStack() as stack:
+                return case(Lab(folder, options.programs.resolve(), stack))
+
+        return survivors.run_cases([(case.__name__, lambda case=case: run(case)) for case in chosen])
 
 
 if __name__ == "__main__":

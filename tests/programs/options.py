@@ -8,7 +8,6 @@ The options are those that --help lists: a new one is tried without a word here.
 """
 
 import argparse
-import concurrent.futures
 import os
 import re
 import signal
@@ -16,6 +15,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import survivors
 from survivors import Folder, LabError
 
 # What each program needs before it looks at anything else; nobody listens there.
@@ -157,8 +157,7 @@ def main():
     parser.add_argument("only", nargs="*", help="only these programs")
     options = parser.parse_args()
     programs = options.programs.resolve()
-    failures = count = 0
-    with Folder() as home, concurrent.futures.ThreadPoolExecutor(4) as pool:
+    with Folder() as home:
         folder = home.path
         (folder / "image").write_bytes(b"guest" * 4096)
         os.mkfifo(folder / "fifo")
@@ -170,18 +169,13 @@ def main():
                 continue
             needed = [{"IMAGE": folder / "image", "OUT": folder / "out"}.get(word, word) for word in words]
             tries += [(time_limits, (programs, name)), *numbers(programs, name, needed), *paths(folder, programs, name, needed)]
-        for one in [pool.submit(function, *arguments) for function, arguments in tries]:
-            count += 1
-            try:
-                one.result()
-            except (LabError, OSError, subprocess.SubprocessError) as error:
-                failures += 1
-                print(f"FAILED: {error}")
+        status = survivors.run_cases([(function.__name__, lambda function=function, arguments=arguments:
+                                       function(*arguments)) for function, arguments in tries],
+                                     "command lines", jobs=4, quiet=True)
         if (folder / "out").exists() and any((folder / "out").iterdir()):
-            failures += 1
             print(f"FAILED: left behind: {os.listdir(folder / 'out')}")
-    print(f"{count} command lines, {failures} failures")
-    return 1 if failures or not count else 0
+            status = 1
+        return status
 
 
 if __name__ == "__main__":

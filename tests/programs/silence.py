@@ -5,9 +5,7 @@
 """
 
 import argparse
-import concurrent.futures
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -92,27 +90,21 @@ def main():
     programs = parser.parse_args().programs.resolve()
     cases = [(check_sender, *case) for case in SENDER_CASES] + [(check_receiver, *case) for case in RECEIVER_CASES]
     cases.append((check_stranger, "nothing", "--hello-timeout", ""))
-    failed = 0
     with Folder() as folder:
         image = survivors.make_image(folder.memory / "image", 32)
 
-        def one(case):
-            check, peer, option, cause = case[:4]
-            try:
-                seconds, line = check(folder, programs, image, case[4], peer, option, cause)
-                return f"{seconds:.2f} s: {line}", True
-            except (LabError, subprocess.SubprocessError) as error:
-                return f"FAILED: {error}", False
+        def run(check, peer, option, cause, tcp):
+            seconds, line = check(folder, programs, image, tcp, peer, option, cause)
+            return f"{seconds:.2f} s: {line}"
+
+        def name_of(check, peer, option, _cause, tcp):
+            side = "ram_send" if check is check_sender else "ram_receive"
+            return (f"{side} {option} {DEADLINE} s, {'tcp' if tcp else 'unix'}, the other side: "
+                    f"{shlex.quote(peer or 'reads nothing')}")
 
         everything = [(*case, tcp) for case in cases for tcp in (True, False)]
-        with concurrent.futures.ThreadPoolExecutor(len(everything)) as pool:
-            for case, (text, ok) in zip(everything, pool.map(one, everything)):
-                side = "ram_send" if case[0] is check_sender else "ram_receive"
-                print(f"{side} {case[2]} {DEADLINE} s, {'tcp' if case[4] else 'unix'}, the other side: "
-                      f"{shlex.quote(case[1] or 'reads nothing')}: {text}")
-                failed += not ok
-    print(f"{len(everything)} silent peers, {failed} failures")
-    return 1 if failed else 0
+        return survivors.run_cases([(name_of(*case), lambda case=case: run(*case)) for case in everything],
+                                   "silent peers", jobs=len(everything))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """ram_send and ram_receive as child processes, and what must be true of the one that outlives the other."""
 
+import concurrent.futures
 import os
 import random
 import re
@@ -20,6 +21,28 @@ SKIPPED = 77  # exit status that ctest counts as "skipped"
 # Every way to say that the other side is not there any more.
 GONE = re.compile(r"closed the connection|connection ended inside|reset by peer|Broken pipe|the other side has gone|"
                   r"SYNC is owed|not connected|refused|No such file")
+
+
+def run_cases(cases, what="cases", jobs=1, quiet=False):
+    """Runs [(name, function)], `jobs` at a time, and prints in their order what each returns, or why it failed. `quiet`:
+    failures alone. Returns the program's exit status: 1 also when there was nothing to run."""
+    def one(case):
+        began = time.monotonic()
+        try:
+            said, ok = case[1](), True
+        except (LabError, OSError, subprocess.SubprocessError) as error:
+            said, ok = error, False
+        return said, ok, time.monotonic() - began
+
+    failures = 0
+    # The pool's threads outlive what they start, as Process wants it.
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        for (name, _), (said, ok, seconds) in zip(cases, (pool.map if jobs > 1 else map)(one, cases)):
+            failures += not ok
+            if not ok or not quiet:
+                print(f"{'' if ok else 'FAILED: '}{name}: {said or 'as it should be'}, {seconds:.1f} s", flush=True)
+    print(f"{len(cases)} {what}, {failures} failures")
+    return 1 if failures or not cases else 0
 
 
 def make_image(path, mib, seed=1):

@@ -113,7 +113,7 @@ def main():
     parser.add_argument("programs", type=Path, help="folder of ram_send and ram_receive")
     parser.add_argument("make_tls_files", type=Path, nargs="?", help="where TLS is built")
     options = parser.parse_args()
-    programs, failed = options.programs.resolve(), 0
+    programs = options.programs.resolve()
     with Folder() as folder:
         image = survivors.make_image(folder.memory / "image", 2)
         checks = {name: lambda name=name: check_next_is_served(folder, programs, image, name) for name in CASES}
@@ -124,15 +124,7 @@ def main():
             credentials = ("--tls-dir", files / "good")
             checks |= {f"TLS: {name}": lambda name=name: check_next_is_served(folder, programs, image, name, credentials)
                        for name in CASES}
-        for name, check in checks.items():
-            try:
-                check()
-                print(f"{name}: ok", flush=True)
-            except (LabError, OSError, subprocess.SubprocessError) as error:
-                failed += 1
-                print(f"FAILED: {name}: {error}", flush=True)
-    print(f"{len(checks)} tries, {failed} failures")
-    return 1 if failed else 0
+        return survivors.run_cases(list(checks.items()), "tries")
 
 
 if __name__ == "__main__":
