@@ -149,12 +149,14 @@ class Setup {
     }
     if (is_main) {
       main_number_ = arrival.number;
-      set_.add_main(std::move(arrival));
+      (void)set_.add_main(std::move(arrival));
       reader_ = {};
       hello_.reset();
       announced_ = 0;
       hello_deadline_ = deadline_after(multifd::as_timeout(limits_.hello));
-    } else if (!set_.add_channel(std::move(arrival))) {
+    } else if (const auto added = set_.add_channel(std::move(arrival)); added == Set::Added::not_at_all) {
+      tell_other_try();
+    } else if (added == Set::Added::too_many) {
       throw Failure(multifd::fail(Errc::too_many_channels, multifd::Stage::accept, "accept").error(), waiting());
     }
     // A try begins. Behind one that was given up, a channel may be the rest of that.
@@ -193,6 +195,7 @@ class Setup {
     // Under TLS nobody can look at a channel's uuid ahead of its reader. But there a source's main connection has made
     // its handshake, and so was accepted, before its channels connect.
     if (set_.main()->secured() && set_.drop_before_main() > 0) tell_other_try();
+    tell_of_smaller_backlog(announced + 1);
     need_descriptors(announced - std::min<std::size_t>(announced, set_.channels()));
     announced_ = announced;
   }
@@ -274,7 +277,8 @@ class Setup {
   const unsigned insisted_;
   const multifd::Interrupt& interrupt_;
   const TimeLimits& limits_;
-  multifd::detail::SourceSet<Link> set_{multifd::max_channels};
+  using Set = multifd::detail::SourceSet<Link>;
+  Set set_{multifd::max_channels};
   std::uint64_t main_number_ = 0;  ///< of the set's main connection, in the order in which they were accepted
   HelloReader reader_;
   std::optional<nlohmann::json> hello_;  ///< of the set's main connection

@@ -112,6 +112,16 @@ void tell_of_smaller_buffers(int option, std::uint64_t bytes) {
        sends ? "wmem_max" : "rmem_max");
 }
 
+void tell_of_smaller_backlog(std::size_t connections) {
+  std::size_t most = 0;
+  if (std::ifstream file("/proc/sys/net/core/somaxconn"); !(file >> most) || most >= connections) return;
+  tell(
+      "warning: the kernel lets {} connections wait to be accepted (net.core.somaxconn), and the source makes {} at "
+      "once: "
+      "if they come late, raise it (sysctl), or use fewer channels\n",
+      most, connections);
+}
+
 std::string text_of(const std::exception& error) {
   if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return error_text(ENOMEM);
   if (const auto* system = dynamic_cast<const std::system_error*>(&error);

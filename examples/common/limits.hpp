@@ -32,6 +32,10 @@ std::string limit_hint(int error);
 /// Params: `option`: SO_SNDBUF or SO_RCVBUF; `bytes`: 0: nothing was asked for.
 void tell_of_smaller_buffers(int option, std::uint64_t bytes);
 
+/// Says on stderr when the kernel lets fewer connections wait to be accepted than a source makes at once: listen() calls
+/// that success. Those that find no room come later, by TCP after a second or more.
+void tell_of_smaller_backlog(std::size_t connections);
+
 /// An exception's text, with the limit where it stands for one: threads that could not start, no memory.
 std::string text_of(const std::exception& error);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "common/qemu_source.hpp"
 
+#include "common/limits.hpp"
 #include "common/progress.hpp"
 #include "common/report.hpp"
 #include "common/tell.hpp"
@@ -20,6 +21,10 @@ using namespace std::chrono_literals;
 constexpr SourceMagic magic{.main = wire::main_stream_magic, .channel = wire::magic};
 
 void tell_stranger(std::uint32_t first_bytes) {
+  if (first_bytes == magic.main || first_bytes == magic.channel) {
+    tell("closed a connection of another source, or of an older try of this one\n");
+    return;
+  }
   std::string text(4, ' ');
   wire::store_be(reinterpret_cast<std::byte*>(text.data()), first_bytes);
   tell("closed a connection that is no QEMU migration: {}\n",
@@ -120,6 +125,7 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
           "listen on " + options.listen)),
       links_([&] {
         tell("listening on {}\n", to_string(listener_.local_address()));
+        tell_of_smaller_backlog(options.channels + 1);
         const Progress waiting(
             fmt::format("waiting for a source's main connection and {} channels on {}", options.channels,
                         to_string(listener_.local_address())),
@@ -198,10 +204,7 @@ void QemuSource::refuse_more_channels(const AnyReceiver& receiver) {
       got += *more;
     }
     if (is_one_more(std::span(hello).first(got))) refuse();
-    if ((*next)->magic == magic.main || (*next)->magic == magic.channel)
-      tell("closed a connection of another source: one is received already\n");
-    else
-      tell_stranger((*next)->magic.value_or(0));
+    tell_stranger((*next)->magic.value_or(0));
   }
 }
 

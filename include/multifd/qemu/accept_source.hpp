@@ -43,7 +43,8 @@ struct AcceptSourceOptions {
   /// it failed, so that nobody is served by a longer wait. 0: for who restarts sources by hand.
   std::chrono::milliseconds retry_timeout{3'000};
   const Interrupt* interrupt = nullptr;  ///< null: that of the listener
-  /// Told of each connection that is neither, with its first bytes (0: it said too little); it is closed then.
+  /// Told of each connection that is neither, or another source's, with its first bytes (0: it said too little); it is
+  /// closed then.
   std::function<void(std::uint32_t first_bytes)> on_stranger{};
   /// Told when connections of a source have ended ahead of time and are dropped.
   std::function<void(std::size_t connections)> on_dropped{};
@@ -129,18 +130,17 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
                                                           const Interrupt* interrupt) {
   SourceSet<Link> set(channels);
   Clock::time_point deadline = deadline_after(as_timeout(options.first_timeout));
-  Clock::time_point retry_deadline = Clock::time_point::max();  // while connections of a source have ended
-  bool gave_up = false;
+  bool gave_up = false;  // connections of a source have ended; the deadline is retry_timeout's then
   for (;;) {
     const auto ended = set.drop_ended();
     if (ended.dropped > 0 && options.on_dropped) options.on_dropped(ended.dropped);
-    if (ended.dropped > 0 || ended.others) {
+    if ((ended.dropped > 0 || ended.others) && !gave_up) {
       // A source has connected everything before it ends anything, so that what is missing now is there at once.
       gave_up = true;
-      retry_deadline = std::min(retry_deadline, deadline_after(as_timeout(options.retry_timeout)));
+      deadline = deadline_after(as_timeout(options.retry_timeout));
     }
     if (set.whole()) return set.take();
-    auto next = door.next(std::min(deadline, retry_deadline), interrupt);
+    auto next = door.next(deadline, interrupt);
     if (!next) {
       Error error = next.error();
       if (error.code != Errc::timed_out) return std::unexpected(error);
@@ -157,16 +157,18 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
     Arrival<Link>& arrival = **next;
     if (arrival.magic == magic.main || arrival.magic == magic.channel) {
       if (auto watched = door.watch_end(arrival.link); !watched) return std::unexpected(watched.error());
+      using Added = SourceSet<Link>::Added;
       const bool is_main = arrival.magic == magic.main;
-      if (is_main)
-        set.add_main(std::move(arrival));
-      else if (!set.add_channel(std::move(arrival)))
-        return fail(Errc::too_many_channels, Stage::accept, "accept", set.channels() + 1);
-      // A try begins. Behind one that was given up, a channel may be the rest of that.
-      if (gave_up ? is_main : set.size() == 1) {
-        gave_up = false;
-        retry_deadline = Clock::time_point::max();
+      const Added added = is_main ? set.add_main(std::move(arrival)) : set.add_channel(std::move(arrival));
+      if (added == Added::too_many) return fail(Errc::too_many_channels, Stage::accept, "accept", set.channels() + 1);
+      if (added == Added::not_at_all) {
+        if (options.on_stranger) options.on_stranger(*(is_main ? &magic.main : &magic.channel));
+      } else if (gave_up ? is_main : added == Added::as_first) {
+        gave_up = false;  // a try begins
         deadline = deadline_after(as_timeout(options.timeout));
+      } else if (gave_up) {
+        // The next try's first, or the rest of the one before: its main connection tells, and has as long for it.
+        deadline = deadline_after(as_timeout(options.retry_timeout));
       }
     } else {
       // Who says nothing, as a port scan, says nothing about the source either.
@@ -185,7 +187,8 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
 ///
 /// Params: `channels`: 1 to 255.
 /// Errors (stage accept): bad_option (a negative time limit); timed_out, whose op says what is missing, and whose detail how many channels came;
-///   peer_closed when a source came and gave up, and no other in retry_timeout; bad_channel_count; too_many_channels when one comes meanwhile; cancelled; errno.
+///   peer_closed when a source came and gave up, and no other in retry_timeout; bad_channel_count; too_many_channels when one more
+///   comes meanwhile that is not, by the uuid or the id in its hello, another source's; cancelled; errno.
 inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, unsigned channels,
                                          const AcceptSourceOptions& options = {}) {
   if (channels < 1 || channels > max_channels) return fail(Errc::bad_channel_count, Stage::accept, "accept", channels);
@@ -204,7 +207,10 @@ inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, 
     if (!next && next.error().code == Errc::timed_out) break;
     if (!next) return std::unexpected(next.error());
     if (!*next) continue;  // what becomes of the source's own connections, their readers learn
-    if ((*next)->magic == magic.channel) return fail(Errc::too_many_channels, Stage::accept, "accept", channels + 1);
+    const bool of_another = std::ranges::any_of(
+        source->second, [&](const FdTransport& channel) { return detail::are_of_two_sources(channel, (*next)->link); });
+    if ((*next)->magic == magic.channel && !of_another)
+      return fail(Errc::too_many_channels, Stage::accept, "accept", channels + 1);
     if (options.on_stranger) options.on_stranger((*next)->magic.value_or(0));
   }
   return SourceLinks{std::move(source->first), std::move(source->second)};

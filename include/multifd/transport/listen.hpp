@@ -110,7 +110,8 @@ inline FirstBytes look_at_first_bytes(int fd) noexcept {
 class Listener {
  public:
   /// Binds and listens. With an empty host, to IPv6 and IPv4 both, where the machine has IPv6.
-  /// Params `backlog`: connections that may wait to be accepted: at least the channels and the main connection.
+  /// Params `backlog`: connections that may wait to be accepted: at least the channels and the main connection. The
+  ///   kernel makes it net.core.somaxconn without a word where that is less; what finds no room then comes later.
   ///   `options`: for the accepted connections; `interrupt` is the default of accept().
   /// Errors (stage `accept`): errno, for instance EADDRINUSE, also for a UNIX path that is in use or is no socket;
   ///   `bad_address`, `bad_option`, op "resolve" as connect_to(). A socket file that nobody listens on is replaced.

@@ -214,8 +214,10 @@ TEST_CASE("Strangers before, between and behind are told of and closed, and dist
 namespace {
 
 /// A channel's hello, and what else it says.
-std::string hello(unsigned id, std::string_view more = {}) {
+std::string hello(unsigned id, std::string_view more = {}, char uuid = 0) {
   std::string text(channel_says);
+  text.resize(8);
+  text.resize(24, uuid);
   text.resize(64);
   text[24] = static_cast<char>(id);
   return text + std::string(more);
@@ -413,16 +415,169 @@ TEST_CASE("first_timeout is for the first connection of a source, timeout for th
     send_source(links, 0);
     check_accepted(accepted.get());
   }
-  {
-    // Later ones do not begin it anew.
-    std::vector<FdTransport> links;
-    auto accepted = destination.accept(source_channels, {.first_timeout = 20s, .timeout = 1s});
-    for (unsigned i = 0; i <= source_channels; ++i) {
-      links.push_back(destination.connect(i == 0 ? main_says : channel_says));
-      // The one after the third comes when the limit is over, and would otherwise complete the source.
-      if (accepted.wait_for(400ms) == std::future_status::ready) break;
+}
+
+namespace {
+
+/// Lets connections in as it is told to, and takes note of how long it was to wait for each.
+class ScriptedDoor {
+ public:
+  using Clock = multifd::detail::Clock;
+  using Next = multifd::Result<std::optional<multifd::detail::Arrival<FdTransport>>>;
+
+  /// The next connection, which says `text`, as the `number`th that was accepted. `in_order`: that nobody reads any more.
+  void comes(std::string_view text, std::uint64_t number) {
+    test::FdPair pair = test::unix_pair();
+    say(pair.first, text);
+    std::uint32_t first = 0;
+    for (const char c : text.substr(0, 4)) first = first << 8 | static_cast<unsigned char>(c);
+    steps_.push_back({std::move(pair), number, first});
+  }
+  /// The other end of the connection that came as the `index`th closes.
+  void ends(std::size_t index) { steps_.push_back({.ends = index}); }
+
+  Next next(Clock::time_point deadline, const Interrupt*) {
+    waits.push_back(deadline);
+    if (at_ == steps_.size()) return fail(Errc::timed_out, Stage::accept, "accept");
+    Step& step = steps_[at_++];
+    if (step.ends) {
+      others_[*step.ends].reset();
+      return Next(std::nullopt);
     }
-    CHECK(error_of(accepted.get()).code == Errc::timed_out);
+    others_.emplace_back(std::move(step.pair->first));
+    return Next(multifd::detail::Arrival<FdTransport>{std::move(step.pair->second), step.number, step.magic});
+  }
+  Result<void> watch_end(const FdTransport&) { return {}; }
+
+  /// Whether this side has closed the connection that came as the `index`th.
+  bool closed(std::size_t index) { return is_closed(*others_[index], 0ms); }
+
+  std::vector<Clock::time_point> waits;  ///< until when it was to wait: one for each step, and the last
+
+ private:
+  struct Step {
+    std::optional<test::FdPair> pair{};
+    std::uint64_t number = 0;
+    std::uint32_t magic = 0;
+    std::optional<std::size_t> ends{};
+  };
+  std::vector<Step> steps_;
+  std::vector<std::optional<FdTransport>> others_;
+  std::size_t at_ = 0;
+};
+
+// So far apart that no machine is busy enough to mistake one for the other.
+const AcceptSourceOptions hours{.first_timeout = 300h, .timeout = 100h, .retry_timeout = 200h};
+
+/// For each wait the limit that it had: f, t or r, in small letters when it ended with that of the wait before.
+std::string limits_of(const ScriptedDoor& door, ScriptedDoor::Clock::time_point began) {
+  std::string text;
+  for (std::size_t i = 0; i < door.waits.size(); ++i) {
+    const auto left = std::chrono::round<std::chrono::hours>(door.waits[i] - began).count();
+    const char limit = left == 300 ? 'F' : left == 100 ? 'T' : left == 200 ? 'R' : '?';
+    const bool same = i > 0 && door.waits[i] == door.waits[i - 1];
+    text += same ? static_cast<char>(limit - 'A' + 'a') : limit;
+  }
+  return text;
+}
+
+}  // namespace
+
+TEST_CASE("Each try has the time limit from its own first connection, and later ones do not begin it anew") {
+  struct Row {
+    const char* what;
+    void (*script)(ScriptedDoor&);
+    const char* limits;
+  };
+  for (const Row& row : {
+           Row{"one try",
+               [](ScriptedDoor& door) {
+                 door.comes(main_says, 1);
+                 door.comes(hello(0), 2);
+                 door.comes(hello(1), 3);
+               },
+               "FTtt"},
+           Row{"channels first",
+               [](ScriptedDoor& door) {
+                 door.comes(hello(0), 2);
+                 door.comes(main_says, 1);
+               },
+               "FTt"},
+           Row{"a second main connection",
+               [](ScriptedDoor& door) {
+                 door.comes(main_says, 1);
+                 door.comes(hello(0), 2);
+                 door.comes(main_says, 3);
+                 door.comes(hello(0), 4);
+               },
+               "FTtTt"},
+           Row{"a channel's id once more",
+               [](ScriptedDoor& door) {
+                 door.comes(hello(0), 2);
+                 door.comes(hello(1), 3);
+                 door.comes(hello(0), 5);
+                 door.comes(main_says, 4);
+               },
+               "FTtTT"},
+           Row{"a try that gave up, and its next one's channels speak first",
+               [](ScriptedDoor& door) {
+                 door.comes(main_says, 1);
+                 door.ends(0);
+                 door.comes(hello(0), 3);
+                 door.comes(hello(1), 4);
+                 door.comes(main_says, 2);
+                 door.comes(hello(2), 5);
+               },
+               "FTRRRT"},
+       }) {
+    CAPTURE(row.what);
+    ScriptedDoor door;
+    row.script(door);
+    const auto began = ScriptedDoor::Clock::now();
+    const auto source = multifd::detail::collect_source<FdTransport>(door, magic, 3, hours, nullptr);
+    CHECK(limits_of(door, began) == std::string(row.limits).substr(0, door.waits.size()));
+    CHECK(door.waits.size() == std::string_view(row.limits).size());
+    CHECK(source.has_value() == (std::string_view(row.what).starts_with("a try that gave up")));
+  }
+}
+
+TEST_CASE("A main connection that was accepted before the present one, and speaks only after it, is closed") {
+  // As under TLS, where a connection of an older try can be through its handshake after those of the next one.
+  ScriptedDoor door;
+  std::vector<std::uint32_t> strangers;
+  AcceptSourceOptions options = hours;
+  options.on_stranger = [&](std::uint32_t first) { strangers.push_back(first); };
+  door.comes(std::string(main_says) + "g", 4);
+  door.comes(hello(0, "g"), 5);
+  door.comes(std::string(main_says) + "1", 1);
+  door.comes(hello(1, "g"), 6);
+  auto source = multifd::detail::collect_source<FdTransport>(door, magic, 2, options, nullptr);
+  REQUIRE(source.has_value());
+  CHECK(read(source->first, 5) == std::string(main_says) + "g");
+  for (FdTransport& channel : source->second) CHECK(read(channel, 65).ends_with('g'));
+  CHECK(door.closed(2));
+  CHECK(strangers == std::vector{magic.main});
+}
+
+TEST_CASE("A second source's channels do not end the first one's setup") {
+  for (const bool known : {true, false}) {
+    ScriptedDoor door;
+    std::vector<std::uint32_t> strangers;
+    AcceptSourceOptions options = hours;
+    options.on_stranger = [&](std::uint32_t first) { strangers.push_back(first); };
+    door.comes(hello(0, "g", 'a'), 2);
+    door.comes(hello(1, "g", 'a'), 3);
+    door.comes(known ? hello(2, "o", 'b') : std::string(channel_says), 5);  // one too many, unless it is another's
+    door.comes(std::string(main_says) + "g", 1);
+    auto source = multifd::detail::collect_source<FdTransport>(door, magic, 2, options, nullptr);
+    CHECK(source.has_value() == known);
+    if (!known) {
+      CHECK(source.error().code == Errc::too_many_channels);
+      continue;
+    }
+    for (FdTransport& channel : source->second) CHECK(read(channel, 65).ends_with('g'));
+    CHECK(door.closed(2));
+    CHECK(strangers == std::vector{magic.channel});
   }
 }
 
@@ -439,29 +594,38 @@ TEST_CASE("A channel more than expected is an error, which does not wait for the
 }
 
 TEST_CASE("Who has connected and not spoken when all are there is waited for a moment: it may be a channel too many") {
+  struct Row {
+    std::string says;
+    std::optional<std::uint32_t> stranger;  ///< none: it is a channel too many
+  };
+  const std::vector<Row> rows{{std::string(channel_says), {}},             // nobody can see whose
+                              {hello(7), {}},                              // the source's own, with an id of its own
+                              {hello(1), magic.channel},                   // the id of one that is there
+                              {hello(7, "", 'o'), magic.channel},          // another uuid
+                              {std::string(main_says), magic.main},        // another source's, or the next try's
+                              {std::string("GET / HTTP/1.1\r\n"), http}};  // none at all
   for (const AddressKind kind : kinds) {
     Destination destination(kind);
-    std::vector<std::uint32_t> strangers;
-    const AcceptSourceOptions options{.on_stranger = [&](std::uint32_t first) { strangers.push_back(first); }};
-    // What the last one says after a moment, and what becomes of that.
-    for (const std::string_view text : {channel_says, main_says, std::string_view("GET / HTTP/1.1\r\n")}) {
-      CAPTURE(text);
-      strangers.clear();
+    for (const Row& row : rows) {
+      CAPTURE(row.says);
       FdTransport late = destination.connect();
-      std::vector<FdTransport> links;
-      for (unsigned connection = 0; connection <= source_channels; ++connection)
-        links.push_back(destination.connect(greeting(connection)));
-      auto accepted = destination.accept(source_channels, options);
-      CHECK(accepted.wait_for(30ms) == std::future_status::timeout);
-      say(late, text);
-      if (text == channel_says) {
-        const Error error = error_of(accepted.get());
+      auto links = a_try(destination, {0, 2, 1, 3}, "g");
+      // The last one to be accepted: when that is told of, the source is whole, and `late` is all that is waited for.
+      links.push_back(destination.connect("SSH-"));
+      std::vector<std::uint32_t> strangers;
+      auto source =
+          accept_source(destination.listener(), magic, source_channels, {.on_stranger = [&](std::uint32_t first) {
+                          strangers.push_back(first);
+                          if (first == 0x5353482d) say(late, row.says);
+                        }});
+      if (row.stranger) {
+        check_try(std::move(source), "g");
+        CHECK(strangers == std::vector{0x5353482du, *row.stranger});
+      } else {
+        const Error error = error_of(source);
         CHECK(error.code == Errc::too_many_channels);
         CHECK(error.detail == source_channels + 1);
         for (FdTransport& link : links) CHECK(is_closed(link));
-      } else {
-        check_accepted(accepted.get());
-        CHECK(strangers == std::vector{text == main_says ? magic.main : http});
       }
       CHECK(is_closed(late));
     }

@@ -59,9 +59,25 @@ std::optional<std::array<std::byte, 16>> look_at_channel_uuid(const Link& link) 
   return uuid;
 }
 
+/// Whether two channels are, by their hellos, of different sources, or of different tries of one: they have the same id,
+/// or not the same uuid. False also where nobody can see that.
+template <class Link>
+bool are_of_two_sources(const Link& one, const Link& other) noexcept {
+  const auto id = look_at_channel_id(one);
+  const auto its_id = look_at_channel_id(other);
+  return id && its_id && (*id == *its_id || look_at_channel_uuid(one) != look_at_channel_uuid(other));
+}
+
 template <class Link>
 class SourceSet {
  public:
+  enum class Added {
+    as_first,    ///< of a try of which nothing was there before
+    to_others,   ///< to those of a try that has begun
+    not_at_all,  ///< it is another source's, or an older try's
+    too_many,
+  };
+
   explicit SourceSet(unsigned channels) : channels_(channels) { members_.reserve(channels + 1); }
 
   bool whole() const noexcept { return has_main() && channels() == channels_; }
@@ -73,32 +89,41 @@ class SourceSet {
 
   /// A main connection. A second one begins another try. A source connects it first (section 1.2), whoever speaks first:
   /// the connections that were accepted before it are of the try before. So is a main connection that was accepted before
-  /// the present one and speaks only now, as under TLS: it is closed.
-  void add_main(Arrival<Link> arrival) {
+  /// the present one and speaks only now, as under TLS: it is closed. Returns what it was.
+  Added add_main(Arrival<Link> arrival) {
     if (std::ranges::any_of(members_, [&](const Member& each) { return each.is_main && each.number > arrival.number; }))
-      return;
+      return Added::not_at_all;
+    const Added added = has_main() || newer_ || members_.empty() ? Added::as_first : Added::to_others;
     if (has_main() || newer_) {
       const std::uint64_t first = has_main() ? arrival.number : std::min(arrival.number, *newer_);
       drop([&](const Member& each) { return each.number < first; });
       newer_.reset();
     }
     members_.push_back({std::move(arrival.link), arrival.number, true});
+    return added;
   }
 
-  /// A channel; false if it is one too many. A repeated id is another try's: what was accepted up to the one that had it
-  /// is of the try before. Of the connections in between nobody knows, until the new main connection tells.
-  [[nodiscard]] bool add_channel(Arrival<Link> arrival) {
+  /// A channel. A repeated id is another try's: what was accepted up to the one that had it is of the try before. Of the
+  /// connections in between nobody knows, until the new main connection tells. One that would be too many is not added,
+  /// and closed where it is another source's.
+  [[nodiscard]] Added add_channel(Arrival<Link> arrival) {
+    Added added = members_.empty() ? Added::as_first : Added::to_others;
     if (const auto id = look_at_channel_id(arrival.link)) {
       const auto same = std::ranges::find_if(
           members_, [&](const Member& each) { return !each.is_main && look_at_channel_id(each.link) == id; });
       if (same != members_.end()) {
         drop([last = same->number](const Member& each) { return each.number <= last; });
         newer_ = std::min(newer_.value_or(arrival.number), arrival.number);
+        added = Added::as_first;
       }
     }
-    if (channels() == channels_) return false;
+    if (channels() == channels_) {
+      const bool of_another = std::ranges::any_of(
+          members_, [&](const Member& each) { return !each.is_main && are_of_two_sources(each.link, arrival.link); });
+      return of_another ? Added::not_at_all : Added::too_many;
+    }
     members_.push_back({std::move(arrival.link), arrival.number, false});
-    return true;
+    return added;
   }
 
   /// Null: none is there.
