@@ -124,8 +124,8 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
           Listener::listen(address_of(options.listen, "--listen"), multifd::max_channels + 1u, options.limits.socket()),
           "listen on " + options.listen)),
       links_([&] {
-        tell("listening on {}\n", to_string(listener_.local_address()));
         tell_of_smaller_backlog(options.channels + 1);
+        tell("listening on {}\n", to_string(listener_.local_address()));
         const Progress waiting(
             fmt::format("waiting for a source's main connection and {} channels on {}", options.channels,
                         to_string(listener_.local_address())),

@@ -10,6 +10,7 @@ Prints one line on stdout when it has come that far, and ends when it is killed.
 import argparse
 import json
 import select
+import signal
 import socket
 import struct
 import sys
@@ -17,6 +18,8 @@ import time
 
 MAIN_MAGIC = 0x4d46446d
 CHANNEL_MAGIC, CHANNEL_VERSION = 0x11223344, 1
+SYNC = struct.pack(">IIII", CHANNEL_MAGIC, CHANNEL_VERSION, 1, 128).ljust(320 + 128 * 8, b"\0")  # format/packets.md section 3
+ROUND_END, DONE = 3, 6
 MIB = 1 << 20
 
 
@@ -70,12 +73,22 @@ def be_source(options):
     if options.until != "nothing":
         text = json.dumps({"size": 16 * MIB, "page_size": 4096, "channels": options.channels, "compression": "none"})
         links[0].sendall(struct.pack(">IBI", MAIN_MAGIC, 1, len(text)) + text.encode())
-    if options.until in ("channels", "hellos"):
+    if options.until in ("channels", "hellos", "ended"):
         for channel in range(options.channels):
             links.append(connect())
             # The magic alone lets it be taken for a channel.
-            links[-1].sendall(hello(channel)[:64 if options.until == "hellos" else 4])
+            links[-1].sendall(hello(channel)[:4 if options.until == "channels" else 64])
+    if options.until == "ended":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        for channel in links[1:]:
+            channel.sendall(SYNC)
+            channel.close()
+        links[0].sendall(struct.pack(">BI", ROUND_END, 0))
     print("there", flush=True)
+    if options.until == "ended":
+        signal.sigwait({signal.SIGUSR1})
+        text = json.dumps({"digest": "none"})
+        links[0].sendall(struct.pack(">BI", DONE, len(text)) + text.encode())
     time.sleep(600)
 
 
@@ -86,7 +99,8 @@ def main():
     parser.add_argument("--full", action="store_true", help="let nobody in")
     parser.add_argument("--connect")
     parser.add_argument("--channels", type=int, default=2)
-    parser.add_argument("--until", choices=("nothing", "main", "channels", "hellos"), default="nothing")
+    parser.add_argument("--until", choices=("nothing", "main", "channels", "hellos", "ended"),
+                        default="nothing", help="ended: the channels have, and SIGUSR1 lets the main connection say done")
     options = parser.parse_args()
     (be_destination if options.listen else be_source)(options)
 

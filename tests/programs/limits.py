@@ -13,7 +13,7 @@ from pathlib import Path
 
 import survivors
 from files import Lab, check, sparse
-from survivors import Folder, LabError, Process, Program
+from survivors import Folder, LabError, Process, Program, wait_for
 
 LISTEN = ("--listen", "tcp:127.0.0.1:0")
 
@@ -145,7 +145,33 @@ def socket_buffers(lab):
     return None
 
 
-CASES = (socket_buffers, a_soft_limit, few_descriptors_at_the_destination, few_descriptors_elsewhere, no_address_space, small_files,
+def waiting_connections(lab):
+    """Of which the kernel lets fewer wait than a source makes at once; each network namespace has a limit of its own."""
+    inside = ["unshare", "--net", "sh", "-c", 'ip link set lo up; echo 16 > /proc/sys/net/core/somaxconn && exec "$@"', "sh"]
+    if os.geteuid() != 0 or subprocess.run([*inside, "true"], capture_output=True, timeout=20).returncode != 0:
+        return "skipped: no network namespaces here"
+    limit = "lets 16 connections wait to be accepted (net.core.somaxconn)"
+    image = lab.image(1)
+    for name, *options in (("qemu_dump", "--output", lab.home / "out"), ("qemu_relay", "--connect", "tcp:127.0.0.1:1")):
+        for channels, said in ((15, False), (16, True), (255, True)):
+            listening = lab.stack.enter_context(Program(lab.folder, [
+                *inside, lab.programs / name, *LISTEN, *options,
+                "--in-channels" if name == "qemu_relay" else "--channels", channels]))
+            wait_for("its last line before it waits", 20, lambda: "listening" in listening.stderr())
+            check((f"{limit}, and the source makes {channels + 1} at once" in listening.stderr()) == said,
+                  f"{name}, {channels} channels: {listening.stderr()}")
+            listening.kill()
+    for channels, said in ((8, False), (64, True)):  # both ends, where all get through all the same
+        to = lab.stack.enter_context(survivors.receiver(lab.folder, lab.programs, f"unix:{lab.folder.new('socket')}",
+                                                        lab.home / f"copy{channels}", inside=inside))
+        source = lab.sender(to, image, "--channels", channels)
+        check(source.wait_exit(30) == 0, f"the source: {source.stderr()}")
+        to.finish(30)
+        check((limit in to.stderr()) == said, f"ram_receive, {channels} channels: {to.stderr()}")
+    return None
+
+
+CASES = (waiting_connections, socket_buffers, a_soft_limit, few_descriptors_at_the_destination, few_descriptors_elsewhere, no_address_space, small_files,
          no_threads)
 
 

@@ -5,7 +5,9 @@
 """
 
 import argparse
+import re
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -84,12 +86,37 @@ def check_stranger(folder, programs, image, tcp, *_):
         return time.monotonic() - began, "the next source was taken"
 
 
+def check_patience(folder, programs, _image, tcp, *_):
+    """What is whole is not thrown away because the source is long over its digest: when all channels have ended, several
+    of the limits pass before it is given up."""
+    limit = 1.0
+    listen = "tcp:127.0.0.1:0" if tcp else f"unix:{folder.new('socket')}"
+    command = [programs / "ram_receive", "--listen", listen, "--discard", "--progress-timeout", limit,
+               "--hint-after", "0.4"]
+    with survivors.Program(folder, command) as receiver:
+        receiver.name = "ram_receive"
+        other, _ = fake(folder, "--connect", receiver.address, "--until", "ended")
+        with other:
+            # A hint says for how long nothing has moved; each comes after twice the time.
+            wait_for("three limits to pass", MARGIN,
+                     lambda: any(float(each) >= 3 * limit for each in
+                                 re.findall(r"nothing has moved for ([\d.]+) s", receiver.stderr()))
+                     or not receiver.alive())
+            seconds = 0.0
+            if receiver.alive():
+                other.popen.send_signal(signal.SIGUSR1)
+                seconds = survivors.seconds_to_end(receiver, MARGIN, time.monotonic())
+            # It has come to the digests, of which this peer's is none.
+            return seconds, survivors.check_failure(receiver, "what arrived is not what the source's file holds now")
+
+
 def main():
     parser = argparse.ArgumentParser(description="a peer falls silent")
     parser.add_argument("programs", type=Path, help="folder of ram_send and ram_receive")
     programs = parser.parse_args().programs.resolve()
     cases = [(check_sender, *case) for case in SENDER_CASES] + [(check_receiver, *case) for case in RECEIVER_CASES]
     cases.append((check_stranger, "nothing", "--hello-timeout", ""))
+    cases.append((check_patience, "ended", "--progress-timeout", ""))
     with Folder() as folder:
         image = survivors.make_image(folder.memory / "image", 32)
 
