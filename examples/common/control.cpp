@@ -87,8 +87,8 @@ bool Control::send_last(MessageType type, std::span<const std::byte> payload) no
   bool sent = false;
   try {
     // The interrupt may be what ended us; this one line still has to go out, if the socket takes it at once.
-    const multifd::Interrupt quiet = need(multifd::Interrupt::create());
-    interrupt_ = &quiet;
+    // Nothing is made for that: a process without descriptors, memory or threads has to say so, too.
+    interrupt_ = nullptr;
     message_limit_ = {.time = 1s};
     send(type, payload);
     sent = true;
@@ -143,8 +143,7 @@ Message Control::expect(MessageType type, std::size_t limit_bytes, const Limit& 
 void Control::give_up(const Failure& noticed) {
   const Failure failure = cause_of(noticed);
   if (failure.may_be_echo()) {
-    const multifd::Interrupt quiet = need(multifd::Interrupt::create());
-    interrupt_ = &quiet;
+    interrupt_ = nullptr;
     try {
       for (;;) (void)receive(small_message, {.time = 500ms});
     } catch (const Failure& theirs) {
@@ -162,7 +161,8 @@ bool Control::ready(short events, std::chrono::milliseconds timeout) {
     if (!first && first.error().code == multifd::Errc::cancelled) throw Failure(first.error());
     return first || first.error().code != multifd::Errc::timed_out;  // the read says what else it is
   }
-  std::array<pollfd, 2> fds{{{link_.native_handle(), events, 0}, {interrupt_->native_handle(), POLLIN, 0}}};
+  std::array<pollfd, 2> fds{
+      {{link_.native_handle(), events, 0}, {interrupt_ != nullptr ? interrupt_->native_handle() : -1, POLLIN, 0}}};
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   for (;;) {
     int wait_ms = -1;

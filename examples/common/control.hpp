@@ -108,8 +108,8 @@ class Control {
   void wait(short events, const Limit& limit);
 
   Link link_;
-  const multifd::Interrupt* interrupt_;
-  Limit message_limit_;  ///< for the rest of a message that has begun, and for what is written
+  const multifd::Interrupt* interrupt_;  ///< null: nothing ends a wait but its limit
+  Limit message_limit_;                  ///< for the rest of a message that has begun, and for what is written
 };
 
 /// Bounds of payloads: JSON, and everything that has no bound of its own.
