@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # Measures everything, on a machine that does nothing else: some 25 minutes. Leaves raw results and what was printed in
-# benchmarks/results/, named COMMIT.CPU.COMPILER.DATE.WHAT; the README's figures come from there.
+# benchmarks/results/, named COMMIT.CPU.COMPILER.DATE.WHAT. The documents' figures come from there: benchmarks/figures.py.
 #
 #   cmake --preset bench && cmake --build --preset bench && sh benchmarks/measure.sh [build/bench [what...]]
 #

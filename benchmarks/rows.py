@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Runs bench_handoff and bench_pipeline and prints their figures as ratios: rows 1, 2, 3, 12, 13 and 16 of the issue on
-performance. The other rows: kernels/rows.py (4 to 7), codec/table.py and qemu/side_by_side.py (8 to 11, 14, 15).
+"""Runs bench_handoff and bench_pipeline and prints their figures as ratios: rows 1, 2, 3, 12, 13 and 16 of
+benchmarks/README.md. The other rows: kernels/rows.py (4 to 7) and qemu/side_by_side.py (8 to 11, 14, 15).
 
     benchmarks/rows.py build/bench --json rows.json
 

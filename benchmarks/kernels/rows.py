@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Runs bench_kernels and prints the zero check's figures as ratios: rows 4 to 7 of the issue on performance.
+"""Runs bench_kernels and prints the zero check's figures as ratios: rows 4 to 7 of benchmarks/README.md.
 
     benchmarks/kernels/rows.py build/release/benchmarks/bench_kernels --json rows.json
     benchmarks/kernels/rows.py .../bench_kernels --quick        # a smoke test: seconds, and the figures mean nothing

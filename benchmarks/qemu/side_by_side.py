@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """The same guest memory, migrated three ways in one run, in turn: QEMU to QEMU, ram_send to ram_receive, and over plain
-sockets without any protocol. Prints medians and ratios, and which figures of the project's table they reach.
+sockets without any protocol. Prints medians and ratios, and which goals they reach (rows of benchmarks/README.md).
 
   qemu  QEMU's own multifd: a paused guest on TCG whose memory is the image (memory-backend-file, share=on, prealloc=on, on
         tmpfs), into a QEMU with anonymous memory (memory-backend-ram, for which QEMU asks huge pages, too) and, where it is
