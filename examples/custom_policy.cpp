@@ -123,6 +123,7 @@ struct WordRuns {
 };
 static_assert(check_compressor<WordRuns>());
 
+// [readme]
 // Pages that the balloon driver holds are zero by contract: do not even read them.
 struct BalloonAware {
   static constexpr std::string_view name = "balloon";
@@ -135,6 +136,7 @@ struct BalloonAware {
   }
 };
 static_assert(check_zero_page_policy<BalloonAware>());
+// [readme end]
 
 using Link = Counting<FdTransport>;
 
