@@ -51,25 +51,26 @@ class Guest {
   bool stopped_ = false;
 };
 
+constexpr multifd::BlockId pc_ram{0};
+
 // [readme]
 using Zeros = multifd::ResidencyAware<multifd::ZeroPagesMultifd>;
 using Sender = multifd::Sender<multifd::FdTransport, multifd::NoComp, Zeros>;
 
 Result<void> precopy(Guest& guest, multifd::RamMap& ram, std::vector<multifd::FdTransport> links) {
-  const auto block = multifd::BlockId{0};
   guest.start_dirty_log();                                  // first: from here on every write is logged
   auto untouched = multifd::UntouchedPages::snapshot(ram);  // then: what was never touched; stale with the next write
   if (!untouched) return std::unexpected(untouched.error());
   auto tx = Sender::open(ram, std::move(links), {.zero_pages = {.untouched = *untouched}});
   if (!tx) return std::unexpected(tx.error());
 
-  if (auto r = tx->queue_range(block, 0, ram.blocks()[0].host.size()); !r) return std::unexpected(r.error());
+  if (auto r = tx->queue_range(pc_ram, 0, ram.blocks()[0].host.size()); !r) return std::unexpected(r.error());
   if (auto r = tx->sync(); !r) return std::unexpected(r.error());  // round 1 ends
   untouched->forget();  // before the log is read: a page that is dirty in it is not untouched any more
   for (bool last = false; !last;) {
     last = guest.may_stop();  // a VMM compares what is dirty with what the downtime allows
     if (last) guest.stop();
-    if (auto r = tx->queue_dirty(block, guest.fetch_dirty()); !r) return std::unexpected(r.error());
+    if (auto r = tx->queue_dirty(pc_ram, guest.fetch_dirty()); !r) return std::unexpected(r.error());
     if (auto r = tx->sync(); !r) return std::unexpected(r.error());
   }
   return tx->finish();

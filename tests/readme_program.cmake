@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: MIT
 #
-# cmake -D ROOT=<repository> -P readme_program.cmake: the README's first program is the one that is compiled and run.
-file(READ "${ROOT}/examples/first_program.cpp" source)
-string(REGEX MATCH "// \\[readme\\]\n(.*)// \\[readme end\\]" _ "${source}")
-set(wanted "```cpp\n${CMAKE_MATCH_1}```")
+# cmake -D ROOT=<repository> -P readme_program.cmake: every program in the README is one that is compiled and run.
 file(READ "${ROOT}/README.md" readme)
-string(FIND "${readme}" "${wanted}" at)
-if(CMAKE_MATCH_1 STREQUAL "" OR at EQUAL -1)
-  message(FATAL_ERROR "README.md does not show examples/first_program.cpp between its [readme] marks, word by word")
+set(programs first_program custom_policy precopy)
+foreach(program IN LISTS programs)
+  file(READ "${ROOT}/examples/${program}.cpp" source)
+  string(REGEX MATCH "// \\[readme\\]\n(.*)// \\[readme end\\]" _ "${source}")
+  set(wanted "```cpp\n${CMAKE_MATCH_1}```")
+  string(FIND "${readme}" "${wanted}" at)
+  if(CMAKE_MATCH_1 STREQUAL "" OR at EQUAL -1)
+    message(SEND_ERROR "README.md does not show examples/${program}.cpp between its [readme] marks, word by word")
+  endif()
+endforeach()
+string(REGEX MATCHALL "```cpp" blocks "${readme}")
+list(LENGTH blocks shown)
+list(LENGTH programs compiled)
+if(NOT shown EQUAL compiled)
+  message(SEND_ERROR "README.md shows ${shown} blocks of C++, of which ${compiled} are compiled")
 endif()
