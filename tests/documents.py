@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Holds README.md and the raw results against the tree.
+"""Holds the documents (*.md) and the raw results against the tree.
 
     python3 tests/documents.py
 
 * README.md has at most 220 lines.
-* Every folder and file that README.md and the folders' READMEs name exists, and so does every heading that they link to.
+* Every folder and file that a document names exists, and so does every heading that it links to.
 * Every file in benchmarks/results/ is cited by a document, and every cited one exists.
 """
 
@@ -16,7 +16,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "benchmarks/results"
 LONGEST = 220
-DOCUMENTS = ("README.md", "include/multifd/README.md", "examples/README.md", "tests/README.md", "benchmarks/README.md")
 FOLDERS = ("", "include", "include/multifd", "examples", "tests", "benchmarks")  # where a name may begin
 MADE = ("build/", "guest-ram/")  # what the commands of a document make
 NAMES = re.compile(r"(?<![\w./<>…$:*-])[\w.-][\w./-]*(?![\w…])")
@@ -54,7 +53,8 @@ def main():
                         f"to tests/README.md, options to --help")
 
     named = 0
-    for document in DOCUMENTS:
+    documents = sorted(name for name in files if name.endswith(".md"))
+    for document in documents:
         places = (*FOLDERS, str(Path(document).parent))
         for name in names_in((ROOT / document).read_text()):
             named += 1
@@ -67,7 +67,7 @@ def main():
                 problems.append(f"{document}: {target} has no heading {heading}")
 
     cited = set()
-    for document in sorted(name for name in files if name.endswith(".md")):
+    for document in documents:
         for name in re.findall(r"\bresults/([\w.+-]+\.(?:txt|json|svg))", (ROOT / document).read_text()):
             cited.add(name)
             if f"{RESULTS}/{name}" not in files:
