@@ -65,13 +65,13 @@ Result<void> precopy(Guest& guest, multifd::RamMap& ram, std::vector<multifd::Fd
   if (!tx) return std::unexpected(tx.error());
 
   if (auto r = tx->queue_range(pc_ram, 0, ram.blocks()[0].host.size()); !r) return std::unexpected(r.error());
-  if (auto r = tx->sync(); !r) return std::unexpected(r.error());  // round 1 ends
+  if (auto r = tx->close_epoch(); !r) return std::unexpected(r.error());  // round 1 ends
   untouched->forget();  // before the log is read: a page that is dirty in it is not untouched any more
   for (bool last = false; !last;) {
     last = guest.may_stop();  // a VMM compares what is dirty with what the downtime allows
     if (last) guest.stop();
     if (auto r = tx->queue_dirty(pc_ram, guest.fetch_dirty()); !r) return std::unexpected(r.error());
-    if (auto r = tx->sync(); !r) return std::unexpected(r.error());
+    if (auto r = tx->close_epoch(); !r) return std::unexpected(r.error());
   }
   return tx->finish();
 }

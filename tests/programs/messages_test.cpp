@@ -118,7 +118,10 @@ TEST_CASE("A zero run that does not fit is told with its block and its offset") 
   };
   const auto apply = [&](std::initializer_list<std::uint64_t> numbers) {
     return message_of([&] {
-      (void)apply_zero_runs(message(numbers), map, block, [](std::uint64_t) { return multifd::Result<bool>(true); });
+      (void)apply_zero_runs(message(numbers), map, block, [&](std::uint64_t offset) -> multifd::Result<void> {
+        const auto page = map.resolve(block, offset);  // what a receiver checks
+        return page ? multifd::Result<void>{} : std::unexpected(page.error());
+      });
     });
   };
   CHECK(apply({0, 4096, 8192, 4096}).empty());
