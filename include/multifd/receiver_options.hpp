@@ -26,7 +26,8 @@ struct ReceiverOptions {
   /// too_many_channels; its pages would be missed. For sources that do not announce their number, as QEMU's: those of
   /// ours are compared anyway. Plain sockets only. Not owned, may be null.
   Listener* listener = nullptr;
-  /// Ends that wait from outside, because until open() returns there is nobody to cancel(). Not owned, may be null.
+  /// Cancels from outside: open(), where there is nobody to cancel() yet, and later whatever release_epoch() and finish()
+  /// wait for; noticed within 250 ms. Not owned, may be null.
   const Interrupt* interrupt = nullptr;
   /// How long channels wait at a barrier for others while no header and no payload arrives anywhere.
   std::chrono::milliseconds barrier_timeout{60'000};

@@ -26,10 +26,10 @@ class ProgressWatch {
   ProgressWatch(std::chrono::milliseconds limit, std::uint64_t sum) noexcept
       : limit_(bounded(limit)), sum_(sum), since_(Clock::now()) {}
 
-  /// How long to wait until the next look.
+  /// How long to wait until the next check.
   std::chrono::nanoseconds slice() const noexcept {
     using namespace std::chrono_literals;
-    return std::clamp<std::chrono::nanoseconds>(limit_ / 8, 1ms, 1s);
+    return std::clamp<std::chrono::nanoseconds>(limit_ / 8, 1ms, 250ms);
   }
 
   /// Whether the sum has stayed the same for `limit`, or so much longer.
