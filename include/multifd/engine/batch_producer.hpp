@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The producer's half of a sender: pages, ranges, bitmaps and copies become batches, zero pages go where the policy wants
-// them, full batches to the channels. Everything that the caller says is checked here.
+// The producer's half of a sender: pages, ranges, bitmaps and copies become batches, zero pages go where the policy
+// wants them, full batches to the channels. All arguments of the caller are checked here.
 #pragma once
 
 #include <algorithm>
@@ -23,17 +23,17 @@
 
 namespace multifd::engine {
 
-/// For callers whose policy reports no zero pages.
+/// Stands for on_zero() where the policy reports no zero pages.
 struct NoZeroSink {
   bool operator()(std::uint64_t) const noexcept { return true; }
 };
 
-/// A policy that reports zero pages (ZeroPagesLegacy) needs somebody who takes them: a callable on_zero(offset).
+/// A callable on_zero(offset). A policy that reports zero pages (ZeroPagesLegacy) needs one that takes them.
 template <class OnZero, class Z>
 concept ZeroSink = std::invocable<OnZero&, std::uint64_t> &&
                    (Z::stage != ZeroStage::producer || !std::same_as<std::remove_cvref_t<OnZero>, NoZeroSink>);
 
-/// The calls are those of Sender, which explains them.
+/// The calls are Sender's, and are explained there.
 ///
 /// Threads: one, the producer; the counters may be read by any.
 template <ZeroPagePolicy Z, PageSource From>
@@ -41,7 +41,7 @@ class BatchProducer {
  public:
   BatchProducer(SendShared& shared, const Z& zero) noexcept : shared_(shared), zero_(zero), checks_(shared.map) {}
 
-  /// After the hand-off was made.
+  /// Takes the first empty batch. Called once, after the hand-off was created.
   void start() noexcept { open_ = shared_.handoff->first_batch(); }
 
   Result<Queued> queue_page(BlockId block, std::uint64_t offset) noexcept
@@ -53,7 +53,7 @@ class BatchProducer {
     if constexpr (Z::stage == ZeroStage::producer) {
       const std::byte* const host = shared_.map.block(block).host.data();
       if (zero_.is_zero({block, offset, {host + offset, page_bytes()}})) {
-        unsynced_ = true;  // also an epoch of nothing but zero pages is one
+        unsynced_ = true;  // an epoch that has only zero pages needs its SYNC, too
         zero_on_main.add(1);
         return Queued::zero_on_main;
       }
@@ -121,7 +121,8 @@ class BatchProducer {
       if constexpr (!listed && !From::copies) {
         if (auto queued = append_run(block, offset, 1); !queued) return std::unexpected(queued.error());
       } else {
-        // Zero pages end a batch: bytes of copies cannot be appended to a batch that has listed zero pages.
+        // In a batch the listed zero pages come last, and no bytes can follow them. So each kind has batches of its
+        // own.
         if (open_->block != block || open_->empty() || (open_->known_zeros != 0) != listed) {
           if (auto put = put_open(); !put) return std::unexpected(put.error());
           open_->block = block;
@@ -152,7 +153,7 @@ class BatchProducer {
     if (auto ready = check_range(block, 0, 0); !ready) return std::unexpected(ready.error());
     if (offsets.empty() || offsets.size() > shared_.map.batch_pages() || normal_pages > offsets.size())
       return fail(Errc::bad_range, Stage::produce, "queue_copies", offsets.size());
-    // Also without normal pages: it is swapped in, and later pages are written to it.
+    // Without normal pages, too: the buffer is swapped in, and zero pages may be written to it as bytes.
     if (pages.data() == nullptr) return fail(Errc::bad_option, Stage::produce, "queue_copies: buffer without memory");
     for (const std::uint64_t offset : offsets)
       if (auto checked = shared_.map.check(block, offset); !checked) return std::unexpected(checked.error());
@@ -167,7 +168,7 @@ class BatchProducer {
       std::byte* const page = batch.copies.data() + i * page_bytes();
       if constexpr (Z::stage == ZeroStage::producer) {
         if (zero_.is_zero({block, offsets[i], {page, page_bytes()}}) && is_taken(offsets[i], on_zero, done)) continue;
-        // Zero pages before it have left a gap.
+        // Zero pages before this page have left a gap.
         if (i != batch.size()) std::memcpy(batch.copies.data() + batch.size() * page_bytes(), page, page_bytes());
       }
       batch.push(offsets[i]);
@@ -186,7 +187,7 @@ class BatchProducer {
     return done;
   }
 
-  /// A message of the format's own (HasMessages). It belongs to no epoch, and leaves although no close_epoch() follows.
+  /// Queues a message of the format's own (HasMessages). It belongs to no epoch, and leaves without a close_epoch().
   Result<void> queue_message(Message message) noexcept {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (auto ready = check_open(); !ready) return ready;
@@ -212,7 +213,7 @@ class BatchProducer {
     return shared_.handoff->close_epoch();
   }
 
-  /// No more pages: closes the epoch if there were any since the last one. The channels drain what they have, and end.
+  /// Says that no more pages come: closes the epoch if it has pages. The channels drain what they have, and end.
   Result<void> finish() noexcept {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (auto ready = check_open(); !ready) return ready;
@@ -237,7 +238,7 @@ class BatchProducer {
   Counter zero_on_main, queued_pages, waits, wait_ns;
 
  private:
-  /// Up to 64 pages, one for each bit that is set: bit 0 stands for the page at `offset`.
+  /// Queues up to 64 pages, one for each bit that is set: bit 0 stands for the page at `offset`.
   template <class OnZero>
   Result<void> queue_bits(BlockId block, std::uint64_t offset, std::uint64_t bits, OnZero&& on_zero,
                           QueuedPages& done) {
@@ -258,7 +259,7 @@ class BatchProducer {
     return append_listed(block, offsets);
   }
 
-  /// Whether the caller takes a zero page. An on_zero() that returns nothing takes all.
+  /// Whether the caller takes a zero page. An on_zero() that returns void takes all.
   template <class OnZero>
   bool is_taken(std::uint64_t offset, OnZero&& on_zero, QueuedPages& done) {
     if constexpr (std::is_void_v<std::invoke_result_t<OnZero&, std::uint64_t>>) {
@@ -279,7 +280,7 @@ class BatchProducer {
     });
   }
 
-  /// Pages in any order, whatever they hold.
+  /// Appends pages in any order, without a zero check.
   Result<void> append_listed(BlockId block, std::span<const std::uint64_t> offsets) noexcept {
     return append(block, offsets.size(), [&](std::size_t count) {
       open_->push_all(offsets.first(count));
@@ -309,7 +310,7 @@ class BatchProducer {
     }
   }
 
-  /// A zero page among copies, as bytes.
+  /// Appends a zero page among copies, as bytes.
   void append_zero_bytes(std::uint64_t offset) noexcept {
     std::memset(open_->copies.data() + open_->size() * page_bytes(), 0, page_bytes());
     open_->push(offset);
@@ -355,7 +356,7 @@ class BatchProducer {
   const Z& zero_;
   [[no_unique_address]] ProducerChecksOfBuild checks_;
   PageBatch* open_ = nullptr;
-  bool unsynced_ = false;  ///< pages, zero ones that the caller took included, belong to an epoch that is not closed
+  bool unsynced_ = false;  ///< the open epoch has pages, counting zero pages that the caller took
   bool finished_ = false;
   std::optional<std::chrono::steady_clock::time_point> waiting_since_;
   std::optional<ProgressWatch> watch_;  ///< of the last wait
