@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// From run-time names to compile-time stacks: a program lists the policies that it offers, and one call picks by
-// name and instantiates the caller's code once for each.
+// From run-time names to compile-time stacks: a program lists the policies that it offers. One call picks policies by
+// name, and instantiates the caller's code once for each combination.
 //
 //   using Compressors = PolicyList<NoComp, Zlib, Zstd>;
 //   using ZeroPages   = PolicyList<ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd>;
