@@ -57,20 +57,19 @@ class Sender {
     if (auto good = check_time_limit("SenderOptions::confirm_timeout", options.confirm_timeout, Stage::setup); !good)
       return std::unexpected(good.error());
     return catch_bad_alloc(Stage::setup, "Sender::open", [&]() -> Result<Sender> {
-      auto state = std::make_unique<State>(ram, options, links);
-      auto pipeline =
-          Pipeline::open(ram, static_cast<unsigned>(links.size()), std::move(options.zero_pages),
-                         {.bandwidth = options.bandwidth,
-                          .depth = options.depth,
-                          .progress_timeout = options.progress_timeout,
-                          .thread_hook = std::move(options.thread_hook),
-                          .on_error = std::move(options.on_error)},
-                         [&](unsigned channel) {
-                           return Outlet::create(state->shared, channel, std::move(links[channel]), options.compressor);
-                         });
+      auto format = std::make_unique<Format>(ram, options, links);
+      auto pipeline = Pipeline::open(ram, static_cast<unsigned>(links.size()), std::move(options.zero_pages),
+                                     {.bandwidth = options.bandwidth,
+                                      .depth = options.depth,
+                                      .progress_timeout = options.progress_timeout,
+                                      .thread_hook = std::move(options.thread_hook),
+                                      .on_error = std::move(options.on_error)},
+                                     [&](unsigned channel) {
+                                       return Outlet::create(format->shared, channel, std::move(links[channel]),
+                                                             options.compressor);
+                                     });
       if (!pipeline) return std::unexpected(pipeline.error());
-      state->pipeline = std::move(*pipeline);
-      return Sender(std::move(state));
+      return Sender(std::move(format), std::move(*pipeline));
     });
   }
 
@@ -144,9 +143,8 @@ class Sender {
   /// Errors: Errc::peer_lacks_device_state; not_supported with a compressor, as in QEMU; bad_range; ENOMEM; the first
   ///   error. Threads: producer. Blocks while every channel is full.
   [[nodiscard]] Result<void> queue_device_state(const DeviceState& state) noexcept {
-    State& s = checked();
     if (auto ready = producer().check_open(); !ready) return ready;
-    if (!s.peer.device_state) return fail(Errc::peer_lacks_device_state, Stage::produce);
+    if (!format_->peer.device_state) return fail(Errc::peer_lacks_device_state, Stage::produce);
     if (C::method != wire::flag_none)
       return fail(Errc::not_supported, Stage::produce, "device state on compressed channels");
     if (state.idstr.empty() || state.idstr.size() > max_idstr_length || state.idstr.contains('\0'))
@@ -177,7 +175,7 @@ class Sender {
   /// Waits until every channel has written (not: the peer has read) the SYNC of an epoch that close_epoch() returned.
   ///
   /// Errors: Errc::bad_range for an epoch that is not closed; the first error. Threads: any.
-  [[nodiscard]] Result<void> wait(std::uint64_t epoch) noexcept { return checked().pipeline->wait(epoch); }
+  [[nodiscard]] Result<void> wait(std::uint64_t epoch) noexcept { return checked().wait(epoch); }
 
   /// close_epoch(), then wait().
   [[nodiscard]] Result<std::uint64_t> close_epoch_and_wait() noexcept {
@@ -195,10 +193,9 @@ class Sender {
   ///   ends without an answer; timed_out after confirm_timeout; else as close_channels().
   /// Threads: producer. Wire: format/answer.hpp.
   [[nodiscard]] Result<void> finish() noexcept {
-    State& s = checked();
     if (auto ready = producer().check_open(); !ready) return ready;
-    if (!s.shared.gets_answer()) return fail(Errc::peer_lacks_confirmation, Stage::close, "Sender::finish");
-    return s.pipeline->finish_confirmed(s.confirm_timeout);
+    if (!format_->shared.gets_answer()) return fail(Errc::peer_lacks_confirmation, Stage::close, "Sender::finish");
+    return pipeline_->finish_confirmed(format_->confirm_timeout);
   }
 
   /// Ends the channels in order: closes the epoch if pages were queued since the last close_epoch(), waits until
@@ -210,7 +207,7 @@ class Sender {
   ///
   /// Errors: the first error; Errc::already_closed. Threads: producer. Blocks on the peer, at most progress_timeout after
   ///   the last byte that moved; cancel() ends that.
-  [[nodiscard]] Result<void> close_channels() noexcept { return checked().pipeline->finish(); }
+  [[nodiscard]] Result<void> close_channels() noexcept { return checked().finish(); }
 
   [[deprecated("its success says nothing about the receiver: finish(), or close_channels()")]] Result<void>
   close() noexcept {
@@ -226,10 +223,10 @@ class Sender {
   /// broken stream.
   ///
   /// Threads: any; it must have begun before the destructor does. Bounded: it waits for no thread and no peer.
-  void cancel() noexcept { checked().pipeline->cancel("Sender::cancel"); }
+  void cancel() noexcept { checked().cancel("Sender::cancel"); }
 
   /// Changes the bandwidth cap; 0 lifts it. Threads: any.
-  void set_bandwidth(std::uint64_t bytes_per_s) noexcept { checked().pipeline->set_bandwidth(bytes_per_s); }
+  void set_bandwidth(std::uint64_t bytes_per_s) noexcept { checked().set_bandwidth(bytes_per_s); }
 
   /// Changes the compression level from each channel's next packet on. An impossible level fails the migration with
   /// Errc::bad_option. Threads: any.
@@ -237,8 +234,9 @@ class Sender {
   /// Errors: Errc::not_supported by compressors whose stream cannot change its level.
   [[nodiscard]] Result<void> set_level(int level) noexcept {
     if constexpr (HasLiveLevel<C>) {
-      checked().shared.level.store(level, std::memory_order_relaxed);
-      checked().shared.level_changes.fetch_add(1, std::memory_order_release);  // meets follow_level()
+      (void)checked();
+      format_->shared.level.store(level, std::memory_order_relaxed);
+      format_->shared.level_changes.fetch_add(1, std::memory_order_release);  // meets follow_level()
       return {};
     } else {
       return fail(Errc::not_supported, Stage::setup, "set_level");
@@ -246,17 +244,22 @@ class Sender {
   }
 
   /// Threads: any. Allocates the snapshot.
-  SenderStats stats() const { return checked().pipeline->stats(); }
+  SenderStats stats() const { return checked().stats(); }
 
   Sender(Sender&&) noexcept = default;
-  Sender& operator=(Sender&&) noexcept = default;
+  Sender& operator=(Sender&& other) noexcept {
+    pipeline_ = std::move(other.pipeline_);  // first: it uses the other
+    format_ = std::move(other.format_);
+    return *this;
+  }
 
  private:
   using Outlet = packets::Outlet<T, C>;
   using Pipeline = engine::Pipeline<Outlet, Z, From>;
 
-  struct State {
-    State(const RamMap& ram, const Options& options, const std::vector<T>& links)
+  /// What the multifd format adds to the engine.
+  struct Format {
+    Format(const RamMap& ram, const Options& options, const std::vector<T>& links)
         : peer(options.peer),
           confirm_timeout(options.confirm_timeout),
           shared(ram.page_bytes(), options.uuid, options.digest) {
@@ -269,18 +272,19 @@ class Sender {
     const PeerProfile peer;
     const std::chrono::milliseconds confirm_timeout;
     packets::OutletShared shared;
-    std::unique_ptr<Pipeline> pipeline;  ///< behind what its outlets use, so that it ends first
   };
 
-  explicit Sender(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+  Sender(std::unique_ptr<Format> format, std::unique_ptr<Pipeline> pipeline) noexcept
+      : format_(std::move(format)), pipeline_(std::move(pipeline)) {}
 
-  State& checked() const noexcept {
-    if (MULTIFD_CHECKED != 0 && !state_) MULTIFD_MISUSE("a Sender is used that was moved from", {}, 0);
-    return *state_;
+  Pipeline& checked() const noexcept {
+    if (MULTIFD_CHECKED != 0 && !pipeline_) MULTIFD_MISUSE("a Sender is used that was moved from", {}, 0);
+    return *pipeline_;
   }
-  auto& producer() noexcept { return checked().pipeline->producer; }
+  auto& producer() noexcept { return checked().producer; }
 
-  std::unique_ptr<State> state_;
+  std::unique_ptr<Format> format_;      // before the pipeline, whose outlets use it
+  std::unique_ptr<Pipeline> pipeline_;  // of its own: one step less on each page's way
 };
 
 }  // namespace multifd

@@ -39,7 +39,8 @@ concept ZeroSink = std::invocable<OnZero&, std::uint64_t> &&
 template <ZeroPagePolicy Z, PageSource From>
 class BatchProducer {
  public:
-  BatchProducer(SendShared& shared, const Z& zero) noexcept : shared_(shared), zero_(zero), checks_(shared.map) {}
+  BatchProducer(SendShared& shared, const Z& zero) noexcept
+      : shared_(shared), page_bytes_(shared.map.page_bytes()), zero_(zero), checks_(shared.map) {}
 
   /// Takes the first empty batch. Called once, after the hand-off was created.
   void start() noexcept { open_ = shared_.handoff->first_batch(); }
@@ -48,7 +49,8 @@ class BatchProducer {
     requires(!From::copies)
   {
     [[maybe_unused]] const auto turn = checks_.enter();
-    if (auto ready = check_range(block, offset, page_bytes()); !ready) return std::unexpected(ready.error());
+    if (!is_open() || !fits(block, offset, page_bytes())) [[unlikely]]
+      return std::unexpected(refusal(block, offset));
     checks_.note_run(shared_.map, block, offset, 1);
     if constexpr (Z::stage == ZeroStage::producer) {
       const std::byte* const host = shared_.map.block(block).host.data();
@@ -58,7 +60,7 @@ class BatchProducer {
         return Queued::zero_on_main;
       }
     }
-    if (auto queued = append_run(block, offset, 1); !queued) return std::unexpected(queued.error());
+    if (auto queued = append_page(block, offset); !queued) return std::unexpected(queued.error());
     return Queued::queued;
   }
 
@@ -67,7 +69,8 @@ class BatchProducer {
     requires(!From::copies)
   {
     [[maybe_unused]] const auto turn = checks_.enter();
-    if (auto ready = check_range(block, offset, bytes); !ready) return std::unexpected(ready.error());
+    if (!is_open() || !fits(block, offset, bytes)) [[unlikely]]
+      return std::unexpected(refusal(block, offset));
     const std::uint64_t pages = bytes / page_bytes();
     checks_.note_run(shared_.map, block, offset, pages);
     QueuedPages done;
@@ -91,7 +94,8 @@ class BatchProducer {
     requires(!From::copies)
   {
     [[maybe_unused]] const auto turn = checks_.enter();
-    if (auto ready = check_range(block, 0, 0); !ready) return std::unexpected(ready.error());
+    if (!is_open() || !fits(block, 0, 0)) [[unlikely]]
+      return std::unexpected(refusal(block, 0));
     const std::uint64_t pages = shared_.map.pages(block);
     const Subject name(shared_.map.block(block).idstr);
     if (first_page > pages) return fail(Errc::bad_range, Stage::produce, "queue_dirty: page", first_page, pages, name);
@@ -110,7 +114,8 @@ class BatchProducer {
 
   Result<Queued> queue_zero(BlockId block, std::uint64_t offset) noexcept {
     [[maybe_unused]] const auto turn = checks_.enter();
-    if (auto ready = check_range(block, offset, page_bytes()); !ready) return std::unexpected(ready.error());
+    if (!is_open() || !fits(block, offset, page_bytes())) [[unlikely]]
+      return std::unexpected(refusal(block, offset));
     checks_.note_run(shared_.map, block, offset, 1);
     unsynced_ = true;
     if constexpr (Z::stage == ZeroStage::producer) {
@@ -119,13 +124,12 @@ class BatchProducer {
     } else {
       constexpr bool listed = Z::stage == ZeroStage::channel;
       if constexpr (!listed && !From::copies) {
-        if (auto queued = append_run(block, offset, 1); !queued) return std::unexpected(queued.error());
+        if (auto queued = append_page(block, offset); !queued) return std::unexpected(queued.error());
       } else {
         // In a batch the listed zero pages come last, and no bytes can follow them. So each kind has batches of its
         // own.
         if (open_->block != block || open_->empty() || (open_->known_zeros != 0) != listed) {
-          if (auto put = put_open(); !put) return std::unexpected(put.error());
-          open_->block = block;
+          if (auto put = put_and_open(block); !put) return std::unexpected(put.error());
         }
         queued_pages.add(1);
         if constexpr (listed) {
@@ -150,7 +154,8 @@ class BatchProducer {
     requires From::copies
   {
     [[maybe_unused]] const auto turn = checks_.enter();
-    if (auto ready = check_range(block, 0, 0); !ready) return std::unexpected(ready.error());
+    if (!is_open() || !fits(block, 0, 0)) [[unlikely]]
+      return std::unexpected(refusal(block, 0));
     if (offsets.empty() || offsets.size() > shared_.map.batch_pages() || normal_pages > offsets.size())
       return fail(Errc::bad_range, Stage::produce, "queue_copies", offsets.size());
     // Without normal pages, too: the buffer is swapped in, and zero pages may be written to it as bytes.
@@ -228,11 +233,7 @@ class BatchProducer {
 
   /// Errors: the first error; Errc::already_closed behind finish().
   Result<void> check_open() const noexcept {
-    if (shared_.error.failed()) [[unlikely]]
-      return std::unexpected(shared_.error.get());
-    if (finished_) [[unlikely]]
-      return fail(Errc::already_closed, Stage::produce);
-    return {};
+    return is_open() ? Result<void>{} : std::unexpected(refusal(BlockId{}, 0));
   }
 
   Counter zero_on_main, queued_pages, waits, wait_ns;
@@ -272,7 +273,16 @@ class BatchProducer {
     return true;
   }
 
-  /// The hot path: a run of pages into batches, whatever they hold.
+  // The hot paths. They append pages to batches, without a zero check.
+
+  Result<void> append_page(BlockId block, std::uint64_t offset) noexcept {
+    if (auto open = open_batch(block); !open) return open;
+    queued_pages.add(1);
+    open_->push(offset);
+    return open_->full() ? put_and_open(block) : Result<void>{};
+  }
+
+  /// Appends adjacent pages.
   Result<void> append_run(BlockId block, std::uint64_t offset, std::uint64_t pages) noexcept {
     return append(block, pages, [&](std::size_t count) {
       open_->push_run(offset, count, page_bytes());
@@ -280,7 +290,7 @@ class BatchProducer {
     });
   }
 
-  /// Appends pages in any order, without a zero check.
+  /// Appends pages in any order.
   Result<void> append_listed(BlockId block, std::span<const std::uint64_t> offsets) noexcept {
     return append(block, offsets.size(), [&](std::size_t count) {
       open_->push_all(offsets.first(count));
@@ -292,22 +302,30 @@ class BatchProducer {
   template <class Push>
   Result<void> append(BlockId block, std::uint64_t pages, Push&& push) noexcept {
     if (pages == 0) return {};
-    unsynced_ = true;
-    if (open_->block != block || open_->known_zeros != 0) {
-      if (auto put = put_open(); !put) return put;
-      open_->block = block;
-    }
+    if (auto open = open_batch(block); !open) return open;
     queued_pages.add(pages);
     for (;;) {
       const std::size_t count = std::min<std::uint64_t>(pages, open_->room());
       push(count);
       if (open_->full()) {
-        if (auto put = put_open(); !put) return put;
-        open_->block = block;
+        if (auto put = put_and_open(block); !put) return put;
       }
       pages -= count;
       if (pages == 0) return {};
     }
+  }
+
+  /// Makes sure that pages of `block` can be appended to the open batch.
+  Result<void> open_batch(BlockId block) noexcept {
+    unsynced_ = true;
+    if (open_->block == block && open_->known_zeros == 0) [[likely]]
+      return {};
+    return put_and_open(block);
+  }
+  Result<void> put_and_open(BlockId block) noexcept {
+    if (auto put = put_open(); !put) return put;
+    open_->block = block;
+    return {};
   }
 
   /// Appends a zero page among copies, as bytes.
@@ -338,21 +356,26 @@ class BatchProducer {
     }
   }
 
-  Result<void> check_range(BlockId block, std::uint64_t offset, std::uint64_t bytes) const noexcept {
-    if (auto ready = check_open(); !ready) [[unlikely]]
-      return ready;
-    if (!shared_.map.contains(block)) [[unlikely]]
-      return fail(Errc::bad_range, Stage::produce, "BlockId of another map", index(block));
+  // On the way of every page, so they say only yes or no; refusal() makes the Error.
+  bool is_open() const noexcept { return !shared_.error.failed() && !finished_; }
+  bool fits(BlockId block, std::uint64_t offset, std::uint64_t bytes) const noexcept {
+    if (!shared_.map.contains(block)) return false;
+    const std::uint64_t there = shared_.map.block(block).bytes;
+    return ((offset | bytes) & (page_bytes() - 1)) == 0 && bytes <= there && offset <= there - bytes;
+  }
+  [[gnu::noinline, gnu::cold]] Error refusal(BlockId block, std::uint64_t offset) const noexcept {
+    if (shared_.error.failed()) return shared_.error.get();
+    if (finished_) return {.code = Errc::already_closed, .stage = Stage::produce};
+    if (!shared_.map.contains(block))
+      return {.code = Errc::bad_range, .stage = Stage::produce, .op = "BlockId of another map", .detail = index(block)};
     const RamBlock& there = shared_.map.block(block);
-    if (((offset | bytes) & (page_bytes() - 1)) != 0 || bytes > there.bytes || offset > there.bytes - bytes)
-        [[unlikely]]
-      return fail(Errc::bad_range, Stage::produce, "range", offset, there.bytes, there.idstr);
-    return {};
+    return fail(Errc::bad_range, Stage::produce, "range", offset, there.bytes, there.idstr).error();
   }
 
-  std::size_t page_bytes() const noexcept { return shared_.map.page_bytes(); }
+  std::size_t page_bytes() const noexcept { return page_bytes_; }
 
   SendShared& shared_;
+  const std::size_t page_bytes_;  ///< the map's, nearer
   const Z& zero_;
   [[no_unique_address]] ProducerChecksOfBuild checks_;
   PageBatch* open_ = nullptr;
