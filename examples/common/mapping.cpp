@@ -258,8 +258,8 @@ void NewFile::sync() {
   struct stat status{};
   if (::fstat(file_.fd(), &status) != 0) fail_path(file_.part());
   if (static_cast<std::size_t>(status.st_size) != mapping_.bytes().size())
-    throw Failure(fmt::format("{}: has {} bytes by now instead of {}: somebody has changed its size", file_.part(),
-                              status.st_size, mapping_.bytes().size()));
+    throw Failure(fmt::format("{}: has {} bytes by now instead of {}: another process has changed its size",
+                              file_.part(), status.st_size, mapping_.bytes().size()));
   check_mapped_files();
   file_.sync();
 }

@@ -47,7 +47,7 @@ inline constexpr std::array<PeerProfile, 7> peer_profiles{{
 /// The row for our own receiver.
 inline constexpr const PeerProfile& peer_multifd = peer_profiles.back();
 
-/// Finds a row by its name. Errors: Errc::unknown_policy.
+/// Finds a row by its name. Params: `name`: "qemu-9.0". Errors: Errc::unknown_policy. Threads: any.
 inline Result<PeerProfile> find_peer_profile(std::string_view name) noexcept {
   for (const PeerProfile& profile : peer_profiles)
     if (profile.name == name) return profile;

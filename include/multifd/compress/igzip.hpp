@@ -93,7 +93,10 @@ class Igzip::Encoder {
   /// igzip reads its input more than once, and guest memory changes meanwhile, so the pages are copied first. All pages
   /// of a packet are copied together, because igzip is much faster when it gets a packet in one call.
   ///
+  /// Params: `pages`: whole pages, which may change meanwhile. Returns: one buffer, valid until the next call.
   /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
+  /// Threads: the channel's. Cost: no allocation; a packet is copied before it is compressed. Wire: format/packets.md
+  ///   section 4.2.
   Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
     std::size_t left = total_bytes(pages);
     if (left == 0) return ConstBuffers{};
@@ -173,6 +176,7 @@ class Igzip::Decoder {
   /// Errors: as Zlib's: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or
   ///   bytes left over), corrupt_payload (anything else that is not a sync-flushed piece of one endless zlib stream).
   ///   After an error every later call fails too.
+  /// Threads: the channel's. Cost: no allocation; never writes outside `pages`. Wire: format/packets.md section 4.2.
   Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "isal_inflate after an error");
     Result<void> result = decode_packet(payload, pages);

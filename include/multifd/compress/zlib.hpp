@@ -79,7 +79,10 @@ class Zlib::Encoder {
   /// zlib does not promise to be memory-safe when its input changes meanwhile, and some builds read the input more than
   /// once. So each page is copied into a private buffer first.
   ///
+  /// Params: `pages`: whole pages, which may change meanwhile. Returns: one buffer, valid until the next call.
   /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
+  /// Threads: the channel's. Cost: no allocation; a page is copied before it is compressed. Wire: format/packets.md
+  ///   section 4.2.
   Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
     std::size_t left = total_bytes(pages);
     if (left == 0) return ConstBuffers{};
@@ -106,7 +109,7 @@ class Zlib::Encoder {
 
   /// Changes the level from the next packet on. The peer need not know.
   ///
-  /// Errors: bad_option (level not 0 to 9): the old level stays.
+  /// Errors: bad_option (level not 0 to 9): the old level stays. Threads: the channel's.
   Result<void> set_level(int new_level) noexcept {
     if (!level_valid(new_level))
       return fail(Errc::bad_option, Stage::encode, "zlib level", static_cast<std::uint64_t>(new_level));
@@ -197,6 +200,7 @@ class Zlib::Decoder {
   /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or bytes left
   ///   over), corrupt_payload (anything else that is not a sync-flushed piece of one endless zlib stream: damage, a
   ///   missing flush, an end of stream, a preset dictionary). After an error every later call fails too.
+  /// Threads: the channel's. Cost: no allocation; never writes outside `pages`. Wire: format/packets.md section 4.2.
   Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "inflate after an error");
     Result<void> result = decode_packet(payload, pages);

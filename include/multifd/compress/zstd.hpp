@@ -109,7 +109,10 @@ class Zstd::Encoder {
   /// zstd in streaming mode copies its input into its own window buffer before it reads it, so pages may change
   /// meanwhile. (Only ZSTD_e_end, which is not used here, reads input in place.)
   ///
+  /// Params: `pages`: whole pages, which may change meanwhile. Returns: one buffer, valid until the next call.
   /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
+  /// Threads: the channel's. Cost: no allocation; zstd copies every page into its window. Wire: format/packets.md
+  ///   section 4.3.
   Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
     std::size_t left = total_bytes(pages);
     if (left == 0) return ConstBuffers{};
@@ -245,6 +248,7 @@ class Zstd::Decoder {
   /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or bytes left
   ///   over), corrupt_payload (anything else that is not whole blocks of one endless zstd frame: damage, an end of
   ///   frame, a dictionary, a window over max_window_log). After an error every later call fails too.
+  /// Threads: the channel's. Cost: no allocation; never writes outside `pages`. Wire: format/packets.md section 4.3.
   Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "zstd after an error");
     Result<void> result = decode_packet(payload, pages);

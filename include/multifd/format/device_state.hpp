@@ -46,7 +46,8 @@ inline void encode_device_state_header(std::byte* to, const DeviceState& state) 
   store_be<std::uint32_t>(to + 272, static_cast<std::uint32_t>(state.bytes.size()));
 }
 
-/// Parses and checks a header. Errors (stage parse): Errc::bad_magic, bad_version, bad_device_state (detail: the
+/// Parses and checks a header. Params: `limit_bytes`: the largest payload that is accepted.
+/// Errors (stage parse): Errc::bad_magic, bad_version, bad_device_state (detail: the
 /// refused value), payload_too_large
 ///   above `limit_bytes`.
 inline Result<DeviceStateHeader> parse_device_state_header(std::span<const std::byte, device_state_header_bytes> bytes,

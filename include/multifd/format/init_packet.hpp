@@ -47,6 +47,7 @@ inline InitPacketBytes encode(const InitPacket& packet) noexcept {
 ///
 /// Errors: Errc::bad_magic, bad_version (detail: the value), channel_count_mismatch (detail: the peer's),
 ///   channel_id_out_of_range (detail: the id). packets::Hellos compares the rest of the announcement.
+/// Threads: any. Wire: format/packets.md section 2.
 inline Result<InitPacket> parse_init_packet(std::span<const std::byte, init_packet_bytes> bytes,
                                             unsigned channels) noexcept {
   const auto got_magic = load_be<std::uint32_t>(&bytes[0]);

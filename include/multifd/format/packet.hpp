@@ -104,10 +104,11 @@ inline std::size_t other_page_bytes(const std::byte* header, std::size_t page_by
 
 /// Parses and checks everything of a RAM packet header that can be checked without the memory map.
 ///
-/// Params: `bytes`: header_bytes(limits.page_bytes) bytes.
+/// Params: `bytes`: header_bytes(limits.page_bytes) bytes, which must outlive the result.
 /// Errors (stage parse, detail: the refused value): bad_magic, bad_version, device_state_refused, page_size_mismatch
 ///   (expected: limits.page_bytes), too_many_pages, wrong_compression (only in packets with pages, as QEMU does),
 ///   bad_block_name, bad_payload_size, payload_too_large.
+/// Threads: any. Cost: no allocation, no copy. Wire: format/packets.md section 3.
 inline Result<PacketHeader> parse_header(std::span<const std::byte> bytes, const PacketLimits& limits) noexcept {
   constexpr auto stage = Stage::parse;
   const std::byte* at = bytes.data();

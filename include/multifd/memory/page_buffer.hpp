@@ -21,7 +21,7 @@ class PageBuffer {
   /// Holds no memory: data() is null.
   PageBuffer() = default;
 
-  /// Errors: ENOMEM.
+  /// Errors: ENOMEM. Threads: any. Cost: one allocation of batch_bytes, which becomes resident when it is written.
   static Result<PageBuffer> create() noexcept {
     PageBuffer buffer;
     buffer.bytes_.reset(static_cast<std::byte*>(::operator new(batch_bytes, alignment, std::nothrow)));

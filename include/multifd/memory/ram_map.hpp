@@ -30,7 +30,9 @@ class RamMap {
   ///
   /// Params: `idstr`: 1 to 255 bytes, no NUL; `host`: a whole number of pages, at least one.
   /// Errors: Errc::bad_page_size, bad_block_idstr, bad_block_size, block_without_memory (`host` is null),
-  ///   duplicate_block.
+  ///   duplicate_block. The map is unchanged then.
+  /// Threads: one, and no other call meanwhile. Cost: linear in the blocks; copies the name, not the memory.
+  /// Wire: the idstr is that of format/packets.md section 3.1 and format/main_stream.md section 9.5.
   Result<BlockId> add(std::string_view idstr, std::span<std::byte> host, Access access = Access::read_write) {
     return insert({.idstr = std::string(idstr), .host = host, .bytes = host.size(), .access = access});
   }
@@ -59,8 +61,8 @@ class RamMap {
   /// Checks that an offset, from a caller or a peer, is that of one of the block's pages.
   ///
   /// Params: `id`: from this map (contract).
-  /// Errors: Errc::offset_misaligned, offset_past_block (detail: the offset).
-  /// Threads: any. Wait-free.
+  /// Errors: Errc::offset_misaligned, offset_past_block (detail: the offset; expected: page size, block size).
+  /// Threads: any. Wait-free. Wire: format/hardening.md section 16, row 6.
   Result<void> check(BlockId id, std::uint64_t offset) const noexcept {
     const RamBlock& there = block(id);
     if (offset % page_bytes_ != 0)

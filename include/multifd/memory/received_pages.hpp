@@ -22,6 +22,7 @@ namespace multifd {
 /// Threads: any number. Wait-free.
 class ReceivedPages {
  public:
+  /// Errors: ENOMEM. Cost: one bit per page of all blocks, zeroed.
   static Result<ReceivedPages> create(const RamMap& map) {
     ReceivedPages pages;
     pages.page_bytes_ = map.page_bytes();

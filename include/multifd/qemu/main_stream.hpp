@@ -52,7 +52,9 @@ class MainStreamParser {
  public:
   /// Allocates everything that the parser will ever need.
   ///
-  /// Errors: Errc::bad_page_size, bad_option.
+  /// Params: `limits`: the page size, and bounds on what the source may announce.
+  /// Errors: Errc::bad_page_size, bad_option (detail: the value).
+  /// Cost: one buffer of 128 KiB or four of the longest elements; no other call allocates.
   static Result<MainStreamParser> create(const MainStreamLimits& limits) {
     if (auto good = check_limits(limits); !good) return std::unexpected(good.error());
     return MainStreamParser(limits);

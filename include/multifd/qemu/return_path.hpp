@@ -84,7 +84,7 @@ class ReturnPathParser {
   /// Takes the next whole message; none if bytes are missing for it.
   ///
   /// Errors (stage parse, sticky, detail: the refused value): Errc::unknown_return_message, bad_return_length,
-  ///   postcopy_refused.
+  ///   postcopy_refused. Cost: no allocation. Wire: format/main_stream.md section 9.8.
   Result<std::optional<ReturnMessage>> next() noexcept {
     drop_last_message();
     if (error_) return std::unexpected(*error_);

@@ -123,9 +123,10 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
 }
 
 /// Connects once for each channel, one after the other; a channel's id is its index.
-/// Params `channels`: 1 to 255.
+/// Params `channels`: 1 to max_channels.
 /// Errors: `bad_channel_count`; those of connect_to(), with the channel that failed. `options.connect_timeout` holds
-///   for all of them together.
+///   for all of them together. One failure closes all.
+/// Threads: any thread. Cost: resolves a name once for each channel.
 [[nodiscard]] inline Result<std::vector<FdTransport>> connect_channels(const Address& address, unsigned channels,
                                                                        const SocketOptions& options = {}) {
   if (channels < 1 || channels > max_channels) {

@@ -116,6 +116,7 @@ class Listener {
   /// Errors (stage `accept`): errno, for instance EADDRINUSE, also for a UNIX path that is in use or is no socket;
   ///   `bad_address`, `bad_option`, op "resolve" as connect_to(). A socket file on which no process listens is
   ///   replaced.
+  /// Threads: any thread. Cost: resolves the host, if it is a name.
   static Result<Listener> listen(const Address& address, unsigned backlog, const SocketOptions& options = {}) {
     auto listener = listen_unnamed(address, backlog, options);
     if (!listener) listener.error().subject = subject_of(address);
@@ -134,7 +135,7 @@ class Listener {
   }
 
   /// Waits for `channels` connections, in the order in which they come. Which channel a connection is, its hello says.
-  /// Params `channels`: 1 to 255. `timeout`: for all of them together; 0: no limit.
+  /// Params `channels`: 1 to max_channels. `timeout`: for all of them together; 0: no limit.
   /// Errors: `bad_channel_count`; `bad_option` for a negative timeout; those of accept(), detail: how many had come,
   ///   expected: `channels`.
   Result<std::vector<FdTransport>> accept_channels(unsigned channels, std::chrono::milliseconds timeout,

@@ -150,6 +150,8 @@ class TlsHandshake {
   ///   `tls_wrong_purpose`, `tls_wrong_hostname`, `tls_no_certificate`, `tls_wrong_key`: this side does not accept the
   ///   peer; `tls_refused`, `tls_wrong_key` (detail: the alert): the peer does not accept this side;
   ///   `tls_no_common_ground`; `tls_not_spoken`; `peer_closed`, errno.
+  /// Threads: one at a time. Never blocks.
+  /// Wire: format/tls.md section 14.
   Result<Progress> step() noexcept { return session_->step(); }
 
   int native_handle() const noexcept { return session_->native_handle(); }
@@ -161,7 +163,7 @@ class TlsHandshake {
     return looked.error();
   }
 
-  /// The transport, once step() has said done.
+  /// The transport, once step() has returned done. Call it once.
   TlsTransport take() noexcept { return TlsTransport(std::move(session_)); }
 
  private:
@@ -240,7 +242,8 @@ class TlsHandshake {
   return std::unexpected(secured.error());
 }
 
-/// peek_magic() of listen.hpp for a TlsTransport: the first four decrypted bytes, which stay in the session to be read.
+/// peek_magic() of listen.hpp for a TlsTransport: the first four decrypted bytes, which stay in the session to be
+/// read. Params, Errors, Wire: as there. Threads: the reading thread.
 [[nodiscard]] inline Result<std::uint32_t> peek_magic(TlsTransport& transport, std::chrono::milliseconds timeout,
                                                       const Interrupt* interrupt = nullptr) noexcept {
   const detail::TlsWait wait{detail::deadline_after(timeout), interrupt};

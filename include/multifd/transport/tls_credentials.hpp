@@ -32,7 +32,9 @@ class TlsCredentials {
   /// Reads `ca-cert.pem`, `ca-crl.pem` (optional), and of this role `server-cert.pem` and `server-key.pem`, or
   /// `client-cert.pem` and `client-key.pem`. A server demands a certificate of that authority from every client. A
   /// client's pair may be missing, as with QEMU, if its server demands none.
+  /// Params `role`: which pair to read.
   /// Errors (stage `setup`, op: the file): errno, or GnuTLS' own codes for a file that it cannot use.
+  /// Threads: any. Cost: reads the files, once. Wire: format/tls.md section 14.
   static Result<TlsCredentials> x509(const std::string& directory, TlsRole role) {
     TlsCredentials made(role, Kind::x509);
     if (const int code = ::gnutls_certificate_allocate_credentials(&made.shared_->x509); code < 0)
@@ -67,6 +69,7 @@ class TlsCredentials {
   /// Reads a file of pre-shared keys, one `user:key` to a line, the key in hexadecimal digits.
   /// Params `user`: for a client: the user whose key it uses; a server accepts every user of the file.
   /// Errors (stage `setup`): errno; bad_option for a file without such a line; GnuTLS' own codes for a bad key.
+  /// Threads: any. Cost: reads the file, at most 1 MiB of it.
   static Result<TlsCredentials> psk(const std::string& file, TlsRole role, const std::string& user = "qemu") {
     const Result<std::string> text = read_small_file(file);
     if (!text) return std::unexpected(text.error());

@@ -66,7 +66,7 @@ class UntouchedPages {
 
   /// Scans the page tables of all memory of a map.
   ///
-  /// Params: `ram`: may be destroyed afterwards.
+  /// Params: `ram`: may be destroyed afterwards; `options`: the files of shared memory. Threads: any.
   /// Errors: Errc::bad_option (a file that its block's memory does not come from), bad_range (a block that the map
   ///   does not have), errno of /proc/self/pagemap, /proc/self/maps and of the files; out of memory.
   /// Cost: one bit a page. System calls per run, not per page: 8 GiB of which 90 % are untouched take milliseconds.
