@@ -5,8 +5,9 @@
 //
 //   connection c:  { header, packet } { header, packet } ... end header       a header is a position and padding
 //
-// One thread per connection; whoever is ready takes the next packet. One sendmsg() per packet, and one recvmsg(), which
-// takes the next packet's header along with this one's bytes. The connections can be used again after a run.
+// One thread per connection; the thread that is ready takes the next packet. One sendmsg() per packet, and one
+// recvmsg(), which takes the next packet's header along with this one's bytes. The connections can be used again after
+// a run.
 #pragma once
 
 #include <sys/socket.h>

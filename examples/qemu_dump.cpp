@@ -47,7 +47,8 @@ struct Block {
   std::unique_ptr<program::NewFile> file;
 };
 
-/// A name for a block's file: idstrs come from the network and hold '/'. `taken` keeps them apart.
+/// A file name for a block: idstrs come from the network and contain '/'. `taken`: the names so far, so that none comes
+/// twice.
 std::string file_name_of(std::string_view idstr, std::map<std::string, int>& taken) {
   std::string name;
   for (const char c : idstr.substr(0, 100)) {
@@ -77,7 +78,7 @@ class Dump {
 
   /// Receives everything; throws the Failure that came first on any connection, or of a file.
   ///
-  /// What can fail comes before the source hears that all is well, and what comes after that takes nothing back.
+  /// All steps that can fail come before the source is told that all is well. A failure behind that deletes nothing.
   json run() {
     try {
       return receive();
@@ -96,7 +97,7 @@ class Dump {
       close_memory();
       finish_files();
     } catch (const Failure& failure) {
-      source_.main().shutdown();  // the source is to fail, too, and soon
+      source_.main().shutdown();  // so that the source fails, too, and soon
       const bool stopped = cancelled_ && !whole_;
       // When a channel failed first, that is the reason; the main connection was only woken by it. Once everything has
       // arrived, what fails is a file.
@@ -113,7 +114,7 @@ class Dump {
     return report(watch.seconds());
   }
 
-  /// A signal. When everything has arrived, it is too late to cancel: only nobody is waited for any more.
+  /// Handles a signal. When everything has arrived, cancelling is too late, and the signal only ends the waits.
   void cancel() {
     const std::lock_guard lock(mutex_);
     cancelled_ = true;
@@ -170,11 +171,11 @@ class Dump {
         program::open_receiver(settings_.source.compression, ram_, source_.take_channels(),
                                {.uuid = settings_.source.uuid_check(),
                                 .first_packet = FirstPacket::sync,
-                                .hello_timeout = 2000ms,  // their first bytes are there
+                                .hello_timeout = 2000ms,  // the first bytes of all channels have come
                                 .interrupt = &interrupt_,
-                                // A device's state is no RAM: read past it.
+                                // A dump holds RAM only, so devices' state is skipped.
                                 .on_device_state = {.take = [](const DeviceState&) { return Result<void>{}; }},
-                                // When everything is there, the main connection is left for the answer.
+                                // When everything has arrived, the main connection must stay open for the answer.
                                 .on_error = [this](const Error&) {
                                   if (!whole_) source_.main().shutdown();
                                 }});
@@ -183,7 +184,7 @@ class Dump {
     receiver_ = std::move(*receiver);
   }
 
-  /// A page on the main stream: a zero page, or its bytes.
+  /// Takes a page of the main stream: a zero page, or a page's bytes.
   void take_page(const qemu::Element& element, std::span<const std::byte> bytes) {
     const BlockId block{element.block};
     ++main_pages_;
@@ -193,15 +194,15 @@ class Dump {
       need(receiver_->apply_page(block, element.offset, bytes), "main stream");
   }
 
-  /// Reads past the devices' state, which nobody here understands, to the stream's end. A source without a return path
-  /// closes the connection there; one that has it waits for the answer, so that the bytes have to tell.
+  /// Skips the devices' state, which this program does not understand, to the stream's end. A source without a return
+  /// path closes the connection there. A source with one waits for the answer, so the end must be found in the bytes.
   void drain() {
     const bool answers = main_.parser().return_path_open();
     while (!main_.ended()) {
       const qemu::StreamTail tail = main_.parser().tail();
       const bool whole = tail == qemu::StreamTail::end_mark || tail == qemu::StreamTail::description;
-      // Silence decides nothing where the end is known. Behind the end mark a description usually comes at once, and is
-      // read before the answer; that the source leaves it out costs its guest this time.
+      // Silence alone never means the end. Behind the end mark a description usually comes at once, and is read before
+      // the answer. If the source leaves the description out, this wait is downtime of its guest.
       std::chrono::milliseconds silence = no_timeout;
       if (whole) silence = !answers ? source_.end_limit() : tail == qemu::StreamTail::description ? 20ms : 100ms;
       if (tail == qemu::StreamTail::maybe && answers) silence = source_.end_limit();
@@ -226,8 +227,8 @@ class Dump {
   void close_memory() {
     source_.refuse_more_channels(*receiver_);
     if (auto ended = receiver_->end_epochs(); !ended) throw source_.failure(ended.error());
-    // The source leaves shared memory out with the capability x-ignore-shared, and says of no block that it did. A block
-    // of which nothing is in use (virtio-mem) looks the same, so that this is no reason to throw the others away.
+    // With the capability x-ignore-shared the source leaves shared memory out, and does not say of which blocks. A
+    // block of which nothing is in use (virtio-mem) looks the same, so the dump keeps all blocks.
     for (const Block& block : blocks_)
       if (received_pages(block) == 0 && !main_.parser().capabilities().empty())
         warnings_.push_back(
@@ -261,14 +262,14 @@ class Dump {
                                   {"received_pages", received_pages(block)},
                                   {"zero_pages", summary.zero_pages}});
     }
-    // Until the manifest has its name, a failure or a second signal takes all of them.
+    // Until the manifest has its name, a failure or a second signal removes all files.
     program::write_text(manifest_file_.fd(), program::json_text(manifest()), manifest_file_.part());
     for (const Block& block : blocks_) {
       block.file->sync();
       ++synced_;
     }
     manifest_file_.sync();
-    // What has come meanwhile has changed no page; but what breaks the protocol is no guest that anybody should trust.
+    // Packets that came meanwhile have changed no page. But a stream that breaks the protocol is no dump to trust.
     if (auto ended = receiver_->end_epochs(); !ended && ended.error().code == Condition::peer_protocol)
       throw source_.failure(ended.error());
     const auto keep_all = [&] {
@@ -280,7 +281,7 @@ class Dump {
       manifest_file_.rename();
       keep_all();
     } catch (const Failure& failure) {
-      keep_all();  // all bytes are on the disk: somebody can give them their names
+      keep_all();  // all bytes are on the disk: the user can rename the files
       throw Failure(fmt::format(
           "{}; the rest of the dump is whole, and stays in {}: once that name is free, rename every NAME.part there to "
           "NAME, {} last; the source {}",
@@ -291,8 +292,8 @@ class Dump {
     }
   }
 
-  /// The dump has its name: tells the source, and waits for the end of the channels, which says that the source is
-  /// content. The dump stays whatever comes of that.
+  /// Called when the dump has its name: tells the source, and waits for the end of the channels, which shows that the
+  /// source has completed. The dump stays, whatever happens here.
   void answer() {
     try {
       if (main_.parser().return_path_open()) tell_source();
@@ -309,7 +310,8 @@ class Dump {
     }
     try {
       if (main_.parser().return_path_open()) {
-        need(source_.main().finish(), "return path");  // so that the answer arrives whatever happens to us
+        // A FIN behind the answer: from here on the answer arrives even if this process is killed.
+        need(source_.main().finish(), "return path");
         read_description();
       }
       if (const auto late = source_.finish(*receiver_)) warnings_.push_back(*late);
@@ -327,7 +329,7 @@ class Dump {
     reply(qemu::encode_shut(0));
   }
 
-  /// The source may be late with its description, and must not be cut off in it.
+  /// The source may send its description late, and the connection must not be closed before that is read.
   void read_description() {
     const auto since = std::chrono::steady_clock::now();
     while (!main_.ended() && main_.parser().tail() != qemu::StreamTail::description) {
@@ -401,22 +403,22 @@ class Dump {
   program::MainStream main_;
   RamMap ram_{settings_.source.page_size};
   std::deque<Block> blocks_;
-  std::mutex mutex_;  ///< receiver_ appears while the progress line looks
+  std::mutex mutex_;  ///< receiver_ is set while the progress line reads it
   std::unique_ptr<program::AnyReceiver> receiver_;
   json manifest_blocks_ = json::array();
   std::uint64_t epochs_ = 0;
   std::atomic<std::uint64_t> main_pages_ = 0;
-  std::uint64_t ram_pages_ = 0;  ///< in all blocks, once receiver_ is there
+  std::uint64_t ram_pages_ = 0;  ///< in all blocks; valid once receiver_ is set
   std::atomic<bool> cancelled_ = false;
-  std::atomic<bool> whole_ = false;                           ///< everything has arrived, and is worth keeping
-  std::atomic<std::size_t> looked_through_ = 0, synced_ = 0;  ///< files, after that
-  bool answered_ = false;                                     ///< the source has heard that; under mutex_
+  std::atomic<bool> whole_ = false;                           ///< everything has arrived, and the dump is kept
+  std::atomic<std::size_t> looked_through_ = 0, synced_ = 0;  ///< files, once whole_ is set
+  bool answered_ = false;                                     ///< the source has got its answer; under mutex_
   std::vector<std::string> warnings_;
   program::OnInterrupt on_signal_;  // last: its action uses the others
 };
 
-/// The folder for the dump: made here, or there without a dump in it. What it returns keeps other dumps out of it, by
-/// whatever path they name it.
+/// Opens the folder for the dump: creates it, or takes one that has no dump in it. The returned lock keeps other dumps
+/// out, whatever path they use for the folder.
 std::unique_ptr<program::PartFile> prepare_output(const std::string& path) {
   std::error_code error;
   std::filesystem::create_directories(path, error);

@@ -113,7 +113,7 @@ int migrate(const Settings& settings) {
 
       const std::string digest = target.digest(page_size);
       if (const auto theirs = program::field<std::string>(received.done, "digest"); digest != theirs) {
-        // Where the wire is checked, by packet or by TLS, there is no other reason.
+        // Digests or TLS have checked the wire, so this is the only reason left.
         const bool changed =
             received.done.value("changed", false) || received.stats.pages_verified > 0 || settings.tls.on();
         throw Failure(fmt::format(
@@ -125,7 +125,7 @@ int migrate(const Settings& settings) {
       }
       if (interrupt.triggered()) throw Failure(Error{.code = Errc::cancelled});
       target.keep();
-      // What has been verified stays, also when the source is no longer there to hear it.
+      // A verified file stays, even if the source has gone before it got the result.
       const std::string verdict = json{{"ok", true}, {"digest", digest}}.dump();
       if (!source.control.send_last(MessageType::result, std::as_bytes(std::span(verdict))))
         program::tell("the source has gone before it heard that all is verified\n");

@@ -29,7 +29,7 @@ std::vector<int> levels_of(std::string_view compressor) {
   return {1};
 }
 
-/// The sample in packets. Two neighbours, then a jump, so that any first part of the order is like the whole.
+/// The sample in packets. Two adjacent pages, then a jump, so that any first part of the order is like the whole.
 class Packets {
  public:
   explicit Packets(const Image& image) : image_(image), pages_(image.zero.size()) {
@@ -68,8 +68,9 @@ struct Tally {
 };
 
 /// Encodes the packets of `gather(i, runs)` and decodes what came out, in chunks of `chunk_bytes` that are alike, until
-/// `seconds` of CPU time and at least one chunk are done, or `most_packets`. The bytes are those of the first chunk, so that
-/// every level is judged by the same pages; the times those of the quickest chunk, because whatever else runs only adds.
+/// `seconds` of CPU time and at least one chunk are done, or `most_packets`. The bytes are those of the first chunk, so
+/// that every level is judged by the same pages; the times are those of the quickest chunk, because other processes
+/// only add.
 template <class C, class Gather>
 Tally code(const C& parameters, std::size_t most_packets, double seconds, double chunk_bytes, const Gather& gather) {
   const CodecLimits limits{.page_bytes = page_bytes};

@@ -28,8 +28,8 @@ using namespace multifd;
 using program::Failure;
 using program::need;
 
-/// The least that `pass()` returns, over at least three calls and about so many seconds: whatever else runs on the machine
-/// only adds to a cost, by the caches that it takes away.
+/// The least that `pass()` returns, over at least three calls and about so many seconds: whatever else runs on the
+/// machine only adds to a cost, by the caches that it takes away.
 template <class Pass>
 double quickest_pass(double seconds, const Pass& pass) {
   const program::Stopwatch watch;
@@ -92,8 +92,9 @@ struct Pumped {
 };
 
 /// A connection over loopback TCP: packets of a header and `payload` bytes from `from` into `to`, both walked through
-/// from start to end again and again, read as the library's receiver reads them. The sender waits until the packet before has been read, as if it were an
-/// encoder: so the receiver sleeps and wakes for each packet, and nothing piles up between them.
+/// from start to end again and again, read as the library's receiver reads them. The sender waits until the packet
+/// before has been read, as if it were an encoder: so the receiver sleeps and wakes for each packet, and nothing piles
+/// up between them.
 Pumped pump_once(std::span<const std::byte> from, std::span<std::byte> to, std::size_t payload, double seconds) {
   auto listener = need(Listener::listen({.host = "127.0.0.1"}, 1), "loopback");
   FdTransport out = need(connect_to(listener.local_address()), "loopback");
@@ -168,8 +169,8 @@ Pumped pump(std::span<const std::byte> from, std::span<std::byte> to, std::size_
   return best;
 }
 
-/// The cheapest of some transfers of the library's own, as both ends' CPU time goes. `spread`: how much more the next one
-/// took, as a share; may be null.
+/// The cheapest of some transfers of the library's own, as both ends' CPU time goes. `spread`: how much more the next
+/// one took, as a share; may be null.
 Transfer cheapest_transfer(std::span<std::byte> from, ZeroMode zero_pages, double seconds, unsigned cores, Steps& steps,
                            double* spread = nullptr) {
   const program::Mapping to = memory_for(Destination::warm, from.size(), steps.interrupt());
@@ -203,7 +204,7 @@ void measure_sockets(const Image& image, double seconds, unsigned cores, HostCos
   steps.next("sockets, guest memory");
   const Transfer pages = cheapest_transfer(image.sample(), ZeroMode::none, seconds, cores, steps, &costs.spread);
   const auto bytes = static_cast<double>(image.sample().size());
-  // A stream of full packets wakes nobody, so the packets' own cost is not taken off: they are few.
+  // A stream of full packets wakes no thread, so the packets' own cost is not subtracted: they are few.
   costs.send_page_ns = pages.senders_cpu_s * s / bytes;
   costs.receive_page_ns = pages.receivers_cpu_s * s / bytes;
 
@@ -219,8 +220,8 @@ void measure_sockets(const Image& image, double seconds, unsigned cores, HostCos
   costs.receive_payload_ns = per_byte(encoded.receive_ns, headers.receive_ns);
 }
 
-/// CPU time per byte of touching fresh memory: the second time, after it was given back. The first time may be the host's
-/// cost of this virtual machine and not that of a fault.
+/// CPU time per byte of touching fresh memory: the second time, after it was given back. The first time may be the
+/// host's cost of this virtual machine and not that of a fault.
 double measure_faults(int advice) {
   constexpr std::size_t bytes = 128 << 20;
   constexpr std::size_t align = 2 << 20;

@@ -19,7 +19,7 @@ namespace advise {
 class Steps {
  public:
   explicit Steps(const multifd::Interrupt& interrupt) : interrupt_(interrupt) {}
-  /// Says what comes next. Throws program::Failure once a signal has come.
+  /// Announces the next step. Throws program::Failure once a signal has come.
   void next(std::string what);
   std::string now() const;
   const multifd::Interrupt& interrupt() const noexcept { return interrupt_; }

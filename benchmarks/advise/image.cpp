@@ -74,7 +74,7 @@ Image make_image(const std::vector<std::string>& patterns, std::uint64_t bytes, 
 }
 
 void look_at(Image& image, const multifd::Interrupt& interrupt) {
-  // Pages that nobody wrote to are all one page of zeros to the kernel, and reading them is not like reading memory.
+  // Pages that were never written are all the kernel's one page of zeros, and reading that is not like reading memory.
   image.memory.populate(&interrupt);
   const std::span<std::byte> sample = image.sample();
   constexpr std::size_t extent_pages = (std::size_t{2} << 20) / page_bytes;

@@ -5,9 +5,9 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <multifd/format/byte_order.hpp>
 #include <multifd/multifd.hpp>
 #include <multifd/transport/connect.hpp>
-#include <multifd/format/byte_order.hpp>
 
 #include <algorithm>
 #include <array>
@@ -168,7 +168,7 @@ bool serve_link(Listener& listener, std::chrono::seconds idle, const Interrupt& 
   };
   while (!bye) {
     auto link = listener.accept(idle, &over);
-    if (!link) break;  // nobody came, a signal, or the bye
+    if (!link) break;  // no connection came, a signal came, or the bye
     for (auto guest = guests.begin(); guest != guests.end();) {
       const bool ended = guest->ended;
       if (ended) leave(*guest);
@@ -184,7 +184,7 @@ bool serve_link(Listener& listener, std::chrono::seconds idle, const Interrupt& 
       over.trigger();
     });
   }
-  // Whoever said bye has got its answer; others would keep us until their time limit.
+  // The peer that said bye has got its answer; others would keep this side until their time limit.
   for (Guest& guest : guests) leave(guest);
   return bye;
 }

@@ -106,7 +106,7 @@ Prediction predict(const ImageFacts& image, const HostCosts& host, const CodecCo
   const double check_s = pages * host.check_ns * ns;
   double producer_s = pages * host.queue_ns * ns;
   if (zero_pages == ZeroMode::legacy) producer_s += check_s;
-  // Packets full of guest memory follow each other and wake nobody: their cost is that of their bytes.
+  // Packets full of guest memory follow each other and wake no thread: their cost is that of their bytes.
   const double waking = codec.sends_pages ? packets - payload / (packet_pages * image.page_bytes) : packets;
   const double send_s =
       waking * host.send_packet_ns * ns + payload * (codec.sends_pages ? host.send_page_ns : host.send_payload_ns) * ns;
@@ -121,7 +121,7 @@ Prediction predict(const ImageFacts& image, const HostCosts& host, const CodecCo
   if (setup.destination == Destination::fresh_small)
     decode_s += (full_bytes + zero_bytes_sent) * host.fault_small_ns * ns;
 
-  // Busy neighbours slow a core down. Sockets were measured with two channels and both
+  // Busy cores slow each other down. Sockets were measured with two channels and both
   // their ends at work.
   const unsigned busy = setup.one_host ? 2 * channels : channels;
   const unsigned destination_cores = setup.one_host ? setup.source_cores : setup.destination_cores;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 //
 // The prediction: pure functions from what was measured to seconds, CPU seconds and bytes of a migration. Nothing here
-// looks at a clock, a file or a socket.
+// reads a clock, a file or a socket.
 //
 //   bytes   each normal page travels divided by the compressor's ratio, each packet has a header; zero pages travel as
 //           their place in a packet (multifd), as a record of the main stream (legacy), or as bytes (none)
 //   CPU     bytes and pages times the unit costs
-//   time    the slowest of: the link; the workers at either end (their CPU over min(channels, cores)); all CPU of an end
+//   time    the slowest of: the link; the workers at either end (their CPU over min(channels, cores)); all CPU of an
+//   end
 //           over its cores; the producer. Where stages are near each other they get in each other's way, so they are
 //           summed up as a p-norm, whose value is just above the largest.
 #pragma once
@@ -57,7 +58,7 @@ std::string name_of(const CodecCosts& codec);
 /// CPU time of everything else.
 struct HostCosts {
   double queue_ns = 0;  ///< per page, at the producer
-  double check_ns = 0;  ///< per page of this image, looking whether it is zero
+  double check_ns = 0;  ///< per page of this image, for the zero check
   // Sockets: per byte from or to guest memory; per byte from or to the small buffer of an encoder; per packet, of
   // those that are not full of guest memory.
   double send_page_ns = 0, receive_page_ns = 0;
@@ -140,18 +141,21 @@ struct Forecast {
 Forecast forecast(const ImageFacts& image, const HostCosts& host, const CodecCosts& codec, const Prediction& prediction,
                   const Setup& setup, const Writing& writing);
 
-/// The most that a guest may dirty per second for this stack to converge; 0: it never does, infinity: whatever it writes.
+/// The most that a guest may dirty per second for this stack to converge; 0: it never does, infinity: whatever it
+/// writes.
 double most_dirty_rate(const ImageFacts& image, const HostCosts& host, const CodecCosts& codec,
                        const Prediction& prediction, const Setup& setup, Writing writing);
 /// The downtime with which it converges at this dirty rate: the guest's working set is sent while it stands still.
 double downtime_of_working_set(const ImageFacts& image, const HostCosts& host, const CodecCosts& codec,
                                const Prediction& prediction, const Setup& setup, const Writing& writing);
 
-/// Figures that are closer than this share are equal, also where everything was measured exactly: the model is no better.
+/// Figures that are closer than this share are equal, also where everything was measured exactly: the model is no
+/// better.
 inline constexpr double least_tie = 0.02;
 /// And where the measurements' own spread is larger than this share, what they say is only good for so much.
 inline constexpr double most_tie = 0.25;
-/// The measurements' own spread: the larger one of the host's, and of the link's median over the numbers of connections.
+/// The measurements' own spread: the larger one of the host's, and of the link's median over the numbers of
+/// connections.
 double spread_of(const HostCosts& host, const Link& link);
 /// What counts as equal with this spread.
 double tie_of(double spread);
@@ -170,8 +174,8 @@ struct Choice {
 
 /// Recommends one of `predictions`, by rule_of_ties, always the same one whatever order they are in.
 ///
-/// Params: `forecasts`: of each prediction, or empty; where they are given, only stacks that converge are recommended, and
-///   the time is that of all rounds. `tie`: see tie_of().
+/// Params: `forecasts`: of each prediction, or empty; where they are given, only stacks that converge are recommended,
+///   and the time is that of all rounds. `tie`: see tie_of().
 Choice choose(const std::vector<Prediction>& predictions, const std::vector<Forecast>& forecasts, Goal goal,
               double tie);
 

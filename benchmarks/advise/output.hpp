@@ -23,7 +23,7 @@ struct Findings {
   HostCosts host{};
   std::vector<CodecCosts> codecs{};
   std::vector<Prediction> predictions{};  ///< quickest first
-  std::vector<Forecast> forecasts{};      ///< of each prediction; empty when nobody asked
+  std::vector<Forecast> forecasts{};      ///< of each prediction; empty when none was requested
   Writing writing{};
   double spread = 0;  ///< spread_of() what was measured
   /// The most dirty rate with which any stack converges, and the least downtime with which any does at `writing`.

@@ -137,7 +137,7 @@ class Scratch {
   multifd::detail::UniqueFd fd_;
 };
 
-/// Starts gnuplot and waits, at most 30 seconds; returns its exit status. What it says goes to `messages`.
+/// Starts gnuplot and waits, at most 30 seconds; returns its exit status. Its messages go to `messages`.
 int run_gnuplot(const char* argument, const std::string& messages) {
   posix_spawn_file_actions_t actions;
   ::posix_spawn_file_actions_init(&actions);
@@ -196,7 +196,7 @@ Curves curves_of(const Findings& findings) {
       }
       candidates.push_back(std::move(candidate));
     }
-  // Who comes first in the list wins a tie: else a line would be made of crumbs of several.
+  // The first in the list wins a tie, because otherwise a line would consist of pieces of several.
   for (std::size_t i = 0; i < result.bits_per_s.size(); ++i) {
     Candidate* winner = &candidates.front();
     for (Candidate& each : candidates)

@@ -27,8 +27,8 @@ double channel_cpu_s(const std::vector<ChannelStats>& channels) {
   return static_cast<double>(total(channels).cpu_ns) * 1e-9;
 }
 
-/// Back to what the destination's memory is before a migration. Fresh memory is memory given back: in a virtual machine,
-/// memory that nobody has used for long may have to come from its host first, which is slow and no two times the same.
+/// Back to what the destination's memory is before a migration. Fresh memory is memory given back: in a virtual
+/// machine, memory that was unused for long may have to come from its host first, which is slow, and differs each time.
 void reset(const program::Mapping& memory, Destination destination) {
   if (destination == Destination::warm) {
     std::memset(memory.bytes().data(), 0, memory.bytes().size());

@@ -26,7 +26,7 @@ using namespace multifd;
 using program::Failure;
 using program::need;
 
-/// How much of the machine others use, from construction on. Nothing where /proc/stat says nothing.
+/// How much of the machine other processes use, from construction on. No value without /proc/stat.
 class OtherLoad {
  public:
   double cores() const {

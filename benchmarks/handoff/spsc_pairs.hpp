@@ -22,7 +22,8 @@ using namespace multifd;
 
 /// Hand-off between one producer and N workers.
 ///
-/// Threads: put(), close_epoch(), push_out(), finish() by the producer; take(c), give_back(c) by worker c; stop() by any.
+/// Threads: put(), close_epoch(), push_out(), finish() by the producer; take(c), give_back(c) by worker c; stop() by
+///   any.
 /// Progress: put() blocks when every channel is full; take() blocks when there is nothing to do; the rest never does.
 /// Cost: nothing is allocated after create(); two ring operations a batch; a system call only to wake a sleeper.
 class SpscPairs {
@@ -60,7 +61,7 @@ class SpscPairs {
       }
       if (!slept) waited();
       slept = true;
-      wake_all();  // everything is queued: nobody may sleep on a batch while the producer does
+      wake_all();  // everything is queued: no worker may sleep on a batch while the producer sleeps
       sleep_until_room(returned);
     }
   }
@@ -82,7 +83,7 @@ class SpscPairs {
     wake_all();
   }
 
-  /// Everybody gives up, now and later.
+  /// Makes every call give up, those under way and later ones.
   void stop() noexcept {
     stopped_.store(true, std::memory_order_seq_cst);
     wake_all();
@@ -111,7 +112,7 @@ class SpscPairs {
     batch->clear();
     const bool fits = channels_[channel].empty.push(batch);
     MULTIFD_ASSERT(fits);  // the ring holds every batch of the channel
-    // seq_cst: counts the return before it looks whether the producer sleeps (Dekker with sleep_until_room).
+    // seq_cst: the return is counted before the check whether the producer sleeps (Dekker, with sleep_until_room()).
     const std::uint32_t returned = returned_.fetch_add(1, std::memory_order_seq_cst) + 1;
     if (producer_sleeping_.load(std::memory_order_seq_cst) &&
         static_cast<std::int32_t>(returned - wake_at_.load(std::memory_order_relaxed)) >= 0)
@@ -158,7 +159,7 @@ class SpscPairs {
       if (!target.empty.pop(empty)) continue;
       const bool fits = target.full.push(full);
       MULTIFD_ASSERT(fits);
-      // seq_cst: the push before wake()'s look at `sleeping` (Dekker with take()).
+      // seq_cst: the push comes before wake()'s read of `sleeping` (Dekker, with take()).
       target.pushed.store(target.pushed.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
       if (target.full.write_available() + 2 <= max_depth) wake(target);
       return empty;
@@ -189,7 +190,7 @@ class SpscPairs {
            finished_.load(std::memory_order_seq_cst);
   }
 
-  /// One system call per sleep, not per batch: whoever takes the flag down wakes.
+  /// One system call per sleep, not per batch: the thread that clears the flag wakes.
   void wake(Channel& channel) noexcept {
     if (!channel.sleeping.load(std::memory_order_seq_cst)) return;
     if (!channel.sleeping.exchange(false, std::memory_order_seq_cst)) return;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The memory that the zero check benchmarks look at: fresh, in pages of 4 KiB, at a size that the environment sets.
+// The memory that the zero check benchmarks read: fresh, in pages of 4 KiB, at a size that the environment sets.
 //
 //   MULTIFD_BENCH_MIB=64   size of cold memory in MiB; 2048 without it
 #pragma once

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // What a page costs the producer, the thread that a VMM lends: queueing runs, a dirty bitmap, single pages. The links
-// take everything at once and send nothing, and nobody looks for zero pages, so nothing but the library is measured.
+// take everything at once and send nothing, and there is no zero check, so nothing but the library is measured.
 //
 // Pages are queued in bursts for which the hand-off has room: waiting for workers is not the producer's cost, waking
 // them is.
@@ -27,7 +27,7 @@ using namespace multifd;
 using NullSender = Sender<NullTransport, NoComp, ZeroPagesNone>;
 
 constexpr std::uint64_t page = 4096;
-constexpr std::uint64_t guest_bytes = std::uint64_t{16} << 30;  // address space: nobody reads or writes it
+constexpr std::uint64_t guest_bytes = std::uint64_t{16} << 30;  // address space that is never read or written
 constexpr std::uint64_t guest_pages = guest_bytes / page;
 
 std::span<std::byte> guest() {
@@ -43,8 +43,8 @@ void check(const auto& result) {
 }
 
 /// Queues all pages in bursts that the hand-off has room for, so that the producer never waits: `queue(sender, block,
-/// page, pages)` queues what is dirty among that many pages of guest memory, and returns how many those were. Not timed:
-/// waiting between bursts until all is written.
+/// page, pages)` queues what is dirty among that many pages of guest memory, and returns how many those were. Not
+/// timed: waiting between bursts until all is written.
 template <class Queue>
 void measure(benchmark::State& state, std::uint64_t pages_for_one, Queue&& queue) {
   RamMap ram;

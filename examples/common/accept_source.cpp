@@ -183,7 +183,7 @@ class Setup {
   void take_hello() {
     const auto announced = field<unsigned>(*hello_, "channels");
     if (announced < 1 || announced > multifd::max_channels)
-      throw Failure(fmt::format("the source announces {} channels; 1 to 255 can be", announced));
+      throw Failure(fmt::format("the source announces {} channels; 1 to 255 are possible", announced));
     if (insisted_ != 0 && announced != insisted_)
       throw Failure(fmt::format("the source sends over {} channels, --channels here says {}", announced, insisted_));
     uuid_ = {};

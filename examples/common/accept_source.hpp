@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The connections of ram_send, or of live_migration's source, at one address: what multifd::accept_source() is for a
-// QEMU. How many channels there are, and which are of the same try, the main connection's hello says.
+// Accepts the connections of ram_send, or of live_migration's source, at one address, as multifd::accept_source() does
+// for a QEMU. The main connection's hello says how many channels there are, and which of them belong to the same try.
 #pragma once
 
 #include "common/control.hpp"
@@ -18,12 +18,12 @@ struct Accepted {
 };
 
 /// Waits for a source. The first connection may take for ever, all others together TimeLimits::accept. Connections that
-/// end meanwhile, or are neither, are closed with a word on stderr; a second main connection is another try of the
-/// source, and takes the place of the one before. A source that has said its hello and gives up has a moment to come
-/// again; the Failure then is what it said.
+/// end meanwhile, or are neither, are closed with a message on stderr; a second main connection is another try of the
+/// source, and takes the place of the one before. After a source has sent its hello and given up, its next try is
+/// waited for briefly; the Failure then has the source's own text.
 ///
 /// Params: `channels`: what this side insists on, 0 for whatever the source announces.
-/// Throws Failure. The source is told what it is.
+/// Throws Failure, whose text is also sent to the source.
 Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt,
                        const TimeLimits& limits = {}, const Tls& tls = {});
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The limits that a system sets a process: raised where that is this process's own right, named where one is met.
+// The system's limits on a process: raised where the process may do so, named in the error where one is reached.
 #pragma once
 
 #include <cstddef>
@@ -11,29 +11,29 @@
 
 namespace program {
 
-/// Raises the soft limit of descriptors to the hard one: a soft one is for programs that use select().
+/// Raises the soft limit on descriptors to the hard limit. The soft limit exists for programs that use select().
 void raise_limits();
 
-/// Throws Failure when that many connections cannot be open beside what this process has open now: it names the limit
-/// and what is needed.
+/// Throws Failure when this process cannot open that many connections beside its open descriptors. The text names the
+/// limit and the number that is needed.
 void need_descriptors(std::size_t connections);
 
-/// Whether an error says that this process, or its system, has no more of something: no word about the other side.
+/// Whether an error means that this process or its system has run out of something. Such an error says nothing about
+/// the other side.
 bool is_limit(const std::error_code& error);
 
-/// The text of an errno; where it stands for a limit, with that limit's name and value.
+/// The text of an errno, with the limit's name and value where the errno means that a limit was reached.
 std::string error_text(int error);
-/// What error_text() adds: "" for what is no limit.
+/// The part that error_text() adds: "" for an errno that means no limit.
 std::string limit_hint(int error);
 
-/// Says on stderr when sockets get smaller buffers than were asked for: the kernel gives what it may, and calls that
-/// success.
+/// Warns on stderr when sockets get smaller buffers than requested: the kernel gives what it may and reports success.
 ///
 /// Params: `option`: SO_SNDBUF or SO_RCVBUF; `bytes`: 0: nothing was asked for.
 void tell_of_smaller_buffers(int option, std::uint64_t bytes);
 
-/// Says on stderr when the kernel lets fewer connections wait to be accepted than a source makes at once: listen() calls
-/// that success. Those that find no room come later, by TCP after a second or more.
+/// Warns on stderr when the kernel's accept queue is shorter than the number of connections that a source makes at
+/// once, although listen() reports success. Connections that find no room come later, with TCP after a second or more.
 void tell_of_smaller_backlog(std::size_t connections);
 
 /// An exception's text, with the limit where it stands for one: threads that could not start, no memory.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// What can befall a file while it is mapped: it gets shorter, its disk is full or broken. The kernel says so with SIGBUS to
-// whoever touches the page, and with EFAULT to a system call: here both become a failure that names the file.
+// What can happen to a file while it is mapped: the file gets shorter, or its disk is full or broken. The kernel sends
+// SIGBUS to the thread that touches the page, and EFAULT to a system call. Here both become a failure that names the
+// file.
 #pragma once
 
 #include <cstddef>
@@ -13,11 +14,11 @@
 
 namespace program {
 
-/// Registers a mapping of a file while it lives. Who touches a page that the file does not have any more, or cannot get,
-/// finds zero memory in the place of all of the mapping, and the Interrupt of catch_signals() is triggered: the run is
-/// over, cause_of() says why.
+/// Registers a mapping of a file while this object lives. When a thread touches a page that the file has lost or cannot
+/// get, zero memory replaces the whole mapping and the Interrupt of catch_signals() is triggered: the run is over, and
+/// cause_of() says why.
 ///
-/// Threads: any; the memory may be touched by all. A touch of other memory ends the process as ever.
+/// Threads: any; the memory may be touched by all. SIGBUS in other memory ends the process, as without this class.
 class MappedFile {
  public:
   /// `memory`: the mapping, whole; `bytes`: how much of it the file has; `fd`: open for reading, and for writing where
@@ -33,14 +34,14 @@ class MappedFile {
   Entry* entry_;
 };
 
-/// What has befallen a mapped file of this process: of those that exist, or did when it happened.
+/// The failure of a mapped file of this process, of one that exists or existed when the failure came.
 std::optional<std::string> mapped_file_failure();
 
-/// Throws the Failure of a mapped file, if there was one: what was read from it since may be zeros.
+/// Throws the Failure of a mapped file, if there was one, because bytes read since then may be zeros.
 void check_mapped_files();
 
-/// The failure of a mapped file when there was one, or when `failure` is that of a system call that could not touch one;
-/// else `failure`.
+/// The failure of a mapped file when there was one, or when `failure` is that of a system call that could not touch
+/// one; else `failure`.
 Failure cause_of(const Failure& failure);
 
 /// Installs the handler. catch_signals() does. `interrupt` lives as long as the process.

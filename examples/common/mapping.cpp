@@ -7,8 +7,8 @@
 #include <sys/mman.h>
 #include <sys/statfs.h>
 #include <unistd.h>
-#include <multifd/memory/page_digest.hpp>
 #include <multifd/format/constants.hpp>
+#include <multifd/memory/page_digest.hpp>
 #include <multifd/zero/buffer_is_zero.hpp>
 #include <multifd/zero/detail/file_holes.hpp>
 #include <multifd/zero/untouched_pages.hpp>
@@ -44,16 +44,16 @@ void add(std::vector<Run>& runs, std::uint64_t begin, std::uint64_t end, std::si
   }
 }
 
-/// What lies outside a file's holes, up to `bytes`, a multiple of `page_bytes`.
+/// The runs of a file's data, outside its holes, up to `bytes`, a multiple of `page_bytes`.
 ///
-/// Cost: tmpfs looks at each page, 10 ms a GiB. Nothing of it is kept for the next call all the same: a running guest
-/// fills holes through a mapping of its own, of which neither the file's times nor its blocks tell in time, and a page
-/// that is left out as a hole then would be lost.
+/// Cost: tmpfs checks each page, 10 ms a GiB. The result is nevertheless not kept for the next call. A running guest
+///   fills holes through a mapping of its own, and neither the file's times nor its block count show that in time: a
+///   page that was left out as a hole would be lost.
 std::vector<Run> data_of_file(int fd, std::uint64_t bytes, std::size_t page_bytes) {
   struct statfs system{};
   if (::fstatfs(fd, &system) != 0 || multifd::detail::file_holes(system) == multifd::detail::FileHoles::unknown)
     return {{0, bytes}};
-  // A file with room for all its bytes has no hole; tmpfs looks at each page to find that, 50 ns each.
+  // A file with blocks for all its bytes has no hole; tmpfs would check each page to find that, 50 ns each.
   struct stat status{};
   if (::fstat(fd, &status) == 0 && status.st_blocks * 512 >= status.st_size) return {{0, bytes}};
   std::vector<Run> runs;
@@ -64,20 +64,20 @@ std::vector<Run> data_of_file(int fd, std::uint64_t bytes, std::size_t page_byte
     if (data >= size) break;
     off_t hole = data < 0 ? -1 : ::lseek(fd, data, SEEK_HOLE);
     if (data < 0) data = at;
-    if (hole <= data) hole = size;  // a file system that does not know
+    if (hole <= data) hole = size;  // a file system that cannot tell holes
     add(runs, static_cast<std::uint64_t>(data), static_cast<std::uint64_t>(std::min(hole, size)), page_bytes);
     at = hole;
   }
   return runs;
 }
 
-/// The same of private memory, as the page tables say it.
+/// The same for private memory, from the page tables.
 std::vector<Run> data_of_memory(std::span<std::byte> memory, std::size_t page_bytes) {
   std::vector<Run> runs;
   multifd::RamMap ram(page_bytes);
   const multifd::BlockId block = need(ram.add("memory", memory));
   const auto untouched = multifd::UntouchedPages::snapshot(ram);
-  if (!untouched) return {{0, memory.size()}};  // no /proc: then everything is looked at
+  if (!untouched) return {{0, memory.size()}};  // no /proc: then everything counts as data
   const std::uint64_t pages = memory.size() / page_bytes;
   for (std::uint64_t page = 0; page < pages;) {
     const std::uint64_t run = untouched->other_run(block, page, pages - page);
@@ -88,7 +88,7 @@ std::vector<Run> data_of_memory(std::span<std::byte> memory, std::size_t page_by
   return runs;
 }
 
-/// XXH3-64 of memory of which runs have been looked at and the rest is known to be zero.
+/// XXH3-64 of memory of which some runs are read and the rest is known to be zero.
 class SparseDigest {
  public:
   SparseDigest() { digest_.begin(); }
@@ -100,7 +100,7 @@ class SparseDigest {
     done_ += bytes.size();
   }
   void skip_to(std::uint64_t offset) {
-    static constexpr std::array<std::byte, 16 * 1024> zeros{};  // stays in the first cache
+    static constexpr std::array<std::byte, 16 * 1024> zeros{};  // stays in the L1 cache
     for (std::size_t step = 0; done_ < offset; done_ += step) {
       step = std::min<std::uint64_t>(zeros.size(), offset - done_);
       digest_.add(std::span(zeros).first(step));
@@ -114,7 +114,7 @@ class SparseDigest {
   std::uint64_t done_ = 0;
 };
 
-/// madvise() of a range, in steps between which a signal is heard. False: the kernel does not know the advice.
+/// Calls madvise() on a range, in steps, so that a signal can end it. False: the kernel does not know the advice.
 bool advise(std::span<std::byte> bytes, int advice, const multifd::Interrupt* interrupt) {
   constexpr std::size_t step = std::size_t{64} << 20;
   for (std::size_t at = 0; at < bytes.size(); at += step) {
@@ -163,7 +163,7 @@ Mapping Mapping::read_file(const std::string& path, std::uint64_t bytes, std::si
   if (bytes % page_bytes != 0)
     throw Failure(fmt::format("{}: {} bytes are not a multiple of the page size {}: choose --size or --page-size", path,
                               bytes, page_bytes));
-  // Shared: a private mapping of a hugetlbfs file wants as many huge pages again, for copies that nobody makes.
+  // Shared: a private mapping of a hugetlbfs file wants as many huge pages again, for copies that are never made.
   return map(bytes, PROT_READ, MAP_SHARED, std::move(file), path);
 }
 
@@ -258,8 +258,8 @@ void NewFile::sync() {
   struct stat status{};
   if (::fstat(file_.fd(), &status) != 0) fail_path(file_.part());
   if (static_cast<std::size_t>(status.st_size) != mapping_.bytes().size())
-    throw Failure(fmt::format("{}: has {} bytes by now instead of {}: somebody has changed its size", file_.part(),
-                              status.st_size, mapping_.bytes().size()));
+    throw Failure(fmt::format("{}: has {} bytes by now instead of {}: another process has changed its size",
+                              file_.part(), status.st_size, mapping_.bytes().size()));
   check_mapped_files();
   file_.sync();
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// Memory that the programs send from and receive into: a file mapped read-only, a new file that gets its name only
-// when it is whole, or anonymous memory. What was never written to is zero, and is not read to find that out: reading
-// would fill it.
+// Memory that the programs send from and receive into: a file mapped read-only, a new file that gets its name only when
+// it is whole, or anonymous memory. Memory that was never written is known to be zero without reading it, because a
+// read would allocate it.
 #pragma once
 
 #include <sys/stat.h>
@@ -20,7 +20,7 @@
 
 namespace program {
 
-/// Neighbouring pages.
+/// A run of adjacent pages.
 struct Run {
   std::uint64_t offset = 0;
   std::uint64_t bytes = 0;
@@ -56,9 +56,10 @@ class Mapping {
 
   std::span<std::byte> bytes() const noexcept { return bytes_; }
 
-  /// The pages that may hold something, in order; all others are zero. What the file, or the page tables, say now.
+  /// The pages that may hold data, in order; all others are zero. As the file, or the page tables, show it now.
   ///
-  /// Cost: system calls per run, not per page; nothing becomes resident. Where nobody knows, all pages.
+  /// Cost: system calls per run, not per page; nothing becomes resident. Where the system does not
+  /// tell, all pages.
   std::vector<Run> data(std::size_t page_bytes) const;
 
   /// XXH3-64 of all bytes, as 16 hexadecimal digits. Reads data() alone.
@@ -92,7 +93,7 @@ class NewFile {
   /// The same, and allocate().
   NewFile(std::string path, std::uint64_t bytes) : NewFile(std::move(path)) { allocate(bytes); }
 
-  /// Gives it its size, and maps it. Room on the disk is taken as pages arrive, so that zero pages take none.
+  /// Sets the file's size, and maps the file. Room on the disk is taken as pages arrive, so that zero pages take none.
   /// Throws Failure: larger than a file may be, not whole huge pages on hugetlbfs, or more than there are.
   void allocate(std::uint64_t bytes);
 
@@ -102,16 +103,16 @@ class NewFile {
     std::string digest;  ///< XXH3-64 of all bytes, as 16 hexadecimal digits
     std::uint64_t zero_pages = 0;
   };
-  /// Gives the room of zero pages back to the file system, where it can; their bytes stay zero. Room that was never
-  /// written to is not looked at: reading it would fill it.
+  /// Punches holes where pages are zero, if the file system can; the bytes stay zero. Parts that were never written are
+  /// not read, because a read would allocate them.
   Summary make_sparse(std::size_t page_bytes) const;
 
-  /// PartFile's: everything that can fail beside the last step; the name; that it stays. sync() also throws the failure
-  /// of the mapped file.
+  /// The three steps of PartFile: everything that can fail before the last step; the name; keeping the file. sync()
+  /// also throws the failure of the mapped file.
   void sync();
   void rename() { file_.rename(); }
   void release() noexcept { file_.release(); }
-  /// All three.
+  /// All three steps.
   void keep();
 
  private:

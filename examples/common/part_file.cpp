@@ -71,7 +71,7 @@ void write_text(int fd, std::string_view text, const std::string& path) {
       text.remove_prefix(static_cast<std::size_t>(written));
     } else if (errno == EAGAIN) {
       pollfd entry{.fd = fd, .events = POLLOUT, .revents = 0};
-      if (::poll(&entry, 1, 10'000) == 0) throw Failure(path + ": nobody takes what is written to it");
+      if (::poll(&entry, 1, 10'000) == 0) throw Failure(path + ": no process reads what is written to it");
     } else if (errno != EINTR) {
       fail_path(path);
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// A file that a program writes for its user. While it is written it lies beside its final name as NAME.part, locked, so
-// that nobody else writes to it; it gets its name when it is whole, and never takes a name that is in use.
+// A file that a program writes for its user. While it is written, the file is NAME.part beside its final name, and
+// locked, so that no other program writes to it. It gets its name when it is whole, and never takes a name that is in
+// use.
 #pragma once
 
 #include <optional>
@@ -25,24 +26,24 @@ class Descriptor {
   int fd_;
 };
 
-/// open() that does not wait for the other end of a FIFO, and takes nothing but regular files. Throws Failure.
+/// open() that does not wait for the other end of a FIFO, and accepts regular files only. Throws Failure.
 Descriptor open_regular(const std::string& path, int flags, unsigned mode = 0);
 
-/// Throws the Failure that errno (or `error`) stands for, about `path`.
+/// Throws the Failure for errno (or `error`), with `path` in its text.
 [[noreturn]] void fail_path(const std::string& path);
 [[noreturn]] void fail_path(const std::string& path, int error);
 
-/// Writes all of `text` at the descriptor's position, also where write() takes less at once, and waits for a reader of
+/// Writes all of `text` at the descriptor's position, in several calls of write() if needed, and waits for a reader of
 /// a FIFO for 10 s at most. Throws Failure about `path`.
 void write_text(int fd, std::string_view text, const std::string& path);
 
-/// NAME.part, which becomes NAME. Without release() the destructor removes the file under the name that it has by then,
-/// and so does a second signal: a failure leaves no file that looks whole. What SIGKILL leaves is NAME.part, which the
-/// next program takes over.
+/// NAME.part, which becomes NAME. Without release() the destructor removes the file, whichever name it has by then, and
+/// so does a second signal: a failure leaves no file that looks whole. SIGKILL leaves NAME.part, which the next program
+/// takes over.
 class PartFile {
  public:
-  /// Throws Failure: NAME is taken; another program writes to NAME.part; NAME.part is no leftover of such a program; the
-  /// folder is missing or cannot be written to.
+  /// Throws Failure: NAME is taken; another program writes to NAME.part; NAME.part is no leftover of such a program;
+  /// the folder is missing or cannot be written to.
   explicit PartFile(std::string path);
   ~PartFile();
   PartFile(const PartFile&) = delete;
@@ -52,17 +53,17 @@ class PartFile {
   const std::string& path() const noexcept { return path_; }
   const std::string& part() const noexcept { return part_; }
 
-  /// Writes something and takes it back: what would fail at the end fails now. Throws Failure.
+  /// Writes a byte and removes it again, so that an error that would come at the end comes now. Throws Failure.
   void check_writes();
 
-  /// The bytes are on the disk after it: what could fail beside rename() has failed by then. Throws Failure.
+  /// Writes the bytes to the disk. Behind it only rename() can still fail. Throws Failure.
   void sync();
 
-  /// Gives the file its name. Throws Failure where somebody has taken the name meanwhile: after sync() NAME.part is left
-  /// then, because its bytes are whole.
+  /// Gives the file its name. Throws Failure when another file has taken the name meanwhile. After sync() NAME.part is
+  /// kept in that case, because its bytes are whole.
   void rename();
 
-  /// The file stays.
+  /// Keeps the file: the destructor no longer removes it.
   void release() noexcept { unfinished_.reset(); }
 
  private:

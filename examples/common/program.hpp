@@ -29,15 +29,15 @@ enum ExitStatus { exit_done = 0, exit_failed = 1, exit_usage = 2 };
 class Failure : public std::runtime_error {
  public:
   explicit Failure(const multifd::Error& error, const std::string& context = {});
-  /// A failure of the program's own, or one that the peer told about.
+  /// A failure of the program's own, or one that the peer reported.
   explicit Failure(const std::string& message) : std::runtime_error(message) {}
-  /// What the other side said when it gave up.
+  /// The text that the other side sent when it gave up.
   static Failure of_peer(const std::string& reason);
 
-  /// Of the Error; empty for a failure of the program's own.
+  /// The Error's code; empty for a failure of the program's own.
   std::error_code code() const noexcept { return code_; }
   bool from_peer() const noexcept { return from_peer_; }
-  /// Whether the error may be only the echo of what happened on the other side.
+  /// Whether the error may be only the consequence of a failure on the other side.
   bool may_be_echo() const noexcept { return may_be_echo_; }
 
  private:
@@ -62,12 +62,12 @@ T need(multifd::Result<T> result, const std::string& context = {}) {
 /// Runs a program: parses, calls `body`, turns exceptions into one line on stderr and an exit status.
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body);
 
-/// From now on SIGINT and SIGTERM go to a thread of their own, so that nothing else need be interruptible: the first
-/// triggers the returned Interrupt, the second removes every RemovedBySignal and ends the process at once. Ignores SIGPIPE
-/// and SIGXFSZ, and watches mapped files (mapped_file.hpp). Call once, before any other thread starts.
+/// Makes a thread of its own take SIGINT and SIGTERM, so that nothing else need be interruptible. The first signal
+/// triggers the returned Interrupt; the second removes every RemovedBySignal and ends the process at once. Ignores
+/// SIGPIPE and SIGXFSZ, and watches mapped files (mapped_file.hpp). Call once, before any other thread starts.
 const multifd::Interrupt& catch_signals();
 
-/// A path that a second signal removes while this lives: no destructor runs then.
+/// A path that a second signal removes while this object lives, because no destructor runs then.
 class RemovedBySignal {
  public:
   explicit RemovedBySignal(std::string path);
@@ -96,11 +96,11 @@ class OnInterrupt {
   std::thread thread_;
 };
 
-/// A number of bytes as people type it: "512M", "4G", "4096". Nothing else is taken: no sign, no exponent, nothing past
-/// 64 bits; the same holds for every number, by run().
+/// Parses a number of bytes as users type it: "512M", "4G", "4096". Refuses signs, exponents and everything past 64
+/// bits; run() does the same for every number.
 CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& bytes, const std::string& help);
 
-/// A time limit as people type it: "3", "1.5s", "500ms", "2min" or "2m"; up to a day, and 0 for no limit
+/// Parses a time limit as users type it: "3", "1.5s", "500ms", "2min" or "2m"; up to a day, and 0 for no limit
 /// (time_limit.hpp), which --help says. --help shows the value it has now.
 CLI::Option* add_duration(CLI::App& app, const std::string& name, std::chrono::milliseconds& time,
                           const std::string& help);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// What a program says while it works: a line on a terminal that is rewritten, and, wherever stderr goes, a line of its own
-// when nothing has moved for long or a source does not come to an end. The program says what it does and what the
-// likely causes would be; when to say so is decided here.
+// What a program prints while it works: on a terminal a line that is rewritten, and on any stderr a hint when nothing
+// has moved for long or a source does not come to an end. The program supplies the line and the likely causes; this
+// file decides when to print them.
 #pragma once
 
 #include <chrono>
@@ -18,14 +18,14 @@ namespace program {
 /// What a program does at one moment.
 struct Snapshot {
   std::string line;         ///< the progress line: "received 1.20 GiB  0.80 GiB/s  epoch 3"
-  std::uint64_t moved = 0;  ///< another value whenever something has moved
-  std::string stalled{};    ///< likely causes when nothing moves; empty: nobody need know
+  std::uint64_t moved = 0;  ///< a number that changes whenever something has moved
+  std::string stalled{};    ///< likely causes when nothing moves; empty: no hint
   bool again = false;       ///< all memory has come once; what comes now has been sent before
-  std::string endless{};    ///< likely causes when that does not end; empty: nobody need know
+  std::string endless{};    ///< likely causes when that does not end; empty: no hint
 };
 
-/// Decides when a hint is due: first when nothing has moved for `hint_after`, or when sending again has taken as long as
-/// everything before it, and at least that long; then each time after twice the time. `hint_after` 0: never.
+/// Decides when a hint is due: first when nothing has moved for `hint_after`, or when sending again has taken as long
+/// as everything before it, and at least that long; then each time after twice the time. `hint_after` 0: never.
 class Patience {
  public:
   using Clock = std::chrono::steady_clock;
@@ -36,7 +36,7 @@ class Patience {
         still_since_(now),
         next_still_(hint_after_) {}
 
-  /// Takes note of what the program does now. Returns a line to be printed, or an empty text.
+  /// Notes what the program does now. Returns a hint to be printed, or an empty text.
   std::string look(const Snapshot& snapshot, Clock::time_point now);
 
   /// For how long nothing had moved at the last look().
@@ -76,8 +76,8 @@ class Progress {
   std::thread thread_;
 };
 
-/// The progress line of long work on this side, or of a wait that may be long: what is done, and since when. There is
-/// nobody else to blame for it, so that it gives no hints.
+/// The progress line of long work on this side, or of a wait that may be long: what is being done, and since when. The
+/// other side is not the cause of such waits, so there are no hints.
 class Step : public Progress {
  public:
   explicit Step(const std::string& line) : Progress(line, "", std::chrono::milliseconds(0)) {}

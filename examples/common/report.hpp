@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// What the programs say at their end: the JSON object with the keys that all share.
+// The programs' reports at their end: the JSON object with the keys that all of them share.
 #pragma once
 
 #include <multifd/stats.hpp>
@@ -22,7 +22,7 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-/// What a stretch of work took of this process, all its threads together.
+/// The CPU time and page faults of a piece of work, over all threads of this process.
 struct Spent {
   double began = 0;  ///< CLOCK_MONOTONIC, which all processes of a machine share
   double seconds = 0;
@@ -51,21 +51,21 @@ nlohmann::json report(double seconds, std::uint64_t ram_bytes, std::uint64_t mai
 /// Adds the keys "began", "cpu_seconds" with its parts "user_seconds" and "system_seconds", and "minor_faults".
 void add_spent(nlohmann::json& object, const Spent& spent);
 
-/// A key's value that may be missing: null when `text` is empty.
+/// The value of a key that may have none: null when `text` is empty.
 nlohmann::json text_or_null(const std::string& text);
 
 /// The same keys for a run that failed.
 nlohmann::json failure_report(const std::string& error, double seconds);
 
 /// Where --json goes: a file, stdout for "-", nowhere for an empty path. Opened before the work, so that a path that
-/// cannot be written is no surprise after it, and nobody takes an earlier run's report for this one's. An earlier report
-/// is overwritten; a file that holds anything else is not, nor is one that another program has open for its report.
+/// cannot be written is found at once, and an earlier run's report is not taken for this one's. An earlier report is
+/// overwritten. Any other file is refused, and so is a report that another program has open.
 class JsonFile {
  public:
   /// Throws Failure.
   explicit JsonFile(std::string path);
-  /// Replaces what was written before. What the report is about has happened, and the other side knows it: a report that
-  /// cannot be written is a warning on stderr, and no failure.
+  /// Replaces the report. The migration is over, and the other side knows its outcome: so a report that cannot be
+  /// written is a warning on stderr, not a failure.
   void write(const nlohmann::json& object) noexcept;
 
  private:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What a program says to people: warnings, hints and errors on stderr, summaries on stdout. None of it may decide how
-// the program ends, so a descriptor that takes nothing (closed, on a full disk, a pipe without a reader) changes nothing.
+// A program's texts for its user: warnings, hints and errors on stderr, summaries on stdout. None of them may change
+// how the program ends, so a descriptor that takes no bytes (closed, a full disk, a pipe without a reader) is ignored.
 #pragma once
 
 #include <fmt/format.h>
@@ -19,7 +19,7 @@ template <class... Args>
 void tell(fmt::format_string<Args...> format, Args&&... args) noexcept {
   try {
     write_or_drop(STDERR_FILENO, fmt::format(format, std::forward<Args>(args)...));
-  } catch (...) {  // no memory to format in: then nothing is said
+  } catch (...) {  // no memory to format the text: then nothing is printed
   }
 }
 

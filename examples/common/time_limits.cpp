@@ -17,7 +17,7 @@ std::string Limit::text() const {
 
 void TimeLimits::add_connecting(CLI::App& app) {
   add_duration(app, "--connect-timeout", connect, "Give up connecting after that long");
-  add_duration(app, "--result-timeout", result, "Give up when the other side has not said that all is well by then");
+  add_duration(app, "--result-timeout", result, "Give up when the other side has not confirmed by then");
 }
 
 void TimeLimits::add_accepting(CLI::App& app) {
@@ -25,16 +25,17 @@ void TimeLimits::add_accepting(CLI::App& app) {
       app, "--accept-timeout", accept,
       "Give up when a source has connected, and not all its channels by then; a first connection is waited for "
       "without end");
-  add_duration(app, "--hello-timeout", hello, "Give up when a channel has not said which one it is by then");
+  add_duration(app, "--hello-timeout", hello, "Give up when a channel's hello has not come by then");
 }
 
 void TimeLimits::add_peer(CLI::App& app) {
   add_duration(app, "--peer-timeout", peer,
                "TCP: give up when the other side's host has acknowledged nothing for that long. Longer than the other "
                "side may stand still, because a full one counts as well");
-  add_duration(app, "--hint-after", hint,
-               "Say on stderr what the causes may be when nothing has moved for that long, or when sending again what "
-               "has changed takes longer than this and than everything before it; ends nothing");
+  add_duration(
+      app, "--hint-after", hint,
+      "Print likely causes on stderr when nothing has moved for that long, or when sending changed pages again "
+      "takes longer than this and than everything before it; ends nothing");
 }
 
 void TimeLimits::add_to_sender(CLI::App& app) {

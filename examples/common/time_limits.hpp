@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// How long the programs wait for the other side, as options with the library's defaults. Which deadline notices what:
-// README.md, Trust and Limits.
+// How long the programs wait for the other side, as options with the library's defaults. include/multifd/README.md,
+// Bounds, says which limit notices what.
 #pragma once
 
 #include <multifd/multifd.hpp>
@@ -50,7 +50,7 @@ struct TimeLimits {
   /// The options of add_to_both() with their values, for another program.
   std::vector<std::string> arguments() const;
 
-  /// What of it is a socket's matter.
+  /// The limits that are settings of a socket.
   multifd::SocketOptions socket(const multifd::Interrupt* interrupt = nullptr) const;
 
  private:

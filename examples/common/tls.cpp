@@ -22,14 +22,14 @@ void Tls::add_to(CLI::App& app, TlsSide side, const std::string& prefix) {
   auto* const keys = app.add_option(start + "psk", keys_, "TLS with pre-shared keys: a file of lines USER:HEXKEY");
   directory->excludes(keys);
   app.add_option(start + "cipher", cipher_,
-                 "The cipher that this side likes best; a server's choice decides. auto: aes where this CPU has "
+                 "The cipher that this side prefers; a server's choice decides. auto: aes where this CPU has "
                  "instructions for AES, else chacha20")
       ->check(CLI::IsMember({"auto", "aes", "chacha20"}))
       ->capture_default_str();
   if (side == TlsSide::server) return;
   app.add_option(start + "hostname", hostname_, "The name in the server's certificate (default: the host connected to)")
       ->needs(directory);
-  app.add_option(start + "user", user_, "Whose pre-shared key to use")->needs(keys)->capture_default_str();
+  app.add_option(start + "user", user_, "The user whose pre-shared key to use")->needs(keys)->capture_default_str();
 #else
   (void)app;
   (void)prefix;
@@ -59,7 +59,7 @@ void Tls::prepare(const multifd::Address& address) {
                     : need(TlsCredentials::psk(keys_, role, user_), "--tls-psk " + keys_));
   if (hostname_.empty()) hostname_ = address.host;
   if (hostname_.empty() && credentials_->verifies_hostname())
-    throw Usage("--tls-hostname is needed: a UNIX socket has no name to hold against the server's certificate");
+    throw Usage("--tls-hostname is needed: a UNIX socket has no name to compare with the server's certificate");
 #endif
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// TLS as the programs' options have it: --tls-dir or --tls-psk, --tls-cipher, and what goes with them.
+// TLS for the programs, by their options: --tls-dir or --tls-psk, --tls-cipher, and what goes with them.
 #pragma once
 
 #include <multifd/transport/address.hpp>
@@ -15,19 +15,20 @@
 
 namespace program {
 
-/// Which end of the connections a program is: who connects is the client.
+/// Which end of the connections a program is. The end that connects is the client.
 enum class TlsSide { client, server };
 
 class Tls {
  public:
-  /// Adds --tls-dir, --tls-psk, --tls-cipher, and a client's --tls-hostname and --tls-user; `prefix`: as of StackOptions.
+  /// Adds --tls-dir, --tls-psk, --tls-cipher, and a client's --tls-hostname and --tls-user; `prefix`: as of
+  /// StackOptions.
   void add_to(CLI::App& app, TlsSide side, const std::string& prefix = {});
 
   /// Reads the credentials, or says on stderr that nothing is encrypted when `address` can be reached from elsewhere.
   /// Throws Usage, Failure.
   void prepare(const multifd::Address& address);
 
-  /// Of a program that connects or listens: it listens. Before prepare().
+  /// Called by a program that can connect or listen, when it listens. Before prepare().
   void be_server() noexcept { side_ = TlsSide::server; }
 
   /// --tls-dir or --tls-psk and --tls-cipher with their values, for another program; nothing when TLS is off.

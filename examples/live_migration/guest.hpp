@@ -34,10 +34,10 @@ inline constexpr std::size_t guest_page_size = 4096;
 
 enum class Backend { automatic, kvm, thread };
 
-/// "auto", "kvm", "thread"; nothing for other names.
+/// Parses "auto", "kvm" or "thread"; no value for other names.
 std::optional<Backend> parse_backend(std::string_view name);
 
-/// Of a destination only `memory_bytes` counts: all else comes with the memory and the state.
+/// A destination uses only `memory_bytes`: everything else comes with the memory and the state.
 struct GuestConfig {
   std::size_t memory_bytes = std::size_t{1} << 30;        ///< multiple of 4096, at least 2 MiB
   std::size_t working_set_bytes = std::size_t{64} << 20;  ///< rounded up to pages; lies in the middle of memory
@@ -93,7 +93,7 @@ class Guest {
   /// Params: `bitmap`: bitmap_words(memory().size()) words.
   virtual void fetch_dirty(std::span<std::uint64_t> bitmap) = 0;
 
-  /// Ends the log, so that a guest whose migration was given up runs at full speed again.
+  /// Ends the log, so that a guest whose migration has failed runs at full speed again.
   virtual void stop_dirty_log() = 0;
 
   /// Registers and what else is not in memory; after stop().

@@ -281,7 +281,8 @@ std::span<const std::byte> decode_state(std::span<const std::byte> state, std::s
     throw std::runtime_error(fmt::format("guest state: {} bytes are too few for a header", state.size()));
   std::memcpy(&header, state.data(), sizeof header);
   const auto payload = state.subspan(sizeof header);
-  if (header.magic != state_magic) throw std::runtime_error("guest state: these bytes are none (wrong magic)");
+  if (header.magic != state_magic)
+    throw std::runtime_error("guest state: these bytes are not a saved state (wrong magic)");
   if (header.version != state_version)
     throw std::runtime_error(
         fmt::format("guest state: version {}, this program reads {}; use the same build on both sides", header.version,

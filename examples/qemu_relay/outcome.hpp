@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Who has the guest when a relay ends, in whatever way: the one place where that is decided and put into words. Also the
-// words for a destination that is lost, which are the same wherever that is noticed first.
+// Which side has the guest when a relay ends: the one place that decides this and puts it into words. Also the texts
+// for a lost destination, which are the same wherever the loss is noticed first.
 #pragma once
 
 #include <multifd/peer_profile.hpp>
@@ -14,7 +14,7 @@
 
 namespace relay {
 
-/// What the destination answered on the return path, and how far that came.
+/// What the destination answered on the return path, and how far its answer got.
 enum class Answer {
   none,       ///< nothing: it has not come to the end, or has gone before
   refused,    ///< SHUT with a status that is not 0
@@ -23,7 +23,7 @@ enum class Answer {
   taken,      ///< SHUT(0), and the source ended in order behind it
 };
 
-/// All that decides who has the guest.
+/// The facts that decide which side has the guest.
 struct EndState {
   bool return_path = false;  ///< the source opened it: it completes when it is answered, else with its last byte
   Answer answer = Answer::none;
@@ -34,7 +34,7 @@ struct EndState {
 enum class Guest {
   at_destination,
   at_source,
-  at_source_completed,  ///< which believes that it has gone, and keeps it stopped
+  at_source_completed,  ///< the source believes that the guest has moved, and keeps it stopped
   unknown,              ///< the destination has to be asked
   perhaps_at_both,      ///< at the destination, and the source may let its own run on
 };
@@ -51,7 +51,7 @@ Outcome outcome(const EndState& end);
 /// For --json.
 const char* to_string(Guest guest);
 
-/// How a relayed migration failed: what went wrong, and where the guest is.
+/// A relayed migration that failed: the reason, and where the guest is.
 class Unfinished : public program::Failure {
  public:
   Unfinished(const std::string& cause, const Outcome& outcome)
@@ -59,7 +59,8 @@ class Unfinished : public program::Failure {
   const Guest guest;
 };
 
-/// A destination that has closed or reset one of its connections, or said that it failed. `status`: of its SHUT; 0: none.
+/// A destination that has closed or reset one of its connections, or said that it failed. `status`: of its SHUT; 0:
+/// none.
 program::Failure destination_lost(std::uint32_t status = 0);
 
 /// Any other failure of a connection to the destination.
@@ -68,8 +69,8 @@ program::Failure destination_failure(const multifd::Error& error);
 /// Source and destination end epochs in different ways (format/packets.md section 6.1). `seen`: what shows it.
 program::Failure styles_differ(multifd::SyncStyle source, const std::string& machine, const std::string& seen);
 
-/// A destination that has answered before, and behind the first section, whose epoch the source has ended with its round,
-/// does not. `limit`: for how long it has not.
+/// The failure of a destination that answered before, and no longer answers behind the first section, although the
+/// source ends epochs with each round. `limit`: for how long it has not answered.
 program::Failure no_answer(const std::string& machine, std::chrono::milliseconds limit);
 
 }  // namespace relay

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Scattered bytes, as the operating system takes them: arrays of struct iovec. One name for reading and one for
-// writing, so that a signature says which way the bytes go; iovec itself cannot say it.
+// Scattered bytes, as the operating system takes them: arrays of struct iovec. Reading and writing have a name each, so
+// that a signature says in which direction the bytes go; iovec itself does not.
 #pragma once
 
 #include <sys/uio.h>
@@ -19,7 +19,7 @@ using MutableBuffers = std::span<const iovec>;
 /// The most entries that one system call takes (IOV_MAX of Linux).
 inline constexpr std::size_t max_iovecs = 1024;
 
-/// One buffer over bytes that will only be read. The cast is what iovec forces on everybody.
+/// One buffer over bytes that will only be read. The cast is needed because iovec has no const form.
 inline iovec const_buffer(const void* data, std::size_t size) noexcept { return {const_cast<void*>(data), size}; }
 
 inline iovec const_buffer(std::span<const std::byte> bytes) noexcept {

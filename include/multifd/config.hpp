@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Facts about the compiler and the machine that several rooms need, and the library's one assertion.
+// Facts about the compiler and the machine that several folders need, and the library's one assertion.
 // Nothing here depends on compiler flags, so that two translation units always agree about layouts.
 #pragma once
 
@@ -16,17 +16,18 @@
 #define MULTIFD_ASSERT(condition) ((condition) ? static_cast<void>(0) : ::std::abort())
 #endif
 
-/// 1: a checking build, for the whole program (-DMULTIFD_CHECKED=1, the same in every file that includes multifd). A page
-/// that is queued twice in an epoch (but by queue_copies(), whose pages are another sender's), two threads at once in a
-/// Sender's producer calls or in a Receiver's release_epoch(), finish() and end_epochs(), and the use of a Sender or Receiver that
-/// was moved from end the program at the call that is wrong, through MULTIFD_MISUSE. It costs a bit for each page and a
-/// look at it. Otherwise nothing is checked, and nothing is paid.
+/// 1: a checking build, for the whole program (-DMULTIFD_CHECKED=1, the same in every file that includes multifd). A
+/// page that is queued twice in an epoch (but by queue_copies(), whose pages are another sender's), two threads at once
+/// in a Sender's producer calls or in a Receiver's release_epoch(), finish() and end_epochs(), and the use of a Sender
+/// or Receiver that was moved from end the program at the call that is wrong, through MULTIFD_MISUSE. It costs one bit
+/// of memory for each page, and one test of that bit when the page is queued. Other builds check nothing and pay
+/// nothing.
 #ifndef MULTIFD_CHECKED
 #define MULTIFD_CHECKED 0
 #endif
 
-/// MULTIFD_MISUSE(what, block, offset): says on stderr what the caller did, to which RAM block (may be empty), and ends the
-/// program. Define it to do something else first; it must not return.
+/// MULTIFD_MISUSE(what, block, offset): says on stderr what the caller did, to which RAM block (may be empty), and ends
+/// the program. Define it to do something else first; it must not return.
 #ifndef MULTIFD_MISUSE
 #define MULTIFD_MISUSE(what, block, offset) ::multifd::detail::end_of_misuse(what, block, offset)
 #endif

@@ -1,118 +1,158 @@
 // SPDX-License-Identifier: MIT
 //
-// What can go wrong: `Errc` is specific (tests and logs name it), `Condition` is coarse (programs branch on it), `Stage`
-// is where in the work. One occurrence is an Error (error_value.hpp).
+// What can go wrong: `Errc` is specific (tests and logs name it), `Condition` is coarse (programs branch on it),
+// `Stage` is where in the work. One occurrence is an Error (error_value.hpp).
 #pragma once
 
 #include <cerrno>
 #include <cstdint>
+#include <iterator>
 #include <string>
 #include <system_error>
 
+// The library's own error codes: one row a code, with its name, its condition and its text; where Error::detail and
+// Error::expected hold something better than "value" and "expected", the names of these two follow. A code's number is
+// its place in the list, so a new row changes the numbers of the rows behind it (format/answer.hpp: last_errc).
+
+// A peer broke the wire format (format/packets.md sections 2, 3 and 4, format/hardening.md section 16).
+#define MULTIFD_ERRC_FORMAT(ROW)                                                                                       \
+  ROW(bad_magic, peer_protocol, "wrong magic number: not a multifd channel")                                           \
+  ROW(bad_version, peer_protocol, "unknown multifd version")                                                           \
+  ROW(uuid_mismatch, peer_protocol, "the channel belongs to another VM (uuid differs)")                                \
+  ROW(channel_id_out_of_range, peer_protocol,                                                                          \
+      "channel id is not below the channel count: do both sides use the same number of channels?", "id",               \
+      "channels here")                                                                                                 \
+  ROW(duplicate_channel_id, peer_protocol, "two channels have the same id")                                            \
+  ROW(channel_count_mismatch, peer_protocol, "the two sides use different numbers of channels: set the same on both",  \
+      "the peer's", "this side's")                                                                                     \
+  ROW(too_many_channels, peer_protocol,                                                                                \
+      "the source opened more channels than expected: set the same number on both sides")                              \
+  ROW(too_many_pages, peer_protocol, "packet announces more pages than it can hold")                                   \
+  ROW(wrong_compression, peer_protocol,                                                                                \
+      "the peer compresses with another method than this side expects: set the same compression on both", "flag bits") \
+  ROW(block_list_mismatch, peer_protocol,                                                                              \
+      "the two sides have different RAM blocks: register the same names and sizes on both", "the peer's",              \
+      "this side's")                                                                                                   \
+  ROW(bad_block_name, peer_protocol, "RAM block name is empty or not terminated")                                      \
+  ROW(unknown_block, peer_protocol, "RAM block is not known here")                                                     \
+  ROW(offset_misaligned, peer_protocol, "page offset is not a multiple of the page size", "offset", "page size")       \
+  ROW(offset_past_block, peer_protocol, "page offset lies past the end of its RAM block", "offset", "of")              \
+  ROW(duplicate_page, peer_protocol, "the same page twice in one packet", "offset", "of")                              \
+  ROW(bad_payload_size, peer_protocol, "payload size does not fit the packet's pages")                                 \
+  ROW(payload_too_large, peer_protocol, "payload is larger than its bound")                                            \
+  ROW(corrupt_payload, peer_protocol, "compressed payload is corrupt")                                                 \
+  ROW(truncated_hello, peer_protocol, "connection ended inside the initial packet")                                    \
+  ROW(truncated_header, peer_protocol, "connection ended inside a packet header")                                      \
+  ROW(truncated_payload, peer_protocol, "connection ended inside a packet's payload")                                  \
+  ROW(device_state_refused, peer_protocol, "device-state packet, which this side does not take")                       \
+  ROW(bad_device_state, peer_protocol, "device-state packet with a broken header")                                     \
+  ROW(data_before_sync, peer_protocol, "data packet before the first SYNC")                                            \
+  ROW(data_after_end, peer_protocol, "data packet behind the last epoch")                                              \
+  ROW(unsynced_end, peer_protocol, "channel ended although a SYNC is owed")                                            \
+  ROW(sync_mismatch, peer_protocol, "channels sent different numbers of SYNCs")                                        \
+  ROW(digest_mismatch, peer_protocol, "page data differs from the digest it was sent with")
+
+// A peer broke QEMU's main stream or its return path (format/main_stream.md section 9), or uses what no multifd
+// stream carries (format/roles.md section 11 step 13).
+#define MULTIFD_ERRC_STREAM(ROW)                                                                                      \
+  ROW(bad_stream_magic, peer_protocol,                                                                                \
+      "not QEMU's migration stream (no QEVM in front): is the source a QEMU, and does TLS agree?")                    \
+  ROW(bad_stream_version, peer_protocol, "migration stream is not of version 3")                                      \
+  ROW(truncated_stream, peer_protocol, "main stream ended in the middle: the source has the reason")                  \
+  ROW(stream_limit_exceeded, peer_protocol, "length or count in the main stream is over this side's limit",           \
+      "announced", "limit")                                                                                           \
+  ROW(bad_configuration, peer_protocol, "configuration section is malformed")                                         \
+  ROW(unknown_capability, peer_protocol,                                                                              \
+      "source has a capability on that changes the stream in an unknown way: turn it off there")                      \
+  ROW(mapped_ram_refused, peer_protocol,                                                                              \
+      "source has mapped-ram on, which is for files only: turn that capability off")                                  \
+  ROW(page_size_mismatch, peer_protocol, "guest's page size differs between the two sides: set the source's",         \
+      "page size of the peer", "of this side")                                                                        \
+  ROW(unknown_element, peer_protocol, "main stream element of an unknown type: is multifd on at the source?")         \
+  ROW(unexpected_element, peer_protocol, "main stream element in a place where it has no meaning")                    \
+  ROW(unknown_command, peer_protocol, "unknown command in the main stream")                                           \
+  ROW(bad_command_length, peer_protocol, "command of the main stream has a wrong length")                             \
+  ROW(postcopy_refused, peer_protocol,                                                                                \
+      "postcopy, which cannot pass here: do not start it, or turn postcopy-ram off at the source")                    \
+  ROW(colo_refused, peer_protocol, "COLO, which cannot pass here: turn x-colo off at the source")                     \
+  ROW(unknown_section, peer_protocol,                                                                                 \
+      "device that sends its state in rounds like RAM, in a format unknown here: unplug it, or turn its migration "   \
+      "capability off")                                                                                               \
+  ROW(early_device_refused, peer_protocol,                                                                            \
+      "device that sends its state ahead of RAM (virtio-mem does), in a format unknown here: unplug it")              \
+  ROW(unexpected_section, peer_protocol, "section of the main stream out of order: RAM starts once, and ends once")   \
+  ROW(wrong_section_id, peer_protocol, "section id is not that of RAM")                                               \
+  ROW(bad_ram_version, peer_protocol, "RAM section is not of version 4")                                              \
+  ROW(bad_footer, peer_protocol, "section has no footer, or the footer of another section")                           \
+  ROW(bad_block_list, peer_protocol, "RAM block list contradicts itself")                                             \
+  ROW(repeated_block_name, peer_protocol, "RAM block list has a name twice")                                          \
+  ROW(bad_used_length, peer_protocol,                                                                                 \
+      "RAM block's length is zero, not a whole number of pages, or more than is left of the total")                   \
+  ROW(obsolete_ram_record, peer_protocol,                                                                             \
+      "RAM record that multifd excludes: turn xbzrle, compress and RDMA off at the source")                           \
+  ROW(unknown_ram_record, peer_protocol, "unknown RAM record: is the page size right, and multifd on at the source?") \
+  ROW(record_without_block, peer_protocol, "RAM record for the block of the record before it, but there is none")     \
+  ROW(bad_zero_fill, peer_protocol, "zero page that is to be filled with something else")                             \
+  ROW(unknown_return_message, peer_protocol, "message on the return path that is unknown, or comes after the last")   \
+  ROW(bad_return_length, peer_protocol, "message on the return path has a wrong length")
+
+// A peer failed to prove itself, or broke TLS (format/tls.md section 14).
+#define MULTIFD_ERRC_TLS(ROW)                                                                                          \
+  ROW(tls_not_spoken, peer_protocol, "the peer does not speak TLS: switch TLS on there, too, or off here")             \
+  ROW(tls_no_common_ground, peer_protocol,                                                                             \
+      "the two sides share no way to do TLS: use certificates on both, or pre-shared keys on both")                    \
+  ROW(tls_no_certificate, peer_protocol, "the peer has no certificate: give it client-cert.pem and client-key.pem")    \
+  ROW(tls_untrusted_certificate, peer_protocol,                                                                        \
+      "the peer's certificate is not from this side's authority: give both sides the same ca-cert.pem, and "           \
+      "certificates signed by it")                                                                                     \
+  ROW(tls_expired_certificate, peer_protocol,                                                                          \
+      "the peer's certificate has expired, or is not valid yet: renew it, and check both clocks")                      \
+  ROW(tls_revoked_certificate, peer_protocol,                                                                          \
+      "the peer's certificate is on this side's ca-crl.pem: give it a new one")                                        \
+  ROW(tls_wrong_purpose, peer_protocol,                                                                                \
+      "the peer's certificate is for another purpose: a server needs one for servers, a client one for clients")       \
+  ROW(tls_wrong_hostname, peer_protocol,                                                                               \
+      "the server's certificate is for another name: connect to a name that it has, or say which to expect")           \
+  ROW(tls_wrong_key, peer_protocol, "the two sides' pre-shared keys differ: give both the same user and the same key") \
+  ROW(tls_refused, peer_protocol,                                                                                      \
+      "the peer refused this side over TLS: its own message says why (certificate, authority, key)")
+
+// A peer went away, a time limit passed, or the caller cancelled.
+#define MULTIFD_ERRC_ENDS(ROW)                                                                         \
+  ROW(peer_closed, peer_gone, "the peer closed the connection")                                        \
+  ROW(peer_gave_up, peer_gone, "the receiver gave up")                                                 \
+  ROW(unconfirmed, peer_gone, "the receiver ended, and has not confirmed that all arrived")            \
+  ROW(tls_truncated, peer_gone,                                                                        \
+      "the TLS stream was cut without a close_notify: the peer failed, or somebody on the way cut it") \
+  ROW(timed_out, timed_out, "time limit passed")                                                       \
+  ROW(cancelled, cancelled, "cancelled")
+
+// The caller asked for something impossible.
+#define MULTIFD_ERRC_MISUSE(ROW)                                                                                     \
+  ROW(bad_page_size, misuse, "page size is not a power of two from 1024 to 65536")                                   \
+  ROW(bad_block_size, misuse, "RAM block is empty or not a whole number of pages", "bytes", "page size")             \
+  ROW(bad_block_idstr, misuse, "RAM block idstr must have 1 to 255 bytes and no NUL")                                \
+  ROW(duplicate_block, misuse, "a RAM block of that idstr is already registered")                                    \
+  ROW(bad_channel_count, misuse, "channel count must be from 1 to 255")                                              \
+  ROW(bad_range, misuse, "page range is not inside its RAM block, or not page aligned", "at", "of")                  \
+  ROW(bad_address, misuse, "address must be tcp:HOST:PORT or unix:PATH")                                             \
+  ROW(bad_option, misuse, "option is out of its range")                                                              \
+  ROW(read_only_block, misuse, "RAM block was registered read-only")                                                 \
+  ROW(block_without_memory, misuse, "RAM block has no memory here")                                                  \
+  ROW(peer_lacks_zero_lists, misuse,                                                                                 \
+      "this peer drops zero pages listed in packets (QEMU before 9.0): use legacy or none")                          \
+  ROW(peer_lacks_device_state, misuse, "this peer does not know device-state packets (PeerProfile)")                 \
+  ROW(peer_lacks_confirmation, misuse,                                                                               \
+      "this peer or transport gives no confirmation: use close_channels(), and learn the end from your main stream") \
+  ROW(unknown_policy, misuse, "no policy of that name is offered")                                                   \
+  ROW(not_supported, misuse, "not supported by this stack")                                                          \
+  ROW(already_closed, misuse, "already closed")
+
+#define MULTIFD_ERRCS(ROW) \
+  MULTIFD_ERRC_FORMAT(ROW) \
+  MULTIFD_ERRC_STREAM(ROW) MULTIFD_ERRC_TLS(ROW) MULTIFD_ERRC_ENDS(ROW) MULTIFD_ERRC_MISUSE(ROW)
+
 namespace multifd {
-
-/// The library's own error codes. Operating system errors keep their errno in std::system_category().
-enum class Errc {
-  // A peer broke the wire format (format/packets.md sections 2, 3 and 4, format/hardening.md section 16).
-  bad_magic = 1,
-  bad_version,
-  uuid_mismatch,
-  channel_id_out_of_range,
-  duplicate_channel_id,
-  channel_count_mismatch,
-  too_many_channels,
-  too_many_pages,
-  wrong_compression,
-  block_list_mismatch,
-  bad_block_name,
-  unknown_block,
-  offset_misaligned,
-  offset_past_block,
-  duplicate_page,
-  bad_payload_size,
-  payload_too_large,
-  corrupt_payload,
-  truncated_hello,
-  truncated_header,
-  truncated_payload,
-  device_state_refused,
-  bad_device_state,
-  data_before_sync,
-  data_after_end,
-  unsynced_end,
-  sync_mismatch,
-  digest_mismatch,
-  // A peer broke QEMU's main stream or its return path (format/main_stream.md section 9), or uses what no multifd
-  // stream carries (format/roles.md section 11 step 13).
-  bad_stream_magic,
-  bad_stream_version,
-  truncated_stream,
-  stream_limit_exceeded,
-  bad_configuration,
-  unknown_capability,
-  mapped_ram_refused,
-  page_size_mismatch,
-  unknown_element,
-  unexpected_element,
-  unknown_command,
-  bad_command_length,
-  postcopy_refused,
-  colo_refused,
-  unknown_section,
-  early_device_refused,
-  unexpected_section,
-  wrong_section_id,
-  bad_ram_version,
-  bad_footer,
-  bad_block_list,
-  repeated_block_name,
-  bad_used_length,
-  obsolete_ram_record,
-  unknown_ram_record,
-  record_without_block,
-  bad_zero_fill,
-  unknown_return_message,
-  bad_return_length,
-  // A peer failed to prove itself, or broke TLS (format/tls.md section 14).
-  tls_not_spoken,
-  tls_no_common_ground,
-  tls_no_certificate,
-  tls_untrusted_certificate,
-  tls_expired_certificate,
-  tls_revoked_certificate,
-  tls_wrong_purpose,
-  tls_wrong_hostname,
-  tls_wrong_key,
-  tls_refused,
-  // A peer went away.
-  peer_closed,
-  peer_gave_up,
-  unconfirmed,
-  tls_truncated,
-  // Time and will.
-  timed_out,
-  cancelled,
-  // The caller asked for something impossible.
-  bad_page_size,
-  bad_block_size,
-  bad_block_idstr,
-  duplicate_block,
-  bad_channel_count,
-  bad_range,
-  bad_address,
-  bad_option,
-  read_only_block,
-  block_without_memory,
-  peer_lacks_zero_lists,
-  peer_lacks_device_state,
-  peer_lacks_confirmation,
-  unknown_policy,
-  not_supported,
-  already_closed,  // the last: see last_errc
-};
-
-/// Codes travel as numbers (wire/answer.hpp), which mean the same only where the list is the same.
-inline constexpr int last_errc = static_cast<int>(Errc::already_closed);
 
 /// Few conditions for programs to branch on: `if (error.code == Condition::peer_gone)`.
 enum class Condition {
@@ -122,6 +162,20 @@ enum class Condition {
   cancelled,          ///< cancel() was called.
   misuse,             ///< The caller's arguments or order of calls.
   local_io,           ///< The operating system refused something on this side.
+};
+
+namespace detail {
+#define MULTIFD_NAME(name, ...) name,
+enum class ErrcRow { MULTIFD_ERRCS(MULTIFD_NAME) };
+#undef MULTIFD_NAME
+}  // namespace detail
+
+/// The library's own error codes: the rows of MULTIFD_ERRCS, counted from 1, because the value 0 says "no error" in a
+/// std::error_code. Operating system errors keep their errno in std::system_category().
+enum class Errc {
+#define MULTIFD_VALUE(name, ...) name = static_cast<int>(detail::ErrcRow::name) + 1,
+  MULTIFD_ERRCS(MULTIFD_VALUE)
+#undef MULTIFD_VALUE
 };
 
 /// Where in the work an error happened.
@@ -152,170 +206,21 @@ constexpr const char* to_string(Stage stage) noexcept {
 
 namespace detail {
 
-/// The text and the condition of each Errc, in one place.
+/// What the table says about one Errc.
 struct ErrcInfo {
-  const char* text;
   Condition condition;
+  const char* text;
   const char* detail = "value";       ///< what Error::detail is
   const char* expected = "expected";  ///< what Error::expected is
 };
 
-constexpr ErrcInfo errc_info(int value) noexcept {
-  using C = Condition;
-  switch (static_cast<Errc>(value)) {
-    case Errc::bad_magic: return {"wrong magic number: not a multifd channel", C::peer_protocol};
-    case Errc::bad_version: return {"unknown multifd version", C::peer_protocol};
-    case Errc::uuid_mismatch: return {"the channel belongs to another VM (uuid differs)", C::peer_protocol};
-    case Errc::channel_id_out_of_range:
-      return {"channel id is not below the channel count: do both sides use the same number of channels?",
-              C::peer_protocol, "id", "channels here"};
-    case Errc::channel_count_mismatch:
-      return {"the two sides use different numbers of channels: set the same on both", C::peer_protocol, "the peer's",
-              "this side's"};
-    case Errc::duplicate_channel_id: return {"two channels have the same id", C::peer_protocol};
-    case Errc::too_many_channels:
-      return {"the source opened more channels than expected: set the same number on both sides", C::peer_protocol};
-    case Errc::block_list_mismatch:
-      return {"the two sides have different RAM blocks: register the same names and sizes on both", C::peer_protocol,
-              "the peer's", "this side's"};
-    case Errc::too_many_pages: return {"packet announces more pages than it can hold", C::peer_protocol};
-    case Errc::wrong_compression:
-      return {"the peer compresses with another method than this side expects: set the same compression on both",
-              C::peer_protocol, "flag bits"};
-    case Errc::bad_block_name: return {"RAM block name is empty or not terminated", C::peer_protocol};
-    case Errc::unknown_block: return {"RAM block is not known here", C::peer_protocol};
-    case Errc::offset_misaligned:
-      return {"page offset is not a multiple of the page size", C::peer_protocol, "offset", "page size"};
-    case Errc::offset_past_block:
-      return {"page offset lies past the end of its RAM block", C::peer_protocol, "offset", "of"};
-    case Errc::duplicate_page: return {"the same page twice in one packet", C::peer_protocol, "offset", "of"};
-    case Errc::bad_payload_size: return {"payload size does not fit the packet's pages", C::peer_protocol};
-    case Errc::payload_too_large: return {"payload is larger than its bound", C::peer_protocol};
-    case Errc::corrupt_payload: return {"compressed payload is corrupt", C::peer_protocol};
-    case Errc::truncated_hello: return {"connection ended inside the initial packet", C::peer_protocol};
-    case Errc::truncated_header: return {"connection ended inside a packet header", C::peer_protocol};
-    case Errc::truncated_payload: return {"connection ended inside a packet's payload", C::peer_protocol};
-    case Errc::device_state_refused: return {"device-state packet, which this side does not take", C::peer_protocol};
-    case Errc::bad_device_state: return {"device-state packet with a broken header", C::peer_protocol};
-    case Errc::data_before_sync: return {"data packet before the first SYNC", C::peer_protocol};
-    case Errc::data_after_end: return {"data packet behind the last epoch", C::peer_protocol};
-    case Errc::unsynced_end: return {"channel ended although a SYNC is owed", C::peer_protocol};
-    case Errc::sync_mismatch: return {"channels sent different numbers of SYNCs", C::peer_protocol};
-    case Errc::digest_mismatch: return {"page data differs from the digest it was sent with", C::peer_protocol};
-    case Errc::bad_stream_magic:
-      return {"not QEMU's migration stream (no QEVM in front): is the source a QEMU, and does TLS agree?",
-              C::peer_protocol};
-    case Errc::bad_stream_version: return {"migration stream is not of version 3", C::peer_protocol};
-    case Errc::truncated_stream:
-      return {"main stream ended in the middle: the source has the reason", C::peer_protocol};
-    case Errc::stream_limit_exceeded:
-      return {"length or count in the main stream is over this side's limit", C::peer_protocol, "announced", "limit"};
-    case Errc::bad_configuration: return {"configuration section is malformed", C::peer_protocol};
-    case Errc::unknown_capability:
-      return {"source has a capability on that changes the stream in an unknown way: turn it off there",
-              C::peer_protocol};
-    case Errc::mapped_ram_refused:
-      return {"source has mapped-ram on, which is for files only: turn that capability off", C::peer_protocol};
-    case Errc::page_size_mismatch:
-      return {"guest's page size differs between the two sides: set the source's", C::peer_protocol,
-              "page size of the peer", "of this side"};
-    case Errc::unknown_element:
-      return {"main stream element of an unknown type: is multifd on at the source?", C::peer_protocol};
-    case Errc::unexpected_element: return {"main stream element in a place where it has no meaning", C::peer_protocol};
-    case Errc::unknown_command: return {"unknown command in the main stream", C::peer_protocol};
-    case Errc::bad_command_length: return {"command of the main stream has a wrong length", C::peer_protocol};
-    case Errc::postcopy_refused:
-      return {"postcopy, which cannot pass here: do not start it, or turn postcopy-ram off at the source",
-              C::peer_protocol};
-    case Errc::colo_refused: return {"COLO, which cannot pass here: turn x-colo off at the source", C::peer_protocol};
-    case Errc::unknown_section:
-      return {
-          "device that sends its state in rounds like RAM, in a format unknown here: unplug it, or turn its "
-          "migration capability off",
-          C::peer_protocol};
-    case Errc::early_device_refused:
-      return {"device that sends its state ahead of RAM (virtio-mem does), in a format unknown here: unplug it",
-              C::peer_protocol};
-    case Errc::unexpected_section:
-      return {"section of the main stream out of order: RAM starts once, and ends once", C::peer_protocol};
-    case Errc::wrong_section_id: return {"section id is not that of RAM", C::peer_protocol};
-    case Errc::bad_ram_version: return {"RAM section is not of version 4", C::peer_protocol};
-    case Errc::bad_footer: return {"section has no footer, or the footer of another section", C::peer_protocol};
-    case Errc::bad_block_list: return {"RAM block list contradicts itself", C::peer_protocol};
-    case Errc::repeated_block_name: return {"RAM block list has a name twice", C::peer_protocol};
-    case Errc::bad_used_length:
-      return {"RAM block's length is zero, not a whole number of pages, or more than is left of the total",
-              C::peer_protocol};
-    case Errc::obsolete_ram_record:
-      return {"RAM record that multifd excludes: turn xbzrle, compress and RDMA off at the source", C::peer_protocol};
-    case Errc::unknown_ram_record:
-      return {"unknown RAM record: is the page size right, and multifd on at the source?", C::peer_protocol};
-    case Errc::record_without_block:
-      return {"RAM record for the block of the record before it, but there is none", C::peer_protocol};
-    case Errc::bad_zero_fill: return {"zero page that is to be filled with something else", C::peer_protocol};
-    case Errc::unknown_return_message:
-      return {"message on the return path that is unknown, or comes after the last", C::peer_protocol};
-    case Errc::bad_return_length: return {"message on the return path has a wrong length", C::peer_protocol};
-    case Errc::tls_not_spoken:
-      return {"the peer does not speak TLS: switch TLS on there, too, or off here", C::peer_protocol};
-    case Errc::tls_no_common_ground:
-      return {"the two sides share no way to do TLS: use certificates on both, or pre-shared keys on both",
-              C::peer_protocol};
-    case Errc::tls_no_certificate:
-      return {"the peer has no certificate: give it client-cert.pem and client-key.pem", C::peer_protocol};
-    case Errc::tls_untrusted_certificate:
-      return {
-          "the peer's certificate is not from this side's authority: give both sides the same ca-cert.pem, and "
-          "certificates signed by it",
-          C::peer_protocol};
-    case Errc::tls_expired_certificate:
-      return {"the peer's certificate has expired, or is not valid yet: renew it, and check both clocks",
-              C::peer_protocol};
-    case Errc::tls_revoked_certificate:
-      return {"the peer's certificate is on this side's ca-crl.pem: give it a new one", C::peer_protocol};
-    case Errc::tls_wrong_purpose:
-      return {"the peer's certificate is for another purpose: a server needs one for servers, a client one for clients",
-              C::peer_protocol};
-    case Errc::tls_wrong_hostname:
-      return {"the server's certificate is for another name: connect to a name that it has, or say which to expect",
-              C::peer_protocol};
-    case Errc::tls_wrong_key:
-      return {"the two sides' pre-shared keys differ: give both the same user and the same key", C::peer_protocol};
-    case Errc::tls_refused:
-      return {"the peer refused this side over TLS: its own message says why (certificate, authority, key)",
-              C::peer_protocol};
-    case Errc::peer_closed: return {"the peer closed the connection", C::peer_gone};
-    case Errc::peer_gave_up: return {"the receiver gave up", C::peer_gone};
-    case Errc::unconfirmed: return {"the receiver ended, and has not confirmed that all arrived", C::peer_gone};
-    case Errc::tls_truncated:
-      return {"the TLS stream was cut without a close_notify: the peer failed, or somebody on the way cut it",
-              C::peer_gone};
-    case Errc::timed_out: return {"time limit passed", C::timed_out};
-    case Errc::cancelled: return {"cancelled", C::cancelled};
-    case Errc::bad_page_size: return {"page size is not a power of two from 1024 to 65536", C::misuse};
-    case Errc::bad_block_size:
-      return {"RAM block is empty or not a whole number of pages", C::misuse, "bytes", "page size"};
-    case Errc::bad_block_idstr: return {"RAM block idstr must have 1 to 255 bytes and no NUL", C::misuse};
-    case Errc::duplicate_block: return {"a RAM block of that idstr is already registered", C::misuse};
-    case Errc::bad_channel_count: return {"channel count must be from 1 to 255", C::misuse};
-    case Errc::bad_range: return {"page range is not inside its RAM block, or not page aligned", C::misuse, "at", "of"};
-    case Errc::bad_address: return {"address must be tcp:HOST:PORT or unix:PATH", C::misuse};
-    case Errc::bad_option: return {"option is out of its range", C::misuse};
-    case Errc::read_only_block: return {"RAM block was registered read-only", C::misuse};
-    case Errc::block_without_memory: return {"RAM block has no memory here", C::misuse};
-    case Errc::peer_lacks_device_state:
-      return {"this peer does not know device-state packets (PeerProfile)", C::misuse};
-    case Errc::peer_lacks_zero_lists:
-      return {"this peer drops zero pages listed in packets (QEMU before 9.0): use legacy or none", C::misuse};
-    case Errc::peer_lacks_confirmation:
-      return {
-          "this peer or transport gives no confirmation: use close_channels(), and learn the end from your main stream",
-          C::misuse};
-    case Errc::unknown_policy: return {"no policy of that name is offered", C::misuse};
-    case Errc::not_supported: return {"not supported by this stack", C::misuse};
-    case Errc::already_closed: return {"already closed", C::misuse};
-  }
-  return {"unknown multifd error", C::local_io};
+#define MULTIFD_INFO(name, condition, ...) ErrcInfo{Condition::condition, __VA_ARGS__},
+inline constexpr ErrcInfo errc_table[] = {MULTIFD_ERRCS(MULTIFD_INFO)};
+#undef MULTIFD_INFO
+inline constexpr ErrcInfo unknown_errc{Condition::local_io, "unknown multifd error"};
+
+constexpr const ErrcInfo& errc_info(int value) noexcept {
+  return value >= 1 && value <= static_cast<int>(std::size(errc_table)) ? errc_table[value - 1] : unknown_errc;
 }
 
 constexpr Condition errno_condition(int value) noexcept {
@@ -340,6 +245,9 @@ class ErrcCategory final : public std::error_category {
 };
 
 }  // namespace detail
+
+/// Codes travel as numbers (format/answer.hpp), which mean the same only where the list is the same.
+inline constexpr int last_errc = static_cast<int>(std::size(detail::errc_table));
 
 /// The category of Errc codes.
 inline const std::error_category& category() noexcept {
@@ -399,3 +307,10 @@ template <>
 struct std::is_error_code_enum<multifd::Errc> : std::true_type {};
 template <>
 struct std::is_error_condition_enum<multifd::Condition> : std::true_type {};
+
+#undef MULTIFD_ERRCS
+#undef MULTIFD_ERRC_FORMAT
+#undef MULTIFD_ERRC_STREAM
+#undef MULTIFD_ERRC_TLS
+#undef MULTIFD_ERRC_ENDS
+#undef MULTIFD_ERRC_MISUSE

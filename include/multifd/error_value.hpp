@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// `Error` is one occurrence of an error with its place: stage, channel, packet, what it is about, and the refused value.
-// Nothing here allocates except describe(), which is for the person who reads the message in the end.
+// `Error` is one occurrence of an error with its place: stage, channel, packet, what it is about, and the refused
+// value. Nothing here allocates except describe(), which is for the person who reads the message in the end.
 #pragma once
 
 #include <algorithm>
@@ -96,16 +96,15 @@ inline std::string describe(const Error& error) {
   text += error.code.message();
   if (error.peer_reason) text += ": " + error.peer_reason.message();
   const std::error_code& reason = error.peer_reason ? error.peer_reason : error.code;
-  const auto [unused_text, unused_condition, detail, expected] =
-      detail::errc_info(reason.category() == category() ? reason.value() : 0);
+  const detail::ErrcInfo& names = detail::errc_info(reason.category() == category() ? reason.value() : 0);
   std::string place;
   const auto part = [&place](const char* label, std::uint64_t value) {
     place += (place.empty() ? "" : ", ") + std::string(label) + " " + std::to_string(value);
   };
   detail::append_printable(place, error.subject.view());
   // An offset of 0 is a value as well, beside what it is compared with.
-  if (error.detail != 0 || error.expected != 0) part(detail, error.detail);
-  if (error.expected != 0) part(expected, error.expected);
+  if (error.detail != 0 || error.expected != 0) part(names.detail, error.detail);
+  if (error.expected != 0) part(names.expected, error.expected);
   if (!place.empty()) text += " (" + place + ")";
   return text;
 }

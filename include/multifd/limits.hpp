@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Limits that every layer shares. QEMU set them; formats hold their own numbers against these.
+// Limits that every layer shares. Their values are QEMU's. Each has its one home here; other headers use these names.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,8 @@ inline constexpr unsigned max_channels = 255;
 /// Page bytes of one full batch, which is also one full packet of the multifd format.
 inline constexpr std::size_t batch_bytes = 512 * 1024;
 
-/// Page sizes: record flags of QEMU's main stream need ten bits below the page size; no target has larger pages.
+/// Page sizes. The lower bound: record flags of QEMU's main stream take the ten bits below a page's offset. The upper
+/// bound: no QEMU target has larger pages.
 inline constexpr std::size_t min_page_bytes = 1024;
 inline constexpr std::size_t max_page_bytes = 65536;
 constexpr bool valid_page_bytes(std::size_t page_bytes) noexcept {

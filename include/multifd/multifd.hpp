@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Everything but the compressors that need a library (compress/zlib.hpp, igzip.hpp, zstd.hpp) and the testing headers.
+// Includes what most users need. What needs another library or not every user wants is included by its own name:
+// compress/zlib.hpp, igzip.hpp and zstd.hpp, transport/tls.hpp, qemu/ and testing/.
 #pragma once
 
 #include "multifd/compress/nocomp.hpp"

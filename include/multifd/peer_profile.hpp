@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What a peer can do, by generation. The wire negotiates nothing (format/README.md section 1.3), so the caller says
-// what stands on the other side. One table, one row per generation; receivers need no row, they accept every
+// What a peer can do, by generation. Nothing is negotiated on the wire (format/README.md section 1.3), so the caller
+// says which generation receives. One table, one row per generation. Receivers need no row, because they accept every
 // generation.
 #pragma once
 
@@ -21,18 +21,18 @@ enum class SyncStyle : std::uint8_t {
   per_round,    ///< at each MULTIFD_FLUSH record (8.1 and later)
 };
 
-/// One generation of peers, as a sender and the writer of its main stream have to know it.
+/// One generation of receiving peers: what a sender, and the writer of its main stream, must know about it.
 struct PeerProfile {
-  std::string_view name;  ///< what people type: "qemu-9.0"
+  std::string_view name;  ///< what users type: "qemu-9.0"
   unsigned major, minor;  ///< the first version of the generation; our own receiver: 0, 0
-  bool zero_lists;        ///< reads zero pages listed in packets; older ones drop them silently (section 5.3). What it
-                          ///< does with the first one at a place: see ZeroPagesMultifd
+  bool zero_lists;        ///< reads zero pages listed in packets; older peers drop them silently (section 5.3). What a
+                          ///< peer does when a page is listed for the first time: see ZeroPagesMultifd
   bool device_state;      ///< knows device-state packets (section 13)
   bool digests;           ///< verifies our digest extension
-  SyncStyle sync_style;   ///< per_section: does not know the FLUSH record at all
+  SyncStyle sync_style;   ///< per_section: the peer does not know the FLUSH record
 };
 
-/// Every known generation, oldest first (format/versions.md section 15). A row holds until the next.
+/// Every known generation, oldest first (format/versions.md section 15). A row holds for versions up to the next row.
 inline constexpr std::array<PeerProfile, 7> peer_profiles{{
     // name        version  zero_lists device_state digests sync_style
     {"qemu-7.2", 7, 2, false, false, false, SyncStyle::per_section},
@@ -47,7 +47,7 @@ inline constexpr std::array<PeerProfile, 7> peer_profiles{{
 /// The row for our own receiver.
 inline constexpr const PeerProfile& peer_multifd = peer_profiles.back();
 
-/// Finds a row by its name. Errors: Errc::unknown_policy.
+/// Finds a row by its name. Params: `name`: "qemu-9.0". Errors: Errc::unknown_policy. Threads: any.
 inline Result<PeerProfile> find_peer_profile(std::string_view name) noexcept {
   for (const PeerProfile& profile : peer_profiles)
     if (profile.name == name) return profile;
@@ -64,8 +64,8 @@ struct QemuVersion {
 inline constexpr std::array<std::string_view, 5> versioned_machine_types{"pc-i440fx-", "pc-q35-", "virt-", "pseries-",
                                                                          "s390-ccw-virtio-"};
 
-/// Returns the version in a machine type's name; none for every other name, also where it ends in digits ("SS-20",
-/// "raspi3b"), and for a distribution's own ("pc-q35-rhel9.6.0", "pc-i440fx-bionic").
+/// Returns the version in a machine type's name. None for every other name, even one with digits ("SS-20", "raspi3b"),
+/// and for a distribution's own names ("pc-q35-rhel9.6.0", "pc-i440fx-bionic").
 ///
 /// Params: `machine_type`: as the stream's configuration has it; anything.
 constexpr std::optional<QemuVersion> version_of_machine_type(std::string_view machine_type) noexcept {
@@ -91,9 +91,9 @@ constexpr std::optional<QemuVersion> version_of_machine_type(std::string_view ma
   return std::nullopt;
 }
 
-/// Returns the oldest generation that can have a machine type, which source and destination share: "pc-q35-9.2" runs on
-/// QEMU 9.2 and later, so its peer can do at least what "qemu-9.0" can. The first row, which asks nothing of anybody,
-/// where version_of_machine_type() finds no version: a name is no promise.
+/// Returns the oldest generation that has a machine type. Both sides have the same machine type, and "pc-q35-9.2"
+/// runs on QEMU 9.2 and later, so that peer can do at least what "qemu-9.0" can. Where version_of_machine_type() finds
+/// no version, the first row, which is safe with every peer.
 constexpr PeerProfile peer_of_machine_type(std::string_view machine_type) noexcept {
   PeerProfile found = peer_profiles.front();
   const auto version = version_of_machine_type(machine_type);

@@ -13,30 +13,53 @@
 
 namespace multifd {
 
-/// Run-time settings of a Receiver. Everything has a default. Time limits: 0 is none (time_limit.hpp).
+/// Run-time settings of a Receiver. Everything has a default: most callers set `barrier`, and `into` where the memory
+/// is fresh. Time limits: 0 is none (time_limit.hpp).
 template <Compressor C, PageSink Into = IntoMemory>
 struct ReceiverOptions {
-  C compressor{};  ///< limits of the decoder; levels are the sender's matter
+  // ---- The stream, and where its pages go
+
+  /// Limits of the decoder (Zstd::max_window_log); the level is the sender's choice. Most callers leave this alone.
+  C compressor{};
+  /// Which uuid the hellos must have. Default: the same on all channels. Set `exact` where you know the VM's uuid.
   UuidCheck uuid{};
+  /// What opens the barrier between epochs. Default: the last channel. Set `manual` where you read a main stream, as
+  /// with every QEMU source: without it the channels run ahead of the main stream's zero pages.
   Barrier barrier = Barrier::automatic;
-  Into into{};  ///< where the pages go, and how: `{.populate = Populate::ahead}`
+  /// Where the pages go, and how: `{.destination = DestinationMemory::zeroed, .populate = Populate::ahead}`.
+  Into into{};
+  /// Whether data may come before the first SYNC. Most callers leave this alone; `sync` refuses more senders that are
+  /// no QEMU.
   FirstPacket first_packet = FirstPacket::any;
-  std::chrono::milliseconds hello_timeout{10'000};  ///< for all initial packets together
-  /// Where the links were accepted: then a channel more than they are, which waits there for somebody to accept it, is
-  /// too_many_channels; its pages would be missed. For sources that do not announce their number, as QEMU's: those of
-  /// ours are compared anyway. Plain sockets only. Not owned, may be null.
+
+  // ---- Opening
+
+  /// How long open() waits for the hellos of all channels together. Longer is needed only where a source connects its
+  /// channels slowly.
+  std::chrono::milliseconds hello_timeout{10'000};
+  /// Where the links were accepted. With it, a channel more than the links, which waits there to be accepted, is
+  /// too_many_channels; without it the pages of that channel are lost unnoticed. Set it for QEMU's sources, which do
+  /// not announce their number of channels as ours do. Plain sockets only. Not owned, may be null.
   Listener* listener = nullptr;
   /// Cancels from outside: open(), where there is nobody to cancel() yet, and later whatever release_epoch() and finish()
   /// wait for; noticed within 250 ms. Not owned, may be null.
   const Interrupt* interrupt = nullptr;
-  /// How long channels wait at a barrier for others while no header and no payload arrives anywhere.
+
+  // ---- Time limits of the rest
+
+  /// How long channels wait at the barrier for others while no byte arrives anywhere. Longer survives longer outages of
+  /// the network; shorter notices a dead source sooner.
   std::chrono::milliseconds barrier_timeout{60'000};
-  /// How long finish() waits while no header and no payload arrives anywhere. Long, because a source may well be silent
-  /// while its operator holds it before the switchover; a host that is gone is noticed sooner (SocketOptions).
+  /// How long finish() waits while no byte arrives anywhere. Long, because a source may be silent while its operator
+  /// holds it before the switchover. A host that is gone is noticed sooner (SocketOptions::user_timeout, keepalive).
   std::chrono::milliseconds progress_timeout{300'000};
+
+  // ---- Hooks
+
+  /// Takes device-state packets. Default: none, and such a packet is an error.
   DeviceStateHook on_device_state{};
-  ThreadHook thread_hook{};  ///< runs in each worker before its first byte
-  ErrorHook on_error{};      ///< told of the first error, once, by the thread that met it
+  ThreadHook thread_hook{};  ///< runs in each worker before its first byte: for placement, priority. Default: none
+  ErrorHook on_error{};      ///< called once, with the first error, by the thread that raised it. Default: none
 };
 
 }  // namespace multifd

@@ -29,8 +29,8 @@ using Result = std::expected<T, Error>;
   return std::unexpected(Error{.code = std::error_code(value, std::system_category()), .stage = stage, .op = op});
 }
 
-/// Calls `make`, which returns a Result. The standard library's containers throw where there is no memory for them: that
-/// becomes ENOMEM. Without exceptions it ends the program.
+/// Calls `make`, which returns a Result. A std::bad_alloc that a container throws inside becomes ENOMEM. In a build
+/// without exceptions running out of memory ends the program.
 template <class Make>
 auto catch_bad_alloc(Stage stage, const char* op, Make&& make) -> decltype(make()) {
 #if defined(__cpp_exceptions)

@@ -14,31 +14,53 @@
 
 namespace multifd {
 
-/// Run-time settings of a Sender. Everything has a default. Time limits: 0 is none (time_limit.hpp).
+/// Run-time settings of a Sender. Everything has a default: most callers set `compressor`, and `peer` where a QEMU
+/// receives.
+/// Time limits: 0 is none (time_limit.hpp).
 template <Compressor C, ZeroPagePolicy Z>
 struct SenderOptions {
-  C compressor{};                   ///< parameters: `{.level = 3}`
-  Z zero_pages{};                   ///< what lists mean to a QEMU: see ZeroPagesMultifd
-  Uuid uuid{};                      ///< the VM's, as the peer expects it
-  PeerProfile peer = peer_multifd;  ///< who receives; wrong values corrupt guests, see PeerProfile
-  /// Bytes per second over all channels; 0: no cap. A packet, up to 512 KiB, leaves in one piece: with less than that in
-  /// the receiver's progress_timeout the receiver takes the pause for a stand-still.
+  // ---- The stack, and the peer that must understand it
+
+  /// Parameters of the compressor: `{.level = 3}`. See the compressor.
+  C compressor{};
+  /// Parameters of the zero-page policy, where the policy has some (ResidencyAware). For what a QEMU does with listed
+  /// zero pages see ZeroPagesMultifd.
+  Z zero_pages{};
+  /// The VM's uuid, for the hellos. Default: zeros. Set it where the peer checks the uuid, as a QEMU destination does.
+  Uuid uuid{};
+  /// Which generation receives. Default: this library's Receiver. Wrong values corrupt guests: see PeerProfile.
+  PeerProfile peer = peer_multifd;
+
+  // ---- Speed
+
+  /// Cap in bytes per second over all channels; 0: no cap. A packet, up to 512 KiB, leaves in one piece. So do not set
+  /// less than 512 KiB per progress_timeout of the receiver, which takes the pause between two packets for a
+  /// stand-still.
   std::uint64_t bandwidth = 0;
-  /// Batches per channel between the producer and the channels, 2 to 16; 0: as many as make 64 in all. Many, because
-  /// waking the producer costs as much as sending a batch; one is 1 KiB, but 512 KiB more with FromCopies:
-  /// choose fewer there.
+  /// Batches per channel between the producer and the channels, 2 to 16; 0: as many as make 64 in all. A batch is 1
+  /// KiB; with FromCopies it has 512 KiB more, so choose fewer there. With few batches the producer must be woken more
+  /// often, which costs as much as sending a batch. Most callers leave this alone.
   unsigned depth = 0;
-  /// How long the channels may stand still while somebody waits for them: for room, for an epoch, for the end.
+
+  // ---- Time limits
+
+  /// How long no channel may take a byte while a call waits for the channels: for room, an epoch, or the end. Longer
+  /// survives longer outages of the network; shorter notices a dead peer sooner.
   std::chrono::milliseconds progress_timeout{120'000};
-  /// How long finish() waits for the receiver's confirmation behind the last byte: as long as the receiver may need to
-  /// take in what is under way, and to come to its own finish().
+  /// How long finish() waits for the receiver's confirmation behind the last byte. It must be as long as the receiver
+  /// may need to take in what is under way, and to come to its own finish().
   std::chrono::milliseconds confirm_timeout{120'000};
   /// Cancels from outside, once the producer or a thread in wait() or at the end waits: noticed within 250 ms. For signal
   /// handlers, which may trigger an Interrupt but not call cancel(). Not owned, may be null.
   const Interrupt* interrupt = nullptr;
-  Digest digest = Digest::off;  ///< costs a copy of each page; ignored by QEMU, checked by our Receiver
-  ThreadHook thread_hook{};     ///< runs in each worker before its first packet
-  ErrorHook on_error{};         ///< told of the first error, once, by the thread that met it
+
+  // ---- Verification and hooks
+
+  /// Whether packets carry a digest of their pages. On, every page is copied once more, and damage on the way is found.
+  /// Only for peer_multifd. Set it where you do not trust the network or the memory.
+  Digest digest = Digest::off;
+  ThreadHook thread_hook{};  ///< runs in each worker before its first packet: for placement, priority. Default: none
+  ErrorHook on_error{};      ///< called once, with the first error, by the thread that raised it. Default: none
 };
 
 }  // namespace multifd

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// From run-time names to compile-time stacks: a program lists the policies that it offers, and one call picks by
-// name and instantiates the caller's code once for each.
+// From run-time names to compile-time stacks: a program lists the policies that it offers. One call picks policies by
+// name, and instantiates the caller's code once for each combination.
 //
 //   using Compressors = PolicyList<NoComp, Zlib, Zstd>;
 //   using ZeroPages   = PolicyList<ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd>;
@@ -42,7 +42,8 @@ auto with_policy(std::string_view name, PolicyList<First, Rest...>, Body&& body)
   }
 }
 
-/// with_policy() on two axes: calls `body.template operator()<C, Z>()`.
+/// with_policy() on two axes: calls `body.template operator()<C, Z>()`. Errors: as with_policy(), by the first name
+/// that is not offered.
 template <class... Cs, class... Zs, class Body>
 auto with_policies(std::string_view compressor, PolicyList<Cs...> compressors, std::string_view zero_pages,
                    PolicyList<Zs...> zero_policies, Body&& body) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// What a running Sender or Receiver tells about itself: plain snapshots, and what they say about the bottleneck.
+// The counters of a running Sender or Receiver as plain snapshots, and which part of the work limits it.
 #pragma once
 
 #include <algorithm>
@@ -17,12 +17,12 @@ struct ChannelStats {
   std::uint64_t normal_pages = 0;   ///< pages that travelled as bytes
   std::uint64_t zero_pages = 0;     ///< pages that travelled in zero lists
   std::uint64_t payload_bytes = 0;  ///< page data as it was on the wire
-  std::uint64_t wire_bytes = 0;     ///< everything: hello, headers, payload
+  std::uint64_t wire_bytes = 0;     ///< all bytes: hello, headers, payload
   std::uint64_t idle_ns = 0;        ///< sender: no batch to send; receiver: held at the barrier
   std::uint64_t check_ns = 0;       ///< looking for zero pages (receiver: writing them)
   std::uint64_t codec_ns = 0;       ///< compressing or decompressing, and digests
   std::uint64_t capped_ns = 0;      ///< held back by the bandwidth cap
-  std::uint64_t io_ns = 0;          ///< in the transport
+  std::uint64_t io_ns = 0;          ///< inside the transport's reads and writes
   std::uint64_t cpu_ns = 0;         ///< CPU time of the worker, as of its last SYNC or its end
 };
 
@@ -34,7 +34,7 @@ constexpr const char* to_string(Bound bound) noexcept {
   return names[static_cast<std::size_t>(bound)];
 }
 
-/// The sum of some channels. `id` of the sum has no meaning.
+/// The sum over channels. `id` of the sum has no meaning.
 inline ChannelStats total(const std::vector<ChannelStats>& channels) {
   ChannelStats sum;
   for (const ChannelStats& each : channels) {
@@ -54,7 +54,7 @@ inline ChannelStats total(const std::vector<ChannelStats>& channels) {
   return sum;
 }
 
-/// What the workers' time went into: the largest share names the limit.
+/// Which part of the work limits the transfer: the one that took most of the workers' time.
 inline Bound bounded_by(const ChannelStats& sum) noexcept {
   struct Share {
     std::uint64_t ns;
@@ -74,13 +74,13 @@ struct SenderStats {
   std::vector<ChannelStats> channels;
   std::uint64_t zero_on_main = 0;    ///< zero pages reported to the caller (ZeroPagesLegacy)
   std::uint64_t queued_pages = 0;    ///< pages that the producer put into batches
-  std::uint64_t epochs = 0;          ///< closed by sync()
+  std::uint64_t epochs = 0;          ///< closed by close_epoch()
   std::uint64_t producer_waits = 0;  ///< times that every channel was full
   std::uint64_t producer_wait_ns = 0;
 };
 
-/// What limits a sender. A producer that had to wait for the channels is not the limit, however idle some channel was
-/// at the end of its work.
+/// Which part of the work limits a sender. A producer that had to wait for the channels is not the limit, even if some
+/// channel was idle for long at the end.
 inline Bound bounded_by(const SenderStats& stats) {
   ChannelStats sum = total(stats.channels);
   if (stats.producer_waits > 0) sum.idle_ns = 0;

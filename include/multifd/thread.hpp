@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Worker threads: created without exceptions, named, with every signal blocked (signals belong to the program) but those
-// of a thread's own faults, and with a hook of the caller's that runs in each of them before its first packet.
+// Worker threads: created without exceptions, named, with every signal blocked (signals belong to the program) but
+// those of a thread's own faults, and with a hook of the caller's that runs in each of them before its first packet.
 #pragma once
 
 #include <pthread.h>
@@ -20,7 +20,7 @@
 
 namespace multifd {
 
-/// A joinable thread. The destructor joins, so whoever owns one must have told it to end before.
+/// A joinable thread. The destructor joins, so the owner must have told the thread to end before.
 class Thread {
  public:
   Thread() = default;
@@ -36,7 +36,7 @@ class Thread {
   /// Starts `object.run()` in a new thread named mfd-ROLE-CHANNEL, after `hook`.
   ///
   /// Params: `object`, `hook`: must live until the thread is joined.
-  /// Errors: what pthread_create says.
+  /// Errors: ENOMEM; errno of pthread_create().
   template <class Object>
   static Result<Thread> start(Object& object, const ThreadHook& hook, ThreadInfo info) noexcept {
     struct Start {
@@ -49,7 +49,8 @@ class Thread {
     sigset_t all;
     sigset_t before;
     sigfillset(&all);
-    // A fault that is blocked ends the process, also where it has a handler: for memory whose file gets shorter, say.
+    // A blocked fault ends the process even if the program handles it: SIGBUS of a mapped file that became shorter,
+    // say.
     for (const int fault : {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP}) sigdelset(&all, fault);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     Thread thread;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// A checking build (MULTIFD_CHECKED=1, this binary alone): misuse ends the program at the call, and says which RAM block
-// and offset. Each case commits its misuse in a child process.
+// A checking build (MULTIFD_CHECKED=1, this binary alone): misuse ends the program at the call, and says which RAM
+// block and offset. Each case commits its misuse in a child process.
 #include <doctest/doctest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -121,7 +121,7 @@ TEST_CASE("A page in two epochs, or refused in the first, is no misuse") {
         }) == "no misuse");
 }
 
-TEST_CASE("Two threads in a sender's producer calls at once are told, one after the other is not") {
+TEST_CASE("Two threads in a sender's producer calls at once are reported, one after the other are not") {
   CHECK(said_by([] {
           Guest<ZeroPagesLegacy> guest;
           std::memset(guest.ram.memory.data(), 0, page);
@@ -146,7 +146,7 @@ TEST_CASE("Two threads in a sender's producer calls at once are told, one after 
         }) == "no misuse");
 }
 
-TEST_CASE("Two threads in a receiver's calls at once are told, whichever calls those are") {
+TEST_CASE("Two threads in a receiver's calls at once are reported, whichever the calls") {
   using Rx = Receiver<MemoryTransport, NoComp>;
   const auto meet = [](auto&& call) {
     GuestRam target(1);
@@ -180,7 +180,7 @@ TEST_CASE("Two threads in a receiver's calls at once are told, whichever calls t
   CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.stats(); }); }) == "no misuse");
 }
 
-TEST_CASE("The use of what was moved from is told") {
+TEST_CASE("The use of a moved-from Sender or Receiver is reported") {
   CHECK(said_by([] {
           Guest guest;
           auto other = std::move(*guest.tx);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Memory that shows who writes outside of it, also when it is a codec that no sanitizer looks into.
+// Memory that catches writes outside of it, also by a codec library without a sanitizer.
 #pragma once
 
 #include <sys/mman.h>

@@ -16,7 +16,7 @@ using namespace multifd;
 using qemu::Element;
 using qemu::ElementKind;
 
-/// All that a parser says, less how the devices' state was cut.
+/// All results of a parser, without the sizes of the pieces of devices' state.
 struct Said {
   std::vector<std::uint64_t> numbers;
   std::string text;

@@ -143,7 +143,7 @@ class ReceiverTarget {
       became.normal_pages = sum.normal_pages;
       became.zero_pages = sum.zero_pages;
       became.epochs = stats.epochs;
-      // After an error of its only channel, or an orderly end, nobody writes any more.
+      // After an error of its only channel, or an orderly end, no thread writes any more.
       if constexpr (Into::writes_memory) {
         if (became.end.empty() || (input.channels() == 1 && input.reads() != Reads::silence))
           destination.check(receiver->received(), receiver->filled());
@@ -164,7 +164,7 @@ class ReceiverTarget {
   static multifd::ReceiverOptions<C, Into> options(const ReceiverInput& input, const multifd::RamMap& map,
                                                    std::uint64_t& errors) {
     using namespace std::chrono_literals;
-    // Where the streams end nobody may wait for anything: libFuzzer's time limit is below this one.
+    // Where the streams end no call may wait: libFuzzer's time limit is below this one.
     const auto limit = input.reads() == Reads::silence ? 3ms : 600'000ms;
     multifd::ReceiverOptions<C, Into> all{.hello_timeout = limit, .barrier_timeout = limit, .progress_timeout = limit};
     if constexpr (requires { all.compressor.max_window_log; }) all.compressor.max_window_log = 20;

@@ -39,7 +39,7 @@ std::vector<fs::path> files(std::span<char*> arguments) {
   return found;
 }
 
-/// For who debugs: what ended the program is in this file.
+/// For debugging: the input that ended the program is in this file.
 void keep(const Bytes& input) {
   std::ofstream file("fuzz-last-input", std::ios::binary);
   file.write(reinterpret_cast<const char*>(input.data()), static_cast<std::streamsize>(input.size()));

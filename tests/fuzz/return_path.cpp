@@ -12,7 +12,7 @@ namespace {
 using namespace fuzz;
 using namespace multifd;
 
-/// All that a parser says, as text, and the bytes that it took.
+/// All results of a parser, as text, and the bytes that it took.
 struct Said {
   std::string text;
   std::size_t bytes = 0;

@@ -53,7 +53,7 @@ std::string why_no_kvm() {
   return version == KVM_API_VERSION ? "" : "/dev/kvm is not KVM's";
 }
 
-/// Those that this host can run; says once why KVM is not among them.
+/// The backends that this host can run; prints once why KVM is not among them.
 const std::vector<Backend>& backends() {
   static const std::vector<Backend> found = [] {
     const std::string why = why_no_kvm();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The hand-off's own code under every order of a few steps: each batch comes out once, in its epoch, each SYNC behind
-// what it closes, and nobody sleeps for ever.
+// what it closes, and no thread sleeps for ever.
 #include "model/instrument.hpp"
 
 // What the library learns from the kernel is chosen here.
@@ -149,7 +149,7 @@ TEST_CASE("The same where all but one worker rest") {
   CoreDemand::limit_for_all = ~0u;
 }
 
-TEST_CASE("A batch that is flushed leaves, whatever the workers are about to do") {
+TEST_CASE("A batch leaves after push_out(), whatever the workers are about to do") {
   for (const unsigned limit : {~0u, 1u}) {
     CoreDemand::limit_for_all = limit;
     const Explored explored = model::explore(model::preemptions(), [](Run& run) {

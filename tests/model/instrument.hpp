@@ -161,7 +161,7 @@ class modeled_condition_variable {
 
 namespace chrono {
 
-/// Every look at it takes longer than anybody spins.
+/// Every reading of this clock takes longer than any thread spins.
 struct modeled_steady_clock {
   using duration = nanoseconds;
   using rep = duration::rep;

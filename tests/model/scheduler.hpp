@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
 // Runs a few threads' worth of real code in every order that a bounded number of preemptions can make, one step at a
-// time: a step ends before each operation on an atomic, a mutex, a condition variable or a futex. What the library calls
-// std::atomic and so on is replaced by the types below (instrument.hpp). All orders are sequentially consistent ones:
-// what a weaker memory order allows in addition is TSan's and the stress tests' to find.
+// time: a step ends before each operation on an atomic, a mutex, a condition variable or a futex. What the library
+// calls std::atomic and so on is replaced by the types below (instrument.hpp). All orders are sequentially consistent
+// ones: what a weaker memory order allows in addition is TSan's and the stress tests' to find.
 //
 //   explore(2, [](Run& run) {           // a scenario is built anew for every order
 //     auto shared = std::make_shared<Shared>();
@@ -12,7 +12,8 @@
 //     run.at_end([shared] { expect(shared->done == 2, "both are done"); });
 //   });
 //
-// A time limit never passes, so a wake-up that is lost is a deadlock here, and is reported with the order that led to it.
+// A time limit never passes, so a wake-up that is lost is a deadlock here, and is reported with the order that led to
+// it.
 #pragma once
 
 #include <ucontext.h>
@@ -29,7 +30,7 @@
 
 namespace model {
 
-/// Why an order is wrong; thrown by nobody: it ends the run.
+/// Why an order is wrong. Not thrown: it ends the run.
 struct Failure {
   std::string what;
   std::string order;
@@ -139,8 +140,8 @@ class Run {
 
   bool can_run(unsigned i) const { return !threads_[i]->ended && threads_[i]->waits_for == nullptr; }
 
-  /// Who goes on: by the choices that are given, then always the first. `from` itself comes first where it can go on,
-  /// and going on with another one is a preemption then.
+  /// The thread that goes on: by the choices that are given, then always the first. `from` itself comes first where it
+  /// can go on, and going on with another one is a preemption then.
   unsigned choose(unsigned from) {
     if (++steps_ > most_steps) {
       fail_later("no end in sight: " + std::to_string(most_steps) + " steps");

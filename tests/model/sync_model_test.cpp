@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The receiver's barrier, the sender's epochs, and how the first error stops everything, under every order of a few steps.
+// The receiver's barrier, the sender's epochs, and how the first error stops everything, under every order of a few
+// steps.
 #include "model/instrument.hpp"
 
 #include <doctest/doctest.h>
@@ -41,7 +42,7 @@ struct Barriers {
 
 }  // namespace
 
-TEST_CASE("Nobody passes the barrier before all have arrived, and everybody does then") {
+TEST_CASE("No channel passes the barrier before all have arrived, and then all do") {
   report("automatic", model::explore(1 + model::preemptions(), [](Run& run) {
            auto shared = std::make_shared<Barriers>(2, Barrier::automatic);
            for (unsigned c = 0; c < 2; ++c) {
@@ -107,7 +108,7 @@ TEST_CASE("An epoch is out when all have written it, the end when all have left"
          }));
 }
 
-TEST_CASE("Of several errors one is the first, it stops everything once, and everybody gets the same") {
+TEST_CASE("Of several errors one is the first, it stops everything once, and every thread gets the same") {
   report("first error", model::explore(1 + model::preemptions(), [](Run& run) {
            struct Shared {
              Shared() : error([this] { ++stops; }) {}

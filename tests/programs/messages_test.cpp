@@ -62,7 +62,7 @@ TEST_CASE("No part of a message begins with the word of another, whatever fails 
   CHECK(tried == 660);
 }
 
-TEST_CASE("What real calls fail with is said in one word for each step") {
+TEST_CASE("Errors of real calls name each step with one word") {
   const multifd::Interrupt interrupt = need(multifd::Interrupt::create());
   multifd::Address free{.host = "127.0.0.1"};
   {
@@ -106,7 +106,7 @@ TEST_CASE("A main connection on which nothing moves: the message has the limit, 
   }
 }
 
-TEST_CASE("A zero run that does not fit is told with its block and its offset") {
+TEST_CASE("A zero run that does not fit is reported with its block and its offset") {
   std::vector<std::byte> memory(8 * 4096);
   multifd::RamMap map(4096);
   const auto block = need(map.add("pc.ram", memory));

@@ -32,20 +32,20 @@ std::vector<int> said(Patience& patience, int from, int seconds, const Take& tak
 
 }  // namespace
 
-TEST_CASE("What stands still is said after the limit, and then each time after twice as long") {
+TEST_CASE("A hint that nothing moves comes after the limit, and then each time after twice as long") {
   Patience patience(20s, start);
   CHECK(said(patience, 0, 700, [](int) { return moving(0); }) == std::vector{20, 40, 80, 160, 320, 640});
   CHECK(patience.still() == 699s);
 }
 
-TEST_CASE("The hint says what was done, for how long nothing has moved, and why that may be") {
+TEST_CASE("The hint names the work, how long nothing has moved, and the likely causes") {
   Patience patience(20s, start);
   CHECK(patience.look(moving(5), start + 1s).empty());
   CHECK(patience.look(moving(5), start + 22s) == "round 3: nothing has moved for 21 s. Is it stopped?");
   CHECK(patience.look(moving(5), start + 601s) == "round 3: nothing has moved for 10 min. Is it stopped?");
 }
 
-TEST_CASE("What moves is not said to stand still, and begins anew after it did") {
+TEST_CASE("While something moves no hint comes, and after a stand-still the limit begins anew") {
   Patience patience(20s, start);
   CHECK(said(patience, 0, 1000, [](int i) { return moving(i / 19); }).empty());
   CHECK(patience.still() < 20s);
@@ -53,7 +53,7 @@ TEST_CASE("What moves is not said to stand still, and begins anew after it did")
   CHECK(said(patience, 1050, 50, [](int) { return moving(1000); }) == std::vector{1070, 1090});
 }
 
-TEST_CASE("A limit below a second works, for who wants to try it") {
+TEST_CASE("A limit below a second works") {
   Patience patience(100ms, start);
   CHECK(patience.look(moving(0), start + 99ms).empty());
   CHECK(patience.look(moving(0), start + 100ms) == "round 3: nothing has moved for 0.1 s. Is it stopped?");
@@ -65,7 +65,7 @@ TEST_CASE("A limit of 0 is none: no hint is ever due") {
   CHECK(said(patience, 700, 700, [](int i) { return again(i); }).empty());
 }
 
-TEST_CASE("Where nobody need know, nothing is said") {
+TEST_CASE("Without likely causes there is no hint") {
   Patience patience(20s, start);
   CHECK(said(patience, 0, 100, [](int) { return Snapshot{.line = "measuring"}; }).empty());
   CHECK(said(patience, 100, 100, [](int i) {
@@ -75,7 +75,7 @@ TEST_CASE("Where nobody need know, nothing is said") {
         }).empty());
 }
 
-TEST_CASE("Sending again is said to have no end when it takes as long as everything before, and the limit") {
+TEST_CASE("A hint about sending again comes when that takes as long as everything before, and the limit") {
   Patience quick(20s, start);  // all memory has come after 3 s
   CHECK(said(quick, 0, 100, [](int i) { return i < 3 ? moving(i + 1) : again(i); }) == std::vector{23, 43, 83});
   Patience slow(20s, start);  // after 100 s

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Who has the guest when a relay ends: every combination of what decides it. And which blocks are taken for main memory.
+// Who has the guest when a relay ends: every combination of what decides it. And which blocks are taken for main
+// memory.
 #include "qemu_relay/outcome.hpp"
 
 #include <doctest/doctest.h>
@@ -77,7 +78,7 @@ TEST_CASE("Without a return path nobody confirms, and a destination that ended i
   }
 }
 
-TEST_CASE("A lost destination is told of in the same words, with its status where it gave one") {
+TEST_CASE("A lost destination is reported in the same words, with its status if it sent one") {
   const std::string gone = relay::destination_lost().what();
   const std::string said = relay::destination_lost(7).what();
   const auto tail = [](const std::string& text) { return text.substr(text.find(';')); };

@@ -63,7 +63,7 @@ struct Arena {
 };
 inline constexpr std::size_t arena_bytes = std::size_t{24} << 20;
 
-/// Throws std::runtime_error when something is not as it should be: wrong memory, a failure that nobody caused.
+/// Throws std::runtime_error when something is not as it should be: wrong memory, a failure without a cause.
 Outcome migrate(const Plan& plan, Arena& arena);
 
 }  // namespace soak

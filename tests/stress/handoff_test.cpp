@@ -187,7 +187,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("A batch put and its epoch closed while the worker looks: the batch still comes before the SYNC") {
+TEST_CASE("A batch put and its epoch closed while the worker polls: the batch still comes before the SYNC") {
   const TimeLimit limit("short epochs", 120s);
   constexpr std::uint64_t epochs = 10'000;
   const auto handoff = make(2, 4);
@@ -403,7 +403,7 @@ TEST_CASE("stop() ends workers that wait for work, and a producer that waits for
   }
 }
 
-TEST_CASE("A batch that nobody was woken for is seen after flush()") {
+TEST_CASE("A batch for which no worker was woken is taken after push_out()") {
   const TimeLimit limit("a flushed batch", 120s);
   const auto handoff = make(1, 16);
   std::counting_semaphore<> taken(0);
@@ -425,7 +425,7 @@ TEST_CASE("A batch that nobody was woken for is seen after flush()") {
   handoff->finish();
 }
 
-TEST_CASE("An epoch that is closed wakes every worker for its SYNC, without a flush") {
+TEST_CASE("An epoch that is closed wakes every worker for its SYNC, without push_out()") {
   const TimeLimit limit("SYNCs of idle channels", 120s);
   constexpr unsigned channels = 8;
   const auto handoff = make(channels, 4);

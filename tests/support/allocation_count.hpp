@@ -37,7 +37,7 @@ class FailAllocation {
   bool happened() const noexcept;
 };
 
-/// For whoever allocates: counts an allocation; whether it is to fail.
+/// Called by every allocation: counts it. Returns whether it is to fail.
 bool allocation_fails() noexcept;
 
 }  // namespace test

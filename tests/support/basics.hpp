@@ -38,7 +38,7 @@ inline constexpr bool under_tsan = false;
 inline constexpr bool under_tsan = false;
 #endif
 
-/// Whether to take every nth case only: ThreadSanitizer looks at threads, not at data, and is slow.
+/// Whether to take every nth case only: ThreadSanitizer checks threads, not data, and is slow.
 /// MULTIFD_TEST_QUICK=1 or 0 decides otherwise.
 inline bool quick() {
   const char* wanted = std::getenv("MULTIFD_TEST_QUICK");
@@ -51,7 +51,7 @@ inline bool full() {
   return wanted != nullptr && *wanted == '1';
 }
 
-/// The seed of this run: always the same, or what MULTIFD_TEST_SEED says. Tests show it when they fail.
+/// The seed of this run: always the same, or MULTIFD_TEST_SEED. Tests print it when they fail.
 inline std::uint64_t seed() {
   const char* wanted = std::getenv("MULTIFD_TEST_SEED");
   return wanted != nullptr ? std::strtoull(wanted, nullptr, 0) : 20260101;

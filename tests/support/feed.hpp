@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Feeds hand-made streams to a Receiver and says what became of it.
+// Feeds hand-made streams to a Receiver and returns the outcome.
 #pragma once
 
 #include <chrono>

@@ -157,7 +157,7 @@ class Gate {
     const std::scoped_lock lock(mutex_);
     open_ = false;
   }
-  /// Returns when somebody waits at the closed gate; false after 20 seconds.
+  /// Returns when a thread waits at the closed gate; false after 20 seconds.
   bool wait_for_visitor() {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, 20s, [this] { return waiting_ > 0; });

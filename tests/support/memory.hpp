@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Guest memory for tests: blocks between pages that nobody may touch, and contents with a seed.
+// Guest memory for tests: blocks between inaccessible pages, and contents with a seed.
 #pragma once
 
 #include <doctest/doctest.h>

@@ -278,7 +278,7 @@ TEST_CASE("Objects that are dropped in the middle of their work end at once") {
   }
 }
 
-TEST_CASE("The error hook is told of the first error, once") {
+TEST_CASE("The error hook is called once, with the first error") {
   const Watchdog watchdog("error hook");
   GuestRam source(64);
   std::atomic<int> told = 0;

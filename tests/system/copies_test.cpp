@@ -58,7 +58,8 @@ struct Sending {
   std::optional<Tx> tx;
 };
 
-/// Where a page travelled and what it was there: -1 in a zero list, else the value of all its bytes, 1000 if they differ.
+/// Where a page travelled and what it was there: -1 in a zero list, else the value of all its bytes, 1000 if they
+/// differ.
 using Place = std::pair<std::string, std::uint64_t>;
 struct Sent {
   explicit Sent(const Bytes& stream) {
@@ -129,7 +130,7 @@ Bytes page_of(unsigned value) { return Bytes(page, std::byte(value)); }
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("queue_zero says a zero page in the policy's form, from guest memory and among copies", Z,
+TEST_CASE_TEMPLATE("queue_zero() sends a zero page in the policy's form, from guest memory and among copies", Z,
                    ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd) {
   const Watchdog watchdog("queue_zero");
   constexpr bool on_main = Z::stage == ZeroStage::producer;

@@ -130,7 +130,7 @@ TEST_CASE("A hello without an announcement, or with one of another version, is l
   }
 }
 
-TEST_CASE("Who has not announced that it reads an answer gets none, at a good end and at a bad one") {
+TEST_CASE("A sender that has not announced that it reads an answer gets none, at a good end and at a bad one") {
   for (const bool good : {true, false}) {
     CAPTURE(good);
     const Watchdog watchdog("a peer that is not ours");
@@ -188,7 +188,7 @@ TEST_CASE_TEMPLATE("Sender::finish() succeeds when the receiver's finish() has, 
   }
 }
 
-TEST_CASE("A sender hears why its receiver gives up: in the middle, and at the end") {
+TEST_CASE("A sender learns why its receiver gives up: in the middle, and at the end") {
   for (auto plain : {tcp_links, unix_links}) {
     for (const bool at_the_end : {false, true}) {
       CAPTURE(at_the_end);

@@ -334,7 +334,7 @@ TEST_CASE("A channel that is blamed for its silence is not given another channel
   CHECK(outcome.result.error().packet == no_packet);
 }
 
-TEST_CASE("on_error hears of the first error once, and nothing from a destructor") {
+TEST_CASE("on_error is called once, with the first error, and not from a destructor") {
   const Watchdog watchdog("on_error");
   GuestRam target(4, std::byte{0});
   std::atomic<int> told = 0;

@@ -251,7 +251,7 @@ TEST_CASE("With ZeroPagesLegacy zero pages go to the caller and not to a channel
     for (const std::uint64_t offset : packet.offsets) CHECK_FALSE(zero.contains(offset));
 }
 
-TEST_CASE("sync counts epochs from 0 and waits for nobody, wait does") {
+TEST_CASE("close_epoch() counts epochs from 0 and does not wait, wait() does") {
   const Watchdog watchdog("sync and wait");
   GuestRam source(4);
   auto links = memory_links(1, 1 << 20);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// Igzip: zlib's bytes on the wire, made and read by ISA-L, several times as fast (format/packets.md section 4.2). One
-// deflate stream per channel for the whole migration, sync-flushed at the end of each packet and never finished: a peer
-// that says zlib, QEMU among them, cannot tell the two apart. The only header that includes ISA-L's, which defines
+// Igzip: zlib's wire format, written and read by ISA-L, several times as fast (format/packets.md section 4.2). One
+// deflate stream per channel for the whole migration, sync-flushed at the end of each packet and never finished. A peer
+// that uses zlib, QEMU among them, cannot tell the difference. The only header that includes ISA-L's, which defines
 // macros with short names (SYNC_FLUSH, COMP_OK).
 //
 //   payload of packet 0:  78 01 | deflate blocks | 00 00 ff ff      (zlib header once per channel)
@@ -40,7 +40,7 @@ namespace multifd {
 ///   3  2 to 3 times as fast, up to 8 % fewer bytes
 /// igzip's level 0 is not offered: it makes random pages larger.
 ///
-/// The level is fixed for the life of a stream: igzip keeps tables of another shape for each, so there is no set_level().
+/// The level is fixed for the life of a stream: igzip's tables differ from level to level, so there is no set_level().
 ///
 /// Cost: a channel's encoder holds 82 KiB of igzip's state, 148 to 212 KiB of tables, a packet and a payload buffer;
 ///   its decoder about 85 KiB. All of it is allocated in open().
@@ -49,7 +49,7 @@ struct Igzip {
   static constexpr std::uint32_t method = wire::flag_zlib;
   static constexpr PayloadForm payload_form = PayloadForm::encoded;
 
-  int level = 1;  ///< 1 to 3 (smallest); senders only, a decoder takes any level
+  int level = 1;  ///< 1 (fastest) to 3 (smallest); for senders, a decoder takes any level
 
   class Encoder;
   class Decoder;
@@ -83,17 +83,20 @@ class Igzip::Encoder {
     stream.level = static_cast<std::uint32_t>(parameters.level);
     stream.level_buf = encoder.tables_.get();
     stream.level_buf_size = table_bytes[static_cast<std::size_t>(parameters.level)];
-    // Raw deflate, the header is ours: so igzip computes no checksum, which only a finished stream would have.
+    // Raw deflate behind a header of ours: igzip then computes no checksum, which only a finished stream would have.
     stream.gzip_flag = IGZIP_DEFLATE;
     return encoder;
   }
 
   /// Compresses the pages of one packet. Without pages the stream is not touched and the payload is empty.
   ///
-  /// igzip reads its input more than once, so the pages are copied first: guest memory changes meanwhile. They are
-  /// copied all together because igzip is much faster when it gets a packet in one call.
+  /// igzip reads its input more than once, and guest memory changes meanwhile, so the pages are copied first. All pages
+  /// of a packet are copied together, because igzip is much faster when it gets a packet in one call.
   ///
+  /// Params: `pages`: whole pages, which may change meanwhile. Returns: one buffer, valid until the next call.
   /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
+  /// Threads: the channel's. Cost: no allocation; a packet is copied before it is compressed. Wire: format/packets.md
+  ///   section 4.2.
   Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
     std::size_t left = total_bytes(pages);
     if (left == 0) return ConstBuffers{};
@@ -131,7 +134,7 @@ class Igzip::Encoder {
     stream_->next_in = packet_.get();
     stream_->avail_in = static_cast<std::uint32_t>(size);
     stream_->flush = static_cast<std::uint16_t>(flush);
-    // Output space left means: all that was asked for is written (igzip_lib.h, isal_deflate()).
+    // Output space left means that everything requested is written (igzip_lib.h, isal_deflate()).
     return isal_deflate(stream_.get()) == COMP_OK && stream_->avail_in == 0 && stream_->avail_out != 0;
   }
 
@@ -164,7 +167,7 @@ class Igzip::Decoder {
     decoder.state_.reset(new (std::nothrow) inflate_state{});
     if (!decoder.state_) return fail_errno(Stage::setup, "isal_inflate_init", ENOMEM);
     isal_inflate_init(decoder.state_.get());
-    decoder.state_->crc_flag = ISAL_DEFLATE;  // raw: there is no checksum to compute, the header is read here
+    decoder.state_->crc_flag = ISAL_DEFLATE;  // raw: there is no checksum, and the header is parsed here
     return decoder;
   }
 
@@ -173,6 +176,7 @@ class Igzip::Decoder {
   /// Errors: as Zlib's: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or
   ///   bytes left over), corrupt_payload (anything else that is not a sync-flushed piece of one endless zlib stream).
   ///   After an error every later call fails too.
+  /// Threads: the channel's. Cost: no allocation; never writes outside `pages`. Wire: format/packets.md section 4.2.
   Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "isal_inflate after an error");
     Result<void> result = decode_packet(payload, pages);
@@ -194,7 +198,7 @@ class Igzip::Decoder {
     if (page_bytes == 0 && size == 0) return {};
     if (page_bytes == 0 || size == 0) return fail(Errc::bad_payload_size, Stage::decode, "isal_inflate", size);
 
-    // The marker is held back: before it, igzip must have written everything, and it must not write more for it.
+    // The marker is held back: igzip must have written all pages without it, and must write nothing for it.
     const auto marker = payload.last(std::min(size, flush_marker.size()));
     if (!std::ranges::equal(std::as_bytes(std::span(flush_marker)), marker)) return not_flushed();
     payload = payload.first(size - marker.size());
@@ -216,7 +220,7 @@ class Igzip::Decoder {
     if (auto ended = expect_no_output(); !ended) return ended;
     give(marker);
     if (auto ended = expect_no_output(); !ended) return ended;
-    // Between two blocks, with no bit of the next one's header: as no output came, the marker was the block of a flush.
+    // igzip is between two blocks and has no bit of the next header. As no output came, the marker was a flush's block.
     const bool between_blocks = state_->block_state == ISAL_BLOCK_NEW_HDR || state_->block_state == ISAL_BLOCK_HDR;
     if (!between_blocks || state_->read_in_length != 0 || state_->tmp_in_size != 0) return not_flushed();
     return {};
@@ -241,7 +245,7 @@ class Igzip::Decoder {
     state_->avail_in = static_cast<std::uint32_t>(bytes.size());
   }
 
-  // Feeds what is left of the input with room for one byte that must not come.
+  // Feeds the rest of the input, with room for one byte of output, which must not come.
   Result<void> expect_no_output() noexcept {
     std::uint8_t beyond = 0;
     state_->next_out = &beyond;

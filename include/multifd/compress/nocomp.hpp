@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// NoComp: the payload is the pages as they lie (format/packets.md section 4.1). Nothing is copied: the encoder
-// hands back the buffers that it was given, and a receiver reads straight into guest memory because
-// payload_form says `pages`.
+// NoComp: the payload is the pages themselves (format/packets.md section 4.1). Nothing is copied: the encoder returns
+// the buffers that it got, and a receiver reads straight into guest memory, because payload_form is `pages`.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +32,7 @@ class NoComp::Encoder {
  public:
   static Result<Encoder> open(const NoComp&, const CodecLimits&) noexcept { return Encoder{}; }
 
-  /// Returns the very pages it was given; nothing is read, so a page that changes is no matter here.
+  /// Returns the buffers that it got. Reads nothing, so pages may change.
   Result<ConstBuffers> encode(ConstBuffers pages) noexcept { return pages; }
 };
 

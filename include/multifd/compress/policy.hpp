@@ -18,15 +18,15 @@ namespace multifd {
 
 /// How a payload relates to guest memory.
 enum class PayloadForm : std::uint8_t {
-  pages,    ///< The payload is the pages as they lie: written from, and read into, guest memory directly.
-  encoded,  ///< The payload is what the Encoder made; the Decoder gets it whole.
+  pages,    ///< The payload is the pages themselves: written from, and read into, guest memory directly.
+  encoded,  ///< The payload is the Encoder's output; the Decoder gets it whole.
 };
 
-/// What an Encoder or Decoder may take as given about every packet.
+/// What an Encoder or Decoder may rely on for every packet.
 struct CodecLimits {
   std::size_t page_bytes = 4096;            ///< size of one page
-  std::size_t packet_bytes = 512 * 1024;    ///< most page bytes in one packet; a multiple of page_bytes
-  std::size_t payload_bytes = 1024 * 1024;  ///< most payload bytes of one packet (the receiver's buffer)
+  std::size_t packet_bytes = 512 * 1024;    ///< the most page bytes in one packet; a multiple of page_bytes
+  std::size_t payload_bytes = 1024 * 1024;  ///< the most payload bytes of one packet (the receiver's buffer)
 };
 
 template <class C>
@@ -58,7 +58,7 @@ concept HasDecoder = requires(const C& parameters, const CodecLimits& limits, ty
   { decoder.decode(payload, pages) } noexcept -> std::same_as<Result<void>>;
 };
 
-/// A compressor whose level can change between two packets of a running stream.
+/// Optional: a compressor whose level can change between two packets of a running stream.
 template <class C>
 concept HasLiveLevel = requires(typename C::Encoder& encoder, int level) {
   { encoder.set_level(level) } noexcept -> std::same_as<Result<void>>;
@@ -67,21 +67,25 @@ concept HasLiveLevel = requires(typename C::Encoder& encoder, int level) {
 /// Turns pages into payloads and back.
 ///
 /// Semantics:
-///   `name` is the value people type: "none", "zlib". `method` is the packet header's compression bits, inside
-///     wire::flag_compression_mask, 0x3e. No bit and each single bit are QEMU's (format/packets.md section 3.2): who
-///     has one of these speaks that format. Free for compressors of one's own is every value of two bits or more, 0x06
-///     to 0x3e: no QEMU sends them or lets them in. Give two formats two values, then their ends refuse each other.
-///   `encode(pages)` gets the normal pages of one packet as runs (each a whole number of pages, at least one page in all)
-///     and returns the payload, 1 to CodecLimits::payload_bytes bytes in at most as many parts as a packet has pages; it
-///     stays valid until the next call. All of it must be decodable when the packet has arrived (flush). The pages may
-///     change while they are read (live guest): an encoder must stay memory-safe, and what it makes of a torn page must
-///     decode, to whatever: that page is sent again.
-///   `decode(payload, pages)` gets as many pages, at least one, in runs that may be cut elsewhere, and a payload of 1 to
+///   `name` is what users type: "none", "zlib". `method` is the packet header's compression bits, inside
+///     wire::flag_compression_mask, 0x3e. No bit and each single bit are QEMU's (format/packets.md section 3.2): a
+///     compressor with one of these must speak QEMU's format. Values of two bits or more, 0x06 to 0x3e, are free for
+///     compressors of your own: no QEMU sends or accepts them. Give each format its own value, so that two ends with
+///     different formats refuse each other.
+///   `encode(pages)` gets the normal pages of one packet as runs (each a whole number of pages, at least one page in
+///   all)
+///     and returns the payload, 1 to CodecLimits::payload_bytes bytes in at most as many parts as a packet has pages;
+///     it stays valid until the next call. All of it must be decodable when the packet has arrived (flush). The pages
+///     may change while they are read (live guest): an encoder must stay memory-safe, and its output for a torn page
+///     must be decodable. The decoded content does not matter, because that page is sent again.
+///   `decode(payload, pages)` gets as many pages, at least one, in runs that may be cut elsewhere, and a payload of 1
+///   to
 ///     payload_bytes bytes. It must fill every byte of `pages` and consume every byte of `payload`, and refuse anything
-///     else, whatever the payload holds; after a refusal it is not called again. Not called when payload_form is `pages`.
-///   Encoder and Decoder see the same packets in the same order, so each may remember those before.
+///     else, whatever the payload holds; after a refusal it is not called again. Not called when payload_form is
+///     `pages`.
+///   Encoder and Decoder get the same packets in the same order, so each may keep a history.
 /// Errors: Errc::payload_too_large, corrupt_payload, bad_payload_size, bad_option; stage `encode` or `decode`.
-/// Threads: an Encoder or Decoder is used by one thread at a time, its channel's. open() is called on another.
+/// Threads: an Encoder or Decoder is used by one thread at a time, its channel's. open() is called on another thread.
 /// Cost: nothing may be allocated after open().
 /// Models: NoComp, Zlib, Igzip, Zstd. Contract: multifd/testing/compressor_contract.hpp.
 template <class C>

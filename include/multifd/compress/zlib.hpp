@@ -31,7 +31,7 @@
 
 namespace multifd {
 
-/// Compresses pages with zlib. Pages that look random are stored, which is 30 times as fast as searching them in vain.
+/// Compresses pages with zlib. Pages that look random are stored, 30 times as fast as zlib would fail to compress them.
 ///
 /// Cost: a channel's encoder holds about 270 KiB of zlib state, one page and one payload buffer; its decoder about 40
 ///   KiB. All of it is allocated in open().
@@ -40,7 +40,7 @@ struct Zlib {
   static constexpr std::uint32_t method = wire::flag_zlib;
   static constexpr PayloadForm payload_form = PayloadForm::encoded;
 
-  int level = 1;  ///< 0 (stored) to 9 (smallest); senders only, a decoder takes any level
+  int level = 1;  ///< 0 (stored), 1 (fastest) to 9 (smallest); for senders, a decoder takes any level
 
   class Encoder;
   class Decoder;
@@ -76,10 +76,13 @@ class Zlib::Encoder {
 
   /// Compresses the pages of one packet. Without pages the stream is not touched and the payload is empty.
   ///
-  /// zlib does not promise to be memory-safe on input that changes under it, and some builds of it read their
-  /// input more than once, so each page is copied into a private buffer first.
+  /// zlib does not promise to be memory-safe when its input changes meanwhile, and some builds read the input more than
+  /// once. So each page is copied into a private buffer first.
   ///
+  /// Params: `pages`: whole pages, which may change meanwhile. Returns: one buffer, valid until the next call.
   /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
+  /// Threads: the channel's. Cost: no allocation; a page is copied before it is compressed. Wire: format/packets.md
+  ///   section 4.2.
   Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
     std::size_t left = total_bytes(pages);
     if (left == 0) return ConstBuffers{};
@@ -104,15 +107,15 @@ class Zlib::Encoder {
     return ConstBuffers(&result_, 1);
   }
 
-  /// Changes the level from the next packet on; the peer needs to know nothing.
+  /// Changes the level from the next packet on. The peer need not know.
   ///
-  /// Errors: bad_option (level not 0 to 9): the old level stays.
+  /// Errors: bad_option (level not 0 to 9): the old level stays. Threads: the channel's.
   Result<void> set_level(int new_level) noexcept {
     if (!level_valid(new_level))
       return fail(Errc::bad_option, Stage::encode, "zlib level", static_cast<std::uint64_t>(new_level));
     if (broken_) return too_large();
-    // After a sync flush zlib has nothing to write here (tested), but its documentation lets it: whatever
-    // comes out belongs to the stream and goes in front of the next packet.
+    // After a sync flush zlib writes nothing here (tested), but its documentation allows it to. Such output belongs to
+    // the stream and goes in front of the next packet.
     stream_->next_out = payload_.get() + held_bytes_;
     stream_->avail_out = static_cast<uInt>(limits_.payload_bytes - held_bytes_);
     const bool changed = use_level(new_level);
@@ -150,7 +153,7 @@ class Zlib::Encoder {
   bool deflate_page(std::size_t size, int flush) noexcept {
     stream_->next_in = page_.get();
     stream_->avail_in = static_cast<uInt>(size);
-    // Z_OK with output space left means: all input taken, all asked output written (zlib.h, deflate()).
+    // Z_OK with output space left means that all input is consumed and all output written (zlib.h, deflate()).
     return deflate(stream_.get(), flush) == Z_OK && stream_->avail_out != 0;
   }
 
@@ -163,8 +166,8 @@ class Zlib::Encoder {
   std::unique_ptr<z_stream, End> stream_;  // on the heap because zlib's state points back at it
   std::unique_ptr<Bytef[]> page_;
   std::unique_ptr<Bytef[]> payload_;
-  int level_ = 1;               // as asked for
-  int deflate_level_ = 1;       // as zlib has it now: level_, or 0 after a page that was stored
+  int level_ = 1;               // as requested
+  int deflate_level_ = 1;       // zlib's current level: level_, or 0 after a page that was stored
   std::size_t held_bytes_ = 0;  // bytes that set_level() left at the front of payload_
   iovec result_{};
   bool broken_ = false;
@@ -197,6 +200,7 @@ class Zlib::Decoder {
   /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or bytes left
   ///   over), corrupt_payload (anything else that is not a sync-flushed piece of one endless zlib stream: damage, a
   ///   missing flush, an end of stream, a preset dictionary). After an error every later call fails too.
+  /// Threads: the channel's. Cost: no allocation; never writes outside `pages`. Wire: format/packets.md section 4.2.
   Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "inflate after an error");
     Result<void> result = decode_packet(payload, pages);
@@ -217,8 +221,7 @@ class Zlib::Decoder {
 
   Decoder() = default;
 
-  // inflate allocates its 32 KiB window when it first needs it and keeps it over a reset: make it need it
-  // now.
+  // inflate allocates its 32 KiB window at the first use and keeps it over a reset. This is the first use.
   bool allocate_window() noexcept {
     std::array<Bytef, 8> one_byte = {0x78, 0x01, 0x00, 0x01, 0x00, 0xfe, 0xff, 0x00};  // header, stored block
     Bytef out = 0;
@@ -241,7 +244,7 @@ class Zlib::Decoder {
     if (page_bytes == 0 && size == 0) return {};
     if (page_bytes == 0 || size == 0) return fail(Errc::bad_payload_size, Stage::decode, "inflate", size);
 
-    // The marker is held back: before it, inflate must have written everything and wait for just these bytes.
+    // The marker is held back: inflate must have written all pages without it and wait for these bytes only.
     const auto marker = payload.last(std::min(size, flush_marker.size()));
     if (!std::ranges::equal(std::as_bytes(std::span(flush_marker)), marker)) return not_flushed();
     give(payload.data(), size - marker.size());
@@ -251,7 +254,7 @@ class Zlib::Decoder {
       while (stream_->avail_out != 0) {
         const auto status = step();
         if (!status) return std::unexpected(status.error());
-        // No progress. An empty input alone does not say so: inflate may owe the rest of a match.
+        // No progress. An empty input alone does not mean that: inflate may still have to write the rest of a match.
         if (*status == Z_BUF_ERROR) return fail(Errc::bad_payload_size, Stage::decode, "inflate: too short", size);
       }
     }
@@ -265,7 +268,7 @@ class Zlib::Decoder {
     return fail(Errc::corrupt_payload, Stage::decode, "inflate: payload does not end with a sync flush");
   }
 
-  // Feeds what is left of the input with room for one byte that must not come.
+  // Feeds the rest of the input, with room for one byte of output, which must not come.
   Result<void> expect_no_output() noexcept {
     Bytef beyond = 0;
     stream_->next_out = &beyond;

@@ -7,7 +7,7 @@
 //   payload of packet n:                   blocks   (whole blocks, none of them marked as the last)
 #pragma once
 
-// For ZSTD_initStaticDStream: the one way to have all decoder memory before the peer's first byte.
+// For ZSTD_initStaticDStream: the only way to allocate all decoder memory before the peer's first byte.
 #if !defined(ZSTD_STATIC_LINKING_ONLY)
 #define ZSTD_STATIC_LINKING_ONLY
 #include <zstd.h>
@@ -40,8 +40,8 @@ namespace multifd {
 /// The level is fixed for the life of a stream: single-threaded zstd takes a new one only at the next frame, and a
 /// channel has just one frame. There is no set_level() for that reason.
 ///
-/// Cost: all memory is had in open(). A decoder reserves ZSTD_estimateDStreamSize(2^max_window_log), 128.6 MiB at the
-///   default, but touches only what the peer's window needs (about 1 MiB at level 1), so the rest is address space
+/// Cost: all memory is allocated in open(). A decoder reserves ZSTD_estimateDStreamSize(2^max_window_log), 128.6 MiB at
+///   the default, but touches only what the peer's window needs (about 1 MiB at level 1), so the rest is address space
 ///   unless memory is locked (mlockall) or overcommit is off: lower max_window_log there.
 struct Zstd {
   static constexpr std::string_view name = "zstd";
@@ -56,8 +56,8 @@ struct Zstd {
   /// ZSTD_minCLevel() to ZSTD_maxCLevel(), 0 meaning zstd's default (3). QEMU's own setting stops at 0 and
   /// 20, but the level is not on the wire: every decoder takes every level. Senders only.
   ///
-  /// Level 1 and those below it are not zstd's own, whose window and tables are too large for a core's nearer caches.
-  /// One core, against zstd 1 with its defaults and pages put in one by one, 128-page packets, Linux x86-64:
+  /// Level 1 and the levels below it use smaller windows and tables than zstd's own, which do not fit a core's L1 and
+  /// L2 caches. One core, against zstd 1 with its defaults and pages put in one by one, 128-page packets, Linux x86-64:
   ///
   ///   level                     1    -1    -2    -3    -5    -8   -10   -20   -50
   ///   mixed      compress     1.1   1.5   1.6   1.7   2.0   2.5   2.8   3.9   4.8
@@ -67,13 +67,15 @@ struct Zstd {
   ///              decompress   1.0   1.6   1.7   2.1   2.2   2.5   3.1   3.2   4.5
   ///              bytes       1.04  1.30  1.36  1.45  1.62  1.73  1.78  1.96  2.25
   ///
-  /// bench_codec measures these anew. What zstd 1 makes very small is hit hardest: 6:1 becomes 4:1 at -2.
+  /// bench_codec measures these anew. Data that compresses very well with zstd 1 loses most: 6:1 becomes
+  /// 4:1 at -2.
   int level = 1;
-  /// Window of 2^window_log bytes, 10 to 27; 0 leaves it to the level. Senders only.
+  /// Window of 2^window_log bytes, 10 to 27. 0, the default, leaves the window to the level. A larger one compresses
+  /// better and needs more memory at both ends. Senders only; most callers leave it alone.
   int window_log = 0;
-  /// Largest window that a decoder accepts, 10 to 27, as power of two; it bounds the decoder's memory.
-  /// Senders' levels need 17 (level 1 and below; 19 as zstd and QEMU have them), up to 23 (level 19), 25, 26, 27
-  /// (levels 20, 21, 22). Receivers only.
+  /// The largest window that a decoder accepts, 10 to 27, as power of two; it bounds the decoder's memory. Lower it
+  /// where memory is locked; a stream with a larger window is refused then. Senders' levels need 17 (level 1 and below;
+  /// 19 as zstd and QEMU have them), up to 23 (level 19), 25, 26, 27 (levels 20, 21, 22). Receivers only.
   int max_window_log = largest_window_log;
 
   class Encoder;
@@ -104,11 +106,13 @@ class Zstd::Encoder {
 
   /// Compresses the pages of one packet. Without pages the stream is not touched and the payload is empty.
   ///
-  /// zstd in streaming mode copies its input into its own window buffer before it looks at it, so pages may
-  /// change meanwhile (the shortcut that reads input in place exists for ZSTD_e_end only, which is never used
-  /// here).
+  /// zstd in streaming mode copies its input into its own window buffer before it reads it, so pages may change
+  /// meanwhile. (Only ZSTD_e_end, which is not used here, reads input in place.)
   ///
+  /// Params: `pages`: whole pages, which may change meanwhile. Returns: one buffer, valid until the next call.
   /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
+  /// Threads: the channel's. Cost: no allocation; zstd copies every page into its window. Wire: format/packets.md
+  ///   section 4.3.
   Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
     std::size_t left = total_bytes(pages);
     if (left == 0) return ConstBuffers{};
@@ -142,12 +146,12 @@ class Zstd::Encoder {
   };
 
   // Random pages get blocks of their own: zstd then stores them as they are, and the code that it makes for the bytes
-  // around them is not spoiled. Blocks have a price, so a few pages are not worth one.
+  // around them is not spoiled. Blocks have a price, so a few random pages do not get one.
   static constexpr std::size_t least_random_bytes = 16 * 1024;
 
   Encoder() = default;
 
-  // The pages at the front that are all of one kind.
+  // The pages at the front that are all random, or all not.
   Stretch first_stretch(std::span<const std::byte> bytes) const noexcept {
     std::size_t random_bytes = 0;  // of the pages in a row before `end`
     std::size_t end = 0;
@@ -162,8 +166,8 @@ class Zstd::Encoder {
     return {end, random_bytes >= least_random_bytes};
   }
 
-  // What levels 1 and below mean here, in place of zstd's own windows and tables: less to keep in a core's caches. What
-  // tells the negative levels apart stays as it is in zstd: the step of the search.
+  // Gives levels 1 and below smaller windows and tables than zstd's own, which fit a core's caches. The negative levels
+  // differ from each other as in zstd: by the step of the search.
   static bool tune(ZSTD_CCtx* stream, int level) noexcept {
     if (level > 1 || level == 0) return true;
     const int hash_log = level == 1 ? 12 : level > -5 ? 11 : 10;
@@ -222,9 +226,8 @@ class Zstd::Decoder {
     const int window_log = parameters.max_window_log;
     if (window_log < smallest_window_log || window_log > largest_window_log)
       return fail(Errc::bad_option, Stage::setup, "zstd max_window_log", static_cast<std::uint64_t>(window_log));
-    // A static stream carves its buffers for the peer's window, known with the first packet, out of this
-    // memory and never allocates. It also refuses zstd's pre-1.0 formats, whose decoders nobody should offer
-    // to the network.
+    // A static stream takes its buffers for the peer's window, whose size comes with the first packet, from this memory
+    // and never allocates. It also refuses zstd's pre-1.0 formats, whose decoders are not safe on a network's input.
     const std::size_t size = ZSTD_estimateDStreamSize(std::size_t{1} << window_log);
     void* const memory = std::malloc(size);
     if (memory == nullptr) return fail_errno(Stage::setup, "zstd window", ENOMEM);
@@ -245,6 +248,7 @@ class Zstd::Decoder {
   /// Errors: payload_too_large (over CodecLimits::payload_bytes), bad_payload_size (pages not filled, or bytes left
   ///   over), corrupt_payload (anything else that is not whole blocks of one endless zstd frame: damage, an end of
   ///   frame, a dictionary, a window over max_window_log). After an error every later call fails too.
+  /// Threads: the channel's. Cost: no allocation; never writes outside `pages`. Wire: format/packets.md section 4.3.
   Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "zstd after an error");
     Result<void> result = decode_packet(payload, pages);
@@ -253,14 +257,13 @@ class Zstd::Decoder {
   }
 
  private:
-  // The stream lies at the start of the memory given to ZSTD_initStaticDStream: freeing that is all there is
-  // to do.
+  // The stream is at the start of the memory that ZSTD_initStaticDStream got, so freeing that memory is enough.
   struct Free {
     void operator()(ZSTD_DStream* stream) const noexcept { std::free(stream); }
   };
 
-  // What zstd asks for between two blocks: the header of the next one. Inside a block, or with a part of a
-  // header taken already, it asks for more or less.
+  // How many bytes zstd asks for between two blocks: the next block's header. Inside a block, or inside a header, it
+  // asks for another number.
   static constexpr std::size_t block_header_bytes = 3;
 
   Decoder() = default;
@@ -282,7 +285,7 @@ class Zstd::Decoder {
         if (in.pos + out.pos == before) return fail(Errc::bad_payload_size, Stage::decode, "zstd: too short", size);
       }
     }
-    // Room for one byte that must not come.
+    // Room for one byte of output, which must not come.
     std::byte beyond{};
     ZSTD_outBuffer out{&beyond, 1, 0};
     const auto wanted = step(in, out);
@@ -293,7 +296,7 @@ class Zstd::Decoder {
     return {};
   }
 
-  // Returns how many bytes zstd would like next.
+  // Returns how many bytes zstd asks for next.
   Result<std::size_t> step(ZSTD_inBuffer& in, ZSTD_outBuffer& out) noexcept {
     const std::size_t wanted = ZSTD_decompressStream(stream_.get(), &out, &in);
     if (ZSTD_isError(wanted)) return fail(Errc::corrupt_payload, Stage::decode, ZSTD_getErrorName(wanted), in.size);

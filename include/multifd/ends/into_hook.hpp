@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Pages go to a callable, packet by packet: for a relay. The map's blocks need no memory.
+// A receiver's pages go to a callable, packet by packet: for a relay. The map's blocks need no memory.
 #pragma once
 
 #include <cstddef>
@@ -12,18 +12,18 @@
 
 namespace multifd {
 
-/// A model of PageSink.
+/// Hands each packet's pages to `on_packet`. A model of PageSink.
 struct IntoHook {
   static constexpr bool writes_memory = false;
 
-  PacketHook on_packet{};  ///< must be set
+  PacketHook on_packet{};  ///< takes the pages; must be set, otherwise Receiver::open() fails
 
   class Sink;
 };
 
 class IntoHook::Sink {
  public:
-  /// Holds the buffer that a channel reads into. The hook may swap it for another.
+  /// Owns the buffer that a channel reads pages into. The hook may swap that buffer for another.
   class Channel {
    public:
     static Result<Channel> create(Sink& sink) {

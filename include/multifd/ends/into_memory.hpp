@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Pages go into the map's memory: a VMM's guest, or a file of it.
+// A receiver's pages go into the map's memory: a VMM's guest, or a mapped file.
 #pragma once
 
 #include <atomic>
@@ -19,16 +19,19 @@
 
 namespace multifd {
 
-/// A model of PageSink.
+/// Writes pages to the map's memory. A model of PageSink. Most callers leave both settings alone.
 struct IntoMemory {
   static constexpr bool writes_memory = true;
 
-  /// What the memory holds before the first page arrives. With `zeroed` a zero page where no bytes have come is neither
-  /// read nor written, so that fresh memory stays untouched; said of other memory, it leaves old bytes in the guest.
+  /// What the memory holds before the first page arrives. `unknown` is right for every memory, and reads a place before
+  /// it writes a zero page there, which makes holes of a file resident. `zeroed` neither reads nor writes a place to
+  /// which no bytes have come, so that fresh memory stays untouched. Set it for memory that you have just mapped: on
+  /// memory with other contents it leaves old bytes in the guest.
   DestinationMemory destination = DestinationMemory::unknown;
 
-  /// Who takes the page faults of fresh memory: the channels, or (`ahead`) a thread of its own in front of the data.
-  /// Worth it where a core is idle and most pages hold data.
+  /// Which threads take the page faults of fresh memory. With `off` the channels take them while they receive; with
+  /// `ahead` one more thread takes them, at most 32 MiB ahead of the data. Set `ahead` when a core is idle and most
+  /// pages hold data; leave it off for warm memory, and for sparse files.
   Populate populate = Populate::off;
 
   class Sink;
@@ -37,7 +40,7 @@ struct IntoMemory {
 /// Threads: received, apply_zero(), apply_page() any; stop() the receiver's.
 class IntoMemory::Sink {
  public:
-  /// One channel's worker needs nothing of its own.
+  /// Places one channel's pages; has no memory of its own.
   class Channel {
    public:
     static Result<Channel> create(Sink& sink) noexcept { return Channel(sink); }
@@ -45,7 +48,7 @@ class IntoMemory::Sink {
     Result<void> place(const ArrivingPages& pages, PageRuns& runs) noexcept {
       const RamMap& map = sink_->map_;
       const std::size_t page_bytes = map.page_bytes();
-      for (std::size_t first = 0; first < pages.offsets.size();) {  // neighbours, which most pages are, at once
+      for (std::size_t first = 0; first < pages.offsets.size();) {  // adjacent pages, which most are, in one step
         const std::size_t last = first < pages.normal_pages ? pages.normal_pages : pages.offsets.size();
         std::size_t end = first + 1;
         while (end < last && pages.offsets[end] == pages.offsets[end - 1] + page_bytes) ++end;
@@ -73,7 +76,7 @@ class IntoMemory::Sink {
    private:
     explicit Channel(Sink& sink) noexcept : sink_(&sink) {}
 
-    /// The normal pages, runs at once.
+    /// Marks the normal pages, adjacent ones in one step.
     void mark(ReceivedPages& in, const ArrivingPages& pages) const noexcept {
       const std::size_t page_bytes = sink_->map_.page_bytes();
       for (std::size_t first = 0; first < pages.normal_pages;) {
@@ -115,14 +118,14 @@ class IntoMemory::Sink {
     populating_.join();
   }
 
-  /// A zero page. Errors: Errc::offset_misaligned, offset_past_block: the offset may be the peer's.
+  /// Writes a zero page. Errors: Errc::offset_misaligned, offset_past_block: the offset may be the peer's.
   Result<void> apply_zero(BlockId block, std::uint64_t offset) noexcept {
     if (auto page = map_.resolve(block, offset); !page) return std::unexpected(page.error());
     zero(block, offset);
     return {};
   }
 
-  /// One page's bytes. Errors: as apply_zero(); Errc::bad_range when `bytes` is not one page.
+  /// Writes one page's bytes. Errors: as apply_zero(); Errc::bad_range when `bytes` is not one page.
   Result<void> apply_page(BlockId block, std::uint64_t offset, std::span<const std::byte> bytes) noexcept {
     const auto page = map_.resolve(block, offset);
     if (!page) return std::unexpected(page.error());
@@ -140,10 +143,10 @@ class IntoMemory::Sink {
  private:
   Sink(const RamMap& map, DestinationMemory destination) noexcept : map_(map), destination_(destination) {}
 
-  /// A page that has been checked.
+  /// Makes a page zero, whose offset has been checked.
   void zero(BlockId block, std::uint64_t offset) noexcept {
     received_.set(block, offset, 1);
-    // No bytes have come: fresh memory is zero there still, and a read would make a hole of a file resident.
+    // No bytes have come here: fresh memory is still zero, and a read would make a hole of a file resident.
     if (destination_ == DestinationMemory::zeroed && !filled_.test(block, offset)) return;
     std::byte* const page = map_.block(block).host.data() + offset;
     const std::size_t page_bytes = map_.page_bytes();
@@ -154,8 +157,8 @@ class IntoMemory::Sink {
 
   const RamMap& map_;
   const DestinationMemory destination_;
-  ReceivedPages received_;  ///< as bytes or as zero: when they are there
-  ReceivedPages filled_;    ///< as bytes: when they begin to come
+  ReceivedPages received_;  ///< pages that have arrived, as bytes or as zero pages
+  ReceivedPages filled_;    ///< pages whose bytes have arrived or are arriving
   std::atomic<std::uint64_t> zeros_written_{0};
   std::unique_ptr<PopulateAhead> populate_;  ///< with Populate::ahead
   Thread populating_;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Where a receiver's pages go. A policy, because everything that asks is on the way of each page.
+// Where a receiver's pages go. A policy, because the question arises for every page.
 #pragma once
 
 #include <concepts>
@@ -15,8 +15,8 @@
 
 namespace multifd {
 
-/// The pages of one packet, on their way in: normal pages first, zero pages behind them. Their offsets are the peer's, no
-/// page twice, and unchecked until place() has seen them.
+/// The pages of one packet before they are placed: normal pages first, zero pages behind them. The offsets come from
+/// the peer, and nothing about them is checked before place().
 struct ArrivingPages {
   BlockId block{};
   std::span<const std::uint64_t> offsets;
@@ -29,10 +29,10 @@ struct ArrivingPages {
 
 /// Settings that make two kinds of objects: one Sink for all channels, and for each channel a Sink::Channel.
 ///
-/// Semantics: `S::Sink::create(map, settings, hook)`; `S::Sink::Channel::create(sink)`. For each packet of a channel, in
-///   this order: `place(pages, runs)` checks every offset and says where the bytes of the normal pages are to go;
-///   `begin(pages)` before those bytes are read; `arrived(pages)` when they are there. `stop()` ends what the sink does on
-///   a thread of its own.
+/// Semantics: `S::Sink::create(map, settings, hook)`; `S::Sink::Channel::create(sink)`. For each packet of a channel,
+///   in this order: `place(pages, runs)` checks every offset and appends to `runs` where the bytes of the normal pages
+///   go; `begin(pages)` is called before those bytes are read, `arrived(pages)` when all of them are in their places.
+///   `stop()` ends the sink's own threads.
 /// `S::writes_memory`: the pages go into the map's memory, whose blocks must be writable.
 /// Errors: what place() or arrived() returns ends the migration; place() must have changed nothing then.
 /// Threads: a Channel's calls come from its worker, the Sink's from any.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Where a sender's pages lie. A policy, because everything that asks is on the way of each page.
+// Where a sender's pages lie. A policy, because the question arises for every page.
 #pragma once
 
 #include <concepts>
@@ -11,8 +11,8 @@
 
 namespace multifd {
 
-/// Says where the bytes of a queued page are. `copies`: in a buffer of the batch, which queue_copies() swaps in; else in
-/// the map's memory.
+/// Says where the bytes of a queued page are. `S::copies`: they are in the batch's buffer, which queue_copies() swaps
+/// in; otherwise they are in the map's memory.
 ///
 /// Threads: called at once on every channel's thread.
 /// Models: FromGuest, FromCopies.
@@ -22,7 +22,7 @@ concept PageSource = requires(const RamBlock& block, const PageBatch& batch, std
   { S::page(block, batch, i, page_bytes) } noexcept -> std::same_as<std::byte*>;
 };
 
-/// In the map's memory, which the guest may be writing.
+/// Pages lie in the map's memory, to which the guest may be writing.
 struct FromGuest {
   static constexpr bool copies = false;
   static std::byte* page(const RamBlock& block, const PageBatch& batch, std::size_t i, std::size_t) noexcept {
@@ -30,7 +30,7 @@ struct FromGuest {
   }
 };
 
-/// In buffers that come with the pages: for a relay, whose blocks need no memory.
+/// Pages lie in buffers that come with them: for a relay, whose blocks need no memory.
 struct FromCopies {
   static constexpr bool copies = true;
   static std::byte* page(const RamBlock&, const PageBatch& batch, std::size_t i, std::size_t page_bytes) noexcept {

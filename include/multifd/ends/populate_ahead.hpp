@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 //
-// Fresh destination memory costs more than the transfer: each first touch is a fault, and the kernel clears the page
-// before it is overwritten. A helper thread takes those faults in front of the data: where data arrives, it populates
-// the next few megabytes, as huge pages where the system has them.
+// First touches of fresh destination memory cost more than the transfer: each is a page fault, and the kernel clears
+// the page before it is overwritten. A helper thread takes those faults ahead of the data: where data arrives, the
+// thread populates the next few megabytes, with huge pages where the system has them.
 //
 //   block:  | received | received | arriving | populated ... up to window_bytes | untouched ...
 //
-// It follows data only where most pages hold some: memory whose pages stay zero is left alone, but for the window in
-// which it begins.
+// The helper follows data only where at least every fourth page holds some. Memory whose pages stay zero is left alone,
+// except for the first window_bytes of it.
 #pragma once
 
 #include <sys/mman.h>
@@ -29,7 +29,7 @@ namespace multifd {
 /// Populates the memory of a RamMap ahead of the data.
 ///
 /// Threads: note() by any, stop() by any, run() in a thread of its own.
-/// Bounded: no more than window_bytes beyond the furthest data of a block, so that much at most is populated in vain.
+/// Bounded: populates no more than window_bytes beyond the furthest data of a block, so at most that much in vain.
 class PopulateAhead {
  public:
   static constexpr std::size_t region_bytes = std::size_t{2} << 20;  ///< a huge page
@@ -46,7 +46,7 @@ class PopulateAhead {
     return ahead;
   }
 
-  /// A packet has `pages` normal pages, the last of them at `offset`. Wakes the helper where data is new.
+  /// Says that a packet has `pages` normal pages, the last of them at `offset`. Wakes the helper where data is new.
   ///
   /// Cost: one atomic addition; a system call per region_bytes of data at most.
   void note(BlockId block, std::uint64_t offset, std::size_t pages) noexcept {
@@ -80,8 +80,8 @@ class PopulateAhead {
 
  private:
   struct Block {
-    std::unique_ptr<std::atomic<std::uint32_t>[]> pages;  ///< normal pages that came, per region
-    std::unique_ptr<bool[]> populated;                    ///< the helper's own
+    std::unique_ptr<std::atomic<std::uint32_t>[]> pages;  ///< normal pages that have arrived, per region
+    std::unique_ptr<bool[]> populated;                    ///< used by the helper alone
     std::uint64_t regions = 0;
   };
 
@@ -99,7 +99,7 @@ class PopulateAhead {
     return true;
   }
 
-  /// Populates from `region` on, until there is newer data. False: this system cannot.
+  /// Populates from `region` on, until there is newer data. False: this system cannot populate.
   bool follow(std::uint32_t block, std::uint64_t region, std::uint32_t seen) noexcept {
     Block& here = blocks_[block];
     if (!is_dense(here, region)) return true;
@@ -113,10 +113,10 @@ class PopulateAhead {
     return true;
   }
 
-  /// At least every fourth page of the last regions held data.
+  /// Whether at least every fourth page of the last four regions held data.
   bool is_dense(const Block& here, std::uint64_t region) const noexcept {
-    constexpr std::uint64_t looked_at = 4;
-    const std::uint64_t first = region - std::min(region, looked_at - 1);
+    constexpr std::uint64_t regions = 4;
+    const std::uint64_t first = region - std::min(region, regions - 1);
     std::uint64_t pages = 0;
     for (std::uint64_t i = first; i <= region; ++i) pages += here.pages[i].load(std::memory_order_relaxed);
     return 4 * pages >= (region - first + 1) * (region_bytes / map_.page_bytes());
@@ -128,7 +128,7 @@ class PopulateAhead {
 #endif
     const std::span<std::byte> host = map_.block(BlockId{block}).host;
     const std::size_t at = region * region_bytes;
-    // Whole pages of this system, inside the block.
+    // Only whole pages inside the block; 64 KiB is the largest page of any system.
     constexpr std::uintptr_t system_page = 64 * 1024;
     const auto from = reinterpret_cast<std::uintptr_t>(host.data() + at) + system_page - 1;
     const auto to = reinterpret_cast<std::uintptr_t>(host.data() + std::min(at + region_bytes, host.size()));

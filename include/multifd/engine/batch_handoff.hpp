@@ -5,16 +5,18 @@
 //   producer --> one shared ring of full batches --> whichever worker is free       put() swaps a full batch
 //            <-- a ring of empty ones per worker <--                                for an empty one
 //
-// So a slow channel holds one batch and stalls nobody. A SYNC takes no place in the ring. An epoch is a number: every
-// batch carries its own, close_epoch() raises the count of closed ones, and a worker writes its SYNC when it sees an
-// epoch closed and the ring's first batch, if there is one, of a later epoch. That order holds because the producer
-// puts all batches of an epoch before it closes it, and the worker looks at the count before it looks at the ring. So
-// closing an epoch never waits, however slow a channel is.
+// A slow channel therefore holds one batch and delays no other channel. A SYNC takes no place in the ring. Epochs are
+// numbered: every batch carries its epoch's number, and close_epoch() raises the count of closed epochs. A worker
+// writes its SYNC for an epoch when that epoch is closed and the ring's first batch, if any, belongs to a later epoch.
+// The order holds because the producer puts all batches of an epoch before it closes the epoch, and a worker reads the
+// count before it reads the ring. Closing an epoch therefore never waits, however slow a channel is.
 //
-// Waking a sleeping thread costs 5 to 15 us, more than handing over a batch, so threads are woken seldom: a first
-// worker when two batches wait, one more when those that are awake have enough, and none while one is looking for work
-// already; the producer when half of all batches came back. And where the workers want more cores than there are, those
-// above that number rest in turns (core_demand.hpp).
+// Waking a sleeping thread costs 5 to 15 us, more than handing over a batch, so threads are woken seldom:
+//   * The first worker is woken when two batches wait in the ring.
+//   * One more worker is woken when half a queue (depth / 2 batches) waits for each worker that is awake.
+//   * No worker is woken while another one is searching: awake, without a batch, and polling the ring.
+//   * The producer sleeps when every batch is out, and is woken when half of all batches have come back.
+// Where the workers want more cores than the machine has, the surplus workers rest in turns (core_demand.hpp).
 #pragma once
 
 #include <algorithm>
@@ -53,17 +55,20 @@ struct Work {
 
 /// Hand-off between one producer and N workers.
 ///
-/// Threads: put(), close_epoch(), flush(), finish() by the producer; take(c), give_back(c) by worker c; stop() by any.
-/// Progress: put() blocks when every channel is full; take() blocks when there is nothing to do; the rest never does.
+/// Threads: put(), close_epoch(), push_out(), finish() by the producer; take(c), give_back(c) by worker c; stop() by
+///   any.
+/// Progress: put() blocks when every channel is full; take() blocks when there is nothing to do; no other call blocks.
 /// Cost: nothing is allocated after create(); two ring operations a batch; a system call only to wake a sleeper.
 class BatchHandoff {
  public:
   static constexpr unsigned max_depth = 16;
 
-  /// How long a worker leaves its batches to the others (up to twice of it), and the producer sleeps between two looks.
+  /// How long a surplus worker rests (up to twice as long, by channel), and how long a producer that waits for room
+  /// sleeps before it calls `check` and wakes one more worker.
   static constexpr std::chrono::nanoseconds longest_rest{250'000'000};
 
-  /// Batches per channel where nobody asks for a number: 64 in all, which is enough to sleep on, in bounds.
+  /// Batches per channel when the caller asks for no number: 64 in all, but 2 to max_depth for each. 64 batches keep
+  /// the channels busy while the producer is being woken.
   static constexpr unsigned default_depth(unsigned channels) noexcept {
     return std::clamp(64 / channels, 2u, max_depth);
   }
@@ -95,10 +100,10 @@ class BatchHandoff {
 
   /// Gives a full batch to the channels and takes an empty one; null when stopped.
   ///
-  /// `waited` is called once before the producer goes to sleep, and once after; `look` every now and then in between, and
-  /// may call stop().
-  template <class Waited, class Look = decltype([] {})>
-  PageBatch* put(PageBatch* full, Waited&& waited, Look&& look = {}) noexcept {
+  /// `waited` is called once before the producer goes to sleep, and once after it has slept; `check` every longest_rest
+  /// in between. `check` may call stop().
+  template <class Waited, class Check = decltype([] {})>
+  PageBatch* put(PageBatch* full, Waited&& waited, Check&& check = {}) noexcept {
     if (stopped_.load(std::memory_order_acquire)) return nullptr;
     // Own variable: the producer is its only writer.
     full->epoch = closed_.load(std::memory_order_relaxed);
@@ -109,7 +114,7 @@ class BatchHandoff {
       for (bool slept = false; free_count_ == 0; slept = true) {
         if (stopped_.load(std::memory_order_acquire)) return nullptr;
         if (!slept) waited();
-        if (!sleep_until_room()) look();
+        if (!sleep_until_room()) check();
         if (collect()) waited();
       }
     }
@@ -124,26 +129,26 @@ class BatchHandoff {
     return epoch;
   }
 
-  /// Lets workers see batches that they were not woken for.
+  /// Wakes workers for batches in the ring for which none was woken yet.
   void push_out() noexcept {
     for (std::uint64_t waiting = ring_.backlog(); waiting > 0 && wake_one(); --waiting) {
     }
   }
 
-  /// No more batches and epochs: workers drain what is there, then get Kind::finished.
+  /// Says that no more batches and epochs come: workers drain the ring, then get Kind::finished.
   void finish() noexcept {
     finished_.store(true, std::memory_order_seq_cst);
     wake_all();
   }
 
-  /// Everybody gives up, now and later.
+  /// Makes put() and take() give up, in calls under way and in later ones.
   void stop() noexcept {
     stopped_.store(true, std::memory_order_seq_cst);
     wake_all();
     producer_signal_.send();
   }
 
-  /// take() where it need not wait; nothing otherwise.
+  /// Returns what take() would if there is work already; std::nullopt where take() would wait.
   std::optional<Work> try_take(unsigned channel) noexcept {
     Channel& mine = channels_[channel];
     demand_.sample(mine.probe);
@@ -161,7 +166,7 @@ class BatchHandoff {
         if (mine.searching) stop_searching(mine);
         return *work;
       }
-      // One worker at a time looks out for work; more would only take its core from somebody who has some.
+      // Only one worker at a time polls for work: more of them would take cores from workers that have a batch.
       std::uint32_t nobody = 0;
       if (!mine.searching) mine.searching = searching_.compare_exchange_strong(nobody, 1, std::memory_order_seq_cst);
       if (mine.searching && spin(worker_spin, [&] { return has_work(mine); })) continue;
@@ -174,7 +179,7 @@ class BatchHandoff {
     batch->clear();
     const bool fits = channels_[channel].empty.push(batch);
     MULTIFD_ASSERT(fits);  // the ring has room for every batch there is
-    // seq_cst: counts the return before it looks whether the producer sleeps (Dekker with sleep_until_room).
+    // seq_cst: the return is counted before the check whether the producer sleeps (Dekker, with sleep_until_room()).
     const std::uint32_t returned = returned_.fetch_add(1, std::memory_order_seq_cst) + 1;
     if (producer_sleeping_.load(std::memory_order_seq_cst) &&
         static_cast<std::int32_t>(returned - wake_at_.load(std::memory_order_relaxed)) >= 0)
@@ -188,18 +193,19 @@ class BatchHandoff {
   }  // meets close_epoch()
 
  private:
-  /// A worker that gives up needs to be woken, which takes a while (5 to 50 us): it waits as long for the next batch.
-  /// The producer's core is wanted by the workers it waits for.
+  /// How long a worker polls for the next batch before it sleeps: about as long as waking it would take (5 to 50 us).
   static constexpr std::chrono::nanoseconds worker_spin{10'000};
+  /// How long the producer polls for a returned batch before it sleeps. Short: the workers that it waits for want its
+  /// core.
   static constexpr std::chrono::nanoseconds producer_spin{3'000};
   static constexpr std::size_t max_batches = std::size_t{max_depth} * max_channels + 1;
 
   struct alignas(cache_line) Channel {
-    /// Worker -> producer. Its room is address space that is touched as it is used.
+    /// Empty batches on their way to the producer. Most of this array stays untouched address space until it is needed.
     boost::lockfree::spsc_queue<PageBatch*, boost::lockfree::capacity<max_batches>> empty;
-    // The worker's own.
+    // Used by the worker alone.
     alignas(cache_line) std::uint64_t synced = 0;  ///< epochs whose SYNC this worker was told to write
-    bool searching = false;                        ///< it is counted in searching_
+    bool searching = false;                        ///< this worker is counted in searching_
     CoreDemand::Probe probe;
   };
 
@@ -224,7 +230,8 @@ class BatchHandoff {
 
   std::optional<Work> next_work(Channel& mine) noexcept {
     if (stopped_.load(std::memory_order_acquire)) return Work{.kind = Work::Kind::stopped};
-    // In this order: finished, then closed, then the ring. What was put before is seen when the later one is.
+    // The reads go against the order of the producer's writes, which is: batches, then the epoch's close, then the end.
+    // So a worker that sees the end sees every close, and a worker that sees a close sees every batch of that epoch.
     const bool finished = finished_.load(std::memory_order_acquire);
     const std::uint64_t closed = closed_.load(std::memory_order_acquire);  // meets close_epoch()
     switch (const auto [first, batch] = ring_.take(mine.synced); first) {
@@ -244,7 +251,7 @@ class BatchHandoff {
            finished_.load(std::memory_order_seq_cst);
   }
 
-  /// Found work: if there is much more, somebody else should look for it.
+  /// Called when this worker has found work: if much more is waiting, another worker is woken for it.
   void stop_searching(Channel& mine) noexcept {
     mine.searching = false;
     searching_.fetch_sub(1, std::memory_order_seq_cst);
@@ -256,29 +263,31 @@ class BatchHandoff {
       if (std::exchange(mine.searching, false)) searching_.fetch_sub(1, std::memory_order_seq_cst);
       return has_work(mine);
     };
-    mine.searching = sleepers_.sleep(channel, Signal::forever, stay_up);  // who wakes it has counted it
+    mine.searching = sleepers_.sleep(channel, Signal::forever, stay_up);  // the thread that wakes a worker counts it
   }
 
-  /// More workers want a core than there are, and this one has nothing to do but batches, which the others can do.
+  /// Whether more workers are awake than the cores can run, and this one has only batches to do, which others can send.
   bool is_one_too_many(const Channel& mine) const noexcept {
     const unsigned limit = demand_.limit();
     return limit < channel_count_ && sleepers_.awake() > limit && !has_more_than_batches(mine);
   }
 
-  /// Leaves the batches to the others for a while; then it is another one's turn, for this one takes work before it
-  /// looks again. So a channel that hangs keeps nobody waiting for longer.
+  /// Sleeps for a while and leaves the batches to the other workers. After its rest this worker takes work before it
+  /// checks the limit again, so that another worker rests next. Batches therefore wait for a channel that hangs no
+  /// longer than one rest.
   void rest(Channel& mine, unsigned channel) noexcept {
     const auto stay_up = [&] {
       if (std::exchange(mine.searching, false)) searching_.fetch_sub(1, std::memory_order_seq_cst);
       return sleepers_.awake() < demand_.limit() || has_more_than_batches(mine);
     };
-    // Not all at once: they would come back all at once, too.
+    // Each channel has a time of its own, because workers that begin to rest together would also come back together.
     mine.searching = sleepers_.sleep(channel, longest_rest + channel % 16 * (longest_rest / 16), stay_up);
     demand_.sample(mine.probe);
   }
 
-  /// Wakes one more worker, unless one is looking for work: when half a queue waits for each of those that are awake.
-  /// Without room the producer has everything in the ring, so then the last sleeper is worth it, too.
+  /// Wakes one more worker when half a queue of batches waits for each worker that is awake, unless one is searching
+  /// already. A producer without an empty batch has put so many into the ring that the rule wakes the last sleeper,
+  /// too.
   void wake_if_worth_it() noexcept {
     if (searching_.load(std::memory_order_seq_cst) != 0) return;
     const unsigned awake = sleepers_.awake();
@@ -286,7 +295,7 @@ class BatchHandoff {
     if (2 * ring_.backlog() >= std::uint64_t{awake} * depth_ + 2) wake_one();
   }
 
-  /// False: nobody sleeps.
+  /// Wakes one worker. False: no worker sleeps.
   bool wake_one() noexcept {
     const unsigned sleeper = sleepers_.take_one();
     if (sleeper == Sleepers::no_worker) return false;
@@ -303,7 +312,7 @@ class BatchHandoff {
     sleepers_.wake(sleeper);
   }
 
-  /// Takes all batches that came back; whether there are any.
+  /// Collects all batches that the workers gave back. Returns whether any batch is free.
   bool collect() noexcept {
     for (unsigned i = 0; i < channel_count_; ++i) {
       const std::size_t count = channels_[i].empty.pop(free_.get() + free_count_, batch_count() - free_count_);
@@ -313,32 +322,34 @@ class BatchHandoff {
     return free_count_ != 0;
   }
 
-  /// Whether a batch waits to be collected. A worker counts it after it gave it back, so the difference may be negative.
+  /// Whether a returned batch waits to be collected. A worker counts a batch after it gave the batch back, so the
+  /// difference may be negative for a moment.
   bool has_returned() const noexcept {
     return static_cast<std::int32_t>(returned_.load(std::memory_order_seq_cst) - collected_) > 0;
   }
 
-  /// False: nobody woke it for a while.
+  /// Sleeps until enough batches have come back. False: no worker woke the producer within longest_rest.
   bool sleep_until_room() noexcept {
     const std::uint32_t ticket = producer_signal_.ticket();
-    // Every batch is out. A stuck channel holds one of them, so one channel that moves returns more than half.
+    // Every batch is out. A stuck channel holds only one of them, so a single channel that moves returns more than
+    // half.
     wake_at_.store(collected_ + channel_count_ * depth_ / 2, std::memory_order_relaxed);
     producer_sleeping_.store(true, std::memory_order_seq_cst);
     bool woken = true;
     if (!has_returned() && !stopped_.load(std::memory_order_seq_cst))
       woken = producer_signal_.wait(ticket, longest_rest);
     producer_sleeping_.store(false, std::memory_order_relaxed);
-    // Nobody was woken beyond the limit. Should those that are awake hang, it is here that the others are missed.
+    // No worker is woken above the core limit. If all that are awake hang in their channels, this wakes another one.
     if (!woken) wake_one();
     return woken;
   }
 
-  /// Whether `done()` came true in that time.
+  /// Polls `done()` for at most `time`. Returns whether it came true.
   template <class Done>
   static bool spin(std::chrono::nanoseconds time, Done&& done) noexcept {
     const auto end = std::chrono::steady_clock::now() + time;
     do {
-      for (unsigned i = 0; i < 8; ++i) {  // the clock costs as much as a few looks
+      for (unsigned i = 0; i < 8; ++i) {  // reading the clock costs as much as a few polls
         spin_pause();
         if (done()) return true;
       }
@@ -360,8 +371,8 @@ class BatchHandoff {
   std::unique_ptr<PageBatch[]> batches_;
   std::unique_ptr<std::uint64_t[]> slots_;
 
-  // The producer's own.
-  std::unique_ptr<PageBatch*[]> free_;  ///< the last one in comes out first: it is still in cache
+  // Used by the producer alone.
+  std::unique_ptr<PageBatch*[]> free_;  ///< a stack: the batch that came back last is still in cache
   std::size_t free_count_ = 0;
   std::uint32_t collected_ = 0;
 

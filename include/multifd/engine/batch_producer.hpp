@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The producer's half of a sender: pages, ranges, bitmaps and copies become batches, zero pages go where the policy wants
-// them, full batches to the channels. Everything that the caller says is checked here.
+// The producer's half of a sender: pages, ranges, bitmaps and copies become batches, zero pages go where the policy
+// wants them, full batches to the channels. All arguments of the caller are checked here.
 #pragma once
 
 #include <algorithm>
@@ -23,17 +23,17 @@
 
 namespace multifd::engine {
 
-/// For callers whose policy reports no zero pages.
+/// Stands for on_zero() where the policy reports no zero pages.
 struct NoZeroSink {
   bool operator()(std::uint64_t) const noexcept { return true; }
 };
 
-/// A policy that reports zero pages (ZeroPagesLegacy) needs somebody who takes them: a callable on_zero(offset).
+/// A callable on_zero(offset). A policy that reports zero pages (ZeroPagesLegacy) needs one that takes them.
 template <class OnZero, class Z>
 concept ZeroSink = std::invocable<OnZero&, std::uint64_t> &&
                    (Z::stage != ZeroStage::producer || !std::same_as<std::remove_cvref_t<OnZero>, NoZeroSink>);
 
-/// The calls are those of Sender, which explains them.
+/// The calls are Sender's, and are explained there.
 ///
 /// Threads: one, the producer; the counters may be read by any.
 template <ZeroPagePolicy Z, PageSource From>
@@ -42,7 +42,7 @@ class BatchProducer {
   BatchProducer(SendShared& shared, const Z& zero) noexcept
       : shared_(shared), page_bytes_(shared.map.page_bytes()), zero_(zero), checks_(shared.map) {}
 
-  /// After the hand-off was made.
+  /// Takes the first empty batch. Called once, after the hand-off was created.
   void start() noexcept { open_ = shared_.handoff->first_batch(); }
 
   Result<Queued> queue_page(BlockId block, std::uint64_t offset) noexcept
@@ -55,7 +55,7 @@ class BatchProducer {
     if constexpr (Z::stage == ZeroStage::producer) {
       const std::byte* const host = shared_.map.block(block).host.data();
       if (zero_.is_zero({block, offset, {host + offset, page_bytes()}})) {
-        unsynced_ = true;  // also an epoch of nothing but zero pages is one
+        unsynced_ = true;  // an epoch that has only zero pages needs its SYNC, too
         zero_on_main.add(1);
         return Queued::zero_on_main;
       }
@@ -126,7 +126,8 @@ class BatchProducer {
       if constexpr (!listed && !From::copies) {
         if (auto queued = append_page(block, offset); !queued) return std::unexpected(queued.error());
       } else {
-        // Zero pages end a batch: bytes of copies cannot be appended to a batch that has listed zero pages.
+        // In a batch the listed zero pages come last, and no bytes can follow them. So each kind has batches of its
+        // own.
         if (open_->block != block || open_->empty() || (open_->known_zeros != 0) != listed) {
           if (auto put = put_and_open(block); !put) return std::unexpected(put.error());
         }
@@ -157,7 +158,7 @@ class BatchProducer {
       return std::unexpected(refusal(block, 0));
     if (offsets.empty() || offsets.size() > shared_.map.batch_pages() || normal_pages > offsets.size())
       return fail(Errc::bad_range, Stage::produce, "queue_copies", offsets.size());
-    // Also without normal pages: it is swapped in, and later pages are written to it.
+    // Without normal pages, too: the buffer is swapped in, and zero pages may be written to it as bytes.
     if (pages.data() == nullptr) return fail(Errc::bad_option, Stage::produce, "queue_copies: buffer without memory");
     for (const std::uint64_t offset : offsets)
       if (auto checked = shared_.map.check(block, offset); !checked) return std::unexpected(checked.error());
@@ -172,7 +173,7 @@ class BatchProducer {
       std::byte* const page = batch.copies.data() + i * page_bytes();
       if constexpr (Z::stage == ZeroStage::producer) {
         if (zero_.is_zero({block, offsets[i], {page, page_bytes()}}) && is_taken(offsets[i], on_zero, done)) continue;
-        // Zero pages before it have left a gap.
+        // Zero pages before this page have left a gap.
         if (i != batch.size()) std::memcpy(batch.copies.data() + batch.size() * page_bytes(), page, page_bytes());
       }
       batch.push(offsets[i]);
@@ -191,7 +192,7 @@ class BatchProducer {
     return done;
   }
 
-  /// A message of the format's own (HasMessages). It belongs to no epoch, and leaves although no close_epoch() follows.
+  /// Queues a message of the format's own (HasMessages). It belongs to no epoch, and leaves without a close_epoch().
   Result<void> queue_message(Message message) noexcept {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (auto ready = check_open(); !ready) return ready;
@@ -217,7 +218,7 @@ class BatchProducer {
     return shared_.handoff->close_epoch();
   }
 
-  /// No more pages: closes the epoch if there were any since the last one. The channels drain what they have, and end.
+  /// Says that no more pages come: closes the epoch if it has pages. The channels drain what they have, and end.
   Result<void> finish() noexcept {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (auto ready = check_open(); !ready) return ready;
@@ -238,7 +239,7 @@ class BatchProducer {
   Counter zero_on_main, queued_pages, waits, wait_ns;
 
  private:
-  /// Up to 64 pages, one for each bit that is set: bit 0 stands for the page at `offset`.
+  /// Queues up to 64 pages, one for each bit that is set: bit 0 stands for the page at `offset`.
   template <class OnZero>
   Result<void> queue_bits(BlockId block, std::uint64_t offset, std::uint64_t bits, OnZero&& on_zero,
                           QueuedPages& done) {
@@ -259,7 +260,7 @@ class BatchProducer {
     return append_listed(block, offsets);
   }
 
-  /// Whether the caller takes a zero page. An on_zero() that returns nothing takes all.
+  /// Whether the caller takes a zero page. An on_zero() that returns void takes all.
   template <class OnZero>
   bool is_taken(std::uint64_t offset, OnZero&& on_zero, QueuedPages& done) {
     if constexpr (std::is_void_v<std::invoke_result_t<OnZero&, std::uint64_t>>) {
@@ -272,7 +273,7 @@ class BatchProducer {
     return true;
   }
 
-  // The hot paths: pages into batches, whatever they hold.
+  // The hot paths. They append pages to batches, without a zero check.
 
   Result<void> append_page(BlockId block, std::uint64_t offset) noexcept {
     if (auto open = open_batch(block); !open) return open;
@@ -281,7 +282,7 @@ class BatchProducer {
     return open_->full() ? put_and_open(block) : Result<void>{};
   }
 
-  /// Neighbours.
+  /// Appends adjacent pages.
   Result<void> append_run(BlockId block, std::uint64_t offset, std::uint64_t pages) noexcept {
     return append(block, pages, [&](std::size_t count) {
       open_->push_run(offset, count, page_bytes());
@@ -289,7 +290,7 @@ class BatchProducer {
     });
   }
 
-  /// Pages in any order, whatever they hold.
+  /// Appends pages in any order.
   Result<void> append_listed(BlockId block, std::span<const std::uint64_t> offsets) noexcept {
     return append(block, offsets.size(), [&](std::size_t count) {
       open_->push_all(offsets.first(count));
@@ -314,7 +315,7 @@ class BatchProducer {
     }
   }
 
-  /// Sees to an open batch that pages of `block` can be appended to.
+  /// Makes sure that pages of `block` can be appended to the open batch.
   Result<void> open_batch(BlockId block) noexcept {
     unsynced_ = true;
     if (open_->block == block && open_->known_zeros == 0) [[likely]]
@@ -327,7 +328,7 @@ class BatchProducer {
     return {};
   }
 
-  /// A zero page among copies, as bytes.
+  /// Appends a zero page among copies, as bytes.
   void append_zero_bytes(std::uint64_t offset) noexcept {
     std::memset(open_->copies.data() + open_->size() * page_bytes(), 0, page_bytes());
     open_->push(offset);
@@ -378,7 +379,7 @@ class BatchProducer {
   const Z& zero_;
   [[no_unique_address]] ProducerChecksOfBuild checks_;
   PageBatch* open_ = nullptr;
-  bool unsynced_ = false;  ///< pages, zero ones that the caller took included, belong to an epoch that is not closed
+  bool unsynced_ = false;  ///< the open epoch has pages, counting zero pages that the caller took
   bool finished_ = false;
   std::optional<std::chrono::steady_clock::time_point> waiting_since_;
   std::optional<ProgressWatch> watch_;  ///< of the last wait

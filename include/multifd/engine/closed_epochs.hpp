@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// How far the channels of a sender are: which epochs each has closed, which channels have ended, whether the receiver has
-// confirmed. Whoever waits for that waits here.
+// How far the channels of a sender are: which epochs each has closed, which channels have ended, whether the receiver
+// has confirmed. Threads that wait for one of these wait here.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,8 @@ namespace multifd::engine {
 
 /// Threads: closed(), ended(), confirmed() by the workers; the waits and stop() by any.
 ///
-/// Every wait calls `check()` each `slice`, which may stop() it, and returns whether it got what it waited for.
+/// Every wait calls `check()` once in each `slice`; `check()` may call stop(). A wait returns whether its condition
+/// came true.
 class ClosedEpochs {
  public:
   explicit ClosedEpochs(unsigned channels) : closed_(channels, 0) {}

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
-// How many cores the workers would use if they got them. When that is more than there are, workers only take turns, and
-// every turn costs: then no more of them than there are cores should have work. A worker that waits for its link wants
-// no core, so a slow link never looks like that, and all channels are used.
+// How many cores the workers would use if each got one whenever it wants one. When that demand exceeds the machine's
+// cores, workers only take turns, and every context switch costs time: then no more workers than cores should be awake.
+// A worker that blocks on its link wants no core. On slow links the demand therefore stays low, and all channels are
+// used.
 #pragma once
 
 #include <fcntl.h>
@@ -21,18 +22,18 @@
 
 namespace multifd::engine {
 
-/// Threads: sample() by each worker with its own Probe; the rest by any. Nothing is watched, and no file opened, while
-/// there are no more workers than cores.
+/// Threads: sample() by each worker with its own Probe; the rest by any.
+/// Cost: with no more workers than cores nothing is measured and no file is opened.
 class CoreDemand {
  public:
-  /// `cores`: what this process may use.
+  /// `cores`: how many this process may use.
   explicit CoreDemand(unsigned workers, unsigned cores = std::thread::hardware_concurrency()) noexcept
       : workers_(workers),
         cores_(std::max(cores, 1u)),
         watching_(workers > cores_),
         limit_(std::min(workers, cores_)) {}
 
-  /// What one worker has wanted so far.
+  /// One worker's measurement of the core time that it wants.
   class Probe {
    public:
     Probe() = default;
@@ -63,12 +64,13 @@ class CoreDemand {
     std::int64_t seen_ns_ = 0;
   };
 
-  /// No more workers than that should be awake for batches: at first as many as there are cores, then up to all, which
-  /// takes some 10 ms for each doubling where the workers wait for their links.
+  /// How many workers may be awake for batches. The limit starts at the number of cores. While the workers wait for
+  /// their links, it doubles about every 10 ms, until it allows all workers.
   unsigned limit() const noexcept { return limit_.load(std::memory_order_relaxed); }
 
-  /// To be called by a worker for each batch, and when it has rested: a look at the clock, and now and then at what the
-  /// worker has wanted (1 us).
+  /// Measures. Called by a worker before each batch and after each rest.
+  ///
+  /// Cost: one reading of the clock; every 4 ms also one of /proc/thread-self/schedstat (1 us).
   void sample(Probe& mine) noexcept {
     if (!watching_) return;
     const std::int64_t now = now_ns();
@@ -85,8 +87,11 @@ class CoreDemand {
  private:
   static std::int64_t now_ns() noexcept { return std::chrono::steady_clock::now().time_since_epoch().count(); }
 
-  /// Down fast, and up by one: above the number of cores a worker more is no great help. Up fast where half of the cores
-  /// are not wanted, for then the workers wait for their links.
+  /// The limit for the next window. `demand`: the core time that the workers wanted; `supply`: what the cores offered.
+  ///
+  /// Demand above 120 % of the supply: halves the surplus over the number of cores, because every surplus worker costs.
+  /// Below 50 %: doubles the limit, because most workers wait for their links. Below 80 %: adds one worker, and only
+  /// one, because the cores are nearly used up.
   unsigned next_limit(unsigned limit, std::int64_t demand, std::int64_t supply) const noexcept {
     if (5 * demand > 6 * supply) return limit - (limit - cores_ + 1) / 2;
     if (2 * demand < supply) return std::min(2 * limit, workers_);

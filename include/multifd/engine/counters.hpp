@@ -12,7 +12,7 @@
 
 namespace multifd::engine {
 
-/// A number with one writer. Relaxed on both sides: each number stands for itself.
+/// A number with one writer. Relaxed on both sides: no other data is published through it.
 class Counter {
  public:
   void add(std::uint64_t n) noexcept { set(get() + n); }

@@ -31,7 +31,7 @@ class Crew {
       auto thread = Thread::start(*channels_[i], hook, {.role = role, .channel = i});
       if (!thread) {
         error.raise(thread.error());
-        return std::unexpected(error.get());  // a channel's may have come before
+        return std::unexpected(error.get());  // a channel's error may have come before
       }
       threads_.push_back(std::move(*thread));
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The first error of a migration: kept once, from whoever comes first, then the answer to everything. Raising it
+// The first error of a migration: the first raise() keeps its error, and every later call returns that one. Raising it
 // stops all channels, so the "broken pipe" that the stop causes elsewhere always comes second and is dropped.
 #pragma once
 
@@ -17,19 +17,19 @@ namespace multifd::engine {
 ///   instructions of another thread's raise().
 class FirstError {
  public:
-  /// `stop`: unblocks every thread of the migration; called once, by the thread that raises the first error, which calls
-  /// `hook` (may be empty) behind it.
+  /// `stop`: unblocks every thread of the migration; called once, by the thread that raises the first error, which
+  /// calls `hook` (may be empty) behind it.
   explicit FirstError(std::function<void()> stop, ErrorHook hook = {})
       : stop_(std::move(stop)), hook_(std::move(hook)) {}
 
   /// Keeps `error` if it is the first, stops everything, and tells the hook.
   void raise(const Error& error) noexcept { raise(error, true); }
 
-  /// The same for the owner's destructor, which tells nobody: what the hook would speak to may be gone.
+  /// The same for the owner's destructor, which does not call the hook: what the hook would use may be gone.
   void abandon(const char* op) noexcept { raise({.code = Errc::cancelled, .op = op}, false); }
 
-  /// Before the owner of what `stop` touches is destroyed: waits until no thread is in it any more. A thread that
-  /// stop() wakes may get here before stop() has returned to the thread that raised.
+  /// Waits until no thread is inside `stop` any more; called before the objects that `stop` touches are destroyed. A
+  /// thread that stop() wakes may get here before stop() has returned to the thread that raised.
   void wait_stopped() const noexcept {
     if (!failed()) return;
     // No notification: the thread that would send it could touch this object after its end.

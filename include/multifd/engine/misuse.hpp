@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What a checking build (MULTIFD_CHECKED, see config.hpp) looks at in the calls of a Sender and a Receiver. In every other
-// build it is empty.
+// What a checking build (MULTIFD_CHECKED, see config.hpp) checks in the calls of a Sender and a Receiver. In every
+// other build these classes are empty.
 #pragma once
 
 #include <atomic>
@@ -17,7 +17,7 @@
 
 namespace multifd::engine {
 
-/// Finds two threads at once in calls that only one may be in. `misuse`: what to say then, static text.
+/// Finds two threads at once in calls that only one may be in. `misuse`: the message, static text.
 class OneCaller {
  public:
   explicit OneCaller(const char* misuse) noexcept : misuse_(misuse) {}
@@ -57,7 +57,7 @@ class ProducerChecks : public OneCaller {
     for (const RamBlock& block : map.blocks()) queued_.emplace_back((block.bytes / map.page_bytes() + 63) / 64);
   }
 
-  /// The pages that are set in `bits`: bit 0 stands for the page at `offset`.
+  /// Notes the pages whose bits are set: bit 0 stands for the page at `offset`.
   void note_bits(const RamMap& map, BlockId block, std::uint64_t offset, std::uint64_t bits) noexcept {
     for (; bits != 0; bits &= bits - 1) {
       const std::uint64_t at = offset + static_cast<std::uint64_t>(std::countr_zero(bits)) * map.page_bytes();
@@ -81,7 +81,7 @@ class ProducerChecks : public OneCaller {
   std::vector<std::vector<std::uint64_t>> queued_;
 };
 
-/// What is left of them in a build that does not check.
+/// The same classes in a build that does not check.
 struct AnyCaller {
   struct Turn {};
   explicit AnyCaller(const char*) noexcept {}

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // The seam between the engine and a format. The engine takes batches, finds zero pages, gathers runs, keeps to the cap,
-// counts, and gives batches back; an Outlet makes bytes of a channel's pages and gets rid of them: packets on a
-// stream, pages at offsets of a file.
+// counts, and gives batches back. An Outlet writes a channel's pages in its format: as packets on a stream, or at
+// offsets of a file.
 #pragma once
 
 #include <concepts>
@@ -25,17 +25,17 @@ struct PageList {
   BlockId id{};
   const RamBlock& block;
   std::span<const std::uint64_t> offsets;  ///< normal pages first, zero pages behind them
-  std::size_t normal_pages = 0;            ///< how many are no zero pages
-  ConstBuffers runs;                       ///< the normal pages' bytes, in their order, neighbours in one; may change
+  std::size_t normal_pages = 0;            ///< how many are not zero pages
+  ConstBuffers runs;                       ///< their bytes, adjacent pages merged; the guest may write to them
 };
 
-/// What one call of an outlet made: payload_bytes are those of pages, wire_bytes all that leave.
+/// What one call of an outlet wrote: payload_bytes count page data, as it travels; wire_bytes count everything.
 struct Sent {
   std::uint64_t payload_bytes = 0;
   std::uint64_t wire_bytes = 0;
 };
 
-/// A worker's counters, clock and cap, as its outlet uses them. Threads: the worker's.
+/// A worker's counters, clock and bandwidth cap, for its outlet. Threads: the worker's.
 class Meter {
  public:
   Meter(ChannelCounters& counters, RateLimiter& limiter) noexcept : counters_(counters), limiter_(limiter) {}
@@ -49,13 +49,14 @@ class Meter {
     return granted ? Result<void>{} : fail(Errc::cancelled, Stage::write);
   }
 
-  // Each adds the time since the last one to what it names. A worker's loop calls the first two, its outlet the others.
+  // Each adds the time since the call before to the stage that it names. A worker calls the first two, its outlet the
+  // others.
   void idled() noexcept { clock_.lap(counters_.idle_ns); }
   void checked() noexcept { clock_.lap(counters_.check_ns); }
   void encoded() noexcept { clock_.lap(counters_.codec_ns); }
   void wrote() noexcept { clock_.lap(counters_.io_ns); }
 
-  /// From here on time counts.
+  /// Starts the clock.
   void begin() noexcept { clock_ = {}; }
   ChannelCounters& counters() noexcept { return counters_; }
 
@@ -65,12 +66,12 @@ class Meter {
   StageClock clock_;
 };
 
-/// One channel's way out.
+/// Writes one channel's pages in some format.
 ///
-/// Semantics: begin() once, before everything; then send() and close_epoch() in any number, end() last and only if all
-///   went well. `send(pages)`: all pages of a list belong to one epoch; it may keep a part back for the next call, and
-///   push_out() is called before the worker waits for more. `close_epoch(n)`: what send() got before belongs to epoch n
-///   or an earlier one, what comes later to a later one.
+/// Semantics: begin() comes once, before everything; then send() and close_epoch() in any number; end() comes last, and
+///   only if no call failed. `send(pages)`: all pages of a list belong to one epoch. The outlet may hold bytes back
+///   until its next call; push_out() is called before the worker waits for more work, and writes them.
+///   `close_epoch(n)`: pages sent before belong to epoch n or an earlier one, pages sent after it to a later one.
 /// Errors: whatever any of them returns ends the transfer, on all channels.
 /// Threads: one, the channel's worker; but shutdown() from any: it ends a call that blocks, bounded.
 /// Cost: nothing may be allocated after it was made.
@@ -92,8 +93,9 @@ concept HasMessages = requires(O& outlet, const Message& message, Meter& meter) 
   { outlet.send_message(message, meter) } noexcept -> std::same_as<Result<Sent>>;
 };
 
-/// Optional: an outlet whose other end answers. confirmation() waits behind end() until that end has everything;
-/// reason() is what it may have said before it broke the channel off.
+/// Optional: an outlet whose other end answers. confirmation() comes after end(), and waits until the other end says
+/// that everything has arrived. reason() returns the error that the other end may have sent before it broke the channel
+/// off.
 template <class O>
 concept HasAnswer = requires(O& outlet) {
   { outlet.confirmation() } noexcept -> std::same_as<Result<void>>;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// A time limit for standing still: as long as bytes move, however slowly, nobody has waited too long.
+// A time limit on standing still: as long as bytes move, however slowly, the limit does not pass.
 #pragma once
 
 #include <algorithm>
@@ -11,12 +11,12 @@
 
 namespace multifd::engine {
 
-/// Threads: one, which looks at least every slice() while it waits.
+/// Threads: one, which calls stalled() at least every slice() while it waits.
 class ProgressWatch {
  public:
   using Clock = std::chrono::steady_clock;
 
-  /// A limit (time_limit.hpp) that the clock's arithmetic can take: none at all, as a number, would overflow in it.
+  /// A limit (time_limit.hpp) that can be added to the clock: "no limit" would overflow, and becomes a year.
   static constexpr std::chrono::milliseconds bounded(std::chrono::milliseconds limit) noexcept {
     constexpr std::chrono::milliseconds year = std::chrono::hours(24 * 365);
     return std::min(as_timeout(limit), year);
@@ -26,13 +26,13 @@ class ProgressWatch {
   ProgressWatch(std::chrono::milliseconds limit, std::uint64_t sum) noexcept
       : limit_(bounded(limit)), sum_(sum), since_(Clock::now()) {}
 
-  /// How long to wait until the next check.
+  /// How long to wait until the next call of stalled().
   std::chrono::nanoseconds slice() const noexcept {
     using namespace std::chrono_literals;
     return std::clamp<std::chrono::nanoseconds>(limit_ / 8, 1ms, 250ms);
   }
 
-  /// Whether the sum has stayed the same for `limit`, or so much longer.
+  /// Whether the sum has stayed the same for `limit` and `longer` together. `sum`: what it is now.
   bool stalled(std::uint64_t sum, std::chrono::nanoseconds longer = {}) noexcept {
     const auto now = Clock::now();
     if (sum != sum_) {

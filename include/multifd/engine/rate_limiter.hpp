@@ -39,7 +39,7 @@ class RateLimiter {
     while (!monitor_.stopped(held)) {
       const std::uint64_t rate = rate_.load(std::memory_order_relaxed);
       if (rate == 0) return true;
-      // What was not used in the last moments may be sent at once, no more: that is the bucket's depth.
+      // The bucket's depth: what the cap allowed in the last 20 ms and was not used may leave at once, and no more.
       const auto start = std::max(next_, Clock::now() - burst);
       next_ = start + std::chrono::nanoseconds(
                           static_cast<std::int64_t>(static_cast<double>(bytes) * 1e9 / static_cast<double>(rate)));

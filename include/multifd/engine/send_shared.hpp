@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What the producer and the workers of one sender share, whatever the format: the map, hand-off, cap, counters, the first
-// error.
+// What the producer and the workers of one sender share, whatever the format: the map, hand-off, cap, counters, the
+// first error.
 #pragma once
 
 #include <algorithm>
@@ -41,8 +41,9 @@ struct SendShared {
     return sum;
   }
 
-  /// For whoever waits for the channels: to be called now and then. Stops everything when no channel has moved for too
-  /// long; a bandwidth cap may let that much more time pass between two packets.
+  /// Called now and then by a thread that waits for the channels. Raises Errc::timed_out, which stops everything, when
+  /// no channel has moved a byte for progress_timeout. Under a bandwidth cap the limit is longer by the time that the
+  /// cap lets pass between two packets.
   void check_progress(ProgressWatch& watch) noexcept {
     check_interrupt();
     const std::uint64_t rate = limiter.rate();
@@ -65,7 +66,7 @@ struct SendShared {
   RateLimiter limiter;
   ClosedEpochs epochs;
   FirstError error;
-  std::atomic<bool> wants_confirmation{false};  ///< set before the hand-off is finished: channel 0 waits for it
+  std::atomic<bool> wants_confirmation{false};  ///< from channel 0; set before the hand-off is finished
 };
 
 }  // namespace multifd::engine

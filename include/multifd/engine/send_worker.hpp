@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The worker of one sending channel: takes batches, finds zero pages, gathers runs, hands them to the channel's outlet,
-// and gives the batches back. What becomes of the pages is the outlet's matter.
+// and gives the batches back. How pages are written is the outlet's part.
 #pragma once
 
 #include <algorithm>
@@ -46,7 +46,7 @@ class SendWorker {
     if (!ended) raise(ended.error());
     shared_.epochs.ended();
     if constexpr (HasAnswer<O>) {
-      // Relaxed: the worker saw it set when it saw that the hand-off is finished, or need not.
+      // Relaxed: the value is set before the hand-off is finished, and a worker that ends in order has seen that end.
       if (channel_ != 0 || !ended || !shared_.wants_confirmation.load(std::memory_order_relaxed)) return;
       if (auto confirmed = outlet_.confirmation(); !confirmed) shared_.error.raise(confirmed.error());
       shared_.epochs.confirmed();

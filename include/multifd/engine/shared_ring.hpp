@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// The ring between one producer and many workers: batches leave in the order they came, each to one worker, and none to
-// a worker that has not come to the batch's epoch. It has a place for every batch there is, so it is never full, and a
-// place is not written again before its batch was taken.
+// The ring between one producer and many workers. Batches leave in the order they came. Each goes to one worker, and
+// never to a worker that is still in an earlier epoch. The ring has a slot for every batch that exists: it is never
+// full, and a slot is not written again before its batch was taken.
 #pragma once
 
 #include <atomic>
@@ -21,7 +21,7 @@ namespace multifd::engine {
 /// Threads: push() by the producer; take() and backlog() by any. Lock-free; nothing is allocated after allocate().
 class SharedRing {
  public:
-  /// False: out of memory. Params: `batches`: how many there are in all.
+  /// Allocates the slots. False: out of memory. Params: `batches`: how many there are in all.
   bool allocate(std::size_t batches) noexcept {
     mask_ = std::bit_ceil(batches) - 1;
     slots_.reset(new (std::nothrow) Slot[mask_ + 1]);
@@ -51,7 +51,7 @@ class SharedRing {
       const Slot& slot = slots_[head & mask_];
       PageBatch* const batch = slot.batch.load(std::memory_order_relaxed);
       const bool mine = slot.epoch.load(std::memory_order_relaxed) <= epoch;
-      // What was read counts only if the batch was still there: if `head` has not moved.
+      // The slot may have been written again since it was read. What was read counts only if head_ is still `head`.
       if (!head_.compare_exchange_weak(head, head + mine, std::memory_order_acq_rel, std::memory_order_acquire))
         continue;
       return {mine ? First::taken : First::later, batch};
@@ -61,14 +61,14 @@ class SharedRing {
 
   /// Batches in the ring.
   std::uint64_t backlog() const noexcept {
-    // seq_cst: each caller has just put a batch, or said that it sleeps or no longer searches, and the other side does
-    // the reverse. The head before the tail, which is never behind it.
+    // seq_cst: each caller has just put a batch, or announced that it sleeps or no longer searches; the other side does
+    // these in the reverse order. The head is read before the tail, because the tail is never behind the head.
     const std::uint64_t head = head_.load(std::memory_order_seq_cst);
     return tail_.load(std::memory_order_seq_cst) - head;
   }
 
  private:
-  /// Read before it is known to be still valid, hence atomic.
+  /// A slot is read before it is known to be still valid. So its fields are atomic.
   struct Slot {
     std::atomic<PageBatch*> batch{nullptr};
     std::atomic<std::uint64_t> epoch{0};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Which workers sleep, and how they are woken: a bit and a futex each. std::atomic::wait() would do, had it a time limit.
+// Which workers sleep, and how they are woken: a bit and a futex for each. std::atomic::wait() has no
+// time limit.
 #pragma once
 
 #include <linux/futex.h>
@@ -22,13 +23,13 @@
 
 namespace multifd::engine {
 
-/// What one thread sleeps on and others signal. A signal before the sleep is not lost.
+/// One thread sleeps on it, other threads send signals. A signal that comes before the sleep is not lost.
 class alignas(cache_line) Signal {
  public:
-  /// To be read before the last look at what the thread waits for.
+  /// To be read before the last check of the condition that the thread waits for.
   std::uint32_t ticket() const noexcept { return count_.load(std::memory_order_acquire); }
 
-  /// Sleeps until there was a signal after `ticket`, or for so long. False: there was none.
+  /// Sleeps until a signal comes after `ticket` was read, at most for `limit`. False: no signal came.
   bool wait(std::uint32_t ticket, std::chrono::nanoseconds limit = forever) noexcept {
     const auto end = limit == forever ? Clock::time_point::max() : Clock::now() + limit;
     while (count_.load(std::memory_order_acquire) == ticket) {
@@ -53,7 +54,7 @@ class alignas(cache_line) Signal {
  private:
   using Clock = std::chrono::steady_clock;
 
-  // The kernel looks at the count again before it sleeps, and errors (EAGAIN, EINTR, ETIMEDOUT) mean: look again.
+  // The kernel compares the count again before it sleeps. After EAGAIN, EINTR and ETIMEDOUT the caller checks again.
   void futex(int operation, std::uint32_t value, const timespec* limit) noexcept {
     static_assert(sizeof count_ == sizeof(std::uint32_t) && decltype(count_)::is_always_lock_free);
     ::syscall(SYS_futex, &count_, operation, value, limit);
@@ -62,10 +63,10 @@ class alignas(cache_line) Signal {
   std::atomic<std::uint32_t> count_{0};
 };
 
-/// Workers that sleep. Whoever takes a worker's bit down has to wake it, if it is not the worker itself.
+/// Workers that sleep. A thread that clears another worker's bit has to wake that worker.
 ///
-/// Everything is seq_cst: a worker says that it sleeps and then looks for work once more; whoever makes work looks
-/// afterwards who sleeps.
+/// Everything is seq_cst: a worker sets its bit and then checks for work once more; a thread that makes work checks the
+/// bits afterwards.
 class Sleepers {
  public:
   /// False: out of memory.
@@ -83,10 +84,9 @@ class Sleepers {
     return workers_ - asleep;
   }
 
-  /// Worker `w` lies down, unless `stay_up()` says otherwise, and sleeps until it is woken or for so long. True: it
-  /// was woken.
+  /// Sets the bit of worker `w`, then sleeps until the worker is woken, at most for `limit`. True: it was woken.
   ///
-  /// `stay_up()` is called when everybody can see that the worker sleeps.
+  /// `stay_up()` is called when the bit is set already; if it returns true, the worker does not sleep.
   template <class StayUp>
   bool sleep(unsigned w, std::chrono::nanoseconds limit, StayUp&& stay_up) noexcept {
     const std::uint32_t ticket = signals_[w].ticket();
@@ -94,11 +94,11 @@ class Sleepers {
     if (stay_up() && get_up(w)) return false;
     if (signals_[w].wait(ticket, limit)) return true;
     if (get_up(w)) return false;
-    signals_[w].wait(ticket);  // somebody has just taken the bit down: he is about to signal
+    signals_[w].wait(ticket);  // another thread has just cleared the bit and is about to signal
     return true;
   }
 
-  /// Takes one sleeper's bit down and returns the worker, who is to be woken; none: no_worker.
+  /// Clears the bit of one sleeper and returns that worker, which the caller has to wake. No sleeper: no_worker.
   unsigned take_one() noexcept {
     for (unsigned w = 0; w < workers_; w += word_bits) {
       std::uint64_t asleep = word(w).load(std::memory_order_seq_cst);
@@ -111,7 +111,7 @@ class Sleepers {
     return no_worker;
   }
 
-  /// Takes all bits down and calls `wake(worker)` for each: once, even if the worker is done and sleeps again.
+  /// Clears all bits and calls `wake(worker)` for each: once, even if the worker is through and sleeps again.
   template <class Wake>
   void take_all(Wake&& wake) noexcept {
     for (unsigned w = 0; w < workers_; w += word_bits)
@@ -119,7 +119,7 @@ class Sleepers {
         wake(w + static_cast<unsigned>(std::countr_zero(asleep)));
   }
 
-  /// For whoever has taken the worker's bit down.
+  /// Wakes a worker whose bit the caller has cleared.
   void wake(unsigned w) noexcept { signals_[w].send(); }
 
   static constexpr unsigned no_worker = ~0u;
@@ -130,7 +130,7 @@ class Sleepers {
 
   std::atomic<std::uint64_t>& word(unsigned w) noexcept { return words_[w / word_bits]; }
   unsigned used_words() const noexcept { return (workers_ + word_bits - 1) / word_bits; }
-  /// True: it was still up, nobody else has taken it down.
+  /// Clears the worker's own bit. True: it was still set, so that no other thread has cleared it.
   bool get_up(unsigned w) noexcept { return (word(w).fetch_and(~bit(w), std::memory_order_seq_cst) & bit(w)) != 0; }
 
   unsigned workers_ = 0;

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: MIT
 //
 // What a sender of ours announces about its settings in the reserved bytes of its hellos (format/packets.md section 2).
-// The channels are one-way, so nothing is negotiated: the receiver compares, and refuses what differs before any page
-// comes.
+// The channels are one-way, so nothing is negotiated: the receiver compares the settings with its own, and refuses a
+// difference before any page comes.
 //
 //   off  size  field
 //    28     4  tag        "mfAN"; anything else: nothing is announced (QEMU writes zeros)
-//    32     1  version    1; another one: as if nothing were announced
-//    33     1  channels   how many there are
+//    32     1  version    1; any other: as if nothing were announced
+//    33     1  channels   their number
 //    34     1  page bits  log2 of the page size
 //    35     1  flags      1: the sender reads an answer (answer.hpp)
 //    36     4  method     compression bits
-//    40     8  bytes      of all RAM blocks
-//    48     4  blocks     how many RAM blocks
+//    40     8  bytes      of all RAM blocks together
+//    48     4  blocks     the number of RAM blocks
 //    52     4  zero
-//    56     8  digest     of the blocks' names and sizes, whatever their order
+//    56     8  digest     of the blocks' names and sizes, in any order
 #pragma once
 
 #include <bit>
@@ -28,7 +28,7 @@
 
 namespace multifd::wire {
 
-/// A sender's settings, as far as they must be the receiver's as well.
+/// The settings that sender and receiver must have in common, as a sender announces them.
 struct Announcement {
   unsigned channels = 0;
   std::uint64_t page_bytes = 0;
@@ -55,7 +55,7 @@ inline void store_announcement(std::span<std::byte, init_packet_bytes> packet, c
   store_be<std::uint64_t>(at + 28, what.digest);
 }
 
-/// Reads what an initial packet announces; nothing from other senders than ours, and from those of another version.
+/// Reads the announcement in an initial packet. None: the sender is not ours, or has another announcement version.
 inline std::optional<Announcement> load_announcement(std::span<const std::byte, init_packet_bytes> packet) noexcept {
   const std::byte* const at = packet.data() + announcement_offset;
   if (load_be<std::uint32_t>(at) != announcement_tag || at[4] != std::byte{announcement_version}) return std::nullopt;

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
 //
-// A receiver's answer, the only bytes that go from destination to source on a channel: to senders of ours that have
-// announced that they read one (announcement.hpp), once per channel, as the last bytes. It says that everything has
-// arrived, or why the receiver gives up.
+// A receiver's answer, the only bytes that go from destination to source on a channel. Only senders of ours get one, if
+// they have announced that they read it (announcement.hpp); it comes once per channel, as the last bytes. The answer
+// says that everything has arrived, or why the receiver gives up.
 //
 //   off  size  field
 //     0     4  magic      "mfAW"
 //     4     4  version    1
 //     8     4  kind       0: everything has arrived; 1: `code` is an Errc; 2: an errno; 3: neither
 //    12     4  code
-//    16     4  last       the receiver's last Errc: numbers of another list mean nothing here
+//    16     4  last       the receiver's last_errc: if it differs, the lists of codes do, and `code` means nothing
 //    20     4  channel    Error::channel
 //    24     8  detail     Error::detail
 //    32     8  expected   Error::expected
@@ -37,7 +37,7 @@ inline constexpr std::uint32_t answer_version = 1;
 
 using AnswerBytes = std::array<std::byte, answer_bytes>;
 
-/// An answer that says: everything has arrived (an Error without a code), or this is why not.
+/// Encodes an answer: everything has arrived (an Error without a code), or the receiver gives up because of `error`.
 inline AnswerBytes encode_answer(const Error& error = {}) noexcept {
   AnswerBytes bytes{};
   const bool ours = error.code.category() == category();
@@ -52,15 +52,16 @@ inline AnswerBytes encode_answer(const Error& error = {}) noexcept {
   store_be<std::uint64_t>(&bytes[32], error.expected);
   store_be<std::uint64_t>(&bytes[40], error.packet);
   static_assert(Subject::most < 64);
-  // The operation is text of that process; it is worth more than an empty place.
+  // Without a subject the place holds the operation, which is text of this process.
   const Subject about = error.subject.view().empty() ? Subject(error.op) : error.subject;
   const std::string_view subject = about.view();
   std::memcpy(&bytes[64], subject.data(), subject.size());
   return bytes;
 }
 
-/// What an answer says: nothing is wrong, or Errc::peer_gave_up with the receiver's place and reason.
-/// Errors: also bad_magic, bad_version for what is no answer.
+/// Parses an answer. Success: everything has arrived.
+/// Errors: Errc::peer_gave_up with the receiver's place and reason; bad_magic, bad_version for bytes that are no
+///   answer.
 inline Result<void> parse_answer(std::span<const std::byte, answer_bytes> bytes) noexcept {
   const auto word = [&](std::size_t at) { return load_be<std::uint32_t>(&bytes[at]); };
   if (word(0) != answer_magic) return fail(Errc::bad_magic, Stage::close, "receiver's answer", word(0));

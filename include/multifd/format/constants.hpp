@@ -22,12 +22,12 @@ inline constexpr std::uint32_t main_stream_magic = 0x5145564d;
 // Section 2.
 inline constexpr std::size_t init_packet_bytes = 64;
 
-// Bytes 25 to 63 of an initial packet, which every known receiver ignores. Ours: see announcement.hpp.
+// Bytes 25 to 63 of an initial packet are ignored by every known receiver. Our own senders use them: announcement.hpp.
 inline constexpr std::size_t announcement_offset = 28;
 inline constexpr std::uint32_t announcement_tag = 0x6d66414e;  // "mfAN"
 inline constexpr std::uint8_t announcement_version = 1;
 
-// Section 3: a full packet has batch_bytes of pages (limits.hpp); the header has a slot for each of them, used or not.
+// Section 3: a full packet has batch_bytes of pages (limits.hpp); the header has a slot for each page, used or not.
 inline constexpr std::size_t header_fixed_bytes = 320;
 inline constexpr std::size_t idstr_bytes = 256;
 
@@ -50,7 +50,7 @@ inline constexpr std::uint32_t flag_uadk = 0x10;              // since 9.1
 inline constexpr std::uint32_t flag_qatzip = 0x20;            // since 9.2
 inline constexpr std::uint32_t flag_compression_mask = 0x3e;  // five bits since 9.2
 
-/// A method as people type it; the one of several bits, or an unknown one, has no name.
+/// A method as users type it. Unknown methods, and those of several bits, have no name.
 constexpr std::string_view method_name(std::uint32_t method) noexcept {
   switch (method) {
     case flag_none: return "none";
@@ -65,10 +65,11 @@ constexpr std::string_view method_name(std::uint32_t method) noexcept {
 
 inline constexpr std::uint32_t flag_device_state = 0x40;  // since 10.0, another header (section 13)
 
-// Section 4.2: the receive buffer for compressed payloads in every QEMU; never send more.
+// Section 4.2: every QEMU's receive buffer for compressed payloads. No sender may exceed it.
 inline constexpr std::size_t max_payload_bytes = 1024 * 1024;
 
-// Section 3.3: header bytes that every receiver from 4.1 to 11.1 ignores. Ours: a tag, then XXH3-64 of the page data.
+// Section 3.3: header bytes that every receiver from 4.1 to 11.1 ignores. Our own senders write a tag there, then
+// XXH3-64 of the page data.
 inline constexpr std::size_t digest_tag_offset = 36;
 inline constexpr std::size_t digest_offset = 40;
 inline constexpr std::uint32_t digest_tag = 0x6d664458;  // "mfDX"

@@ -34,7 +34,8 @@ struct DeviceStateHeader {
   std::uint32_t payload_bytes = 0;
 };
 
-/// Writes a header. Params: `to`: device_state_header_bytes; `state.idstr`: at most 255 bytes; `state.bytes`: below 4 GiB.
+/// Writes a header. Params: `to`: device_state_header_bytes; `state.idstr`: at most 255 bytes; `state.bytes`: below 4
+/// GiB.
 inline void encode_device_state_header(std::byte* to, const DeviceState& state) noexcept {
   std::memset(to, 0, device_state_header_bytes);
   store_be<std::uint32_t>(to + 0, magic);
@@ -45,7 +46,9 @@ inline void encode_device_state_header(std::byte* to, const DeviceState& state) 
   store_be<std::uint32_t>(to + 272, static_cast<std::uint32_t>(state.bytes.size()));
 }
 
-/// Errors (stage parse): Errc::bad_magic, bad_version, bad_device_state (detail: the refused value), payload_too_large
+/// Parses and checks a header. Params: `limit_bytes`: the largest payload that is accepted.
+/// Errors (stage parse): Errc::bad_magic, bad_version, bad_device_state (detail: the
+/// refused value), payload_too_large
 ///   above `limit_bytes`.
 inline Result<DeviceStateHeader> parse_device_state_header(std::span<const std::byte, device_state_header_bytes> bytes,
                                                            std::size_t limit_bytes) noexcept {

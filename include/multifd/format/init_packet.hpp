@@ -6,7 +6,7 @@
 //     0     4  magic      anything but 0x11223344
 //     4     4  version    anything but 1
 //     8    16  uuid       by the receiver's policy, see UuidCheck
-//    24     1  id         id >= channel count; an id seen before (the receiver's matter)
+//    24     1  id         id >= channel count; an id seen before (packets/hellos.hpp)
 //    25    39  reserved   nothing: zero from QEMU; our own senders announce their settings there (announcement.hpp)
 #pragma once
 
@@ -30,7 +30,7 @@ using InitPacketBytes = std::array<std::byte, init_packet_bytes>;
 struct InitPacket {
   Uuid uuid{};
   std::uint8_t id = 0;
-  std::optional<Announcement> announced{};  ///< by senders of ours
+  std::optional<Announcement> announced{};  ///< only senders of ours announce
 };
 
 inline InitPacketBytes encode(const InitPacket& packet) noexcept {
@@ -46,7 +46,8 @@ inline InitPacketBytes encode(const InitPacket& packet) noexcept {
 /// Parses a hello for a receiver of `channels` channels.
 ///
 /// Errors: Errc::bad_magic, bad_version (detail: the value), channel_count_mismatch (detail: the peer's),
-///   channel_id_out_of_range (detail: the id). What else is announced is for HelloDesk to compare.
+///   channel_id_out_of_range (detail: the id). packets::Hellos compares the rest of the announcement.
+/// Threads: any. Wire: format/packets.md section 2.
 inline Result<InitPacket> parse_init_packet(std::span<const std::byte, init_packet_bytes> bytes,
                                             unsigned channels) noexcept {
   const auto got_magic = load_be<std::uint32_t>(&bytes[0]);
@@ -64,9 +65,9 @@ inline Result<InitPacket> parse_init_packet(std::span<const std::byte, init_pack
   return packet;
 }
 
-/// The id of a channel too many: `first`, what a connection begins with, is a hello of the VM `uuid` with an id past the
-/// `channels` that were accepted. None for everything else: a lower id or another VM's uuid is a channel of the next
-/// migration to that address, and a sender of ours announces its number, which is compared anyway.
+/// The id of a channel too many: `first`, a connection's first bytes, is a hello of the VM `uuid` with an id past the
+/// `channels` that were accepted. None for everything else: a lower id, or another VM's uuid, is a channel of the next
+/// migration to that address, and a sender of ours announces its number of channels, which is compared anyway.
 inline std::optional<std::uint8_t> id_of_channel_too_many(std::span<const std::byte> first, unsigned channels,
                                                           const Uuid& uuid) noexcept {
   if (first.size() < init_packet_bytes) return std::nullopt;

@@ -54,7 +54,7 @@ inline constexpr std::uint64_t ram_compress_page = 0x100;  // until 9.0
 inline constexpr std::uint64_t ram_multifd_flush = 0x200;  // since 8.1
 
 inline constexpr std::size_t ram_word_bytes = 8;
-/// The longest beginning of a record: the word, the name's length, the name.
+/// The longest header of a record: the word, the name's length, the name.
 inline constexpr std::size_t max_ram_record_header_bytes = ram_word_bytes + 1 + max_idstr_length;
 inline constexpr std::size_t max_zero_record_bytes = max_ram_record_header_bytes + 1;
 
@@ -71,7 +71,7 @@ inline constexpr std::uint16_t command_postcopy_resume = 9;
 inline constexpr std::uint16_t command_recv_bitmap = 10;
 inline constexpr std::uint16_t command_switchover_start = 11;  // since 10.0
 
-/// What QEMU's people call a command; "" for an unknown one.
+/// QEMU's name of a command; "" for an unknown one.
 constexpr std::string_view command_name(std::uint16_t command) noexcept {
   constexpr std::string_view names[] = {"",
                                         "OPEN_RETURN_PATH",

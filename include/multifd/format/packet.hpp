@@ -15,7 +15,8 @@
 //    64   256   ramblock          empty, or no NUL inside
 //   320   8*n   offset[]          RamMap::resolve() checks each used one
 //
-// A packet without pages stops after the counts: its name and offsets are stale in old senders and are not looked at.
+// A packet without pages ends after the counts: old senders leave stale bytes in its name and offsets, which are not
+// read.
 #pragma once
 
 #include <cstring>
@@ -44,11 +45,11 @@ struct PacketHeader {
   bool has_pages() const noexcept { return normal_pages + zero_pages != 0; }
 };
 
-/// What a receiver takes as given when it parses headers.
+/// A receiver's settings that headers are checked against.
 struct PacketLimits {
   std::size_t page_bytes = 4096;
   std::uint32_t method = flag_none;               ///< the configured compression bits
-  std::size_t payload_bytes = max_payload_bytes;  ///< bound of a compressed payload
+  std::size_t payload_bytes = max_payload_bytes;  ///< upper bound of a compressed payload
 };
 
 /// Writes the fixed 320 bytes of a header; the caller stores the offsets behind it with store_offset().
@@ -79,18 +80,19 @@ inline std::uint64_t load_offset(const std::byte* header, std::size_t slot) noex
   return load_be<std::uint64_t>(header + header_fixed_bytes + 8 * slot);
 }
 
-/// How much of a packet tells what it is: magic, version and flags; and with pages_alloc for which page size it is.
+/// The first bytes of a packet that show its kind (magic, version and flags), and those that also show its page size
+/// (with pages_alloc).
 inline constexpr std::size_t prefix_bytes = 12;
 inline constexpr std::size_t sized_prefix_bytes = 16;
 
-/// Params: `prefix`: prefix_bytes of a packet.
+/// Whether a packet begins with the magic. Params: `prefix`: prefix_bytes of a packet.
 inline bool has_magic(const std::byte* prefix) noexcept { return load_be<std::uint32_t>(prefix) == magic; }
 inline bool is_device_state(const std::byte* prefix) noexcept {
   return has_magic(prefix) && (load_be<std::uint32_t>(prefix + 8) & flag_device_state) != 0;
 }
 
-/// The page size that a header was written for, if that is another one: every sender has as many slots as a packet has
-/// pages, and says so in pages_alloc. 0: the same, or a SYNC that does not say (9.2 and later), or no page size.
+/// The page size that a header was written for, if it is not `page_bytes`: every sender writes the number of pages of a
+/// full packet into pages_alloc. 0: the same page size, or a SYNC without it (9.2 and later), or no valid page size.
 ///
 /// Params: `header`: sized_prefix_bytes of it.
 inline std::size_t other_page_bytes(const std::byte* header, std::size_t page_bytes) noexcept {
@@ -102,10 +104,11 @@ inline std::size_t other_page_bytes(const std::byte* header, std::size_t page_by
 
 /// Parses and checks everything of a RAM packet header that can be checked without the memory map.
 ///
-/// Params: `bytes`: header_bytes(limits.page_bytes) bytes.
+/// Params: `bytes`: header_bytes(limits.page_bytes) bytes, which must outlive the result.
 /// Errors (stage parse, detail: the refused value): bad_magic, bad_version, device_state_refused, page_size_mismatch
 ///   (expected: limits.page_bytes), too_many_pages, wrong_compression (only in packets with pages, as QEMU does),
 ///   bad_block_name, bad_payload_size, payload_too_large.
+/// Threads: any. Cost: no allocation, no copy. Wire: format/packets.md section 3.
 inline Result<PacketHeader> parse_header(std::span<const std::byte> bytes, const PacketLimits& limits) noexcept {
   constexpr auto stage = Stage::parse;
   const std::byte* at = bytes.data();
@@ -154,7 +157,7 @@ inline Result<PacketHeader> parse_header(std::span<const std::byte> bytes, const
   return header;
 }
 
-/// Bytes that follow the header: none without normal pages, whatever next_packet_size says (section 3.1).
+/// The number of bytes that follow the header: 0 without normal pages, whatever next_packet_size is (section 3.1).
 inline std::size_t payload_bytes(const PacketHeader& header) noexcept {
   return header.normal_pages > 0 ? header.next_packet_size : 0;
 }

@@ -19,7 +19,7 @@
 
 namespace multifd {
 
-/// Bytes of the format's own, which leave as they are.
+/// A packet that the format has encoded already; its bytes are written as they are.
 struct Message {
   std::unique_ptr<std::byte[]> bytes;
   std::size_t size = 0;
@@ -30,13 +30,13 @@ struct Message {
 ///
 /// A batch that carries a message carries no pages.
 ///
-/// Threads: one at a time; the hand-off passes ownership.
+/// Threads: one at a time. The hand-off passes ownership.
 class PageBatch {
  public:
   BlockId block{};
   std::uint64_t epoch = 0;      ///< the epoch these pages belong to
   std::size_t known_zeros = 0;  ///< how many of the last offsets are zero pages
-  PageBuffer copies;            ///< of a sender of copies: the other pages, in the order of their offsets
+  PageBuffer copies;            ///< with FromCopies: the bytes of the other pages, in the order of their offsets
   Message message{};            ///< instead of pages
 
   /// `slots`: offsets of all pages that fit, memory owned by the hand-off that made the batch.
@@ -50,14 +50,14 @@ class PageBatch {
 
   void push(std::uint64_t offset) noexcept { slots_[size_++] = offset; }
 
-  /// Appends `count` pages that lie next to each other; `count` must not exceed room().
+  /// Appends `count` adjacent pages; `count` must not exceed room().
   void push_run(std::uint64_t offset, std::size_t count, std::size_t page_bytes) noexcept {
     std::uint64_t* slot = slots_.data() + size_;
     for (std::size_t i = 0; i < count; ++i) slot[i] = offset + i * page_bytes;
     size_ += count;
   }
 
-  /// Appends pages that lie anywhere; no more than room().
+  /// Appends pages in any order; no more than room().
   void push_all(std::span<const std::uint64_t> offsets) noexcept {
     std::copy(offsets.begin(), offsets.end(), slots_.data() + size_);
     size_ += offsets.size();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Private memory for the pages of one packet: what a relay receives into and sends from, where others have guest
-// memory. Handed on by swapping, never copied.
+// Private memory for the pages of one packet: a relay receives into it and sends from it, where others use guest
+// memory. Buffers are swapped, never copied.
 #pragma once
 
 #include <cstddef>
@@ -15,13 +15,13 @@ namespace multifd {
 
 /// batch_bytes bytes, aligned to 4096.
 ///
-/// Threads: one at a time; whoever hands it on orders that.
+/// Threads: one at a time. The code that passes a buffer to another thread must order that.
 class PageBuffer {
  public:
   /// Holds no memory: data() is null.
   PageBuffer() = default;
 
-  /// Errors: ENOMEM.
+  /// Errors: ENOMEM. Threads: any. Cost: one allocation of batch_bytes, which becomes resident when it is written.
   static Result<PageBuffer> create() noexcept {
     PageBuffer buffer;
     buffer.bytes_.reset(static_cast<std::byte*>(::operator new(batch_bytes, alignment, std::nothrow)));

@@ -27,7 +27,7 @@ class PageRuns {
 
   void clear() noexcept { count_ = 0; }
 
-  /// Adds a page, or some that lie next to each other.
+  /// Adds a page, or several adjacent ones.
   void add(std::byte* pages, std::size_t bytes) noexcept {
     if (count_ > 0) {
       iovec& last = runs_[count_ - 1];

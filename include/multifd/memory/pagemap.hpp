@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// What this process's page tables say of its own memory, many pages at a time: PAGEMAP_SCAN where the kernel has it
-// (Linux 6.7), the entries of /proc/self/pagemap elsewhere. Nothing is read, mapped or made resident by it. Which
-// memory the answers mean anything for is memory_areas.hpp's matter.
+// Reads this process's page tables, many pages at a time: by PAGEMAP_SCAN where the kernel has it (Linux 6.7), from the
+// entries of /proc/self/pagemap elsewhere. No memory is read, mapped or made resident. For which memory the answers
+// mean anything is decided in zero/detail/memory_areas.hpp.
 #pragma once
 
 #include <fcntl.h>
@@ -22,10 +22,10 @@
 
 namespace multifd {
 
-/// How page tables are looked at.
+/// How page tables are read.
 enum class PagemapReading : std::uint8_t {
   best,     ///< PAGEMAP_SCAN, or the entries where the kernel is too old
-  entries,  ///< the entries: what older kernels get
+  entries,  ///< always the entries: for tests of what older kernels get
 };
 
 namespace detail {
@@ -50,7 +50,7 @@ inline constexpr std::uint64_t page_is_pfnzero = 1u << 5;
 /// Threads: one at a time.
 class Pagemap {
  public:
-  /// Errors: errno where /proc is missing or closed to us.
+  /// Errors: errno of opening /proc/self/pagemap, which may be missing or not permitted.
   static Result<Pagemap> open(PagemapReading reading) noexcept {
     Pagemap map;
     map.fd_ = ::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -67,8 +67,9 @@ class Pagemap {
     if (fd_ >= 0) ::close(fd_);
   }
 
-  /// Calls on_data(begin, end) for each run of pages that hold something, in order of addresses: present, swapped, or
-  /// on their way. The kernel's zero page, which reading maps, holds nothing; the entries cannot tell it.
+  /// Calls on_data(begin, end) for each run of pages that hold data, in order of addresses: pages that are present,
+  /// swapped, or being swapped. The kernel's zero page, which a read maps, counts as no data; the entries cannot tell
+  /// it from data.
   ///
   /// Params: `begin`, `end`: page aligned.
   template <class OnData>
@@ -76,7 +77,7 @@ class Pagemap {
     if (can_scan_) {
       const int error = scan(begin, end, on_data);
       if (error == 0) return {};
-      // Anything that an older kernel, a sandbox or an emulator says to what it does not know.
+      // The errors by which older kernels, sandboxes and emulators refuse a request that they do not know.
       if (error != ENOTTY && error != EINVAL && error != ENOSYS) return fail_errno(Stage::setup, "PAGEMAP_SCAN", error);
       can_scan_ = false;
     }
@@ -91,7 +92,7 @@ class Pagemap {
 
   Pagemap() = default;
 
-  /// Returns an errno, or 0. What `on_data` was told before an error is true all the same.
+  /// Returns an errno, or 0. Runs that `on_data` got before an error are valid.
   template <class OnData>
   int scan(std::uintptr_t begin, std::uintptr_t end, OnData& on_data) {
     PagemapScan scan{.begin = begin,
@@ -112,7 +113,7 @@ class Pagemap {
         const PagemapRegion& region = buffer_->regions[static_cast<std::size_t>(i)];
         on_data(static_cast<std::uintptr_t>(region.begin), static_cast<std::uintptr_t>(region.end));
       }
-      if (scan.walk_end <= scan.begin) return EINVAL;  // never: it would not end
+      if (scan.walk_end <= scan.begin) return EINVAL;  // does not happen; the loop would never end
     }
     return 0;
   }
@@ -121,7 +122,7 @@ class Pagemap {
   Result<void> read_entries(std::uintptr_t begin, std::uintptr_t end, OnData& on_data) {
     constexpr std::uint64_t holds_something = std::uint64_t{1} << 63 | std::uint64_t{1} << 62;  // present, swapped
     const auto page_bytes = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-    std::uintptr_t run = end;  // where a run began; `end`: in none
+    std::uintptr_t run = end;  // where the current run began; `end`: there is none
     for (std::uintptr_t at = begin; at < end;) {
       const std::size_t wanted = std::min(buffer_->entries.size(), (end - at) / page_bytes);
       const ssize_t got = ::pread(fd_, buffer_->entries.data(), wanted * 8, static_cast<off_t>(at / page_bytes * 8));

@@ -19,7 +19,7 @@ constexpr std::uint32_t index(BlockId id) noexcept { return static_cast<std::uin
 enum class Access : std::uint8_t {
   read_write,
   read_only,  ///< for a Sender only
-  none,       ///< it lies elsewhere: for a relay, which only needs names and sizes
+  none,       ///< nothing: for a relay, which only needs names and sizes
 };
 
 /// One RAM block as the map holds it. The memory belongs to the caller and must outlive every user of the map.
@@ -30,7 +30,7 @@ struct RamBlock {
   Access access = Access::read_write;
 };
 
-/// One page of guest memory. The bytes may change while they are looked at.
+/// One page of guest memory. The guest may change the bytes while they are read.
 struct PageRef {
   BlockId block{};
   std::uint64_t offset = 0;          ///< bytes from the start of the block, a multiple of the page size

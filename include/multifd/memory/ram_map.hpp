@@ -30,12 +30,14 @@ class RamMap {
   ///
   /// Params: `idstr`: 1 to 255 bytes, no NUL; `host`: a whole number of pages, at least one.
   /// Errors: Errc::bad_page_size, bad_block_idstr, bad_block_size, block_without_memory (`host` is null),
-  ///   duplicate_block.
+  ///   duplicate_block. The map is unchanged then.
+  /// Threads: one, and no other call meanwhile. Cost: linear in the blocks; copies the name, not the memory.
+  /// Wire: the idstr is that of format/packets.md section 3.1 and format/main_stream.md section 9.5.
   Result<BlockId> add(std::string_view idstr, std::span<std::byte> host, Access access = Access::read_write) {
     return insert({.idstr = std::string(idstr), .host = host, .bytes = host.size(), .access = access});
   }
 
-  /// Registers a block that only a Sender may use.
+  /// Registers a block that only a Sender may use. Params, Errors: as add().
   Result<BlockId> add_read_only(std::string_view idstr, std::span<const std::byte> host) {
     return add(idstr, std::span(const_cast<std::byte*>(host.data()), host.size()), Access::read_only);
   }
@@ -47,19 +49,20 @@ class RamMap {
     return insert({.idstr = std::string(idstr), .host = {}, .bytes = bytes, .access = Access::none});
   }
 
-  /// Errors: Errc::unknown_block.
+  /// Finds a block by its name. Errors: Errc::unknown_block (subject: the name). Threads: any. Cost: linear in the
+  /// blocks.
   Result<BlockId> find(std::string_view idstr) const noexcept {
-    // A handful of blocks, packets of one block in a row: a linear search beats a map.
+    // There are few blocks, and packets of one block come in a row: a linear search beats a map.
     for (std::size_t i = 0; i < blocks_.size(); ++i)
       if (blocks_[i].idstr == idstr) return BlockId{static_cast<std::uint32_t>(i)};
     return fail(Errc::unknown_block, Stage::parse, "ramblock", 0, 0, idstr);
   }
 
-  /// Says whether a page's offset, wherever it comes from, is one of the block's pages.
+  /// Checks that an offset, from a caller or a peer, is that of one of the block's pages.
   ///
   /// Params: `id`: from this map (contract).
-  /// Errors: Errc::offset_misaligned, offset_past_block (detail: the offset).
-  /// Threads: any. Wait-free.
+  /// Errors: Errc::offset_misaligned, offset_past_block (detail: the offset; expected: page size, block size).
+  /// Threads: any. Wait-free. Wire: format/hardening.md section 16, row 6.
   Result<void> check(BlockId id, std::uint64_t offset) const noexcept {
     const RamBlock& there = block(id);
     if (offset % page_bytes_ != 0)
@@ -70,10 +73,11 @@ class RamMap {
     return {};
   }
 
-  /// Turns the offset of a page, or of the first of some neighbours, wherever it comes from, into their bytes.
+  /// Turns the offset of a page, from a caller or a peer, into the bytes of that page and the `pages` - 1 pages behind
+  /// it.
   ///
   /// Params: `id`: from this map, with memory in this process (contract). `pages`: at least one (contract).
-  /// Errors, Threads: as check(), about the first page that is none of the block's.
+  /// Errors, Threads: as check(), for the first page that is not in the block.
   Result<std::span<std::byte>> resolve(BlockId id, std::uint64_t offset, std::size_t pages = 1) const noexcept {
     MULTIFD_ASSERT(block(id).access != Access::none && pages > 0);
     if (auto checked = check(id, offset); !checked) return std::unexpected(checked.error());

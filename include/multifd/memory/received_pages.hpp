@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// Which pages have arrived in this migration, or in one form: one bit per page and block, set by every channel at once.
-// Those that came as bytes decide whether a listed zero page must be written (format/packets.md section 5.2).
+// Which pages have arrived: one bit per page, set by all channels concurrently. A receiver keeps one for all pages and
+// one for pages that came as bytes, which decides whether a listed zero page is written (format/packets.md section
+// 5.2).
 #pragma once
 
 #include <algorithm>
@@ -21,6 +22,7 @@ namespace multifd {
 /// Threads: any number. Wait-free.
 class ReceivedPages {
  public:
+  /// Errors: ENOMEM. Cost: one bit per page of all blocks, zeroed.
   static Result<ReceivedPages> create(const RamMap& map) {
     ReceivedPages pages;
     pages.page_bytes_ = map.page_bytes();
@@ -33,7 +35,7 @@ class ReceivedPages {
     return pages;
   }
 
-  /// Marks a page; tells whether it had been marked before.
+  /// Marks a page. Returns whether it had been marked before.
   bool test_and_set(BlockId block, std::uint64_t offset) noexcept {
     const std::uint64_t page = offset / page_bytes_;
     const std::uint64_t bit = std::uint64_t{1} << (page % 64);
@@ -41,7 +43,7 @@ class ReceivedPages {
     return (blocks_[index(block)][page / 64].fetch_or(bit, std::memory_order_relaxed) & bit) != 0;
   }
 
-  /// Marks `pages` neighbours.
+  /// Marks `pages` adjacent pages.
   void set(BlockId block, std::uint64_t offset, std::size_t pages) noexcept {
     Word* const words = blocks_[index(block)].get();
     std::uint64_t page = offset / page_bytes_;

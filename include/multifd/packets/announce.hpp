@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// This side's settings as an announcement: what a sender writes into its hellos, and what a receiver compares them with.
+// This side's settings as an announcement: a sender writes it into its hellos, a receiver compares those with its own.
 #pragma once
 
 #include <array>
@@ -13,7 +13,7 @@
 
 namespace multifd::packets {
 
-/// Block names and sizes count, in whatever order they were added: packets name their block.
+/// Makes the announcement. The order of the blocks plays no part, because packets name their block.
 inline wire::Announcement announcement_of(const RamMap& ram, unsigned channels, std::uint32_t method) noexcept {
   wire::Announcement own{.channels = channels,
                          .page_bytes = ram.page_bytes(),
@@ -24,12 +24,12 @@ inline wire::Announcement announcement_of(const RamMap& ram, unsigned channels, 
     std::array<std::byte, wire::idstr_bytes + 8> entry{};
     std::memcpy(entry.data(), block.idstr.data(), block.idstr.size());
     wire::store_be<std::uint64_t>(&entry[wire::idstr_bytes], block.bytes);
-    own.digest += digest_of(entry);  // a sum: the order plays no part
+    own.digest += digest_of(entry);  // a sum, so that the order plays no part
   }
   return own;
 }
 
-/// Compares what a peer announces with this side's; the number of channels was compared when it was parsed.
+/// Compares a peer's announcement with this side's; the parser has compared the number of channels already.
 /// Errors (stage hello; detail: the peer's, expected: this side's): Errc::page_size_mismatch, wrong_compression,
 ///   block_list_mismatch.
 inline Result<void> compare_announcement(const wire::Announcement& peers, const wire::Announcement& own) noexcept {

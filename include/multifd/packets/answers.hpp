@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The way back: a receiver's answer to a sender of ours (wire/answer.hpp), given and taken.
+// The way back: a receiver's answer to a sender of ours (format/answer.hpp), written and read.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ bool carries_answer(const T& link) noexcept {
   return false;
 }
 
-/// Writes the answer as far as that needs no waiting: nothing else goes that way, so there is room.
+/// Writes the answer without waiting. Nothing else is ever sent in that direction, so the socket has room.
 template <Transport T>
 void give_answer(T& link, const wire::AnswerBytes& answer) noexcept {
   if constexpr (HasAnswers<T>) {
@@ -28,7 +28,8 @@ void give_answer(T& link, const wire::AnswerBytes& answer) noexcept {
   }
 }
 
-/// What the receiver left as its reason on a connection that it broke. Does not wait: it came before the break.
+/// The reason that the receiver wrote before it broke the connection, if any. Does not wait: that answer came before
+/// the break.
 template <Transport T>
 std::optional<Error> take_reason(T& link) noexcept {
   if constexpr (HasAnswers<T>) {
@@ -43,7 +44,7 @@ std::optional<Error> take_reason(T& link) noexcept {
   return std::nullopt;
 }
 
-/// Waits for the answer that everything has arrived.
+/// Waits for the receiver's answer that everything has arrived.
 /// Errors: Errc::peer_gave_up with the receiver's reason, unconfirmed, bad_magic, bad_version; the transport's.
 template <Transport T>
 Result<void> wait_for_confirmation(T& link) noexcept {

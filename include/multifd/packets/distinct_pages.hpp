@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Refuses a packet that names a page twice (format/hardening.md section 16, row 9): two contents, or zero and content,
-// for one page have no order inside a packet.
+// Refuses a packet that names a page twice (format/hardening.md section 16, row 9): two contents for one
+// page, or zero and a content, have no order inside a packet.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 
 namespace multifd::packets {
 
-/// Scratch for one channel's checks.
+/// One channel's check, and the memory for it.
 class DistinctPages {
  public:
   static Result<DistinctPages> create(std::size_t most_pages) noexcept {
@@ -35,7 +35,8 @@ class DistinctPages {
   }
 
   /// Errors: Errc::duplicate_page (detail: the offset, expected: `block_bytes`).
-  /// Cost: nothing for ascending offsets, which is how all senders without zero lists send; else one small sort.
+  /// Cost: nothing for ascending offsets, as every sender without zero lists writes them; otherwise one sort of a
+  ///   packet's offsets.
   Result<void> check(std::uint64_t block_bytes = 0) noexcept {
     if (ascending_) return {};
     const std::span<std::uint64_t> offsets(scratch_.get(), count_);

@@ -28,7 +28,7 @@ namespace multifd::packets {
 /// did not change; a wait for the *caller* has no limit.
 class EpochBarrier {
  public:
-  /// Nothing is to be done while the channels are held.
+  /// Does nothing while the channels are held.
   struct Nothing {
     Result<void> operator()() const noexcept { return {}; }
   };
@@ -66,7 +66,7 @@ class EpochBarrier {
     } else if (!wait(held, limit_, released, progress)) {
       return blame(Errc::timed_out, first_with(State::reading));
     }
-    // A release comes before a stop that follows it.
+    // A channel that was released before stop() goes on; its next wait fails.
     return epochs_ != mine ? Result<void>{} : stopped();
   }
 
@@ -106,6 +106,7 @@ class EpochBarrier {
 
   /// Says that the caller closes no more epochs (manual mode): a channel that waits, or comes to wait, has sent a
   /// SYNC too many.
+  /// Errors: Errc::sync_mismatch for a channel that waits already.
   Result<void> end() noexcept {
     const Monitor::Lock held = monitor_.lock();
     ended_ = mode_ == Barrier::manual;
@@ -113,8 +114,9 @@ class EpochBarrier {
     return {};
   }
 
-  /// Waits until every channel has left, or after stop(). `limit`: of this call; 0 looks once. Errors: Errc::timed_out
-  /// (`op`) when `limit` passes in which `progress()` did not change; Error::channel is the first that has not left.
+  /// Waits until every channel has left, or stop(). `limit`: of this call; 0 checks once and does not wait.
+  /// Errors: Errc::timed_out (`op`) when `limit` passes in which `progress()` did not change; Error::channel is the
+  ///   first that has not left.
   template <class Progress>
   Result<void> wait_for_ends(std::chrono::milliseconds limit, Progress&& progress, const char* op) noexcept {
     Monitor::Lock held = monitor_.lock();
@@ -128,7 +130,7 @@ class EpochBarrier {
   /// Ends every wait, now and later.
   void stop() noexcept { monitor_.stop(); }
 
-  /// Channels that have ended.
+  /// How many channels have ended.
   unsigned ended() const noexcept {
     const Monitor::Lock held = monitor_.lock();
     return left_;

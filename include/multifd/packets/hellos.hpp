@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The hellos of a receiver's channels: each one's id, uuid and settings are held against the others' and this side's, and
-// open() waits until all have come.
+// The hellos of a receiver's channels. Each hello's id, uuid and settings are compared with those of the other channels
+// and of this side; open() waits here until all hellos have come.
 #pragma once
 
 #include <algorithm>
@@ -24,11 +24,12 @@ namespace multifd::packets {
 /// Threads: admit() by the channels' workers, wait() by open(), stop() by any.
 class Hellos {
  public:
-  /// `own`: this side's settings, to compare an announcement with; without, none is looked at.
+  /// `own`: this side's settings, to compare announcements with; without them no announcement is compared.
   Hellos(unsigned channels, const UuidCheck& check, const std::optional<wire::Announcement>& own = {})
       : check_(check), own_(own), seen_(channels, false) {}
 
-  /// Errors: those of compare_announcement(); Errc::uuid_mismatch, duplicate_channel_id (detail: the id).
+  /// Checks one channel's hello. Errors: those of compare_announcement(); Errc::uuid_mismatch, duplicate_channel_id
+  /// (detail: the id).
   Result<void> admit(const wire::InitPacket& hello) noexcept {
     const engine::Monitor::Lock held = monitor_.lock();
     if (own_ && hello.announced) {
@@ -47,8 +48,8 @@ class Hellos {
     return {};
   }
 
-  /// Waits for all hellos. Errors: Errc::timed_out (channel: the lowest id that is missing), cancelled after stop() or by
-  /// `interrupt` (may be null), which is polled every 20 ms.
+  /// Waits for all hellos. Errors: Errc::timed_out (channel: the lowest id that is missing), cancelled after stop() or
+  /// by `interrupt` (may be null), which is polled every 20 ms.
   Result<void> wait(std::chrono::milliseconds limit, const Interrupt* interrupt = nullptr) noexcept {
     engine::Monitor::Lock held = monitor_.lock();
     const auto deadline = std::chrono::steady_clock::now() + limit;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The multifd format's way in: one channel's packets, read, checked, and given to a PageSink.
+// Reads one channel's packets in the multifd format, checks them, and passes their pages to a PageSink.
 //
 //   hello, { header + payload, ... , SYNC }, { ... , SYNC }, end of stream
 #pragma once
@@ -42,7 +42,7 @@ class Inlet {
  public:
   /// Allocates everything that receiving will need: a header, one payload buffer of fixed bound, one decoder.
   ///
-  /// Params: `link_index`: which of the receiver's links; the hello has the channel's id.
+  /// Params: `link_index`: which of the receiver's links this is; the channel's id comes with the hello.
   static Result<std::unique_ptr<Inlet>> create(InletShared& shared, unsigned link_index, T link, const C& compressor,
                                                typename Into::Sink& sink) {
     const std::size_t page_bytes = shared.map.page_bytes();
@@ -84,12 +84,13 @@ class Inlet {
     shared_.error.raise(error);
   }
 
-  /// The last bytes, to a peer that takes them: why this side gives up. Threads: any, beside run().
+  /// Writes the channel's last bytes, for a peer that reads them: why this side gives up. Threads: any, also during
+  /// run().
   void give_reason(const wire::AnswerBytes& answer) noexcept {
     if (!answered_.exchange(true, std::memory_order_relaxed)) give_answer(link_, answer);
   }
 
-  /// The same when everything has arrived, and an end in order behind it. Threads: any, after run().
+  /// Writes that everything has arrived, and ends the stream in order. Threads: any, after run().
   void confirm() noexcept {
     give_reason(wire::encode_answer());
     (void)link_.finish();
@@ -99,7 +100,7 @@ class Inlet {
   std::uint32_t id() const noexcept { return id_.load(std::memory_order_relaxed); }
   ChannelStats stats() const noexcept { return counters_.snapshot(id()); }
   std::uint64_t pages_verified() const noexcept { return pages_verified_.get(); }
-  /// Whether a page has come behind the `epochs`th SYNC.
+  /// Whether a page has come after the channel's first `epochs` SYNCs.
   bool has_data_past(std::uint64_t epochs) const noexcept {
     return data_epoch_.load(std::memory_order_seq_cst) > epochs;
   }
@@ -143,7 +144,7 @@ class Inlet {
 
   Result<void> read_hello() noexcept {
     wire::InitPacketBytes bytes{};
-    constexpr std::size_t magic_bytes = 4;  // they tell a stranger, who may never send a whole hello
+    constexpr std::size_t magic_bytes = 4;  // enough to refuse a stranger, which may never send a whole hello
     for (std::size_t got = 0; got < bytes.size();) {
       const std::size_t wanted = got < magic_bytes ? magic_bytes - got : bytes.size() - got;
       in_[0] = mutable_buffer(std::span(bytes).subspan(got));
@@ -155,9 +156,9 @@ class Inlet {
       }
       got += *arrived;
       if (*arrived < wanted) return fail(Errc::truncated_hello, Stage::hello, "initial packet", got);
-      if (wire::load_be<std::uint32_t>(bytes.data()) != wire::magic) break;  // parse_init_packet() names it
+      if (wire::load_be<std::uint32_t>(bytes.data()) != wire::magic) break;  // parse_init_packet() makes the error
     }
-    // Also of a hello that is about to be refused. Whose hello has not asked gets no answer.
+    // Before the hello is checked, so that a peer that is refused gets an answer, too, if its hello asks for one.
     const auto announced = wire::load_announcement(bytes);
     (announced && announced->takes_answer ? shared_.peer_takes_answer : answered_)
         .store(true, std::memory_order_relaxed);
@@ -169,11 +170,11 @@ class Inlet {
     return {};
   }
 
-  /// Fills header_, of which `ahead_` bytes may have come with the packet before; false at an orderly end.
+  /// Fills header_, of which `ahead_` bytes may have come with the packet before. False: the stream ended in order.
   Result<bool> read_header() noexcept {
-    // The first bytes tell what is shorter: do not wait for more of it than it has.
+    // Some packets are shorter than a RAM header, and their first bytes say so: do not wait for bytes that never come.
     const std::size_t size = header_bytes();
-    while (ahead_ < size && !(ahead_ >= wire::prefix_bytes && is_foreign())) {  // the caller finds out what it is
+    while (ahead_ < size && !(ahead_ >= wire::prefix_bytes && is_foreign())) {  // the caller parses what came
       const std::size_t next = ahead_ < wire::prefix_bytes         ? wire::prefix_bytes
                                : ahead_ < wire::sized_prefix_bytes ? wire::sized_prefix_bytes
                                                                    : size;
@@ -189,13 +190,14 @@ class Inlet {
     return true;
   }
 
-  /// Whether the first bytes of header_ open something that has another length than this side's RAM headers.
+  /// Whether header_ begins with anything but a RAM header of this side's page size.
   bool is_foreign() const noexcept {
     if (!wire::has_magic(header_.get()) || wire::is_device_state(header_.get())) return true;
     return ahead_ >= wire::sized_prefix_bytes && wire::other_page_bytes(header_.get(), shared_.map.page_bytes()) != 0;
   }
 
-  /// A device-state packet of which `ahead_` bytes, perhaps more than the whole, are in header_.
+  /// Reads the rest of a device-state packet and calls the hook. `ahead_` bytes of it are in header_ already, and
+  /// perhaps bytes of the packet behind it.
   Result<void> take_device_state() noexcept {
     constexpr std::size_t size = wire::device_state_header_bytes;
     if (ahead_ < size) {
@@ -210,9 +212,9 @@ class Inlet {
     const auto header = wire::parse_device_state_header(std::span<const std::byte, size>(header_.get(), size),
                                                         shared_.on_device_state.limit_bytes);
     if (!header) return std::unexpected(header.error());
-    // Grows to the largest packet seen: devices are few, and most migrations have no such packet at all.
+    // The buffer grows to the largest packet so far: such packets are few, and most migrations have none.
     if (header->payload_bytes > device_state_room_) {
-      device_state_.reset();  // before the new one: together they could be twice the limit
+      device_state_.reset();  // first, because both buffers together could take twice the limit
       device_state_room_ = 0;
       device_state_.reset(new (std::nothrow) std::byte[header->payload_bytes]);
       if (!device_state_) return fail_errno(Stage::read, "allocate device state", ENOMEM);
@@ -230,7 +232,7 @@ class Inlet {
         return fail(Errc::truncated_payload, Stage::read, "device state", got);
     }
     if (auto taken = shared_.on_device_state.take({header->idstr, header->instance_id, bytes}); !taken) return taken;
-    // What came behind it opens the next packet.
+    // Bytes that came behind this packet begin the next one.
     ahead_ -= size + here;
     std::memmove(header_.get(), header_.get() + size + here, ahead_);
     counters_.packets.add(1);
@@ -240,7 +242,8 @@ class Inlet {
   Result<void> apply(const wire::PacketHeader& header) noexcept {
     if (shared_.first_packet == FirstPacket::sync && counters_.syncs.get() == 0)
       return fail(Errc::data_before_sync, Stage::parse, "data packet");
-    // One order for both sides: either this sees the end of the epochs, or who ends them sees this.
+    // seq_cst, in one order with end_epochs(): either this channel sees the end, or end_epochs() sees this channel's
+    // page.
     data_epoch_.store(counters_.syncs.get() + 1, std::memory_order_seq_cst);
     if (shared_.epochs_ended.load(std::memory_order_seq_cst))
       return fail(Errc::data_after_end, Stage::parse, "data packet");
@@ -253,7 +256,7 @@ class Inlet {
   }
 
   Result<void> apply_to(BlockId block, const wire::PacketHeader& header) noexcept {
-    // Decoded at once: header_ may hold the next packet's before the sink is through with this one's.
+    // All offsets are decoded now, because the next header may overwrite header_ before the sink has used them.
     const std::size_t count = header.normal_pages + header.zero_pages;
     distinct_.clear();
     for (std::size_t i = 0; i < count; ++i) {
@@ -292,7 +295,7 @@ class Inlet {
     } else {
       in_[parts++] = {payload_.get(), payload_bytes};
     }
-    // The next header comes with this payload if it is there already: one system call less per packet.
+    // If the next header has arrived already, this read takes it along: one system call less per packet.
     in_[parts++] = {header_.get(), header_bytes()};
     const auto arrived = read_at_least(link_, std::span(in_.get(), parts), payload_bytes);
     clock_.lap(counters_.io_ns);
@@ -326,7 +329,7 @@ class Inlet {
     return shared_.barrier->leave(id());
   }
 
-  /// The same block as in the packet before, nearly always.
+  /// Finds a block by its name, which is nearly always that of the packet before.
   Result<BlockId> find(std::string_view idstr) noexcept {
     if (last_block_ && shared_.map.block(*last_block_).idstr == idstr) return *last_block_;
     const Result<BlockId> block = shared_.map.find(idstr);
@@ -345,16 +348,16 @@ class Inlet {
   PageDigest digest_;
   Channel channel_;
   std::unique_ptr<std::byte[]> header_;
-  std::unique_ptr<std::uint64_t[]> offsets_;  ///< of the packet at hand
+  std::unique_ptr<std::uint64_t[]> offsets_;  ///< of the current packet
   std::unique_ptr<std::byte[]> payload_;
   std::unique_ptr<iovec[]> in_;
   std::unique_ptr<std::byte[]> device_state_;
   std::size_t device_state_room_ = 0;
   std::size_t ahead_ = 0;  ///< bytes of the next header that are in header_ already
   std::optional<BlockId> last_block_;
-  std::atomic<std::uint64_t> data_epoch_ = 0;  ///< of the last packet with pages, counted from 1
+  std::atomic<std::uint64_t> data_epoch_ = 0;  ///< the epoch of the last packet with pages, counted from 1
   std::atomic<std::uint32_t> id_{no_channel};  ///< known after the hello
-  std::atomic<bool> answered_{false};
+  std::atomic<bool> answered_{false};          ///< the answer is written, or the peer asks for none
   engine::StageClock clock_;
   engine::Counter pages_verified_;
 };

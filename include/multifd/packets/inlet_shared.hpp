@@ -43,8 +43,8 @@ struct InletShared {
   const std::unique_ptr<engine::ChannelCounters[]> counters;  ///< by link
   Hellos hellos;
   std::unique_ptr<EpochBarrier> barrier;       ///< never null once the channels run
-  std::atomic<bool> epochs_ended = false;      ///< no page is taken any more
-  std::atomic<bool> peer_takes_answer{false};  ///< as one of its hellos said
+  std::atomic<bool> epochs_ended = false;      ///< pages that come now are refused
+  std::atomic<bool> peer_takes_answer{false};  ///< one of its hellos said so
   engine::FirstError error;
 };
 

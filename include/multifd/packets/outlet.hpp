@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The multifd format's way out: a channel's pages as packets on a stream.
+// Writes a channel's pages in the multifd format: as packets on a stream.
 //
 //   hello, { header + payload, ... , SYNC }, { ... , SYNC }, end of stream
 #pragma once
@@ -34,12 +34,12 @@ struct OutletShared {
   const std::size_t page_bytes;
   const Uuid uuid;
   const Digest digest;
-  std::optional<wire::Announcement> announced{};  ///< empty: the peer is not ours
+  std::optional<wire::Announcement> announced{};  ///< empty: the peer is not this library's receiver
   std::atomic<std::uint64_t> packet_num{0};       ///< one count for all channels (format/packets.md section 3.1)
   std::atomic<std::uint32_t> level_changes{0};
   std::atomic<int> level{0};
 
-  /// Whether the receiver answers: it was told in the hellos.
+  /// Whether the receiver answers, as the hellos ask it to.
   bool gets_answer() const noexcept { return announced && announced->takes_answer; }
 };
 
@@ -95,7 +95,7 @@ class Outlet {
         return std::unexpected(error);
       }
       payload_bytes = total_bytes(*payload);
-      // A policy of the user's may break its contract; the peer's buffer is not ours to overrun.
+      // A user's compressor may break its contract; its output must not overrun the peer's buffer.
       const std::size_t bound =
           C::payload_form == PayloadForm::pages ? pages.normal_pages * shared_->page_bytes : wire::max_payload_bytes;
       if (payload_bytes == 0 || payload_bytes > bound || payload->size() > packet_pages())
@@ -128,7 +128,7 @@ class Outlet {
     return engine::Sent{.wire_bytes = header_bytes()};
   }
 
-  /// A device-state packet, whole. Never compressed, not ordered by SYNC (format/packets.md section 13).
+  /// Writes a whole device-state packet. Never compressed, not ordered by SYNC (format/packets.md section 13).
   Result<engine::Sent> send_message(const Message& packet, engine::Meter& meter) noexcept {
     if (auto granted = meter.acquire(packet.size); !granted) return std::unexpected(granted.error());
     if (auto written = write_headers(0, meter); !written) return std::unexpected(written.error());
@@ -148,8 +148,8 @@ class Outlet {
   }
 
  private:
-  /// Packets of zero pages are nothing but a header. They wait here for the next packet's write, as long as there is
-  /// work: a write each would cost more than the check of their pages, here and at the peer.
+  /// A packet of zero pages only is just a header. Such headers wait for the next packet's write while there is work:
+  /// one write for each would cost more than the check of its pages, on both sides.
   static constexpr std::size_t most_headers = 16;
 
   Outlet(OutletShared& shared, unsigned channel, T link, typename C::Encoder encoder) noexcept
@@ -164,7 +164,7 @@ class Outlet {
     return written;
   }
 
-  /// A copy of the pages: digest and payload speak of the same bytes while the guest goes on writing.
+  /// Copies the pages, so that digest and payload have the same bytes although the guest goes on writing.
   iovec stage(ConstBuffers pages) noexcept {
     std::size_t used = 0;
     for (const iovec& run : pages) {
@@ -188,17 +188,17 @@ class Outlet {
   void encode(const wire::PacketHeader& header, std::span<const std::uint64_t> offsets) noexcept {
     wire::encode_header(this->header(), header);
     for (std::size_t i = 0; i < offsets.size(); ++i) wire::store_offset(this->header(), i, offsets[i]);
-    // Slots of earlier packets do not travel again.
+    // Offsets of an earlier packet must not travel again.
     std::byte* const rest = this->header() + wire::header_fixed_bytes + 8 * offsets.size();
     std::memset(rest, 0, static_cast<std::size_t>(this->header() + header_bytes() - rest));
   }
 
-  /// Where the next header goes: behind those that are held.
+  /// Where the next header goes: behind the headers that wait.
   std::byte* header() noexcept { return headers_.get() + held_ * header_bytes(); }
   std::size_t header_bytes() const noexcept { return wire::header_bytes(shared_->page_bytes); }
   std::size_t packet_pages() const noexcept { return wire::page_count(shared_->page_bytes); }
   std::uint64_t next_packet_num() noexcept {
-    return shared_->packet_num.fetch_add(1, std::memory_order_relaxed);  // a statistic; orders nothing
+    return shared_->packet_num.fetch_add(1, std::memory_order_relaxed);  // relaxed: a statistic that orders nothing
   }
 
   OutletShared* shared_;

@@ -35,18 +35,28 @@ struct SourceLinks {
   std::vector<FdTransport> channels;  ///< in the order in which they came: which one is which, its hello says
 };
 
-/// Time limits: 0 is none (time_limit.hpp).
+/// Settings of accept_source(). Most callers set the hooks, for their log, and leave the rest alone. Time limits: 0 is
+/// none (time_limit.hpp).
 struct AcceptSourceOptions {
-  std::chrono::milliseconds first_timeout{0};  ///< until the first connection of a source is there
-  std::chrono::milliseconds timeout{10'000};   ///< from then until all are
-  /// After connections of a source have ended ahead of time, until its next try has begun: who has started it knows that
-  /// it failed, so that nobody is served by a longer wait. 0: for who restarts sources by hand.
+  // ---- Time limits
+
+  /// How long to wait for a source's first connection. Default: no limit, because an operator starts the source.
+  std::chrono::milliseconds first_timeout{0};
+  /// From the first connection until all are there. Shorter reports a source with fewer channels sooner; a slow link
+  /// with many channels needs longer.
+  std::chrono::milliseconds timeout{10'000};
+  /// After a source's connections have ended ahead of time, until its next try begins. Short, because whoever started
+  /// the source has seen it fail. Set 0, or minutes, where sources are restarted by hand.
   std::chrono::milliseconds retry_timeout{3'000};
-  const Interrupt* interrupt = nullptr;  ///< null: that of the listener
-  /// Told of each connection that is neither, or another source's, with its first bytes (0: it said too little); it is
-  /// closed then.
+
+  // ---- Hooks
+
+  /// Ends the wait from outside. Null: the listener's Interrupt does. Not owned.
+  const Interrupt* interrupt = nullptr;
+  /// Called for each connection that is no source's, or another source's, before it is closed. `first_bytes`: its first
+  /// four bytes, big-endian; 0 if it sent fewer.
   std::function<void(std::uint32_t first_bytes)> on_stranger{};
-  /// Told when connections of a source have ended ahead of time and are dropped.
+  /// Called when connections of a source have ended ahead of time and are dropped; `connections`: how many.
   std::function<void(std::size_t connections)> on_dropped{};
 };
 
@@ -186,9 +196,10 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
 /// that went without a word), a channel may be taken for the other's; the migration fails then.
 ///
 /// Params: `channels`: 1 to 255.
-/// Errors (stage accept): bad_option (a negative time limit); timed_out, whose op says what is missing, and whose detail how many channels came;
-///   peer_closed when a source came and gave up, and no other in retry_timeout; bad_channel_count; too_many_channels when one more
-///   comes meanwhile that is not, by the uuid or the id in its hello, another source's; cancelled; errno.
+/// Errors (stage accept): bad_option (a negative time limit); timed_out, whose op says what is missing, and whose
+///   detail how many channels came; peer_closed when a source came and gave up, and no other in retry_timeout;
+///   bad_channel_count; too_many_channels when one more comes meanwhile that is not, by the uuid or the id in its
+///   hello, another source's; cancelled; errno.
 inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, unsigned channels,
                                          const AcceptSourceOptions& options = {}) {
   if (channels < 1 || channels > max_channels) return fail(Errc::bad_channel_count, Stage::accept, "accept", channels);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The RAM blocks that a source announces in RAM's START (format/main_stream.md section 9.5), in its order, found by
-// name.
+// The RAM blocks that a source announces in RAM's START (format/main_stream.md section 9.5), in the source's order,
+// with a lookup by name.
 //
 //   size  field        refused
 //      8  total|0x04   over the limit, 0
@@ -30,7 +30,7 @@ namespace multifd::qemu {
 /// Which optional fields the entries of a block list may have; known before it begins.
 struct BlockFields {
   bool gpa = false;        ///< x-ignore-shared is among the capabilities: all entries have it
-  bool page_size = false;  ///< POSTCOPY_ADVISE told of huge pages: some entries may have it
+  bool page_size = false;  ///< POSTCOPY_ADVISE announced huge pages: some entries may have it
 };
 
 class BlockList {
@@ -55,9 +55,9 @@ class BlockList {
     return *at;
   }
 
-  /// Parses the word in front of the entries.
-  Result<bool> parse_total(detail::Cursor& in) noexcept {
-    if (!in.has(ram_word_bytes)) return false;
+  /// Parses the word in front of the entries. Errors: Errc::bad_block_list, stream_limit_exceeded.
+  Result<Parsed> parse_total(detail::Cursor& in) noexcept {
+    if (!in.has(ram_word_bytes)) return Parsed::more;
     const auto word = in.be<std::uint64_t>();
     const std::uint64_t flags = word & (page_bytes_ - 1);
     if (flags != ram_mem_size) return in.refuse(Errc::bad_block_list, "RAM START without its size", flags);
@@ -66,19 +66,20 @@ class BlockList {
     if (total > max_ram_bytes_)
       return in.refuse(Errc::stream_limit_exceeded, "bytes of RAM (max_ram_bytes)", total, {}, max_ram_bytes_);
     total_ = left_ = total;
-    return true;
+    return Parsed::whole;
   }
 
-  /// Parses the next entry; the list is not complete() yet. May look at up to 16 bytes behind the entry, which are
-  /// there in any stream that goes on.
-  Result<bool> parse_entry(detail::Cursor& in, BlockFields fields) noexcept {
-    if (!in.has(1)) return false;
+  /// Parses the next entry; the list is not complete() yet. May peek at up to 16 bytes behind the entry, which every
+  /// stream has that does not break off there.
+  /// Errors: Errc::bad_block_list, repeated_block_name, bad_used_length, stream_limit_exceeded.
+  Result<Parsed> parse_entry(detail::Cursor& in, BlockFields fields) noexcept {
+    if (!in.has(1)) return Parsed::more;
     const std::size_t length = in.peek();
     if (length == 0) return in.refuse(Errc::bad_block_list, "empty block name");
     if (blocks_.size() == max_blocks_)
       return in.refuse(Errc::stream_limit_exceeded, "number of RAM blocks (max_blocks)", max_blocks_ + 1, {},
                        max_blocks_);
-    if (!in.has(1 + length + 8)) return false;
+    if (!in.has(1 + length + 8)) return Parsed::more;
     in.u8();
     const std::string_view name = in.text(length);
     if (name.find('\0') != name.npos) return in.refuse(Errc::bad_block_list, "NUL in a block's name", length);
@@ -90,16 +91,16 @@ class BlockList {
 
     if (fields.page_size) {
       const std::optional<bool> present = page_size_follows(in, fields, block.used_length == left_);
-      if (!present) return false;
+      if (!present) return Parsed::more;
       if (*present) {
-        if (!in.has(8)) return false;
+        if (!in.has(8)) return Parsed::more;
         block.page_size = in.be<std::uint64_t>();
         if (!std::has_single_bit(block.page_size) || block.page_size < page_bytes_)
           return in.refuse(Errc::bad_block_list, "block's page size", block.page_size, name);
       }
     }
     if (fields.gpa) {
-      if (!in.has(8)) return false;
+      if (!in.has(8)) return Parsed::more;
       block.gpa = in.be<std::uint64_t>();
     }
 
@@ -107,15 +108,15 @@ class BlockList {
     block.idstr = names_.keep(name);
     by_name_.insert(position(name), static_cast<std::uint32_t>(blocks_.size()));
     blocks_.push_back(block);
-    return true;
+    return Parsed::whole;
   }
 
  private:
   using Index = std::vector<std::uint32_t>;
 
-  /// The stream does not say which entries have a page_size, but what follows the entry tells: behind it comes the
-  /// next name's length, which is not 0 as a page_size's (or, behind that, a gpa's) first byte is, or after the last
-  /// entry a record, whose low bits are not 0 as a page_size's (or gpa's) are. Empty: bytes are missing.
+  /// Whether the entry has a page_size. The stream does not say so, but the bytes behind the entry do. The next name's
+  /// length is never 0, and the first byte of a page_size and of a gpa is 0. The low bits of the record behind the last
+  /// entry are never 0, and those of a page_size and of a gpa are 0. Empty: bytes are missing.
   std::optional<bool> page_size_follows(detail::Cursor& in, BlockFields fields, bool last) const noexcept {
     const std::size_t ahead = fields.gpa ? 8 : 0;
     if (!in.has(ahead + (last ? 8 : 1))) return std::nullopt;
@@ -130,7 +131,7 @@ class BlockList {
   std::size_t max_blocks_;
   std::uint64_t max_ram_bytes_;
   std::uint64_t total_ = 0;
-  std::uint64_t left_ = 0;  ///< of total_, not yet given to a block
+  std::uint64_t left_ = 0;  ///< the part of total_ that no entry has taken yet
   detail::Names names_;
   std::vector<BlockInfo> blocks_;
   Index by_name_;  ///< indices into blocks_, in the order of their names

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What a main stream is cut into. Each byte of the stream belongs to exactly one Element, in order: who writes out
-// `bytes` of all of them has the stream again.
+// The elements of a main stream. Each byte of the stream belongs to exactly one Element, in order: the `bytes` of all
+// elements together are the stream.
 #pragma once
 
 #include <cstddef>
@@ -26,13 +26,14 @@ enum class ElementKind : std::uint8_t {
   flush,           ///< MULTIFD_FLUSH; closes_epoch
   end_of_records,  ///< EOS; closes_epoch
   footer,          ///< section_id
-  device_state,    ///< a piece of what follows RAM, to the connection's end; data = bytes
+  device_state,    ///< a piece of the stream behind RAM, up to the connection's end; data = bytes
 };
 
-/// An Element::block that is none.
+/// Element::block of an element that has no block.
 inline constexpr std::uint32_t no_block = 0xffffffff;
 
-/// One element. `bytes` and `data` hold until the parser's next call of next() or room(); `name` as long as the parser.
+/// One element. `bytes` and `data` are valid until the parser's next call of next() or room(), `name` as long as the
+/// parser.
 struct Element {
   ElementKind kind{};
   bool closes_epoch = false;       ///< each channel's next SYNC belongs here (format/packets.md section 6)
@@ -51,7 +52,7 @@ struct Element {
 struct BlockInfo {
   std::string_view idstr;         ///< 1 to 255 bytes without NUL; may hold '/' and anything else: it comes from a peer
   std::uint64_t used_length = 0;  ///< bytes, a whole number of pages, not 0
-  std::uint64_t page_size = 0;    ///< of the memory behind it, if the source said so (postcopy with huge pages); else 0
+  std::uint64_t page_size = 0;    ///< of the host memory, if the source announced it (postcopy with huge pages); else 0
   std::uint64_t gpa = 0;          ///< guest-physical address, if x-ignore-shared is on; else 0
 };
 

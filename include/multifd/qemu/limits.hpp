@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// How much a source may announce in its main stream. Each length and count from the wire is held against one of these
-// before it is used (format/hardening.md section 16, row 19); the parser's memory follows from them alone.
+// How much a source may announce in its main stream. Each length and count from the wire is compared with one of these
+// limits before it is used (format/hardening.md section 16, row 19). They alone determine the parser's memory.
 #pragma once
 
 #include <algorithm>

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MIT
 //
-// Cuts QEMU's main migration stream (format/main_stream.md section 9) into elements, as it arrives. It understands
-// everything up to the end of RAM; from the first device's state on, the stream passes through in pieces (section 9.9).
+// Cuts QEMU's main migration stream (format/main_stream.md section 9) into elements, as it arrives. The parser
+// understands everything up to the end of RAM; from the first device's state on it passes the stream on in pieces
+// (section 9.9).
 //
 //   header, configuration, commands,
 //   START of ram: ram_size, block*, records, footer       (section_start ... end_of_records, footer)
 //   PART*, END:   records, footer
 //   device_state* up to the end of the connection
 //
-// No transport in here: the caller reads from the connection into room(), says how much in commit(), and takes elements
-// from next() until that says "more". The peer is not trusted: each length is held against MainStreamLimits before use,
-// what no multifd stream of RAM carries is refused by name (section 11, step 13), and memory is allocated in create()
-// only.
+// The parser has no transport: the caller reads from the connection into room(), passes the number of bytes to
+// commit(), and takes elements from next() until that returns none. The peer is not trusted: each length is compared
+// with MainStreamLimits before use, elements that no multifd stream carries are refused by name (section 11, step 13),
+// and memory is allocated in create() only.
 #pragma once
 
 #include <cstring>
@@ -51,21 +52,23 @@ class MainStreamParser {
  public:
   /// Allocates everything that the parser will ever need.
   ///
-  /// Errors: Errc::bad_page_size, bad_option.
+  /// Params: `limits`: the page size, and bounds on what the source may announce.
+  /// Errors: Errc::bad_page_size, bad_option (detail: the value).
+  /// Cost: one buffer of 128 KiB or four of the longest elements; no other call allocates.
   static Result<MainStreamParser> create(const MainStreamLimits& limits) {
     if (auto good = check_limits(limits); !good) return std::unexpected(good.error());
     return MainStreamParser(limits);
   }
 
-  /// Where the connection's next bytes are read to. Not empty after next() said "more"; empty after an error.
-  /// Ends the life of the last element's bytes.
+  /// The buffer for the connection's next bytes. Not empty after next() returned no element; empty after an error.
+  /// Invalidates the last element's bytes.
   std::span<std::byte> room() noexcept {
     drop_last_element();
     if (error_) return {};
     if (begin_ == end_) {
       begin_ = end_ = 0;
     } else if (capacity_ - end_ < max_element_bytes(limits_)) {
-      // At least twice as much has arrived since the last time as is moved now.
+      // Since the last move at least twice as many bytes have arrived as are moved now.
       std::memmove(buffer_.get(), buffer_.get() + begin_, end_ - begin_);
       end_ -= begin_;
       begin_ = 0;
@@ -90,13 +93,13 @@ class MainStreamParser {
     if (end_ - begin_ < wanted_) return std::nullopt;
     detail::Cursor in(std::span<const std::byte>(buffer_.get() + begin_, end_ - begin_));
     Element element;
-    const Result<bool> whole = parse(in, element);
-    if (!whole) {
-      error_ = whole.error();
+    const Result<Parsed> parsed = parse(in, element);
+    if (!parsed) {
+      error_ = parsed.error();
       subject_ = in.subject();
       return std::unexpected(*error_);
     }
-    if (!*whole) {
+    if (*parsed == Parsed::more) {
       wanted_ = in.wanted();
       return std::nullopt;
     }
@@ -106,10 +109,10 @@ class MainStreamParser {
     return element;
   }
 
-  /// Says that the connection is at its end; call it after next() said "more".
+  /// Says that the connection is at its end; called after next() returned no element.
   ///
-  /// Errors: Errc::truncated_stream (detail: bytes received) if RAM is not whole, or the devices' state behind it
-  ///   (tail() is `inside`).
+  /// Errors: Errc::truncated_stream (detail: bytes received) if RAM, or the devices' state behind it, is not
+  ///   whole (tail() is `inside`).
   Result<void> finish() noexcept {
     if (!error_ && tail() == StreamTail::inside)
       error_ = Error{.code = Errc::truncated_stream,
@@ -120,29 +123,29 @@ class MainStreamParser {
     return {};
   }
 
-  /// What the last error is about, if that has a name: a section, a capability, a block, a command, a record. From
-  /// the peer, so it may hold any bytes. Valid as long as the parser.
+  /// The name of what the last error is about, if there is one: of a section, capability, block, command or record. The
+  /// name comes from the peer and may contain any bytes. Valid as long as the parser.
   std::string_view subject() const noexcept { return subject_; }
 
-  /// Known once START's records have ended.
+  /// When the source's epochs end. Known once START's records have ended.
   std::optional<SyncStyle> sync_style() const noexcept { return ram_.sync_style(); }
-  /// In the source's order; complete when block_list_complete().
+  /// The RAM blocks, in the source's order; all of them when block_list_complete().
   std::span<const BlockInfo> blocks() const noexcept { return ram_.list().blocks(); }
   bool block_list_complete() const noexcept { return ram_.list().complete(); }
   /// The sum of all used_lengths; 0 before it is known.
   std::uint64_t ram_bytes() const noexcept { return ram_.list().total_bytes(); }
   std::size_t page_bytes() const noexcept { return limits_.page_bytes; }
 
-  /// Empty if there was no configuration (machine types before 2.4).
+  /// The machine type. Empty if there was no configuration (machine types before 2.4).
   std::string_view machine_type() const noexcept { return configuration_.machine_type(); }
   std::span<const std::string_view> capabilities() const noexcept { return configuration_.capabilities(); }
   const std::optional<Uuid>& uuid() const noexcept { return configuration_.uuid(); }
-  /// Whether the source listens for what return_path.hpp encodes.
+  /// Whether the source reads a return path (return_path.hpp).
   bool return_path_open() const noexcept { return return_path_open_; }
-  /// Whether RAM's END is over: all records of RAM have been seen.
+  /// Whether RAM's END is over, and so all records of RAM have come.
   bool ram_complete() const noexcept { return ram_complete_; }
-  /// What the elements taken so far end with. A source that has a return path says nothing when it is at its end, but
-  /// waits for the answer: only this tells then.
+  /// What the elements taken so far end with. A source with a return path does not close the connection at its end, but
+  /// waits for the answer: then only tail() shows the end.
   StreamTail tail() const noexcept {
     return place_ == Place::device_state ? stream_end_.tail(footers_.value_or(false)) : StreamTail::inside;
   }
@@ -162,9 +165,9 @@ class MainStreamParser {
     last_bytes_ = 0;
   }
 
-  // Each parse_... returns false if bytes are missing, and changes the parser's state only when the element is whole.
+  // The parse_...() functions change the parser's state only when the element is whole.
 
-  Result<bool> parse(detail::Cursor& in, Element& out) noexcept {
+  Result<Parsed> parse(detail::Cursor& in, Element& out) noexcept {
     switch (place_) {
       case Place::header: return parse_header(in, out);
       case Place::first_element:
@@ -176,20 +179,20 @@ class MainStreamParser {
     return parse_device_state(in, out);
   }
 
-  Result<bool> parse_header(detail::Cursor& in, Element& out) noexcept {
-    if (!in.has(4)) return false;
+  Result<Parsed> parse_header(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(4)) return Parsed::more;
     if (const auto magic = in.be<std::uint32_t>(); magic != wire::main_stream_magic)
       return in.refuse(Errc::bad_stream_magic, "main stream's header", magic);
-    if (!in.has(4)) return false;
+    if (!in.has(4)) return Parsed::more;
     if (const auto version = in.be<std::uint32_t>(); version != stream_version)
       return in.refuse(Errc::bad_stream_version, "main stream's header", version);
     out.kind = ElementKind::header;
     place_ = Place::first_element;
-    return true;
+    return Parsed::whole;
   }
 
-  Result<bool> parse_element(detail::Cursor& in, Element& out) noexcept {
-    if (!in.has(1)) return false;
+  Result<Parsed> parse_element(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(1)) return Parsed::more;
     const std::uint8_t type = in.peek();
     switch (type) {
       case element_configuration:
@@ -213,17 +216,17 @@ class MainStreamParser {
     return in.refuse(Errc::unexpected_element, "element type", type);
   }
 
-  Result<bool> parse_configuration(detail::Cursor& in, Element& out) noexcept {
-    const auto whole = configuration_.parse(in, limits_);
-    if (!whole || !*whole) return whole;
+  Result<Parsed> parse_configuration(detail::Cursor& in, Element& out) noexcept {
+    const auto parsed = configuration_.parse(in, limits_);
+    if (parsed != Parsed::whole) return parsed;
     out.kind = ElementKind::configuration;
     out.name = configuration_.machine_type();
     place_ = Place::element;
-    return true;
+    return Parsed::whole;
   }
 
-  Result<bool> parse_command(detail::Cursor& in, Element& out) noexcept {
-    if (!in.has(5)) return false;
+  Result<Parsed> parse_command(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(5)) return Parsed::more;
     in.u8();
     const auto command = in.be<std::uint16_t>();
     const auto length = in.be<std::uint16_t>();
@@ -244,7 +247,7 @@ class MainStreamParser {
       default: return in.refuse(Errc::unknown_command, "command", command);
     }
     if (!length_fits) return in.refuse(Errc::bad_command_length, "command", length, name);
-    if (!in.has(length)) return false;
+    if (!in.has(length)) return Parsed::more;
     out.data = in.take(length);
     if (command == command_postcopy_advise && length != 0) {
       const auto backing_pages = wire::load_be<std::uint64_t>(&out.data[0]);
@@ -257,13 +260,13 @@ class MainStreamParser {
     out.kind = ElementKind::command;
     out.command = command;
     place_ = Place::element;
-    return true;
+    return Parsed::whole;
   }
 
-  Result<bool> parse_section_start(detail::Cursor& in, Element& out) noexcept {
-    const auto whole = read_long_header(in, out);
-    if (!whole || !*whole) return whole;
-    if (!in.has(8)) return false;
+  Result<Parsed> parse_section_start(detail::Cursor& in, Element& out) noexcept {
+    const auto parsed = read_long_header(in, out);
+    if (parsed != Parsed::whole) return parsed;
+    if (!in.has(8)) return Parsed::more;
     const auto instance = in.be<std::uint32_t>();
     const auto version = in.be<std::uint32_t>();
     if (out.name != ram_section_name || instance != ram_instance)
@@ -276,8 +279,8 @@ class MainStreamParser {
     return enter_section(out, ElementKind::section_start);
   }
 
-  Result<bool> parse_section_header(detail::Cursor& in, Element& out, ElementKind kind) noexcept {
-    if (!in.has(5)) return false;
+  Result<Parsed> parse_section_header(detail::Cursor& in, Element& out, ElementKind kind) noexcept {
+    if (!in.has(5)) return Parsed::more;
     in.u8();
     out.section_id = in.be<std::uint32_t>();
     if (!ram_started_) return in.refuse(Errc::unexpected_section, "section without a START", out.section_id);
@@ -288,47 +291,48 @@ class MainStreamParser {
     return enter_section(out, kind);
   }
 
-  Result<bool> enter_section(Element& out, ElementKind kind) noexcept {
+  Result<Parsed> enter_section(Element& out, ElementKind kind) noexcept {
     out.kind = kind;
     out.name = ram_section_name;
     place_ = Place::payload;
-    return true;
+    return Parsed::whole;
   }
 
-  /// What START and FULL begin with: type, id, name.
-  Result<bool> read_long_header(detail::Cursor& in, Element& out) noexcept {
-    if (!in.has(6)) return false;
+  /// Parses the beginning of START and FULL: type, id, name.
+  Result<Parsed> read_long_header(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(6)) return Parsed::more;
     const std::size_t length = in.peek(5);
-    if (!in.has(6 + length)) return false;
+    if (!in.has(6 + length)) return Parsed::more;
     in.u8();
     out.section_id = in.be<std::uint32_t>();
     in.u8();
     out.name = in.text(length);
-    return true;
+    return Parsed::whole;
   }
 
-  Result<bool> refuse_early_device(detail::Cursor& in) noexcept {
+  Result<Parsed> refuse_early_device(detail::Cursor& in) noexcept {
     Element section;
-    const auto whole = read_long_header(in, section);
-    if (!whole || !*whole) return whole;
+    const auto parsed = read_long_header(in, section);
+    if (parsed != Parsed::whole) return parsed;
     return in.refuse(Errc::early_device_refused, "device section ahead of RAM's end", 0, section.name);
   }
 
-  Result<bool> parse_payload(detail::Cursor& in, Element& out) noexcept {
-    const auto whole = ram_.parse(in, out);
-    if (!whole || !*whole) return whole;
-    if (out.kind != ElementKind::end_of_records) return true;
+  Result<Parsed> parse_payload(detail::Cursor& in, Element& out) noexcept {
+    const auto parsed = ram_.parse(in, out);
+    if (parsed != Parsed::whole) return parsed;
+    if (out.kind != ElementKind::end_of_records) return Parsed::whole;
     if (footers_.value_or(true)) {
       place_ = Place::footer;
     } else {
       leave_section();
     }
-    return true;
+    return Parsed::whole;
   }
 
-  Result<bool> parse_footer(detail::Cursor& in, Element& out) noexcept {
-    if (!in.has(1)) return false;
-    // All sections of a stream have footers, or none: START tells. No element begins as a footer does (section 9.2).
+  Result<Parsed> parse_footer(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(1)) return Parsed::more;
+    // All sections of a stream have footers, or none has: START shows it. No element begins as a footer does (section
+    // 9.2).
     const std::uint8_t type = in.peek();
     if (!footers_) footers_ = type == element_footer;
     if (!*footers_) {
@@ -337,14 +341,14 @@ class MainStreamParser {
     }
     if (type != element_footer)
       return in.refuse(Errc::bad_footer, "element type after the section", type, ram_section_name);
-    if (!in.has(5)) return false;
+    if (!in.has(5)) return Parsed::more;
     in.u8();
     out.section_id = in.be<std::uint32_t>();
     if (out.section_id != section_id_)
       return in.refuse(Errc::bad_footer, "footer's section id", out.section_id, ram_section_name);
     out.kind = ElementKind::footer;
     leave_section();
-    return true;
+    return Parsed::whole;
   }
 
   void leave_section() noexcept {
@@ -352,23 +356,23 @@ class MainStreamParser {
     ram_complete_ = ram_ending_;
   }
 
-  Result<bool> parse_device_state(detail::Cursor& in, Element& out) noexcept {
-    if (!in.has(1)) return false;
+  Result<Parsed> parse_device_state(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(1)) return Parsed::more;
     out.kind = ElementKind::device_state;
     out.data = in.take(in.left());
     out.size = out.data.size();
     stream_end_.feed(out.data);
     place_ = Place::device_state;
-    return true;
+    return Parsed::whole;
   }
 
   MainStreamLimits limits_;
   std::size_t capacity_;
   std::unique_ptr<std::byte[]> buffer_;
-  std::size_t begin_ = 0;       ///< of what is not parsed yet, or is the last element
-  std::size_t end_ = 0;         ///< of what has arrived
-  std::size_t last_bytes_ = 0;  ///< of the last element, which the caller still looks at
-  std::size_t wanted_ = 1;      ///< bytes that must be there before another attempt makes sense
+  std::size_t begin_ = 0;       ///< where the last element begins, or what is not parsed yet
+  std::size_t end_ = 0;         ///< behind the last byte that has arrived
+  std::size_t last_bytes_ = 0;  ///< of the last element, which the caller may still use
+  std::size_t wanted_ = 1;      ///< bytes that must have arrived before another attempt makes sense
   std::uint64_t received_ = 0;
 
   Place place_ = Place::header;
@@ -377,7 +381,7 @@ class MainStreamParser {
   StreamEnd stream_end_;
   std::optional<bool> footers_;  ///< whether sections have them, once START has ended
   std::uint32_t section_id_ = 0;
-  bool larger_pages_ = false;  ///< POSTCOPY_ADVISE told of other page sizes than the guest's
+  bool larger_pages_ = false;  ///< POSTCOPY_ADVISE announced other page sizes than the guest's
   bool return_path_open_ = false;
   bool ram_started_ = false;
   bool ram_ending_ = false;

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
 //
-// Writes RAM records for a main stream (format/main_stream.md section 9.6), for who inserts, changes or names some on
-// the way.
+// Writes RAM records for a main stream (format/main_stream.md section 9.6), for a program that inserts, changes or
+// names records on the way.
 //
 //   size  field
 //      8  word: offset | flags         0x20 (CONTINUE): no name, same block as the record before
 //      1  len of name, and the name    only without 0x20
 //      -  ZERO: u8 0; PAGE: the page's bytes
 //
-// CONTINUE refers to the record before it in the stream, across sections. Who inserts or drops a record must give the
-// next one a name.
+// CONTINUE refers to the record before it in the stream, across sections. A program that inserts or drops a record must
+// give the next one a name.
 #pragma once
 
 #include <cstring>
@@ -42,7 +42,7 @@ inline std::size_t encode_record_header(std::span<std::byte> to, std::uint64_t f
 
 }  // namespace detail
 
-/// Writes a ZERO record; max_zero_record_bytes are always room enough.
+/// Writes a ZERO record; max_zero_record_bytes are always enough room.
 ///
 /// Params: `offset`: page aligned; `name`: the block's, at most 255 bytes, or empty to write CONTINUE.
 /// Returns: the bytes written.
@@ -53,7 +53,7 @@ inline std::size_t encode_zero_record(std::span<std::byte> to, std::uint64_t off
   return header + 1;
 }
 
-/// Writes what stands in front of a PAGE record's bytes; max_ram_record_header_bytes are always room enough.
+/// Writes the header in front of a PAGE record's bytes; max_ram_record_header_bytes are always enough room.
 /// Params and return as encode_zero_record().
 inline std::size_t encode_page_header(std::span<std::byte> to, std::uint64_t offset, std::string_view name) noexcept {
   return detail::encode_record_header(to, ram_page, offset, name);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// The payload of RAM's sections (format/main_stream.md sections 9.5 and 9.6): START begins with the block list, then
-// all of them hold records up to EOS. "The same block as before" (CONTINUE) reaches back over section borders, so there
-// is one RamSection for a stream.
+// The payload of RAM's sections (format/main_stream.md sections 9.5 and 9.6): START begins with the block list; every
+// section has records up to EOS. "The same block as before" (CONTINUE) may refer to a record of an earlier section, so
+// one RamSection parses all sections of a stream.
 #pragma once
 
 #include <optional>
@@ -24,32 +24,32 @@ class RamSection {
   /// Known from the first FLUSH in START, or from START's end without one (section 6.1).
   std::optional<SyncStyle> sync_style() const noexcept { return sync_style_; }
 
-  /// START's header has been read.
+  /// Begins with START, whose header has been parsed.
   void start(BlockFields fields) noexcept {
     fields_ = fields;
     place_ = Place::total;
   }
 
-  /// Parses the next part of a payload. Returns false if bytes are missing.
-  Result<bool> parse(detail::Cursor& in, Element& out) noexcept {
+  /// Parses the next part of a payload.
+  Result<Parsed> parse(detail::Cursor& in, Element& out) noexcept {
     switch (place_) {
       case Place::total: {
-        const auto whole = list_.parse_total(in);
-        if (!whole || !*whole) return whole;
+        const auto parsed = list_.parse_total(in);
+        if (parsed != Parsed::whole) return parsed;
         out.kind = ElementKind::ram_size;
         out.size = list_.total_bytes();
         place_ = Place::list;
-        return true;
+        return Parsed::whole;
       }
       case Place::list: {
-        const auto whole = list_.parse_entry(in, fields_);
-        if (!whole || !*whole) return whole;
+        const auto parsed = list_.parse_entry(in, fields_);
+        if (parsed != Parsed::whole) return parsed;
         out.kind = ElementKind::block;
         out.block = static_cast<std::uint32_t>(list_.blocks().size() - 1);
         out.name = list_.blocks().back().idstr;
         out.size = list_.blocks().back().used_length;
         if (list_.complete()) place_ = Place::records;
-        return true;
+        return Parsed::whole;
       }
       case Place::records: break;
     }
@@ -59,8 +59,8 @@ class RamSection {
  private:
   enum class Place : std::uint8_t { total, list, records };
 
-  Result<bool> parse_record(detail::Cursor& in, Element& out) noexcept {
-    if (!in.has(ram_word_bytes)) return false;
+  Result<Parsed> parse_record(detail::Cursor& in, Element& out) noexcept {
+    if (!in.has(ram_word_bytes)) return Parsed::more;
     const auto word = in.be<std::uint64_t>();
     const std::uint64_t flags = word & (page_bytes_ - 1);
     const std::uint64_t offset = word - flags;
@@ -84,20 +84,20 @@ class RamSection {
       if (!sync_style_) sync_style_ = SyncStyle::per_section;
       out.closes_epoch = sync_style_ == SyncStyle::per_section;
     }
-    return true;
+    return Parsed::whole;
   }
 
-  Result<bool> parse_page(detail::Cursor& in, Element& out, ElementKind kind, std::uint64_t flags,
-                          std::uint64_t offset) noexcept {
+  Result<Parsed> parse_page(detail::Cursor& in, Element& out, ElementKind kind, std::uint64_t flags,
+                            std::uint64_t offset) noexcept {
     const bool continues = (flags & ram_continue) != 0;
     std::uint32_t index = current_;
     if (continues) {
       if (current_ == no_block) return in.refuse(Errc::record_without_block, "RAM record", offset);
     } else {
-      if (!in.has(1)) return false;
+      if (!in.has(1)) return Parsed::more;
       const std::size_t length = in.peek();
       if (length == 0) return in.refuse(Errc::bad_block_name, "RAM record", 0);
-      if (!in.has(1 + length)) return false;
+      if (!in.has(1 + length)) return Parsed::more;
       in.u8();
       const std::string_view name = in.text(length);
       const auto found = list_.find(name);
@@ -110,10 +110,10 @@ class RamSection {
       return in.refuse(Errc::offset_past_block, "RAM record", offset, block.idstr);
 
     if (kind == ElementKind::zero_page) {
-      if (!in.has(1)) return false;
+      if (!in.has(1)) return Parsed::more;
       if (const auto fill = in.u8(); fill != 0) return in.refuse(Errc::bad_zero_fill, "ZERO record", fill, block.idstr);
     } else {
-      if (!in.has(page_bytes_)) return false;
+      if (!in.has(page_bytes_)) return Parsed::more;
       out.data = in.take(page_bytes_);
     }
     current_ = index;
@@ -123,7 +123,7 @@ class RamSection {
     out.offset = offset;
     out.size = page_bytes_;
     out.name = block.idstr;
-    return true;
+    return Parsed::whole;
   }
 
   std::size_t page_bytes_;

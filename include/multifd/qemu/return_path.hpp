@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The return path (format/main_stream.md section 9.8): what a destination says on the main connection. Encoders for a
-// destination, a parser for a source or for who listens in between.
+// The return path (format/main_stream.md section 9.8): what a destination sends on the main connection. Encoders for a
+// destination, a parser for a source or for a relay in between.
 //
 //   off  size  field    refused
 //     0     2  type     0, above 7, postcopy's (3 to 6)
@@ -34,17 +34,18 @@ inline std::array<std::byte, 8> encode_return_value(std::uint16_t type, std::uin
 
 }  // namespace detail
 
-/// The answer to PING(`value`).
+/// Encodes the answer to PING(`value`).
 inline std::array<std::byte, 8> encode_pong(std::uint32_t value) noexcept {
   return detail::encode_return_value(return_pong, value);
 }
 
-/// The last message: `status` 0 says that all is loaded, anything else makes the source fail.
+/// Encodes the last message: `status` 0 says that everything is loaded, any other makes the source fail.
 inline std::array<std::byte, 8> encode_shut(std::uint32_t status) noexcept {
   return detail::encode_return_value(return_shut, status);
 }
 
-/// Only for sources with the capability switchover-ack and a machine type up to 11.0 (section 9.8).
+/// Encodes SWITCHOVER_ACK, only for sources with the capability switchover-ack and a machine type up to 11.0 (section
+/// 9.8).
 inline std::array<std::byte, 4> encode_switchover_ack() noexcept {
   std::array<std::byte, 4> bytes;
   wire::store_be<std::uint16_t>(&bytes[0], return_switchover_ack);
@@ -52,7 +53,7 @@ inline std::array<std::byte, 4> encode_switchover_ack() noexcept {
   return bytes;
 }
 
-/// One message. `bytes` hold until the parser's next call of next() or room().
+/// One message. `bytes` are valid until the parser's next call of next() or room().
 struct ReturnMessage {
   std::uint16_t type = 0;              ///< return_shut, return_pong or return_switchover_ack
   std::uint32_t value = 0;             ///< SHUT's status, PONG's value
@@ -64,7 +65,7 @@ struct ReturnMessage {
 /// Threads: one at a time.
 class ReturnPathParser {
  public:
-  /// Where the next bytes are read to. Not empty after next() said "more"; empty after an error.
+  /// The buffer for the connection's next bytes. Not empty after next() said "more"; empty after an error.
   std::span<std::byte> room() noexcept {
     drop_last_message();
     if (error_) return {};
@@ -83,7 +84,7 @@ class ReturnPathParser {
   /// Takes the next whole message; none if bytes are missing for it.
   ///
   /// Errors (stage parse, sticky, detail: the refused value): Errc::unknown_return_message, bad_return_length,
-  ///   postcopy_refused.
+  ///   postcopy_refused. Cost: no allocation. Wire: format/main_stream.md section 9.8.
   Result<std::optional<ReturnMessage>> next() noexcept {
     drop_last_message();
     if (error_) return std::unexpected(*error_);

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 //
-// Checks what the Compressor concept cannot say in types. Run it on your own policy, in any test framework:
+// Checks the rules of the Compressor concept that types cannot express. Run it on your own policy, in any test
+// framework:
 //
 //   auto report = multifd::check_compressor_contract(MyCompressor{...});
 //   assert(report.ok());  // else print report.text()
 //
-// Round trips over one long stream, refusal of every payload that is not exactly its packet's, no byte
-// written outside the pages whatever the payload holds, and encoding of pages that change meanwhile: what
-// compress/policy.hpp states, and nothing that the library never does (no packets without pages, no empty payloads).
+// Checked are round trips over one long stream, the refusal of every payload that is not exactly its packet's, that no
+// byte is written outside the pages whatever the payload holds, and the encoding of pages that change meanwhile. These
+// are the rules of compress/policy.hpp. Calls that the library never makes (no pages, an empty payload) are not tried.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +35,7 @@ namespace detail {
 /// Pages as runs with guard bytes around each run, for a decoder to fill or an encoder to read.
 class GuardedPages {
  public:
-  /// How `pages` pages lie in memory.
+  /// How the pages are arranged in memory.
   enum class Split { one_run, single_pages, random_runs };
 
   GuardedPages(std::size_t page_bytes, std::size_t pages, Split split, std::mt19937_64& random) {
@@ -82,7 +83,7 @@ class GuardedPages {
   std::vector<iovec> runs_;
 };
 
-/// The bytes of all buffers in a row.
+/// The bytes of all buffers, joined.
 inline std::vector<std::byte> gather(std::span<const iovec> buffers) {
   std::vector<std::byte> all;
   all.reserve(total_bytes(buffers));
@@ -126,16 +127,15 @@ inline std::vector<std::byte> make_pages(std::size_t page_bytes, std::size_t pag
   return content;
 }
 
-// A guest that writes while its pages are encoded. That is a data race by design, so the thread sanitizer is
-// kept from seeing the writer; volatile keeps the compiler from dropping the stores.
+// A guest that writes while its pages are encoded. This is a data race by design, so the thread sanitizer must not see
+// the writer; volatile prevents the compiler from dropping the stores.
 __attribute__((no_sanitize("thread"))) inline void scribble(volatile unsigned char* bytes, std::size_t size,
                                                             const std::atomic<bool>& stop) {
   std::uint64_t state = 1;
   while (!stop.load(std::memory_order_relaxed)) {
     for (int i = 0; i < 64; ++i) {
       state = state * 6364136223846793005u + 1442695040888963407u;
-      // Copying from elsewhere in the pages makes and breaks matches, which is what an encoder could trip
-      // over.
+      // Copies from elsewhere in the pages make and break matches, which can confuse an encoder.
       bytes[(state >> 33) % size] = bytes[(state >> 13) % size];
     }
   }
@@ -174,7 +174,7 @@ class CompressorCheck {
     return coder.has_value();
   }
 
-  // Encodes content; checks what holds for every payload.
+  // Encodes content and checks the rules for every payload.
   bool encode(typename C::Encoder& encoder, const Bytes& content, Packet& payload, const std::string& where) {
     GuardedPages pages(limits_.page_bytes, content.size() / limits_.page_bytes, any_split(), random_);
     pages.write(content);
@@ -185,7 +185,7 @@ class CompressorCheck {
     }
     payload = gather(*encoded);
     if (payload.size() > limits_.payload_bytes) fail(where + ": payload larger than its bound");
-    if (payload.empty() || encoded->size() > packet_pages()) {  // a sender gives up here
+    if (payload.empty() || encoded->size() > packet_pages()) {  // a sender would fail here
       fail(where + (payload.empty() ? ": empty payload for pages" : ": payload in more parts than a packet has pages"));
       return false;
     }
@@ -207,7 +207,7 @@ class CompressorCheck {
     return decoded.has_value();
   }
 
-  // One encoder, one decoder, many packets: the state between packets has to agree on both sides.
+  // One encoder, one decoder, many packets: both sides must keep the same state between packets.
   void round_trips() {
     auto encoder = C::Encoder::open(parameters_, limits_);
     auto decoder = C::Decoder::open(parameters_, limits_);
@@ -246,7 +246,7 @@ class CompressorCheck {
     sample.pages = std::min<std::size_t>(2, packet_pages());
     sample.content.resize(sample.pages * limits_.page_bytes);
     fill_page(sample.content, PageContent::text, random_);
-    // A little noise, so that there are literals and matches, and damage can hit either.
+    // A little noise, so that the payload has literals and matches, and damage can hit either.
     fill_page(std::span(sample.content).first(64), PageContent::random, random_);
     return encode(*encoder, sample.content, sample.first, "sample") &&
            encode(*encoder, sample.content, sample.second, "sample");
@@ -340,7 +340,7 @@ class CompressorCheck {
       fail("changing pages: decode refused the encoder's payload");
       return;
     }
-    // The guest stands still: now the content counts again, after all that the stream went through.
+    // The guest has stopped: from here on the decoded content must be right again.
     Packet payload;
     if (C::payload_form == PayloadForm::pages || !encode(*encoder, content, payload, "after changing pages")) return;
     if (!decode(*decoder, payload, packet_pages(), decoded, "after changing pages") || decoded != content)
@@ -356,9 +356,9 @@ class CompressorCheck {
 
 }  // namespace detail
 
-/// Puts a compressor through everything that its concept promises. Takes about a second.
+/// Checks a compressor against the rules of its concept. Takes about a second.
 ///
-/// Not checked: that nothing is allocated after open(), because only a whole program can count that.
+/// Not checked: that nothing is allocated after open(), because only a whole program can count allocations.
 template <Compressor C>
 ContractReport check_compressor_contract(const C& parameters = {}, const CodecLimits& limits = {},
                                          std::uint64_t seed = 1) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What a contract check found, as text: for any test framework, or none. Every contract helper of this folder
-// returns one: `auto report = check_...(policy); CHECK_MESSAGE(report.ok(), report.text());`
+// The findings of a contract check as text, for any test framework or none. Every contract check of this folder
+// returns such a report: `auto report = check_...(policy); CHECK_MESSAGE(report.ok(), report.text());`
 // Like everything in testing/, it may allocate and throw; the library itself never includes it.
 #pragma once
 
@@ -14,7 +14,7 @@ namespace multifd {
 /// The outcome of a contract check: empty `failures` means that the contract was kept.
 struct ContractReport {
   std::vector<std::string> failures;  ///< one sentence for each broken rule
-  std::vector<std::string> notes;     ///< what the contract leaves open, and what was seen
+  std::vector<std::string> notes;     ///< observations that the contract leaves open
 
   bool ok() const { return failures.empty(); }
 
@@ -30,13 +30,13 @@ struct ContractReport {
     return held;
   }
 
-  /// Adds all that another report holds.
+  /// Adds the contents of another report.
   void merge(const ContractReport& other) {
     failures.insert(failures.end(), other.failures.begin(), other.failures.end());
     notes.insert(notes.end(), other.notes.begin(), other.notes.end());
   }
 
-  /// All failures, one a line, for a test's message.
+  /// All failures, one on each line, for a test's message.
   std::string text() const {
     std::string all;
     for (const std::string& failure : failures) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// FaultTransport: any transport with something going wrong. Count the operations of a good run, then fail
-// operation 0, 1, 2 ... until a run succeeds, and every error path has been taken once.
+// FaultTransport: wraps any transport and injects a fault. Fail operation 0, 1, 2 ... until a run succeeds: then every
+// error path has been taken once.
 #pragma once
 
 #include <algorithm>
@@ -23,21 +23,21 @@ namespace multifd::testing {
 
 /// How an operation goes wrong.
 enum class FaultKind : unsigned char {
-  fail,  ///< it fails, and so does every later one; the stream below stays whole: what the peer sees is up to the
-         ///< code under test
+  fail,  ///< it fails, and so does every later one. The stream below stays whole, so that the code under test decides
+         ///< what the peer sees
   cut,   ///< the same, but the stream below is shut down
-  end,   ///< the stream ends in order where it should not: a read and every later one find the end; a write gets half
-         ///< its bytes out, then the stream below is finished, and it and every later one fail
-  shorten,  ///< it moves one byte
+  end,   ///< the stream ends in order where it should not. A read, and every later one, returns the end. A write sends
+         ///< half of its bytes and finishes the stream below; this write and every later one fail
+  shorten,  ///< it transfers one byte
   delay,    ///< it waits for `fault_delay` first
 };
 
-/// What goes wrong. By default nothing does.
+/// Which fault is injected. Default: none.
 struct FaultOptions {
   static constexpr std::uint64_t never = std::numeric_limits<std::uint64_t>::max();
 
-  /// This read, write or finish, counted from 0, goes wrong, as `kind` says. A failure is `error`, with the operation's
-  /// stage if it names none.
+  /// The number of the read, write or finish, counted from 0, that goes wrong. `kind` says how. `error` is the error of
+  /// a failure; without a stage it gets the operation's.
   std::uint64_t fail_at = never;
   FaultKind kind = FaultKind::fail;
   Error error = {.code = std::error_code(EIO, std::system_category()), .stage = Stage::none, .op = "injected fault"};
@@ -46,10 +46,10 @@ struct FaultOptions {
   /// Counts the operations of several transports together; not owned. Null: each counts its own.
   std::atomic<std::uint64_t>* operations = nullptr;
 
-  /// The most that one call moves.
+  /// The most bytes that one call transfers.
   std::size_t max_io_bytes = std::numeric_limits<std::size_t>::max();
 
-  /// Waits before each operation; shutdown() does not shorten it.
+  /// A wait before each operation; shutdown() does not shorten it.
   std::chrono::microseconds delay = std::chrono::microseconds(0);
 
   /// After so many bytes, read and written together, the stream below is shut down and every call fails with
@@ -57,7 +57,7 @@ struct FaultOptions {
   std::uint64_t cut_after_bytes = never;
 };
 
-/// A Transport that passes everything on to another one, except what its options say.
+/// A Transport that forwards every call to another one, with the faults of its options.
 /// Threads: as the transport below.
 template <Transport Next>
 class FaultTransport {
@@ -78,7 +78,7 @@ class FaultTransport {
   }
   void shutdown() noexcept { next_.shutdown(); }
 
-  /// The way back, where there is one below: no faults there.
+  /// Answers, where the transport below has them; without faults.
   bool is_two_way() const noexcept
     requires HasAnswers<Next>
   {
@@ -108,7 +108,7 @@ class FaultTransport {
 
   // Relaxed throughout: each counter stands for itself.
 
-  /// Counts an operation; whether it is the one.
+  /// Counts an operation. Returns whether it is the one that goes wrong.
   bool is_hit() noexcept {
     std::uint64_t number = state_->operations.fetch_add(1, std::memory_order_relaxed);
     if (options_.operations) number = options_.operations->fetch_add(1, std::memory_order_relaxed);
@@ -116,7 +116,7 @@ class FaultTransport {
     return number == options_.fail_at;
   }
 
-  /// Does to the stream what the fault does; `write(part)` moves some bytes towards the peer.
+  /// Applies the fault to the stream; `write(part)` sends some bytes to the peer.
   template <class Write>
   void break_off(Stage stage, std::span<const iovec> buffers, Write&& write) noexcept {
     switch (options_.kind) {
@@ -144,7 +144,7 @@ class FaultTransport {
     return error;
   }
 
-  /// At most so many bytes: moving less than asked is every transport's right.
+  /// At most `limit` bytes: every transport may transfer less than it is asked to.
   static iovec front(std::span<const iovec> buffers, std::uint64_t limit) noexcept {
     while (buffers.front().iov_len == 0) buffers = buffers.subspan(1);
     iovec some = buffers.front();

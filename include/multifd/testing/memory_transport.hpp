@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// Two connected transports without an operating system between them, for tests: each direction is a bounded
-// ring under a mutex. It behaves as TCP does at its ends: finish() lets the peer read all and then 0,
-// shutdown() and a destructor without finish() break the stream at once, with what was still in it.
+// Two connected transports without an operating system between them, for tests: each direction is a bounded ring under
+// a mutex. The ends behave as with TCP: after finish() the peer reads everything and then 0; shutdown(), and a
+// destructor without finish(), break the stream at once and drop the bytes in it.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@
 namespace multifd::testing {
 
 struct MemoryTransportOptions {
-  /// The most that one call moves; 1 splits everything at every byte.
+  /// The most bytes that one call transfers; 1 splits everything at every byte.
   std::size_t max_io_bytes = std::numeric_limits<std::size_t>::max();
 };
 
@@ -106,7 +106,7 @@ class MemoryPipe {
   }
 
   void copy_in(const std::byte* from, std::size_t bytes) noexcept {
-    if (bytes == 0) return;  // memcpy does not take a null pointer, an empty buffer may have one
+    if (bytes == 0) return;  // an empty buffer may have a null pointer, which memcpy must not get
     const std::size_t end = (begin_ + used_) % ring_.size();
     const std::size_t first = std::min(bytes, ring_.size() - end);
     std::memcpy(ring_.data() + end, from, first);
@@ -180,7 +180,7 @@ class MemoryTransport {
   void close() noexcept {
     if (!out_) return;
     out_->close_writer();
-    in_->cut(detail::MemoryPipe::Cut::by_reader);  // nobody will read any more
+    in_->cut(detail::MemoryPipe::Cut::by_reader);  // no read will follow
     out_.reset();
     in_.reset();
   }
@@ -192,8 +192,7 @@ class MemoryTransport {
 
 static_assert(check_transport<MemoryTransport>());
 
-/// Makes two connected ends. Params `capacity_bytes`: what each direction holds before a writer waits, at
-/// least 1.
+/// Makes two connected ends. Params `capacity_bytes`: how much each direction holds before a writer waits, at least 1.
 [[nodiscard]] inline std::pair<MemoryTransport, MemoryTransport> memory_transport_pair(
     std::size_t capacity_bytes, MemoryTransportOptions options = {}) {
   MULTIFD_ASSERT(capacity_bytes > 0 && options.max_io_bytes > 0);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
-// The Transport contract of transport/policy.hpp as a check that anybody can run on a transport of their own:
+// The Transport contract of transport/policy.hpp as a check that you can run on a transport of your own:
 //   auto report = multifd::check_transport_contract<MyTransport>([] { return my_connected_pair(); });
-// `make_pair` returns a fresh std::pair: bytes that the first writes, the second reads. Nothing is checked
-// the other way round, so one-way streams fit, too.
+// `make_pair` returns a fresh std::pair: the second reads the bytes that the first writes. Only this direction is
+// checked, so one-way streams fit, too.
 #pragma once
 
 #include <algorithm>
@@ -37,16 +37,16 @@ enum class AfterShutdown {
 
 struct TransportContractOptions {
   AfterShutdown after_shutdown = AfterShutdown::end;
-  /// How long a call may block that shutdown() must end. Only a transport that fails takes so long.
+  /// How long a call may go on that shutdown() must end. Only a transport that fails needs so long.
   std::chrono::milliseconds patience = std::chrono::seconds(5);
-  /// More than the stream ever buffers, so that a writer without a reader comes to block.
+  /// More than the stream ever buffers, so that a writer without a reader blocks in the end.
   std::size_t overflow_bytes = std::size_t{64} << 20;
 };
 
 namespace testing::detail {
 
-/// Runs a call in a thread of its own and waits for it with a limit. A call that never returns keeps its
-/// thread and what it owns: there is no way to end it, and the check must go on to report it.
+/// Runs a call in a thread of its own and waits for it with a limit. A call that never returns keeps its thread and
+/// what the thread owns: nothing can end it, and the check must go on to report it.
 template <class Value>
 class TimedCall {
  public:
@@ -60,7 +60,7 @@ class TimedCall {
     }).detach();
   }
 
-  /// Null: it did not return in time.
+  /// Waits for the call's result. Null: the call did not return in time.
   const Value* wait(std::chrono::milliseconds patience) {
     std::unique_lock lock(state_->mutex);
     const bool done = state_->done.wait_for(lock, patience, [&] { return state_->value.has_value(); });
@@ -97,7 +97,7 @@ inline std::vector<iovec> split(std::vector<std::byte>& bytes, std::size_t piece
   return buffers;
 }
 
-/// Both ends, shared with a thread that may never come back.
+/// Both ends, shared with a thread that may never end.
 template <class T>
 struct Ends {
   explicit Ends(std::pair<T, T> pair)
@@ -115,7 +115,7 @@ class TransportContract {
   ContractReport run() {
     for (const std::size_t bytes : {1UL, 2UL, 4095UL, 65536UL, 1000003UL}) {
       for (const std::size_t piece : {1UL, 7UL, 4096UL, 1000003UL}) {
-        if (bytes / piece > 10000) continue;  // a million buffers of one byte teach nothing new
+        if (bytes / piece > 10000) continue;  // a million buffers of one byte find nothing new
         bytes_arrive(bytes, piece, 4096);
         bytes_arrive(bytes, 4096, piece);
         if (!report_.ok()) return std::move(report_);  // nothing else can hold
@@ -331,7 +331,7 @@ class TransportContract {
 /// Checks a transport against the contract of the Transport concept.
 /// Params `make_pair`: returns a fresh connected `std::pair<T, T>`, first writes, second reads;
 ///   a copyable callable.
-/// Returns what was broken. When a call never returns, its thread and the transport under it are left behind.
+/// Returns the rules that were broken. When a call never returns, its thread and the transport below are left behind.
 /// Cost: about a second, some threads.
 template <Transport T, class MakePair>
 [[nodiscard]] ContractReport check_transport_contract(MakePair make_pair, TransportContractOptions options = {}) {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 //
-// Checks what the ZeroPagePolicy concept cannot say in types. Run it on your own policy, in any test
+// Checks the rules of the ZeroPagePolicy concept that types cannot express. Run it on your own policy, in any test
 // framework:
 //
 //   auto report = multifd::check_zero_policy_contract(MyPolicy{...});
 //   assert(report.ok());  // else print report.text()
 //
-// It writes to the pages that it shows to the policy. It does not change them while the policy looks: that a
-// policy survives this is for its author to argue, because the thread sanitizer rightly calls it a race.
+// The check writes to the pages that it passes to the policy, but never while the policy reads them. A policy must
+// survive such writes; that is for its author to argue, because the thread sanitizer rightly calls them a race.
 #pragma once
 
 #include <algorithm>
@@ -26,26 +26,25 @@
 
 namespace multifd {
 
-/// The pages that check_zero_policy_contract() plays with.
+/// The pages that check_zero_policy_contract() uses.
 struct ZeroPolicyContractSetup {
   std::size_t page_bytes = 4096;
-  /// At least one page of memory for the check to overwrite, for policies that know their memory (by its
-  /// address, or by a bitmap that calls it writable). Empty: the check makes its own.
+  /// At least one page of memory for the check to overwrite, for policies that know their memory (by its address, or by
+  /// a bitmap). Default: empty, and the check allocates its own.
   std::span<std::byte> memory = {};
-  BlockId block{};  ///< the block that `memory` is, from its offset 0
+  BlockId block{};  ///< the block whose memory `memory` is, from offset 0
 };
 
 namespace detail {
 
-/// A byte value for a position, so that all positions together try the lowest bit, the highest bit and all
-/// bits.
+/// A byte value for a position. All positions together try the lowest bit, the highest bit, and all bits.
 constexpr std::byte contract_byte(std::size_t position) noexcept {
   constexpr std::array values{std::byte{0x01}, std::byte{0x80}, std::byte{0xff}};
   return values[position % values.size()];
 }
 
-/// Shows the policy one non-zero byte at each `stride`-th position; returns the claims that the page were
-/// zero.
+/// Sets one non-zero byte at each `stride`-th position in turn, and asks the policy. Returns how often the policy
+/// called the page zero.
 template <ZeroPagePolicy Z>
 std::size_t count_false_zero_claims(const Z& policy, PageRef page, std::span<std::byte> bytes, std::size_t stride) {
   std::size_t claims = 0;
@@ -59,12 +58,12 @@ std::size_t count_false_zero_claims(const Z& policy, PageRef page, std::span<std
 
 }  // namespace detail
 
-/// Checks a policy's behaviour: it never claims that a page with a non-zero byte were zero, whatever it was
-/// asked before, in its copies too, and when four threads ask one object at once. Whether it finds zero pages
-/// is left to it: `notes` say what was seen. What it knows of the memory from before the check holds for the
-/// first answer about each page, which it gives while the page is still zero, as in a migration's first round.
+/// Checks that a policy never calls a page with a non-zero byte zero, whatever it was asked before, in its copies too,
+/// and when four threads ask one object at once. A policy need not find every zero page; `notes` say what was observed.
+/// A policy that knows the memory from before the check may use this for its first answer about each page, which it
+/// gives while the page is still zero, as in a migration's first round.
 ///
-/// Params: `policy`: left as it is, copied; `setup`: pages and memory.
+/// Params: `policy`: copied, not changed; `setup`: pages and memory.
 /// Threads: makes four of its own and joins them.
 template <class Z>
 ContractReport check_zero_policy_contract(const Z& policy, ZeroPolicyContractSetup setup = {}) {
@@ -83,7 +82,7 @@ ContractReport check_zero_policy_contract(const Z& policy, ZeroPolicyContractSet
   if (!report.expect(page_bytes != 0 && setup.memory.size() >= page_bytes, "setup: needs memory for one page"))
     return report;
 
-  // Not written to where it is zero already: it may be memory that was never touched.
+  // Memory that is zero already is not written: it may never have been touched.
   for (std::byte& byte : setup.memory)
     if (byte != std::byte{}) byte = std::byte{};
   const std::size_t page_count = setup.memory.size() / page_bytes;
@@ -107,7 +106,7 @@ ContractReport check_zero_policy_contract(const Z& policy, ZeroPolicyContractSet
   std::ranges::fill(bytes, std::byte{0xff});
   report.expect(!policy.is_zero(page), "is_zero: true for a page of 0xff bytes");
 
-  // Zero, asked, written, asked: an answer that was kept from before is wrong.
+  // Ask about the zero page, write to it, ask again: a cached answer is wrong.
   std::ranges::fill(bytes, std::byte{});
   static_cast<void>(policy.is_zero(page));
   bytes[page_bytes / 2] = std::byte{1};
@@ -118,8 +117,7 @@ ContractReport check_zero_policy_contract(const Z& policy, ZeroPolicyContractSet
   bytes[page_bytes / 2] = std::byte{};
   report.expect(copy.is_zero(page) == policy.is_zero(page), "copy: answers otherwise than the original");
 
-  // Each thread writes to a page of its own; where memory has fewer pages, the others only ask, about zero
-  // pages.
+  // Each thread writes to a page of its own. With fewer pages than threads there are fewer threads.
   std::array<std::size_t, thread_count> false_claims{};
   const std::size_t writers = std::min(page_count, thread_count);
   {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Where to connect or listen, as every program takes it: `tcp:HOST:PORT` or `unix:PATH`. Text only: names are
-// resolved in connect.hpp and listen.hpp.
+// Where to connect or listen, in the form that every program takes: `tcp:HOST:PORT` or `unix:PATH`. Only the text:
+// names are resolved in connect.hpp and listen.hpp.
 #pragma once
 
 #include <arpa/inet.h>
@@ -42,7 +42,7 @@ inline bool is_ipv6_number(std::string_view host) {
   return ::inet_pton(AF_INET6, std::string(host.substr(0, zone)).c_str(), &ignored) == 1;
 }
 
-/// No blank, no control character (so no NUL either), nothing that only belongs around a host.
+/// Whether the text has no blank, no control character (no NUL either), and no bracket, which belongs around a host.
 inline bool is_host_text(std::string_view host) noexcept {
   return std::ranges::none_of(host, [](unsigned char c) { return c <= ' ' || c == 0x7f || c == '[' || c == ']'; });
 }
@@ -87,7 +87,7 @@ inline Result<Address> parse_address(std::string_view text) {
   return Address{.kind = AddressKind::tcp, .host = std::string(host), .port = port};
 }
 
-/// An address as an error names it: as parse_address() reads it, without allocation.
+/// An address as the subject of an Error: the text that parse_address() reads. Allocates nothing.
 inline Subject subject_of(const Address& address) noexcept {
   if (address.kind == AddressKind::unix_socket) return Subject("unix:").append(address.path);
   const bool brackets = address.host.contains(':');
@@ -107,8 +107,8 @@ inline std::string to_string(const Address& address) {
   return "tcp:" + (brackets ? "[" + address.host + "]" : address.host) + ":" + std::to_string(address.port);
 }
 
-/// Says whether an address can only be reached from this machine: UNIX, `localhost`, 127.0.0.0/8, ::1.
-/// An empty host is not local: it listens to everybody.
+/// Whether an address can only be reached from this machine: UNIX, `localhost`, 127.0.0.0/8, ::1.
+/// An empty host is not local: every machine can reach a listener there.
 inline bool is_local(const Address& address) {
   if (address.kind == AddressKind::unix_socket || address.host == "localhost") return true;
   in_addr v4;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The only loops over short reads and writes. They work on the caller's own scratch array of iovecs, which
-// they use up: after a call its entries mean nothing. Errors of the transport get through untouched.
+// The only loops over short reads and writes. They work on the caller's own scratch array of iovecs and change its
+// entries, which mean nothing after a call. Errors of the transport are returned as they are.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@
 
 namespace multifd {
 
-/// Takes `bytes` bytes off the front, and every empty buffer that then comes first.
+/// Removes `bytes` bytes from the front, and every empty buffer that then comes first.
 /// Returns what is left, with its first entry shortened in place.
 inline std::span<iovec> drop_front(std::span<iovec> buffers, std::size_t bytes) noexcept {
   std::size_t index = 0;
@@ -32,7 +32,7 @@ inline std::span<iovec> drop_front(std::span<iovec> buffers, std::size_t bytes) 
 
 namespace detail {
 
-/// What one call may take.
+/// As many buffers as one call of a transport may get.
 inline std::span<const iovec> one_call(std::span<iovec> buffers) noexcept {
   return buffers.first(std::min(buffers.size(), max_iovecs));
 }
@@ -44,10 +44,10 @@ inline std::span<iovec> filled_by(std::span<iovec> buffers, std::size_t bytes) n
   return buffers.first(count);
 }
 
-/// One call that reads towards `wanted` bytes.
+/// Makes one call that reads at most what `buffers` hold; `wanted` bytes are still needed.
 template <Transport T>
 Result<std::size_t> read_towards(T& transport, std::span<iovec> buffers, std::size_t wanted) noexcept {
-  // What may come with it is not waited for: nothing says that there will be more.
+  // Waits for the wanted bytes only: nothing says that more bytes will come.
   if constexpr (HasReadFull<T>) {
     constexpr std::size_t worth_waiting = 16 * 1024;
     if (wanted >= worth_waiting) {
@@ -61,24 +61,24 @@ Result<std::size_t> read_towards(T& transport, std::span<iovec> buffers, std::si
 }  // namespace detail
 
 /// Writes every byte of every buffer, in order.
-/// Params `buffers`: any number, also none and also empty ones; used up.
-/// Errors: the transport's. Some of the bytes may be on their way by then.
-/// Cost: as many calls of write_some() as the stream and max_iovecs ask for.
+/// Params `buffers`: any number, none and empty ones included; their entries are changed.
+/// Errors: the transport's. Some of the bytes may have been written by then.
+/// Cost: one call of write_some() for each max_iovecs buffers, and one for each short write.
 template <Transport T>
 Result<void> write_all(T& transport, std::span<iovec> buffers) noexcept {
   buffers = drop_front(buffers, 0);
   while (!buffers.empty()) {
     const Result<std::size_t> written = transport.write_some(detail::one_call(buffers));
     if (!written) return std::unexpected(written.error());
-    if (*written == 0) return fail_errno(Stage::write, "write_some wrote nothing", EIO);  // else an endless loop
+    if (*written == 0) return fail_errno(Stage::write, "write_some wrote nothing", EIO);  // the loop would never end
     buffers = drop_front(buffers, *written);
   }
   return {};
 }
 
-/// Reads until at least `min_bytes` have arrived, and lets more arrive as long as it costs no further call: so the next
-/// packet's header can come with this packet's pages.
-/// Params `buffers`: at least `min_bytes` in all; used up. `min_bytes` 0 reads nothing.
+/// Reads until at least `min_bytes` have arrived. A call may return more, so that the next packet's header can come
+/// with this packet's pages; no further call is made for it.
+/// Params `buffers`: at least `min_bytes` in all; their entries are changed. `min_bytes` 0 reads nothing.
 /// Returns how many bytes arrived, in order from the first buffer's first byte. Fewer than `min_bytes` means that the
 ///   stream ended in order: 0 is an end between two units, anything else a truncated one.
 /// Errors: the transport's.
@@ -111,7 +111,7 @@ Result<void> read_exact(T& transport, std::span<iovec> buffers, Errc truncated =
   return fail(truncated, Stage::read, "read", *arrived);
 }
 
-/// As above for bytes that lie together.
+/// The same for contiguous bytes.
 template <Transport T>
 Result<void> write_all(T& transport, std::span<const std::byte> bytes) noexcept {
   iovec buffer = const_buffer(bytes);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The connecting side: one connection, or one for each channel. Everything here ends by a time limit or an
-// Interrupt, except looking up a name, which no system call can end; numbers need no looking up.
+// The connecting side: one connection, or one for each channel. Every wait ends by a time limit or an Interrupt, except
+// the resolution of a name, which cannot be interrupted; numeric addresses need none.
 #pragma once
 
 #include <fcntl.h>
@@ -41,7 +41,7 @@ inline Result<FdTransport> connect_tcp(const addrinfo& target, Clock::time_point
     return std::unexpected(set.error());
   }
   if (::connect(fd->get(), target.ai_addr, target.ai_addrlen) != 0) {
-    // EINTR, too, leaves the connection on its way.
+    // After EINTR, too, the kernel goes on connecting.
     if (errno != EINPROGRESS && errno != EINTR) return fail_errno(Stage::connect, "connect");
     Result<void> waited = wait_for(fd->get(), POLLOUT, deadline, options.interrupt, Stage::connect, "connect");
     if (!waited) return std::unexpected(waited.error());
@@ -66,8 +66,8 @@ inline Result<FdTransport> connect_unix(const Address& address, Clock::time_poin
   for (std::chrono::milliseconds pause(1);; pause = std::min(pause * 2, std::chrono::milliseconds(20))) {
     if (::connect(fd->get(), reinterpret_cast<const sockaddr*>(&*target), sizeof *target) == 0) break;
     if (errno == EINTR) continue;
-    // EAGAIN: the listener's queue is full. Nothing tells a non-blocking caller when there is room again, and
-    // a blocking one cannot be interrupted: ask again, less and less often.
+    // EAGAIN: the listener's queue is full. No event tells a non-blocking caller that there is room again, and a
+    // blocking connect() cannot be interrupted. So try again, less and less often.
     if (errno != EAGAIN) return fail_errno(Stage::connect, "connect");
     const Clock::time_point again = std::min(deadline, deadline_after(pause));
     Result<void> waited = wait_for(-1, 0, again, options.interrupt, Stage::connect, "connect");
@@ -89,8 +89,8 @@ inline Result<FdTransport> connect_unnamed(const Address& address, Clock::time_p
 
   int left = 0;
   for (const addrinfo* target = targets->get(); target; target = target->ai_next) ++left;
-  // Each address gets its share of the time, so that a silent one does not use up that of the next. The first
-  // address' error is the one to report: the system puts the most likely address first.
+  // Each address gets its share of the time, so that a silent address leaves time for the next one. The error of
+  // the first address is reported, because the system puts the most likely address first.
   Error first_error;
   for (const addrinfo* target = targets->get(); target; target = target->ai_next, --left) {
     const Clock::time_point now = Clock::now();
@@ -113,9 +113,9 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
 }  // namespace detail
 
 /// Connects to an address; of a name's addresses, to the first that answers.
-/// Errors (stage `connect`): `timed_out` after `options.connect_timeout`; `cancelled` by `options.interrupt`; errno, for
-///   instance ECONNREFUSED, ENOENT; op "resolve" with a code of its own category for a name that nobody knows;
-///   `bad_address` for port 0 or a path that is no path; `bad_option`.
+/// Errors (stage `connect`): `timed_out` after `options.connect_timeout`; `cancelled` by `options.interrupt`; errno,
+///   for instance ECONNREFUSED, ENOENT; op "resolve" with a code of its own category for a name that does not resolve;
+///   `bad_address` for port 0 or a path that is empty, too long or has a NUL; `bad_option`.
 /// Threads: any thread.
 /// Example: `auto link = multifd::connect_to({.host = "192.0.2.7", .port = 4444});`
 [[nodiscard]] inline Result<FdTransport> connect_to(const Address& address, const SocketOptions& options = {}) {
@@ -123,9 +123,10 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
 }
 
 /// Connects once for each channel, one after the other; a channel's id is its index.
-/// Params `channels`: 1 to 255.
-/// Errors: `bad_channel_count`; those of connect_to(), with the channel that failed. `options.connect_timeout` holds for
-///   all of them together.
+/// Params `channels`: 1 to max_channels.
+/// Errors: `bad_channel_count`; those of connect_to(), with the channel that failed. `options.connect_timeout` holds
+///   for all of them together. One failure closes all.
+/// Threads: any thread. Cost: resolves a name once for each channel.
 [[nodiscard]] inline Result<std::vector<FdTransport>> connect_channels(const Address& address, unsigned channels,
                                                                        const SocketOptions& options = {}) {
   if (channels < 1 || channels > max_channels) {
@@ -145,7 +146,7 @@ inline Result<FdTransport> connect_until(const Address& address, Clock::time_poi
   return links;
 }
 
-/// connect_channels() for TCP.
+/// connect_channels() for TCP. Params, Errors: as there.
 [[nodiscard]] inline Result<std::vector<FdTransport>> tcp_connect(std::string host, std::uint16_t port,
                                                                   unsigned channels,
                                                                   const SocketOptions& options = {}) {

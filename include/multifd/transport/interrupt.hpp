@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// A switch that ends waits: hand its address to connect_to(), Listener::accept() and peek_magic(), and
-// trigger it from another thread or from a signal handler. It is an eventfd, so that poll() can wait for it
-// beside a socket.
+// A switch that ends waits: pass its address to connect_to(), Listener::accept() and peek_magic(), and trigger it from
+// another thread or from a signal handler. The switch is an eventfd, so that poll() can wait for it beside a socket.
 #pragma once
 
 #include <poll.h>
@@ -19,7 +18,7 @@
 
 namespace multifd {
 
-/// Ends waits from outside. Once triggered it stays so.
+/// Ends waits from outside. Once triggered it stays triggered.
 class Interrupt {
  public:
   /// Errors: the errno of eventfd(), when the process has no descriptors left.
@@ -29,17 +28,17 @@ class Interrupt {
     return Interrupt(std::move(fd));
   }
 
-  /// Ends all waits that were given this object, now and from now on.
+  /// Ends all waits that got this object, those under way and later ones.
   /// Threads: any thread, any number of times; async-signal-safe (keeps errno, too).
   void trigger() noexcept {
     const int saved_errno = errno;
     const std::uint64_t one = 1;
-    // The only failure is a full counter, and then it is triggered already.
+    // write() fails only when the counter is full, and then the switch is triggered already.
     [[maybe_unused]] const ssize_t written = ::write(fd_.get(), &one, sizeof one);
     errno = saved_errno;
   }
 
-  /// Threads: any thread.
+  /// Whether trigger() was called. Threads: any thread. Cost: one poll().
   bool triggered() const noexcept {
     pollfd entry{.fd = fd_.get(), .events = POLLIN, .revents = 0};
     return ::poll(&entry, 1, 0) == 1;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The listening side: Listener, and peek_magic(), which tells a channel from a main connection without taking
-// a byte from it. Everything here ends by a time limit or an Interrupt.
+// The listening side: Listener, and peek_magic(), which tells a channel from a main connection without taking a byte
+// from the connection. Every wait ends by a time limit or an Interrupt.
 #pragma once
 
 #include <sys/epoll.h>
@@ -32,8 +32,8 @@ namespace multifd {
 
 namespace detail {
 
-/// The path of a UNIX socket that this process bound, removed with its owner; but only as long as it is still
-/// the same file, because by then it may be another program's.
+/// The path of a UNIX socket that this process bound. The destructor removes the file, unless another file has taken
+/// that path meanwhile: that one may be another program's.
 class BoundPath {
  public:
   BoundPath() = default;
@@ -63,7 +63,7 @@ class BoundPath {
   ino_t inode_ = 0;
 };
 
-/// Says whether a path is a socket that nobody listens on any more, as a killed program leaves it.
+/// Whether a path is a socket on which no process listens any more, as a killed program leaves it.
 inline bool is_stale_socket(const sockaddr_un& address) noexcept {
   struct stat status{};
   if (::lstat(address.sun_path, &status) != 0 || !S_ISSOCK(status.st_mode)) return false;
@@ -90,10 +90,10 @@ inline bool only_that_connection(int error) noexcept {
   }
 }
 
-/// What a connection has said so far, left there to be read.
+/// The first bytes of a connection, which stay in the socket to be read.
 struct FirstBytes {
-  ssize_t count;            ///< 0 to 4; 0: it has ended; negative: errno has the reason
-  std::uint32_t magic = 0;  ///< big-endian, when all four are there
+  ssize_t count;            ///< 0 to 4; 0: the stream has ended; negative: errno has the reason
+  std::uint32_t magic = 0;  ///< big-endian; valid when count is 4
 };
 
 inline FirstBytes look_at_first_bytes(int fd) noexcept {
@@ -109,22 +109,24 @@ inline FirstBytes look_at_first_bytes(int fd) noexcept {
 /// Accepts connections at one address.
 class Listener {
  public:
-  /// Binds and listens. With an empty host, to IPv6 and IPv4 both, where the machine has IPv6.
+  /// Binds and listens. An empty host listens on IPv6 and IPv4 both, where the machine has IPv6.
   /// Params `backlog`: connections that may wait to be accepted: at least the channels and the main connection. The
-  ///   kernel makes it net.core.somaxconn without a word where that is less; what finds no room then comes later.
+  ///   kernel silently lowers it to net.core.somaxconn; a connection that finds no room then comes later.
   ///   `options`: for the accepted connections; `interrupt` is the default of accept().
   /// Errors (stage `accept`): errno, for instance EADDRINUSE, also for a UNIX path that is in use or is no socket;
-  ///   `bad_address`, `bad_option`, op "resolve" as connect_to(). A socket file that nobody listens on is replaced.
+  ///   `bad_address`, `bad_option`, op "resolve" as connect_to(). A socket file on which no process listens is
+  ///   replaced.
+  /// Threads: any thread. Cost: resolves the host, if it is a name.
   static Result<Listener> listen(const Address& address, unsigned backlog, const SocketOptions& options = {}) {
     auto listener = listen_unnamed(address, backlog, options);
     if (!listener) listener.error().subject = subject_of(address);
     return listener;
   }
 
-  /// Where it listens, with the port that the system chose if 0 was asked.
+  /// Where this object listens, with the port that the system chose if the port was 0.
   const Address& local_address() const noexcept { return address_; }
 
-  /// Waits for one connection: with a timeout of 0 only looks.
+  /// Waits for one connection. Params: `timeout`: 0 does not wait, no_timeout waits for ever.
   /// Errors (stage `accept`): `timed_out`; `cancelled` once `interrupt` is triggered (null: that of the options);
   ///   errno, for instance EMFILE.
   /// Threads: any thread.
@@ -132,9 +134,10 @@ class Listener {
     return accept_until(detail::deadline_after(timeout), interrupt);
   }
 
-  /// Waits for `channels` connections, in the order in which they come: which channel one is, its hello says.
-  /// Params `channels`: 1 to 255. `timeout`: for all of them together; 0: no limit.
-  /// Errors: `bad_channel_count`; `bad_option` for a negative timeout; those of accept(), detail: how many had come, expected: `channels`.
+  /// Waits for `channels` connections, in the order in which they come. Which channel a connection is, its hello says.
+  /// Params `channels`: 1 to max_channels. `timeout`: for all of them together; 0: no limit.
+  /// Errors: `bad_channel_count`; `bad_option` for a negative timeout; those of accept(), detail: how many had come,
+  ///   expected: `channels`.
   Result<std::vector<FdTransport>> accept_channels(unsigned channels, std::chrono::milliseconds timeout,
                                                    const Interrupt* interrupt = nullptr) {
     if (channels < 1 || channels > max_channels) {
@@ -160,10 +163,11 @@ class Listener {
     return links;
   }
 
-  /// Looks, without waiting, at the first bytes of the connections that nobody has accepted: whether `is_it(bytes)` holds
-  /// for one of them. All stay for accept() (which native_handle() then does not tell), but those that are strangers.
-  /// Params `is_it`, `is_stranger`: get up to 64 bytes, as many as have come; a stranger is closed. Errors: those of
-  /// accept(), but `timed_out`. Threads: any thread.
+  /// Reads ahead, without waiting, in the first bytes of all connections that have not been accepted yet. Returns
+  /// whether `is_it(bytes)` holds for one of them. All stay for accept(), except strangers; native_handle() may not be
+  /// readable although some of them wait.
+  /// Params `is_it`, `is_stranger`: get up to 64 bytes, as many as have come; a stranger's connection is closed.
+  /// Errors: those of accept(), without `timed_out`. Threads: any thread.
   template <class IsIt, class IsStranger>
   Result<bool> any_waiting(IsIt&& is_it, IsStranger&& is_stranger) {
     const std::scoped_lock lock(waiting_->mutex);
@@ -193,7 +197,7 @@ class Listener {
   /// wait.
   int native_handle() const noexcept { return fd_.get(); }
 
-  /// The Interrupt that its options named; may be null.
+  /// SocketOptions::interrupt of this listener; may be null.
   const Interrupt* interrupt() const noexcept { return interrupt_; }
 
  private:
@@ -230,7 +234,7 @@ class Listener {
       Address any = address;
       any.host = "::";
       Result<Listener> both = listen_tcp(any, queue, options);
-      // No IPv6 here: everything else (a port in use) would not go better with IPv4.
+      // Without IPv6 try IPv4. Any other error (a port in use) would be the same with IPv4.
       if (both || (both.error().code != std::errc::address_family_not_supported &&
                    both.error().code != std::errc::address_not_available)) {
         return both;
@@ -247,7 +251,7 @@ class Listener {
     const addrinfo& target = **targets;
     Result<detail::UniqueFd> fd = detail::open_socket(target.ai_family, target.ai_protocol, Stage::accept);
     if (!fd) return std::unexpected(fd.error());
-    // Reuse: a port whose last connections still linger is no reason to refuse the next migration.
+    // Reuse: old connections of this port that still linger must not prevent the next migration.
     detail::set_option(fd->get(), SOL_SOCKET, SO_REUSEADDR, 1);
     if (target.ai_family == AF_INET6) detail::set_option(fd->get(), IPPROTO_IPV6, IPV6_V6ONLY, 0);
     if (Result<void> set = detail::apply_options(fd->get(), *target.ai_addr, options, Stage::accept); !set) {
@@ -262,7 +266,7 @@ class Listener {
     if (::getsockname(fd->get(), reinterpret_cast<sockaddr*>(&bound), &size) != 0) {
       return fail_errno(Stage::accept, "getsockname");
     }
-    // Port and host from the socket itself: the host may have been a name.
+    // Port and host are read from the socket, because the host may have been a name.
     if (::getnameinfo(reinterpret_cast<const sockaddr*>(&bound), size, host, sizeof host, nullptr, 0, NI_NUMERICHOST) !=
         0) {
       return fail(Errc::bad_address, Stage::accept, "getnameinfo");
@@ -302,7 +306,7 @@ class Listener {
     std::mutex mutex;
     std::vector<FdTransport> links;
   };
-  static constexpr std::size_t most_waiting = 512;  ///< beyond 255 channels; more stay with the system
+  static constexpr std::size_t most_waiting = 512;  ///< more than 255 channels; others stay in the kernel's queue
 
   detail::UniqueFd fd_;
   Address address_;
@@ -311,15 +315,15 @@ class Listener {
   std::unique_ptr<Waiting> waiting_ = std::make_unique<Waiting>();  // on the heap, so that a Listener can move
 };
 
-/// Returns the first four bytes of a connection, big-endian, and leaves them there to be read: a program that takes its
-/// main connection at the same address as its channels tells them apart by that.
+/// Returns the first four bytes of a connection, big-endian, which stay in the socket to be read. A program that
+/// takes its main connection and its channels at one address tells them apart by these bytes.
 /// Errors (stage `accept`): `timed_out`, `cancelled`; `peer_closed` if the stream ends before the first byte,
 ///   `truncated_hello` (detail: bytes) before the fourth; errno, ENOTSOCK for what is not a socket.
 [[nodiscard]] inline Result<std::uint32_t> peek_magic(FdTransport& transport, std::chrono::milliseconds timeout,
                                                       const Interrupt* interrupt = nullptr) noexcept {
   const detail::Clock::time_point deadline = detail::deadline_after(timeout);
-  // Bytes that were only looked at keep a descriptor ready for good, so poll() would spin while the rest is
-  // missing. Edge-triggered epoll reports each arrival once.
+  // Bytes that were only peeked keep a descriptor readable, so poll() would spin while the rest is missing.
+  // Edge-triggered epoll reports each arrival once.
   const detail::UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
   epoll_event arrival{.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data = {.u64 = 0}};
   if (epoll.get() < 0 || ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, transport.native_handle(), &arrival) != 0) {

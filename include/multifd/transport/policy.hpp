@@ -32,18 +32,20 @@ concept HasShutdown = requires(T& transport) {
   { transport.shutdown() } noexcept -> std::same_as<void>;
 };
 
-/// A transport that can wait for many bytes at once, which spares the reader being woken for each part of them:
-/// `read_full(buffers)` is read_some() that returns fewer bytes than `buffers` hold only at an end, an error, or a
-/// signal. Optional.
+/// Optional: a transport that can wait for many bytes in one call, so that the reader is not woken for each part of
+/// them. `read_full(buffers)` is read_some() that returns fewer bytes than `buffers` hold only at an end, an error, or
+/// a signal.
 template <class T>
 concept HasReadFull = requires(T& transport, MutableBuffers buffers) {
   { transport.read_full(buffers) } noexcept -> std::same_as<Result<std::size_t>>;
 };
 
-/// A transport whose other end can answer: for Sender::finish(), and to tell a sender why its receiver gave up. Optional.
+/// Optional: a transport whose other end can answer, for Sender::finish() and for the receiver's reason when it gives
+/// up.
 ///   `is_two_way()` says whether this connection can (a pipe cannot).
-///   `write_now(buffers)`, `read_now(buffers)` are write_some() and read_some() that never wait: 0 also means that there
-///     is no room, or that nothing has arrived. Threads: as those.
+///   `write_now(buffers)`, `read_now(buffers)` are write_some() and read_some() that never wait: 0 also means that
+///   there
+///     is no room, or that nothing has arrived. Threads: as write_some() and read_some().
 template <class T>
 concept HasAnswers = requires(const T& link, T& transport, ConstBuffers from, MutableBuffers to) {
   { link.is_two_way() } noexcept -> std::same_as<bool>;
@@ -61,7 +63,7 @@ concept HasAnswers = requires(const T& link, T& transport, ConstBuffers from, Mu
 ///   `shutdown()` ends both directions at once. Calls that block in the stream return, now and from now on, with an
 ///     error or, for reads, 0. Where the transport can, the peer sees a broken stream (TCP: RST), never an orderly
 ///     end: format/hardening.md section 16, row 26.
-/// Errors: what the operating system says, or an Errc; stage `read`, `write` or `close`. A transport does not fill in
+/// Errors: an errno, or an Errc; stage `read`, `write` or `close`. A transport does not fill in
 ///   channel and packet.
 /// Threads: one thread writes, one reads; `shutdown()` comes from any thread while they do, any number of times.
 /// Lifetime: the destructor closes; without finish() before, that counts as shutdown().

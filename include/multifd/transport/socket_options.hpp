@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// What connect_to() and Listener set on a socket, and the one place where it is set.
+// The settings of sockets that connect_to() and Listener make, and the one place that applies them.
 #pragma once
 
 #include <arpa/inet.h>
@@ -27,55 +27,71 @@
 
 namespace multifd {
 
-/// Settings of new sockets. Time limits: see time_limit.hpp.
+/// Settings of new sockets. Most callers set `interrupt` and leave the rest alone. Time limits: 0 is none
+/// (time_limit.hpp); buffer sizes and probes: 0 leaves the system's value.
 struct SocketOptions {
-  /// How long connecting may take in all; 0: no limit. Looking up a name is not part of it, because it cannot be ended.
+  // ---- Connecting
+
+  /// How long connecting may take: for connect_channels() all channels and all addresses of a name together. Longer
+  /// waits for a destination that is still starting. The resolution of a name does not count, because it cannot be
+  /// interrupted.
   std::chrono::milliseconds connect_timeout = std::chrono::seconds(10);
 
-  /// SO_SNDBUF and SO_RCVBUF; 0 leaves the kernel's choice, whose auto-tuning is right between machines. For the
-  /// sender's buffer of a UNIX end, or a TCP end whose address is loopback, 0 means local_send_buffer_bytes.
-  int send_buffer_bytes = 0;
-  int receive_buffer_bytes = 0;
+  // ---- Speed
 
-  /// TCP_CONGESTION, as "bbr" or "cubic" (net.ipv4.tcp_allowed_congestion_control has the names). Empty leaves the
-  /// system's choice, but for TCP ends whose address is loopback: see loopback_congestion_control.
+  /// SO_SNDBUF, in bytes. 0 leaves the kernel's auto-tuning, which is right between machines, except for UNIX sockets
+  /// and TCP on loopback, which get local_send_buffer_bytes. Leave it alone unless a measurement of yours says
+  /// otherwise.
+  int send_buffer_bytes = 0;
+  /// SO_RCVBUF, in bytes. 0 leaves the kernel's auto-tuning. Any other value switches that off, and a small one limits
+  /// the speed of a long link to this many bytes per round trip.
+  int receive_buffer_bytes = 0;
+  /// TCP_CONGESTION: "bbr", "cubic" (net.ipv4.tcp_allowed_congestion_control has the names). Empty leaves the system's
+  /// choice, except on loopback (loopback_congestion_control). A name that the system does not allow fails the
+  /// connection.
   std::string congestion_control = {};
 
-  /// Ends connecting and accepting from outside; not owned, may be null.
-  const Interrupt* interrupt = nullptr;
+  // ---- Every connection
 
-  /// TCP_NODELAY: a SYNC packet must not wait for company.
+  /// Ends connecting and accepting from outside. Default: nothing does. Not owned, may be null.
+  const Interrupt* interrupt = nullptr;
+  /// TCP_NODELAY. Leave it on: without it a SYNC packet waits for more data before it leaves.
   bool no_delay = true;
 
-  /// SO_KEEPALIVE notices a dead peer of an idle connection: the first question after `keepalive_idle`
-  /// without data, then one each `keepalive_interval`, `keepalive_probes` of them. On Linux `user_timeout`, unless 0,
-  /// takes the place of the number of probes: it is then that long until the peer counts as gone.
-  bool keepalive = true;
-  std::chrono::seconds keepalive_idle = std::chrono::seconds(15);
-  std::chrono::seconds keepalive_interval = std::chrono::seconds(5);
-  int keepalive_probes = 3;
+  // ---- A peer that is gone
 
-  /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged before the peer counts as dead (Linux: a
-  /// quarter of an hour). Linux counts a full receiver too: a peer that is alive but does not read for that
-  /// long is cut off all the same, so it must be longer than the receiver ever stands still, at a barrier for
-  /// instance.
+  /// SO_KEEPALIVE: asks an idle peer from time to time whether it is still there. Off, a peer that vanished is noticed
+  /// only when this side sends.
+  bool keepalive = true;
+  /// TCP_KEEPIDLE: how long nothing arrives before the first question.
+  std::chrono::seconds keepalive_idle = std::chrono::seconds(15);
+  /// TCP_KEEPINTVL: the time between two questions.
+  std::chrono::seconds keepalive_interval = std::chrono::seconds(5);
+  /// TCP_KEEPCNT: how many questions stay unanswered until the peer counts as gone. On Linux this matters only when
+  /// `user_timeout` is 0, which otherwise decides that.
+  int keepalive_probes = 3;
+  /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged, or keepalive questions unanswered, before the peer
+  /// counts as gone. 0 leaves Linux' quarter of an hour. Linux counts a peer with a full window, too: a peer that lives
+  /// but does not read for so long is cut off. So the limit must be longer than the receiver ever stands still, at a
+  /// barrier for instance.
   std::chrono::milliseconds user_timeout = std::chrono::minutes(2);
 };
 
-/// Room for a packet, and small enough that what was sent is still in cache when it is received: less CPU time at
-/// both ends than with TCP's buffers, which grow by themselves to megabytes. With less, as UNIX sockets have by
-/// themselves, each packet takes more turns of both ends. A small receive buffer gains nothing more, and alone it loses.
-/// A host may have a lower limit (net.core.wmem_max).
+/// SO_SNDBUF of UNIX sockets and of TCP on loopback. It holds one packet, and is small enough that sent bytes are still
+/// in the CPU's cache when they are received: that costs less CPU time at both ends than TCP's own buffers, which grow
+/// to megabytes. With a smaller buffer, as UNIX sockets have by default, sender and receiver wake each other more often
+/// for each packet. A small SO_RCVBUF in addition gains nothing, and without this one it makes transfers slower. A host
+/// may have a lower limit (net.core.wmem_max).
 inline constexpr int local_send_buffer_bytes = 512 * 1024;
 
-/// Where nothing can be congested, an algorithm that paces (bbr, the default of many hosts) costs a tenth of the speed
-/// with few connections and a third with many: its timers hold back what could be copied at once. Every kernel has this
-/// one.
+/// TCP_CONGESTION of TCP on loopback, where nothing can be congested. An algorithm that paces (bbr, the default of many
+/// hosts) costs a tenth of the speed with few connections and a third with many, because its timers delay bytes that
+/// could be copied at once. Every kernel has this one.
 inline constexpr const char* loopback_congestion_control = "reno";
 
 namespace detail {
 
-/// Errors of getaddrinfo(), which are no errno.
+/// Errors of getaddrinfo(), which are not errno values.
 class ResolveCategory final : public std::error_category {
  public:
   const char* name() const noexcept override { return "resolve"; }
@@ -92,8 +108,8 @@ struct FreeAddrinfo {
 };
 using AddrinfoList = std::unique_ptr<addrinfo, FreeAddrinfo>;
 
-/// Resolves a TCP address. No AI_ADDRCONFIG: it hides loopback on a machine that has no other network; what
-/// cannot be reached fails at once anyway, and the next address is tried.
+/// Resolves a TCP address. Without AI_ADDRCONFIG, which hides loopback on a machine that has no other network. An
+/// address that cannot be reached fails at once anyway, and the next one is tried.
 inline Result<AddrinfoList> resolve(const Address& address, int flags, Stage stage) {
   addrinfo hints{};
   hints.ai_family = AF_UNSPEC;
@@ -140,7 +156,7 @@ inline bool is_loopback(const sockaddr& address) noexcept {
          IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr);
 }
 
-/// Sets TCP_CONGESTION. On loopback it is a wish: a host may have forbidden it.
+/// Sets TCP_CONGESTION. On loopback a failure is ignored, because a host may forbid the algorithm.
 inline Result<void> choose_congestion_control(int fd, const sockaddr& address, const std::string& name,
                                               Stage stage) noexcept {
   if (name.empty() && !is_loopback(address)) return {};
@@ -151,7 +167,7 @@ inline Result<void> choose_congestion_control(int fd, const sockaddr& address, c
   return {};
 }
 
-/// Errors: bad_option (op: the first option that is out of its range).
+/// Checks the ranges. Errors: bad_option (op: the first option that is out of its range).
 inline Result<void> check_socket_options(const SocketOptions& options, Stage stage) noexcept {
   if (options.send_buffer_bytes < 0) return fail(Errc::bad_option, stage, "SocketOptions::send_buffer_bytes");
   if (options.receive_buffer_bytes < 0) return fail(Errc::bad_option, stage, "SocketOptions::receive_buffer_bytes");
@@ -165,9 +181,9 @@ inline Result<void> check_socket_options(const SocketOptions& options, Stage sta
   return check_time_limit("SocketOptions::user_timeout", options.user_timeout, stage);
 }
 
-/// Sets what an unconnected or listening socket can take; `address` is what it will connect or be bound to. Buffer
-/// sizes must come before the connection, because the window scale is agreed on then; a listening socket hands all of
-/// it down to those it accepts.
+/// Applies the options to an unconnected or listening socket; `address` is what it will connect or be bound to. Buffer
+/// sizes must be set before the connection, which fixes the window scale. Accepted sockets inherit all of it from the
+/// listening one.
 inline Result<void> apply_options(int fd, const sockaddr& address, const SocketOptions& options, Stage stage) noexcept {
   if (auto checked = check_socket_options(options, stage); !checked) return checked;
   const auto as_int = [](auto count) {

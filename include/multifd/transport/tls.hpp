@@ -47,10 +47,10 @@ namespace multifd {
 ///   allocates for each record.
 class TlsTransport {
  public:
-  /// A connection whose handshake its first write makes, within options.handshake_timeout, while options.interrupt allows
-  /// it (it must live until then): in that channel's own thread, beside the others.
-  /// For a client whose peer is a QEMU: it reads each channel's first packet before it goes on with the handshakes of the
-  /// others, so they cannot all be made first. Nothing can be read before that write.
+  /// Makes a connection that does its handshake in its first write, so in the channel's own thread, within
+  /// options.handshake_timeout. options.interrupt must live until then. Nothing can be read before that write.
+  /// For a client whose peer is a QEMU, which reads a channel's first packet before it does the next channel's
+  /// handshake: the handshakes of all channels cannot come first.
   /// Errors: those of TlsHandshake::start(); the write has those of TlsHandshake::step().
   static Result<TlsTransport> on_first_write(FdTransport link, const TlsCredentials& credentials,
                                              const TlsOptions& options) {
@@ -71,8 +71,8 @@ class TlsTransport {
     return session_->read(buffers, nullptr);
   }
 
-  /// As above with a time limit for waits, and an Interrupt (may be null) that ends them. A read that was ended can be
-  /// tried again, a write cannot: nobody knows how much of it went out.
+  /// The same with a time limit for waits, and an Interrupt (may be null) that ends them. A read that ended so can be
+  /// tried again. A write cannot, because how much of it was sent is unknown.
   /// Errors: `timed_out`, `cancelled`, beside those above.
   Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
                                  const Interrupt* interrupt) noexcept {
@@ -87,7 +87,7 @@ class TlsTransport {
     return session_->read(buffers, &wait);
   }
 
-  /// As FdTransport's: the way back is there on every TLS connection.
+  /// As FdTransport's. Every TLS connection can carry an answer.
   bool is_two_way() const noexcept { return true; }
   Result<std::size_t> write_now(ConstBuffers buffers) noexcept { return write_some(buffers, at_once, nullptr); }
   Result<std::size_t> read_now(MutableBuffers buffers) noexcept {
@@ -97,7 +97,8 @@ class TlsTransport {
     return arrived;
   }
 
-  /// Errors: `cancelled` after shutdown(); what a write that failed before said. Threads: the writing thread.
+  /// Sends close_notify, then FIN. Errors: `cancelled` after shutdown(); the error of an earlier write that failed.
+  /// Threads: the writing thread.
   Result<void> finish() noexcept {
     if (!session_) return fail(Errc::already_closed, Stage::close, "finish");
     return session_->finish();
@@ -108,7 +109,7 @@ class TlsTransport {
     if (session_) session_->shutdown();
   }
 
-  /// The socket, still owned by this object. That it is readable says little: records come from it, not bytes.
+  /// The socket, still owned by this object. A readable socket does not mean readable data: it carries records.
   int native_handle() const noexcept { return session_ ? session_->native_handle() : -1; }
 
   /// Protocol and cipher that were agreed on, in GnuTLS' names: "TLS1.3 AES-128-GCM". Empty ahead of the handshake.
@@ -122,7 +123,7 @@ class TlsTransport {
 
   explicit TlsTransport(std::unique_ptr<detail::TlsSession> session) noexcept : session_(std::move(session)) {}
 
-  /// Long enough for the parts of a record that is there to be taken, with nothing to wait for.
+  /// Long enough to read all parts of a record that has arrived, without waiting for another.
   static constexpr std::chrono::milliseconds at_once{1};
 
   std::unique_ptr<detail::TlsSession> session_;
@@ -130,12 +131,12 @@ class TlsTransport {
 
 static_assert(check_transport<TlsTransport>());
 
-/// A connection on its way to be a TlsTransport, for programs that wait for many things at once: step() never waits.
+/// A handshake that never waits, for programs that poll several descriptors at once. Its result is a TlsTransport.
 class TlsHandshake {
  public:
   using Progress = detail::TlsSession::Progress;
 
-  /// Takes over a connected socket. Of the options, the time limit and the Interrupt are the caller's to keep.
+  /// Takes over a connected socket. The caller enforces the time limit and the Interrupt of the options.
   /// Errors (stage `setup`): bad_option for a client that lacks the hostname; GnuTLS' own.
   static Result<TlsHandshake> start(FdTransport link, const TlsCredentials& credentials, const TlsOptions& options) {
     auto session = detail::TlsSession::create(std::move(link), credentials, options);
@@ -143,23 +144,26 @@ class TlsHandshake {
     return TlsHandshake(std::move(*session));
   }
 
-  /// Goes on as far as it gets. When it wants to read or write: again, once native_handle() is ready for that.
+  /// Goes on as far as possible without waiting. After wants_read or wants_write call it again when native_handle() is
+  /// ready for that.
   /// Errors (stage `handshake`): `tls_untrusted_certificate`, `tls_expired_certificate`, `tls_revoked_certificate`,
-  ///   `tls_wrong_purpose`, `tls_wrong_hostname`, `tls_no_certificate`, `tls_wrong_key`: what is wrong with the peer;
-  ///   `tls_refused`, `tls_wrong_key` (detail: the alert): what the peer says is wrong with this side;
+  ///   `tls_wrong_purpose`, `tls_wrong_hostname`, `tls_no_certificate`, `tls_wrong_key`: this side does not accept the
+  ///   peer; `tls_refused`, `tls_wrong_key` (detail: the alert): the peer does not accept this side;
   ///   `tls_no_common_ground`; `tls_not_spoken`; `peer_closed`, errno.
+  /// Threads: one at a time. Never blocks.
+  /// Wire: format/tls.md section 14.
   Result<Progress> step() noexcept { return session_->step(); }
 
   int native_handle() const noexcept { return session_->native_handle(); }
 
-  /// Why the peer broke this connection, if it said so and nobody has heard it yet.
+  /// The reason in an alert of the peer that has not been read yet, if there is one.
   std::optional<Error> unheard_reason() noexcept {
     const Result<void> looked = session_->probe();
     if (looked || looked.error().code != Condition::peer_protocol) return std::nullopt;
     return looked.error();
   }
 
-  /// The transport, once step() has said done.
+  /// The transport, once step() has returned done. Call it once.
   TlsTransport take() noexcept { return TlsTransport(std::move(session_)); }
 
  private:
@@ -170,8 +174,8 @@ class TlsHandshake {
 
 /// Makes the handshakes of all `links` at once, in the calling thread.
 /// Returns the transports in the same order.
-/// Errors: those of TlsHandshake; `timed_out` when a peer is silent, `cancelled` (stage `handshake`); channel: the index
-///   of the link. One that fails closes all.
+/// Errors: those of TlsHandshake; `timed_out` when a peer is silent, `cancelled` (stage `handshake`); channel: the
+///   index of the link. One failure closes all links.
 /// Threads: any.
 [[nodiscard]] inline Result<std::vector<TlsTransport>> tls_handshakes(std::vector<FdTransport> links,
                                                                       const TlsCredentials& credentials,
@@ -185,7 +189,7 @@ class TlsHandshake {
     running.push_back(std::move(*started));
   }
   const auto blame = [&](Error error, std::size_t index) {
-    // A peer that refuses one connection drops the others: the reason is in one of them, whichever comes first.
+    // A peer that refuses one connection drops the others. Any of them may hold the reason.
     for (std::size_t i = 0; i < running.size() && error.code == Condition::peer_gone; ++i) {
       if (i == index) continue;
       if (const auto reason = running[i].unheard_reason()) error = *reason, index = i;
@@ -193,7 +197,7 @@ class TlsHandshake {
     error.channel = static_cast<std::uint32_t>(index);
     return std::unexpected(error);
   };
-  // One entry for each, -1 once it is done; the last one is the Interrupt.
+  // One entry for each handshake, -1 once that is done; the last entry is the Interrupt.
   std::vector<pollfd> events(running.size() + 1, pollfd{.fd = -1, .events = POLLIN, .revents = POLLIN});
   events.back() = {.fd = options.interrupt ? options.interrupt->native_handle() : -1, .events = POLLIN, .revents = 0};
   for (std::size_t left = running.size(); left > 0;) {
@@ -227,7 +231,7 @@ class TlsHandshake {
   return secured;
 }
 
-/// The same for one connection.
+/// The same for one connection. Errors: as tls_handshakes(), without a channel.
 [[nodiscard]] inline Result<TlsTransport> tls_handshake(FdTransport link, const TlsCredentials& credentials,
                                                         const TlsOptions& options = {}) {
   std::vector<FdTransport> links;
@@ -238,7 +242,8 @@ class TlsHandshake {
   return std::unexpected(secured.error());
 }
 
-/// peek_magic() of listen.hpp for a TlsTransport: the first four decrypted bytes, which stay there to be read.
+/// peek_magic() of listen.hpp for a TlsTransport: the first four decrypted bytes, which stay in the session to be
+/// read. Params, Errors, Wire: as there. Threads: the reading thread.
 [[nodiscard]] inline Result<std::uint32_t> peek_magic(TlsTransport& transport, std::chrono::milliseconds timeout,
                                                       const Interrupt* interrupt = nullptr) noexcept {
   const detail::TlsWait wait{detail::deadline_after(timeout), interrupt};

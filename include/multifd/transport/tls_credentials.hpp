@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// What one side of a TLS connection proves itself with, and what it takes from the other: certificates in a directory
-// laid out as QEMU's tls-creds-x509 wants it, or pre-shared keys in a file (format/tls.md section 14). Files are read
-// here, once; sessions share what was read.
+// By what one side of a TLS connection proves its identity, and what it accepts from the other side: certificates in a
+// directory laid out as QEMU's tls-creds-x509 wants it, or pre-shared keys in a file (format/tls.md section 14). Files
+// are read once, here; all sessions share the contents.
 #pragma once
 
 #include <gnutls/gnutls.h>
@@ -31,8 +31,10 @@ class TlsCredentials {
  public:
   /// Reads `ca-cert.pem`, `ca-crl.pem` (optional), and of this role `server-cert.pem` and `server-key.pem`, or
   /// `client-cert.pem` and `client-key.pem`. A server demands a certificate of that authority from every client. A
-  /// client may lack its pair, as QEMU's may, if its server demands none.
+  /// client's pair may be missing, as with QEMU, if its server demands none.
+  /// Params `role`: which pair to read.
   /// Errors (stage `setup`, op: the file): errno, or GnuTLS' own codes for a file that it cannot use.
+  /// Threads: any. Cost: reads the files, once. Wire: format/tls.md section 14.
   static Result<TlsCredentials> x509(const std::string& directory, TlsRole role) {
     TlsCredentials made(role, Kind::x509);
     if (const int code = ::gnutls_certificate_allocate_credentials(&made.shared_->x509); code < 0)
@@ -65,8 +67,9 @@ class TlsCredentials {
   }
 
   /// Reads a file of pre-shared keys, one `user:key` to a line, the key in hexadecimal digits.
-  /// Params `user`: of a client: whose key to use; a server takes every user of the file.
+  /// Params `user`: for a client: the user whose key it uses; a server accepts every user of the file.
   /// Errors (stage `setup`): errno; bad_option for a file without such a line; GnuTLS' own codes for a bad key.
+  /// Threads: any. Cost: reads the file, at most 1 MiB of it.
   static Result<TlsCredentials> psk(const std::string& file, TlsRole role, const std::string& user = "qemu") {
     const Result<std::string> text = read_small_file(file);
     if (!text) return std::unexpected(text.error());
@@ -95,7 +98,7 @@ class TlsCredentials {
   }
 
   TlsRole role() const noexcept { return role_; }
-  /// Whether the client must know what name to expect in the server's certificate.
+  /// Whether TlsOptions::hostname is needed.
   bool verifies_hostname() const noexcept { return kind_ == Kind::x509 && role_ == TlsRole::client; }
   bool uses_certificates() const noexcept { return kind_ == Kind::x509; }
 
@@ -111,7 +114,7 @@ class TlsCredentials {
  private:
   enum class Kind : std::uint8_t { x509, psk };
 
-  /// GnuTLS' own objects, of which one is there.
+  /// GnuTLS' own objects, one of which is set.
   struct Shared {
     gnutls_certificate_credentials_t x509 = nullptr;
     gnutls_psk_server_credentials_t psk_server = nullptr;
@@ -129,7 +132,7 @@ class TlsCredentials {
 
   TlsCredentials(TlsRole role, Kind kind) : shared_(std::make_shared<Shared>()), role_(role), kind_(kind) {}
 
-  /// GnuTLS only says "error while reading file".
+  /// Checks that a file can be read: GnuTLS itself only says "error while reading file".
   static Result<void> readable(const std::string& path, const char* name) {
     if (::access(path.c_str(), R_OK) != 0) return fail_errno(Stage::setup, name);
     return {};
@@ -145,7 +148,7 @@ class TlsCredentials {
     return text;
   }
 
-  /// The key of `user`'s line, or of the first line that is one when `user` is empty.
+  /// The key in `user`'s line, or in the first valid line when `user` is empty.
   static std::string_view key_of(std::string_view text, std::string_view user) noexcept {
     while (!text.empty()) {
       std::string_view line = text.substr(0, text.find('\n'));

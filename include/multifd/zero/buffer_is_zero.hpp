@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// Is this memory all zero? One entry for a buffer, one for a set of pages, and the list of kernels behind
-// them, which can be named, listed and forced. The best kernel that this CPU and operating system run is
-// chosen at the first use. What a zero page means for the wire is policy.hpp's matter.
+// Is this memory all zero? One function for a buffer, one for a set of pages, and the list of kernels behind them,
+// which can be named, listed and forced. The best kernel that this CPU and operating system run is chosen at the first
+// use. What a zero page means on the wire is in policy.hpp.
 #pragma once
 
 #include <algorithm>
@@ -25,23 +25,22 @@
 
 namespace multifd {
 
-/// One way to look for a non-zero byte. Its functions may be called only when it is `supported`.
+/// One way to search for a non-zero byte. Its functions may be called only when it is `supported`.
 struct ZeroKernel {
   std::string_view name;                               ///< scalar, sse2, avx2, avx512, neon
   bool (*is_zero)(const void*, std::size_t) noexcept;  ///< as buffer_is_zero()
   bool supported;                                      ///< this CPU and this operating system run it
-  /// Scans four pages in lock-step; null where the kernel does not. Takes their addresses and their size, a
-  /// multiple of 256, and returns how many bytes at the start of all four are known to be zero: the size if
-  /// all are.
+  /// Scans four pages in lock-step; null in kernels that cannot. Takes the four addresses and the page size, a multiple
+  /// of 256. Returns how many bytes at the start of all four pages are known to be zero: the page size if all are.
   std::size_t (*zero_prefix4)(const std::byte* const*, std::size_t) noexcept = nullptr;
 };
 
-/// Lists every kernel that is compiled in, slowest first; `supported` tells which of them run here.
+/// Lists every kernel that is compiled in, slowest first; `supported` says which of them run here.
 ///
 /// Threads: any thread.
 inline std::span<const ZeroKernel> zero_kernels() noexcept {
 #if MULTIFD_X86_64
-  // __builtin_cpu_supports also asks the operating system (xgetbv) whether it saves the wide registers.
+  // __builtin_cpu_supports also checks (xgetbv) that the operating system saves the wide registers.
   static const std::array kernels = [] {
     __builtin_cpu_init();
     return std::array{
@@ -71,11 +70,11 @@ inline constinit std::atomic<const ZeroKernel*> active_zero_kernel{nullptr};
 inline const ZeroKernel& best_zero_kernel() noexcept {
   const std::span<const ZeroKernel> kernels = zero_kernels();
   std::size_t best = kernels.size() - 1;
-  while (!kernels[best].supported) --best;  // scalar, the first, always is
+  while (!kernels[best].supported) --best;  // scalar, the first, always is supported
   return kernels[best];
 }
 
-/// Chooses, unless another thread was faster.
+/// Chooses the best kernel, unless another thread was faster.
 inline const ZeroKernel& choose_zero_kernel() noexcept {
   const ZeroKernel* active = nullptr;
   const ZeroKernel& best = best_zero_kernel();
@@ -97,7 +96,7 @@ inline const ZeroKernel& chosen_zero_kernel() noexcept {
   return active != nullptr ? *active : detail::choose_zero_kernel();
 }
 
-/// Makes every later check use the named kernel, for tests and benchmarks. "" and "auto" go back to the best
+/// Makes every later check use the named kernel, for tests and benchmarks. "" and "auto" return to the best
 /// one.
 ///
 /// Errors: unknown_policy (no such kernel is compiled in), not_supported (it does not run on this machine).
@@ -115,11 +114,11 @@ inline Result<void> force_zero_kernel(std::string_view name) noexcept {
   return {};
 }
 
-/// Tells whether `size` bytes at `data` are all zero. No bytes are zero.
+/// Whether `size` bytes at `data` are all zero; true for a `size` of 0.
 ///
-/// Params: `data`: any alignment; the bytes may be changed by others while they are read (a live guest).
+/// Params: `data`: any alignment; other threads may change the bytes while they are read (a live guest).
 /// Threads: any thread.
-/// Cost: reads every byte of a zero buffer, and others up to the first step with a byte that is not.
+/// Cost: reads every byte of a zero buffer; any other buffer up to the first step that has a non-zero byte.
 inline bool buffer_is_zero(const void* data, std::size_t size) noexcept {
   return chosen_zero_kernel().is_zero(data, size);
 }
@@ -130,8 +129,8 @@ namespace detail {
 inline bool head_any64(const std::byte* at) noexcept { return scalar_any64(at); }
 #endif
 
-/// Four pages in lock-step: page i of each quarter of `count` pages, a multiple of 4. So each quarter is read from its
-/// first page to its last, and the hardware's prefetch, which follows pages that lie next to each other, is of use.
+/// Four pages in lock-step: page i of each quarter of `count` pages, a multiple of 4. Each quarter is read from
+/// its first page to its last, so that the hardware's prefetcher, which follows adjacent pages, helps.
 struct ZeroLanes {
   const std::byte* const* pages;
   std::size_t length;  ///< pages in each quarter
@@ -140,8 +139,9 @@ struct ZeroLanes {
     return {pages[i], pages[length + i], pages[2 * length + i], pages[3 * length + i]};
   }
 
-  /// Asks for the pages that come after those at `i`, where the hardware cannot know them. Where it does, help hurts.
-  /// Always inlined: GCC 12 takes a function that does nothing but prefetch for one that does nothing.
+  /// Prefetches the pages behind those at `i`, unless they are adjacent: the hardware prefetches adjacent pages by
+  /// itself, and a second prefetch would slow it down. Always inlined, because GCC 12 drops calls of a function that
+  /// only prefetches.
   __attribute__((always_inline)) void prefetch_after(std::size_t i, std::size_t page_bytes) const noexcept {
     if (i + 1 == length) return;
     const std::array now = (*this)[i];
@@ -151,8 +151,8 @@ struct ZeroLanes {
   }
 };
 
-/// Tells which pages have a zero head: bit i for page i. First words first, which tells most pages: one load each and no
-/// branch, so that as many lines as the core can wait for are on their way at once.
+/// Returns which pages have a zero head: bit i for page i. Reads the first word of every page first, which settles most
+/// pages: one load each and no branch, so that the core has as many cache misses under way as it can.
 __attribute__((no_sanitize("thread"))) inline std::uint64_t zero_heads(const std::byte* const* pages,
                                                                        std::size_t count) noexcept {
   std::uint64_t words = 0;
@@ -179,7 +179,7 @@ inline std::uint64_t scan_candidates(const ZeroKernel& kernel, const std::byte* 
   std::uint64_t zero = 0;
   std::size_t done = 0;
   if (in_lock_step && count >= 2) {
-    // A page scanned twice costs next to nothing: its lines are there.
+    // Scanning a page twice costs next to nothing, because its lines are in cache.
     for (; count % 4 != 0; ++count) {
       page[count] = page[count - 1];
       bit[count] = bit[count - 1];
@@ -203,8 +203,8 @@ inline std::uint64_t scan_candidates(const ZeroKernel& kernel, const std::byte* 
 
 /// Classifies pages: bit i of the result is set when page i is all zero.
 ///
-/// Scans four pages in lock-step as long as all are zero. From the first that is not, looks at the heads of all that
-/// are left, which tells nearly all others, and scans what may still be zero.
+/// Scans four pages in lock-step as long as all are zero. From the first non-zero page on it reads the heads of all
+/// remaining pages, which settles nearly all of them, and then scans the pages that may still be zero.
 ///
 /// Params: `pages`: `count` addresses, any alignment, each of `page_bytes` bytes; `count`: 1 to 64.
 /// Threads: any thread.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The ZeroPagePolicy: which guest pages travel as an offset instead of as bytes, and who finds them.
+// The ZeroPagePolicy: which guest pages travel as an offset instead of as bytes, and which thread finds them.
 // The three models are QEMU's `zero-page-detection` values (format/packets.md section 5.1).
 #pragma once
 
@@ -15,9 +15,9 @@
 
 namespace multifd {
 
-/// Who looks for zero pages.
+/// Which thread checks for zero pages.
 enum class ZeroStage : std::uint8_t {
-  none,      ///< Nobody: zero pages are sent as normal pages.
+  none,      ///< No thread: zero pages are sent as normal pages.
   producer,  ///< The producer, in queue_*(): the page is reported to the caller for its main stream, not queued.
   channel,   ///< The channel's worker: the page's offset goes into the packet's zero list.
 };
@@ -37,13 +37,13 @@ concept HasIsZero = requires(const Z& policy, PageRef page) {
   { policy.is_zero(page) } noexcept -> std::same_as<bool>;
 };
 
-/// Pages of one block that are looked at in one call: at most zero_mask_pages of them, in any order. They lie all in the
-/// block's memory, or all in copies.
+/// Pages of one block that are checked in one call: at most zero_mask_pages of them, in any order. All of them are in
+/// the block's memory, or all of them are copies.
 struct PageGroup {
   BlockId block{};
   std::size_t page_bytes = 4096;
   std::span<const std::uint64_t> offsets;   ///< in the block
-  const std::byte* const* pages = nullptr;  ///< where the bytes of each are
+  const std::byte* const* pages = nullptr;  ///< the address of each page's bytes
 
   PageRef page(std::size_t i) const noexcept { return {block, offsets[i], {pages[i], page_bytes}}; }
 };
@@ -51,8 +51,8 @@ struct PageGroup {
 /// The most pages of a PageGroup: one bit of a mask each.
 inline constexpr std::size_t zero_mask_pages = 64;
 
-/// A policy that looks at many pages at once, which is faster: bit i of the result stands for page i of the group.
-/// Optional; what is_zero() says of one page holds for each of them.
+/// Optional: a policy that checks many pages in one call, which is faster. Bit i of the result stands for page i of the
+/// group. The rules for is_zero() hold for each of the pages.
 template <class Z>
 concept HasZeroMask = requires(const Z& policy, const PageGroup& group) {
   { policy.zero_mask(group) } noexcept -> std::same_as<std::uint64_t>;
@@ -61,8 +61,8 @@ concept HasZeroMask = requires(const Z& policy, const PageGroup& group) {
 /// Decides which guest pages travel as an offset instead of as bytes.
 ///
 /// Semantics: `is_zero` may return false for a zero page (costs bandwidth), never true for a page that holds a
-///   non-zero byte (corrupts the guest). The page may change while it is looked at: a page that becomes non-zero
-///   later is dirty again and comes again.
+///   non-zero byte (corrupts the guest). The page may change while it is read: a page that becomes non-zero later is
+///   dirty again and will be queued again.
 /// Threads: `is_zero` runs on the producer's thread when stage == producer, at once on every channel's thread, on one
 ///   shared object, when stage == channel.
 /// Models: ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd; ResidencyAware around one of the last two (residency.hpp).
@@ -80,7 +80,7 @@ consteval bool check_zero_page_policy() {
   return ZeroPagePolicy<Z>;
 }
 
-/// Asks a policy about a group of pages, at once where it can.
+/// Checks a group of pages with a policy, in one call where the policy has zero_mask().
 template <ZeroPagePolicy Z>
 std::uint64_t zero_mask(const Z& policy, const PageGroup& group) noexcept {
   if constexpr (HasZeroMask<Z>) {
@@ -94,7 +94,7 @@ std::uint64_t zero_mask(const Z& policy, const PageGroup& group) noexcept {
 
 namespace detail {
 
-/// Reads the pages of a group: what both reading policies do.
+/// The check that both reading policies share.
 struct ReadingCheck {
   bool is_zero(PageRef page) const noexcept { return buffer_is_zero(page.bytes.data(), page.bytes.size()); }
   std::uint64_t zero_mask(const PageGroup& group) const noexcept {
@@ -111,7 +111,7 @@ struct ZeroPagesNone {
   bool is_zero(PageRef) const noexcept { return false; }
 };
 
-/// Checks on the producer's thread and reports each zero page to the caller, who writes it to the main stream.
+/// Checks on the producer's thread and reports each zero page to the caller, which writes it to the main stream.
 /// The only mode that QEMU up to 8.2 understands.
 struct ZeroPagesLegacy final : detail::ReadingCheck {
   static constexpr std::string_view name = "legacy";
@@ -119,13 +119,15 @@ struct ZeroPagesLegacy final : detail::ReadingCheck {
 };
 
 /// Checks on the channels' threads and lists zero pages in the packet. QEMU 9.0 and later; an older peer drops the
-/// list without a word and its guest keeps stale pages (format/packets.md section 5.3), so PeerProfile guards it.
+/// list silently and its guest keeps stale pages (format/packets.md section 5.3), so the Sender refuses a PeerProfile
+/// without zero_lists.
 ///
-/// A QEMU takes the first zero page that is listed at a place for what its memory holds already, and does not write it
-/// (section 5.2; from 10.1 on it writes with the capability postcopy-ram). So towards a QEMU this is for memory that is
-/// zero before: not for firmware, nvdimm, ivshmem or a file that was in use, where ZeroPagesLegacy's records and
-/// ZeroPagesNone's bytes are written always. A page that it has had in any form before is written when it is listed. Our
-/// own Receiver writes each, unless it is told DestinationMemory::zeroed.
+/// The first time that a page is listed, a QEMU does not write it, because it assumes that its memory is zero there
+/// (section 5.2; from 10.1 on it writes the page if postcopy-ram is on). Towards a QEMU this mode is therefore for
+/// memory that is zero at the start. It is wrong for firmware, nvdimm, ivshmem or a file that was in use: there use
+/// ZeroPagesLegacy or ZeroPagesNone, whose records and bytes a QEMU always writes. A page that the QEMU has received
+/// before, in any form, is written when it is listed. Our own Receiver writes every listed page, except with
+/// DestinationMemory::zeroed.
 struct ZeroPagesMultifd final : detail::ReadingCheck {
   static constexpr std::string_view name = "multifd";
   static constexpr ZeroStage stage = ZeroStage::channel;

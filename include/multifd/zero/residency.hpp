@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The ZeroPagePolicy that wraps another: a page that was never touched is zero without being read, all others are the
-// inner policy's matter. How such pages are found, and the rule for when, is untouched_pages.hpp's.
+// A ZeroPagePolicy that wraps another: a page that was never touched counts as zero without being read, and the inner
+// policy decides about all others. untouched_pages.hpp says how such pages are found, and when that is valid.
 #pragma once
 
 #include <algorithm>
@@ -16,15 +16,15 @@
 
 namespace multifd {
 
-/// Asks the snapshot first, then `Next`. Without a snapshot it is `Next`.
+/// Checks the snapshot first, then `Next`. Without a snapshot it behaves as `Next`.
 ///
 ///   using Zeros = ResidencyAware<ZeroPagesMultifd>;
 ///   // dirty tracking is on
 ///   auto untouched = UntouchedPages::snapshot(ram);
 ///   auto tx = Sender<T, C, Zeros>::open(ram, links, {.zero_pages = {.untouched = *untouched}});
-///   // queue all memory, sync()
+///   // queue all memory, close_epoch()
 ///   untouched->forget();
-///   // read the dirty log, queue what it says, sync(), ...
+///   // read the dirty log, queue the pages that it names, close_epoch(), ...
 ///
 /// Threads: as the inner policy's.
 template <ZeroPagePolicy Next>

@@ -3,8 +3,8 @@
 // Which pages of guest memory were never touched, found in bulk and without touching them: such a page is zero, and
 // reading it would make it resident (shared memory) or grow the page tables (private memory), at about 1 us a page.
 //
-// A snapshot is true when it is taken and goes stale with the guest's next write. So each page is answered for once,
-// and the whole is forgotten when the first round is over: see UntouchedPages for the rule.
+// A snapshot is valid when it is taken and goes stale with the guest's next write. So each page is reported once only,
+// and the whole snapshot is dropped when the first round is over: see UntouchedPages for the rule.
 #pragma once
 
 #include <sys/stat.h>
@@ -35,35 +35,38 @@ namespace multifd {
 /// The file that a block's shared memory (mmap with MAP_SHARED) comes from.
 struct SharedMemoryFile {
   BlockId block{};
-  int fd = -1;  ///< a memfd, or a file on tmpfs; its position is moved and put back
+  int fd = -1;  ///< a memfd, or a file on tmpfs; its position is moved and restored
 };
 
 /// Settings of UntouchedPages::snapshot().
 struct UntouchedOptions {
-  std::span<const SharedMemoryFile> files{};  ///< shared memory without its file is not known
+  /// The files behind blocks of shared memory. Default: none, and then all shared memory is read as usual. Name the
+  /// memfd or tmpfs file of each block to find its untouched pages, too.
+  std::span<const SharedMemoryFile> files{};
+  /// How page tables are read. Leave it alone; tests set `entries` to try what older kernels get.
   PagemapReading reading = PagemapReading::best;
 };
 
 /// Pages of a RamMap that were untouched at one moment. A handle: copies share one set of pages.
 ///
 /// The rule: take the snapshot when dirty tracking is on and its log has been read and cleared for the last time before
-/// the first round, so that the log tells of every write since; call forget() before the log is read again. Then a page
-/// that is written after the snapshot belongs to a later round, in which it is read.
+/// the first round, so that the log has every later write; call forget() before the log is read again. Then a page that
+/// is written after the snapshot belongs to a later round, in which it is read.
 ///
 /// Known: private anonymous memory, and shared memory of a memfd or a tmpfs file that is named. A swapped page counts
 /// as data. Everything else (files, huge page files, other shared memory) is not known and has to be read; memory
-/// that userfaultfd write-protects before it was touched looks swapped. Memory with userfaultfd's missing mode must
-/// not be registered: what is not there yet is not zero.
+/// that userfaultfd write-protects before it was touched looks swapped. Blocks with userfaultfd's missing mode must not
+/// be in the map: a page that is missing there is not zero.
 ///
-/// Threads: any, all at once; of those who ask for one page at the same time, one gets it. Wait-free.
+/// Threads: any, concurrently; when several threads ask for one page at once, one of them gets true. Wait-free.
 class UntouchedPages {
  public:
   /// Knows nothing: every page has to be read.
   UntouchedPages() = default;
 
-  /// Looks at all memory of a map.
+  /// Scans the page tables of all memory of a map.
   ///
-  /// Params: `ram`: may be destroyed afterwards.
+  /// Params: `ram`: may be destroyed afterwards; `options`: the files of shared memory. Threads: any.
   /// Errors: Errc::bad_option (a file that its block's memory does not come from), bad_range (a block that the map
   ///   does not have), errno of /proc/self/pagemap, /proc/self/maps and of the files; out of memory.
   /// Cost: one bit a page. System calls per run, not per page: 8 GiB of which 90 % are untouched take milliseconds.
@@ -95,25 +98,25 @@ class UntouchedPages {
     return snapshot;
   }
 
-  /// Says whether a page is known to be untouched, and forgets it: the next answer is false.
+  /// Whether a page is known to be untouched. Takes the page: the next call for it returns false.
   bool take(PageRef page) const noexcept {
     const Block* const block = block_at(page.block);
     if (block == nullptr || page.bytes.size() >> state_->page_shift != 1) return false;
     const std::uint64_t number = page.offset >> state_->page_shift;
-    // A copy of a page is not the page that was looked at.
+    // A copy of a page is not the page that was scanned.
     if (number >= block->pages || page.bytes.data() != block->host + page.offset) return false;
     return block->take(number / 64, std::uint64_t{1} << number % 64) != 0;
   }
 
-  /// The same for a group: bit i for page i. Fastest for pages that lie next to each other.
+  /// The same for a group: bit i for page i. Fastest for adjacent pages.
   std::uint64_t take(const PageGroup& group) const noexcept {
     const Block* const block = block_at(group.block);
     if (block == nullptr || group.page_bytes >> state_->page_shift != 1 || group.offsets.empty()) return 0;
-    if (group.pages[0] != block->host + group.offsets[0]) return 0;  // copies of pages are not what was looked at
+    if (group.pages[0] != block->host + group.offsets[0]) return 0;  // copies of pages were not scanned
     std::uint64_t taken = 0;
     for (std::size_t i = 0; i < group.offsets.size();) {
       const std::uint64_t page = group.offsets[i] >> state_->page_shift;
-      std::size_t run = 1;  // pages side by side in one word
+      std::size_t run = 1;  // adjacent pages in one word
       while (i + run < group.offsets.size() && page % 64 + run < 64 &&
              group.offsets[i + run] == group.offsets[i] + run * group.page_bytes)
         ++run;
@@ -123,7 +126,8 @@ class UntouchedPages {
     return taken;
   }
 
-  /// How many pages from `first_page` on, `most` at most, are untouched; takes them. For producers of whole ranges.
+  /// Takes the untouched pages from `first_page` on, up to the first that is not, `most` at most. Returns how many. For
+  /// producers of whole ranges.
   std::uint64_t take_run(BlockId id, std::uint64_t first_page, std::uint64_t most) const noexcept {
     const Block* const block = block_at(id);
     if (block == nullptr || first_page >= block->pages) return 0;
@@ -134,7 +138,7 @@ class UntouchedPages {
       const std::uint64_t seen = block->words[page / 64].load(std::memory_order_relaxed) >> page % 64 & wanted;
       const int run = std::countr_one(seen);
       if (run == 0) break;
-      // Another thread may take some of them meanwhile: what it left past the first of those is read, not lost.
+      // Another thread may take some of them meanwhile. Pages taken behind the first of those are read as usual.
       const int got =
           std::countr_one(block->take(page / 64, ones(static_cast<unsigned>(run)) << page % 64) >> page % 64);
       page += static_cast<std::uint64_t>(got);
@@ -156,7 +160,7 @@ class UntouchedPages {
 
   /// Drops the snapshot, in all copies: from now on every page has to be read.
   ///
-  /// Threads: any. Who is given pages after this (through any hand-off that orders memory) gets no old answer.
+  /// Threads: any. A thread that gets pages afterwards, through any hand-off that orders memory, gets no stale answer.
   void forget() const noexcept {
     if (state_ != nullptr) state_->forgotten.store(true, std::memory_order_relaxed);
   }
@@ -179,14 +183,14 @@ class UntouchedPages {
     std::uint64_t pages;
     std::unique_ptr<std::atomic<std::uint64_t>[]> words;  // a bit for each page; a set bit: untouched, not yet taken
 
-    /// Relaxed throughout: a bit says something of memory that its asker never reads, and orders nothing.
+    /// Relaxed throughout: the caller does not read the memory that a bit stands for, so a bit orders nothing.
     std::uint64_t take(std::uint64_t word, std::uint64_t bits) const noexcept {
-      // Without a write where nothing is known, so that threads do not fight for the line.
+      // No write where no bit is set, so that threads do not contend for the cache line.
       if ((words[word].load(std::memory_order_relaxed) & bits) == 0) return 0;
       return words[word].fetch_and(~bits, std::memory_order_relaxed) & bits;
     }
 
-    /// Whole pages between two addresses.
+    /// Adds the whole pages between two addresses.
     void add(std::uintptr_t begin, std::uintptr_t end, unsigned page_shift) noexcept {
       const auto base = reinterpret_cast<std::uintptr_t>(host);
       begin = std::max(begin, base) - base;
@@ -228,7 +232,7 @@ class UntouchedPages {
       return done;
     }
 
-    /// Where nothing was ever put into private memory.
+    /// Adds the pages of private memory that hold no data.
     Result<void> add_unmapped(Block& block, const detail::MemoryArea& area, detail::Pagemap& pagemap) const {
       std::uintptr_t at = area.begin;
       auto done = pagemap.for_each_data(area.begin, area.end, [&](std::uintptr_t data, std::uintptr_t data_end) {
@@ -239,7 +243,7 @@ class UntouchedPages {
       return done;
     }
 
-    /// The holes of a file, where an area maps them.
+    /// Adds the pages of an area that map holes of a file.
     Result<void> add_holes(Block& block, const detail::MemoryArea& area, int fd) const noexcept {
       const off_t position = ::lseek(fd, 0, SEEK_CUR);
       const auto begin = static_cast<off_t>(area.file_offset);

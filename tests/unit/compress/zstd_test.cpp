@@ -211,7 +211,7 @@ TEST_CASE("Zstd refuses pages of no size") {
   CHECK(Zstd::Encoder::open({}, {.page_bytes = 0}).error().code == Errc::bad_option);
 }
 
-TEST_CASE("zstd takes its own copy of what it is given") {
+TEST_CASE("zstd copies its input") {
   // Why pages may change while they are encoded: input of a call is not looked at once the call is over...
   ForeignZstd foreign;
   Bytes page = text_pages(1);

@@ -56,7 +56,7 @@ TEST_CASE("stop() ends the wait, now and later, but an epoch that is out stays o
   CHECK(epochs.wait(0, 1h, nothing));
 }
 
-TEST_CASE("While it waits it looks, and the look may stop it") {
+TEST_CASE("A wait calls its check meanwhile, and the check may stop the wait") {
   ClosedEpochs epochs(2);
   epochs.closed(0);
   int looks = 0;

@@ -45,7 +45,7 @@ TEST_CASE("The stop action may raise the errors that it causes, and finds the fi
   CHECK(error.get().code == Errc::timed_out);
 }
 
-TEST_CASE("Of many that raise at once exactly one wins, whole, and everybody reads that one") {
+TEST_CASE("Of many errors raised at once exactly one wins, whole, and every thread reads that one") {
   // All threads walk the same row of errors, so they meet at many of them.
   constexpr std::size_t rounds = 20'000;
   constexpr std::uint32_t raisers = 4;

@@ -65,7 +65,7 @@ TEST_CASE("send() wakes a thread that sleeps") {
   }
 }
 
-TEST_CASE("Everybody is awake until they sleep, and again after the time limit") {
+TEST_CASE("Every worker is awake until it sleeps, and again after the time limit") {
   const TimeLimit limit("a sleep with a limit", 60s);
   Sleepers sleepers;
   REQUIRE(sleepers.allocate(255));
@@ -80,7 +80,7 @@ TEST_CASE("Everybody is awake until they sleep, and again after the time limit")
   CHECK(sleepers.take_one() == Sleepers::no_worker);
 }
 
-TEST_CASE("A worker that finds work when it has lain down gets up, unless somebody is about to wake it") {
+TEST_CASE("A worker that finds work once its bit is set does not sleep, unless another thread is about to wake it") {
   const TimeLimit limit("getting up", 60s);
   Sleepers sleepers;
   REQUIRE(sleepers.allocate(3));

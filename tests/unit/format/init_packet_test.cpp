@@ -114,7 +114,7 @@ TEST_CASE("The reserved bytes may hold anything (section 3.3)") {
   }
 }
 
-TEST_CASE("An announcement is the table of wire/announcement.hpp, byte for byte, and survives the round trip") {
+TEST_CASE("An announcement is the table of format/announcement.hpp, byte for byte, and survives the round trip") {
   const wire::Announcement announced{.channels = 3,
                                      .page_bytes = 65536,
                                      .method = 4,

@@ -349,7 +349,7 @@ TEST_CASE("A payload follows if and only if there are normal pages, whatever nex
   }
 }
 
-TEST_CASE("A SYNC of senders up to 8.x carries a stale size, name and offsets, which are not looked at") {
+TEST_CASE("A SYNC of senders up to 8.x carries a stale size, name and offsets, which are not read") {
   Bytes bytes = data_packet(wire::flag_sync, 181099);  // the size that a 7.2 was seen to leave
   put32(bytes, 16, 0);
   put32(bytes, 32, 0);

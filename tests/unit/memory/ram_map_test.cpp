@@ -130,7 +130,7 @@ TEST_CASE("resolve() gives exactly the page, up to the last one") {
   }
 }
 
-TEST_CASE("resolve() gives neighbours at once, or names the first page that is not there") {
+TEST_CASE("resolve() returns adjacent pages in one call, or names the first page that is not in the block") {
   Bytes ram(5 * 4096);
   RamMap map;
   const BlockId id = map.add("pc.ram", ram).value();

@@ -33,7 +33,7 @@ TEST_CASE("A page is new once, in its own block only") {
   CHECK_FALSE(pages->test(a, 66 * 4096));
 }
 
-TEST_CASE("Neighbours are marked at once, and nobody else") {
+TEST_CASE("Adjacent pages are marked in one call, and no others") {
   constexpr std::size_t most = 200;
   std::vector<std::byte> ram(most * 1024);
   RamMap map(1024);

@@ -154,7 +154,7 @@ TEST_CASE("Manual: while_held runs after the last arrival and before the first r
   CHECK(failures == 0);
 }
 
-TEST_CASE("Manual: an error of while_held is returned as it is, and nobody is released") {
+TEST_CASE("Manual: an error of while_held is returned as it is, and no channel is released") {
   const auto point = make(2, Barrier::manual);
   Arrival zero(*point, 0, Barrier::manual);
   Arrival one(*point, 1, Barrier::manual);
@@ -171,7 +171,7 @@ TEST_CASE("Manual: an error of while_held is returned as it is, and nobody is re
   CHECK(one.result());
 }
 
-TEST_CASE("Manual: a stop while while_held runs ends the epoch for nobody, not even for the caller") {
+TEST_CASE("Manual: a stop while while_held runs releases no channel, and the caller's call fails, too") {
   const auto point = make(1, Barrier::manual);
   Arrival zero(*point, 0, Barrier::manual);
   const auto released = point->release_when_all(no_progress, [&]() -> Result<void> {
@@ -272,7 +272,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("All channels may end when nobody waits") {
+TEST_CASE("All channels may end when none waits") {
   const auto point = make(3, Barrier::manual);
   unsigned ended = 0;
   for (const std::uint32_t channel : {1u, 0u, 2u}) {

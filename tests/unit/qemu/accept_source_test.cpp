@@ -142,7 +142,7 @@ TEST_CASE("Main connection and channels may come in any order, before anybody ac
   }
 }
 
-TEST_CASE("They may connect in one order and speak in any other, while somebody waits for them") {
+TEST_CASE("Connections may come in one order and send in any other, while the wait goes on") {
   for (const AddressKind kind : kinds) {
     Destination destination(kind);
     in_every_order([&](const auto& order) {
@@ -155,7 +155,7 @@ TEST_CASE("They may connect in one order and speak in any other, while somebody 
   }
 }
 
-TEST_CASE("First bytes may come one at a time, in turn, and nobody spins meanwhile") {
+TEST_CASE("First bytes may come one at a time, in turn, and the wait does not spin") {
   for (const AddressKind kind : kinds) {
     Destination destination(kind);
     long cpu_us = 0;
@@ -181,7 +181,7 @@ TEST_CASE("First bytes may come one at a time, in turn, and nobody spins meanwhi
   }
 }
 
-TEST_CASE("Strangers before, between and behind are told of and closed, and disturb nobody") {
+TEST_CASE("Strangers before, between and behind are reported and closed, and do no harm") {
   for (const AddressKind kind : kinds) {
     Destination destination(kind);
     std::vector<std::uint32_t> strangers;
@@ -259,7 +259,7 @@ TEST_CASE("What is left of a try that was given up is dropped, and the next one 
     }
 }
 
-TEST_CASE("A try that nobody has closed is replaced by the next: by a main connection, or by a channel's id") {
+TEST_CASE("A try that was not closed is replaced by the next: by a main connection, or by a channel's id") {
   for (const std::initializer_list<unsigned> order :
        {std::initializer_list<unsigned>{0, 1, 2, 3}, {0, 3, 2, 1}, {1, 2, 3, 0}}) {
     Destination destination(AddressKind::tcp);
@@ -361,7 +361,7 @@ TEST_CASE("Nobody fills the process with silent connections: the oldest gives wa
   ::setrlimit(RLIMIT_NOFILE, &old);
 }
 
-TEST_CASE("What is missing at the time limit, the error says") {
+TEST_CASE("The error names what is missing at the time limit") {
   struct Row {
     bool main;
     unsigned channels;
@@ -425,7 +425,8 @@ class ScriptedDoor {
   using Clock = multifd::detail::Clock;
   using Next = multifd::Result<std::optional<multifd::detail::Arrival<FdTransport>>>;
 
-  /// The next connection, which says `text`, as the `number`th that was accepted. `in_order`: that nobody reads any more.
+  /// The next connection, which says `text`, as the `number`th that was accepted. `in_order`: that nobody reads any
+  /// more.
   void comes(std::string_view text, std::uint64_t number) {
     test::FdPair pair = test::unix_pair();
     say(pair.first, text);
@@ -593,7 +594,7 @@ TEST_CASE("A channel more than expected is an error, which does not wait for the
   }
 }
 
-TEST_CASE("Who has connected and not spoken when all are there is waited for a moment: it may be a channel too many") {
+TEST_CASE("A connection that has sent nothing when all are there is waited for briefly: it may be a channel too many") {
   struct Row {
     std::string says;
     std::optional<std::uint32_t> stranger;  ///< none: it is a channel too many
@@ -683,7 +684,7 @@ TEST_CASE("A negative time limit is refused by its name") {
   }
 }
 
-TEST_CASE("An Interrupt ends the wait, whoever has come by then, and keeps it from beginning") {
+TEST_CASE("An Interrupt ends the wait, whatever has come by then, and keeps it from beginning") {
   for (const unsigned come : {0u, 2u}) {
     Destination destination(AddressKind::tcp);
     auto interrupt = Interrupt::create();

@@ -68,7 +68,7 @@ TEST_CASE("Encoded messages are those of a real destination (format/main_stream.
   CHECK(std::ranges::equal(qemu::encode_switchover_ack(), Stream().be(4, 0x00070000).bytes));
 }
 
-TEST_CASE("A destination's messages are heard, and passed on as they are, however they arrive") {
+TEST_CASE("A destination's messages are parsed, and passed on unchanged, however they arrive") {
   Stream stream;
   stream.be(4, 0x00020004).be(4, 0xcafe0001).be(4, 0x00070000);
   for (unsigned i = 0; i < 300; ++i) stream.be(4, 0x00020004).be(4, i);

@@ -95,7 +95,7 @@ TEST_CASE("A description over the limit is not believed") {
   CHECK(within(0xffffffff));
 }
 
-TEST_CASE("What looks like a beginning does not hide the real one") {
+TEST_CASE("An apparent beginning does not hide the real one") {
   const std::string json = R"({"page_size": 4096, "devices": [{"name": "timer"}]})";
   // False ones that promise to end beyond, at, and just before the real end; many of them.
   for (const std::size_t promised : {2u, 20u, 50u, 57u, 58u, 70u, 1000u, 1000000u}) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Reads one element from the bytes that are there. Ask has() before each read: where it says no, the element is not
-// whole yet, and wanted() is the least number of bytes with which another attempt makes sense.
+// Reads one element from the bytes that have arrived. Call has() before each read. If it returns false, the element is
+// not whole yet, and wanted() is the least number of bytes with which another attempt makes sense.
 #pragma once
 
 #include <cstddef>
@@ -10,10 +10,18 @@
 #include <string_view>
 
 #include "multifd/config.hpp"
-#include "multifd/result.hpp"
 #include "multifd/format/byte_order.hpp"
+#include "multifd/result.hpp"
 
-namespace multifd::qemu::detail {
+namespace multifd::qemu {
+
+/// What became of an attempt to parse an element, or a part of one.
+enum class Parsed : std::uint8_t {
+  more,   ///< bytes are missing: try again when Cursor::wanted() bytes have arrived
+  whole,  ///< the element, or the part, is parsed
+};
+
+namespace detail {
 
 class Cursor {
  public:
@@ -39,7 +47,7 @@ class Cursor {
     const auto taken = take(bytes);
     return {reinterpret_cast<const char*>(taken.data()), taken.size()};
   }
-  /// The byte `ahead` of the next one; has(ahead + 1) comes first.
+  /// The byte that is `ahead` bytes behind the next one; has(ahead + 1) comes first.
   std::uint8_t peek(std::size_t ahead = 0) const noexcept {
     MULTIFD_ASSERT(ahead < bytes_.size() - at_);
     return std::to_integer<std::uint8_t>(bytes_[at_ + ahead]);
@@ -54,7 +62,7 @@ class Cursor {
   std::size_t left() const noexcept { return bytes_.size() - at_; }
   std::size_t wanted() const noexcept { return wanted_; }
 
-  /// A failure, and the name that it is about.
+  /// Makes a failure. `subject`: the name that it is about.
   std::unexpected<Error> refuse(Errc code, const char* op, std::uint64_t detail = 0, std::string_view subject = {},
                                 std::uint64_t expected = 0) noexcept {
     subject_ = subject;
@@ -69,4 +77,5 @@ class Cursor {
   std::string_view subject_;
 };
 
-}  // namespace multifd::qemu::detail
+}  // namespace detail
+}  // namespace multifd::qemu

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Keeps names of a stream in memory that was allocated once, so that views of them hold as long as the parser.
+// Keeps names of a stream in memory that was allocated once, so that views of them are valid as long as
+// the parser.
 #pragma once
 
 #include <cstddef>

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
 // Which ciphers a side offers, and in which order: the fast one of this CPU first. GnuTLS' own order ("NORMAL") has
-// AES-256-GCM first, which a pre-shared key cannot have under TLS 1.3 (its hash is SHA-256), and then ChaCha20-Poly1305,
-// which GnuTLS computes without vector instructions: 0.25 GB/s a core where AES-128-GCM makes several.
+// AES-256-GCM first, which a pre-shared key cannot have under TLS 1.3 (its hash is SHA-256), and then
+// ChaCha20-Poly1305, which GnuTLS computes without vector instructions: 0.25 GB/s on a core where AES-128-GCM reaches
+// several.
 #pragma once
 
 #include <string>
@@ -28,8 +29,8 @@ inline bool has_aes_instructions() noexcept {
 }
 
 /// GnuTLS' priority string of one side: the same protocols, key exchanges and ciphers as QEMU's defaults, without the
-/// versions that nobody should speak any more, and in this library's order. A server's order decides; GnuTLS would let
-/// the client's.
+/// outdated protocol versions, and in this library's order. The server's order decides, where GnuTLS' default is the
+/// client's.
 inline std::string tls_priorities(TlsCipher preference, bool with_keys) {
   const bool aes_first = preference == TlsCipher::aes || (preference == TlsCipher::automatic && has_aes_instructions());
   std::string text = "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2:-CIPHER-ALL";

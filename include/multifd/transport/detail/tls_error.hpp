@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// What GnuTLS says, as errors: codes of our own where somebody can do something about it, GnuTLS' numbers and texts
+// GnuTLS' failures as errors: an Errc where a user can do something about the failure, GnuTLS' number and text
 // otherwise.
 #pragma once
 
@@ -20,7 +20,7 @@ class TlsCategory final : public std::error_category {
   std::string message(int value) const override { return ::gnutls_strerror(value); }
   std::error_condition default_error_condition(int value) const noexcept override {
     switch (value) {
-      // What concerns this side's own files, or its memory.
+      // Failures of this side's own files, or of its memory.
       case GNUTLS_E_MEMORY_ERROR:
       case GNUTLS_E_INTERNAL_ERROR:
       case GNUTLS_E_RANDOM_FAILED:
@@ -48,7 +48,7 @@ inline std::unexpected<Error> fail_tls(int code, Stage stage, const char* op) no
 
 /// What is wrong with the peer's certificate: gnutls_session_get_verify_cert_status().
 inline Errc certificate_fault(unsigned status) noexcept {
-  // The first that is true: a certificate of another authority may be expired besides, which nobody can vouch for.
+  // The order counts: nothing else in a certificate of an unknown authority can be trusted, its dates neither.
   if ((status & (GNUTLS_CERT_SIGNER_NOT_FOUND | GNUTLS_CERT_SIGNATURE_FAILURE | GNUTLS_CERT_SIGNER_NOT_CA)) != 0)
     return Errc::tls_untrusted_certificate;
   if ((status & GNUTLS_CERT_REVOKED) != 0) return Errc::tls_revoked_certificate;
@@ -58,7 +58,7 @@ inline Errc certificate_fault(unsigned status) noexcept {
   return Errc::tls_untrusted_certificate;
 }
 
-/// What to tell the peer about a failed handshake.
+/// The alert that tells the peer why the handshake failed.
 inline gnutls_alert_description_t alert_for(const Error& error, int code) noexcept {
   if (error.code.category() == category()) {
     switch (static_cast<Errc>(error.code.value())) {
@@ -76,14 +76,14 @@ inline gnutls_alert_description_t alert_for(const Error& error, int code) noexce
   return alert > 0 ? static_cast<gnutls_alert_description_t>(alert) : GNUTLS_A_HANDSHAKE_FAILURE;
 }
 
-/// An alert of the peer that ends the stream.
+/// The error for an alert of the peer that ends the stream.
 inline Error error_of_alert(gnutls_alert_description_t alert, bool with_keys, Stage stage) noexcept {
   const char* const name = ::gnutls_alert_get_name(alert);
   Error error{.code = Errc::tls_refused,
               .stage = stage,
               .op = name != nullptr ? name : "unknown TLS alert",
               .detail = static_cast<std::uint64_t>(alert)};
-  // Servers differ in what they call a key that is not theirs.
+  // Servers differ in the alert that they send for a wrong key.
   const bool key = with_keys && (alert == GNUTLS_A_ILLEGAL_PARAMETER || alert == GNUTLS_A_DECRYPT_ERROR ||
                                  alert == GNUTLS_A_UNKNOWN_PSK_IDENTITY || alert == GNUTLS_A_BAD_RECORD_MAC);
   if (key) error.code = Errc::tls_wrong_key;
@@ -93,7 +93,7 @@ inline Error error_of_alert(gnutls_alert_description_t alert, bool with_keys, St
   return error;
 }
 
-/// What is wrong with a handshake that failed by `code`.
+/// The error for a handshake that failed with GnuTLS' `code`.
 inline Error handshake_error(gnutls_session_t session, int code, bool with_keys) noexcept {
   if (code == GNUTLS_E_FATAL_ALERT_RECEIVED)
     return error_of_alert(::gnutls_alert_get(session), with_keys, Stage::handshake);

@@ -3,9 +3,9 @@
 // One GnuTLS session on top of a socket: the handshake in steps that never block, then records.
 //
 // Two threads: GnuTLS lets one thread send and another receive on the same session once the handshake is done, because
-// each direction has its own keys, sequence and buffers. What both would touch is kept apart here: the state of a call
-// is held per direction (TlsSocket), and there is no renegotiation. Receiving is behind a lock, for the one case in which
-// the sender looks, too: a broken stream whose reason may lie unread in front of it.
+// each direction has its own keys, sequence and buffers. State that both would touch is kept apart here: each direction
+// has its own state of a call (TlsSocket), and there is no renegotiation. A lock guards receiving for the one case in
+// which the sending thread reads, too: after a broken write it reads the peer's alert, which may have the reason.
 #pragma once
 
 #include <gnutls/gnutls.h>
@@ -59,7 +59,7 @@ class TlsSession {
     if (session_ != nullptr) ::gnutls_deinit(session_);
   }
 
-  /// Goes on with the handshake as far as it gets without waiting. A failure is told to the peer.
+  /// Goes on with the handshake as far as possible without waiting. A failure is sent to the peer as an alert.
   Result<Progress> step() noexcept {
     const TlsWait no_wait{.deadline = Clock::time_point::min()};
     for (;;) {
@@ -77,7 +77,7 @@ class TlsSession {
     }
   }
 
-  /// The whole handshake, where step() has not made it: in the writing thread, before anything is read.
+  /// Makes the whole handshake, if step() has not: in the writing thread, before anything is read.
   Result<void> handshake() noexcept {
     for (const Clock::time_point deadline = deadline_after(as_timeout(options_.handshake_timeout));;) {
       const auto progress = step();
@@ -91,7 +91,7 @@ class TlsSession {
     }
   }
 
-  /// Writes all of `buffers`, in records as large as TLS has them.
+  /// Writes all of `buffers`, in records of the largest size.
   Result<std::size_t> write(ConstBuffers buffers, const TlsWait* wait) noexcept {
     if (finished_) return fail(Errc::already_closed, Stage::write, "write");
     if (write_failed_) return std::unexpected(*write_failed_);
@@ -105,8 +105,8 @@ class TlsSession {
     for (const iovec& buffer : buffers) {
       const auto* bytes = static_cast<const std::byte*>(buffer.iov_base);
       for (std::size_t left = buffer.iov_len; left > 0;) {
-        // A record that one buffer fills goes out from there; smaller pieces (a header, the pages after it) are
-        // gathered first, or each would be a record and a system call of its own.
+        // A buffer that fills a record is sent from where it is. Smaller pieces (a header, the pages after it) are
+        // gathered first, because otherwise each would be a record and a system call of its own.
         std::size_t taken = record_bytes;
         Result<void> sent;
         if (gathered_ == 0 && left >= record_bytes) {
@@ -126,7 +126,7 @@ class TlsSession {
     return total_bytes(buffers);
   }
 
-  /// Reads what one record brings, or what is left of one.
+  /// Reads one record, or the rest of one.
   Result<std::size_t> read(MutableBuffers buffers, const TlsWait* wait) noexcept {
     const std::scoped_lock lock(reading_);
     std::size_t arrived = 0;
@@ -146,7 +146,7 @@ class TlsSession {
     return arrived;
   }
 
-  /// Up to four bytes that read() will deliver next. Fewer: there are no more yet, or none will come (`ended`).
+  /// The bytes that read() will return next, up to four. Fewer have arrived yet, or the stream has `ended`.
   struct Ahead {
     std::array<std::byte, 4> bytes{};
     std::size_t count = 0;
@@ -157,7 +157,8 @@ class TlsSession {
     return look_under_lock(wait);
   }
 
-  /// Looks, without waiting, whether the peer's alert has come. Errors: that, or how else the stream is broken.
+  /// Checks, without waiting, whether an alert of the peer has come. Errors: that alert, or another break of the
+  /// stream.
   Result<void> probe() noexcept {
     if (!established_) {
       auto progress = step();
@@ -168,7 +169,7 @@ class TlsSession {
     return ahead ? Result<void>{} : std::unexpected(ahead.error());
   }
 
-  /// close_notify, then FIN.
+  /// Sends close_notify, then FIN.
   Result<void> finish() noexcept {
     if (finished_) return {};
     if (write_failed_) {
@@ -181,13 +182,13 @@ class TlsSession {
     do code = ::gnutls_bye(session_, GNUTLS_SHUT_WR);
     while (code == GNUTLS_E_INTERRUPTED || (code == GNUTLS_E_AGAIN && !socket_.writes.error));
     if (code < 0) return std::unexpected(failure(code, socket_.writes, Stage::close, "close_notify"));
-    // A peer that needs nothing more may have closed, and then the close_notify itself is what breaks the connection.
+    // A peer that needs nothing more may have closed already; then the close_notify itself breaks the connection.
     if (auto ended = socket_.link().finish(); !ended && ended.error().code != std::errc::not_connected) return ended;
     finished_ = true;
     return {};
   }
 
-  /// Whether the handshake is made: nothing can be read before. Threads: the writing one.
+  /// Whether the handshake is done; nothing can be read before. Threads: the writing one.
   bool established() const noexcept { return established_; }
 
   void shutdown() noexcept { socket_.link().shutdown(); }
@@ -209,10 +210,9 @@ class TlsSession {
 
   int init() {
     const bool server = credentials_.role() == TlsRole::server;
-    // No tickets: a source never reads, and what it has not read makes its kernel reset the connection when it closes,
-    // which loses data on the way (format/tls.md section 14).
-    // A client shows its certificate even when the server's list of authorities says that it will be refused: then the
-    // server says why.
+    // No tickets: a source never reads them, and unread bytes make its kernel reset the connection when it closes,
+    // which loses data that is still under way (format/tls.md section 14). A client sends its certificate even when the
+    // server's list of authorities lacks the client's, so that the server says why it refuses.
     const unsigned flags = server ? GNUTLS_SERVER | GNUTLS_NO_TICKETS : GNUTLS_CLIENT | GNUTLS_FORCE_CLIENT_CERT;
     if (const int code = ::gnutls_init(&session_, flags); code < 0) return code;
     if (const int code = credentials_.apply(session_, options_.cipher); code < 0) return code;
@@ -224,11 +224,12 @@ class TlsSession {
       ::gnutls_session_set_verify_cert2(session_, verify_.data(), server ? 1 : 2, 0);
       if (server) {
         ::gnutls_certificate_server_set_request(session_, GNUTLS_CERT_REQUIRE);
-        // Not which authorities are taken: a client of another one would show no certificate, and nobody would know why.
+        // The list of authorities is not sent: a client of another one would send no certificate, and no error would
+        // say why.
         ::gnutls_certificate_send_x509_rdn_sequence(session_, 1);
       }
     }
-    ::gnutls_handshake_set_timeout(session_, 0);  // the caller's deadline is the one
+    ::gnutls_handshake_set_timeout(session_, 0);  // the caller's deadline counts
     socket_.attach(session_);
     return 0;
   }
@@ -249,8 +250,8 @@ class TlsSession {
       sent = ::gnutls_record_send(session_, nullptr, 0);  // the rest of the same record
     if (sent >= 0) return {};
     write_failed_ = failure(static_cast<int>(sent), socket_.writes, Stage::write, "write");
-    // Under TLS 1.3 a server checks the client's certificate when the client already writes. Its alert says more than
-    // the broken connection after it. A reader of this side finds it by itself.
+    // Under TLS 1.3 a server checks the client's certificate while the client already writes. The server's alert says
+    // more than the broken connection behind it. If this side has a reader at work, that one gets the alert.
     const std::unique_lock lock(reading_, std::try_to_lock);
     if (lock && write_failed_->code == Condition::peer_gone) {
       const TlsWait no_wait{.deadline = Clock::time_point::min()};
@@ -287,7 +288,7 @@ class TlsSession {
     for (;;) {
       const ssize_t count = ::gnutls_record_recv(session_, to, room);
       if (count >= 0) return static_cast<std::size_t>(count);
-      // What is no data (a ticket, new keys, a warning) comes back as a failure that is none.
+      // Records without data (a ticket, new keys, a warning) are returned as failures that are not fatal.
       if (!socket_.reads.error && ::gnutls_error_is_fatal(static_cast<int>(count)) == 0 &&
           count != GNUTLS_E_REHANDSHAKE)
         continue;
@@ -312,11 +313,11 @@ class TlsSession {
     return fail_tls(code, stage, op).error();
   }
 
-  /// Ends a handshake that failed, tells the peer why, and says what to do.
+  /// Ends a handshake that failed, and tells the peer why. Returns the error.
   std::unexpected<Error> give_up(int code) noexcept {
     constexpr const char* doubt = "TLS handshake (is TLS on at the peer, too?)";
     Error error = handshake_error(session_, code, !credentials_.uses_certificates());
-    bool heard = code != GNUTLS_E_FATAL_ALERT_RECEIVED;  // whether the peer is there to be told
+    bool heard = code != GNUTLS_E_FATAL_ALERT_RECEIVED;  // whether the peer can still be told
     if (const auto& broken = socket_.writes.error ? socket_.writes.error : socket_.reads.error; broken) {
       error = *broken;
       error.stage = Stage::handshake;
@@ -343,13 +344,13 @@ class TlsSession {
   std::array<gnutls_typed_vdata_st, 2> verify_{};  // GnuTLS keeps the pointers
   bool established_ = false;
 
-  // The sending thread's.
+  // Used by the sending thread.
   std::optional<Error> write_failed_;
   bool finished_ = false;
   std::size_t gathered_ = 0;
   std::array<std::byte, record_bytes> record_;
 
-  // The receiving thread's, under the lock.
+  // Used by the receiving thread, under the lock.
   alignas(cache_line) std::mutex reading_;
   std::optional<Error> read_failed_;
   std::size_t ahead_bytes_ = 0;

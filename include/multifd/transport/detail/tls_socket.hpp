@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The socket below a GnuTLS session: GnuTLS reads and writes through pull() and push() here, so that every wait of it is
-// one of ours: with a deadline, an Interrupt, or the socket's own shutdown().
+// The socket below a GnuTLS session. GnuTLS reads and writes through pull() and push() here, so that each of its waits
+// ends by a deadline, an Interrupt, or the socket's own shutdown().
 #pragma once
 
 #include <gnutls/gnutls.h>
@@ -24,26 +24,26 @@
 
 namespace multifd::detail {
 
-/// What ends a wait besides the socket. The default is nothing.
+/// What ends a wait besides the socket. Default: nothing.
 struct TlsWait {
   Clock::time_point deadline = Clock::time_point::max();
   const Interrupt* interrupt = nullptr;
 };
 
 /// Threads: after the handshake one for `writes`, another for `reads` and what was read; each direction's state is in a
-/// cache line of its own. Errors travel in errno, which belongs to a thread, and in Direction, never through
+/// cache line of its own. Errors are passed in errno, which is per thread, and in Direction, never through
 /// gnutls_transport_set_errno().
 class TlsSocket {
  public:
   /// One direction of the call that is under way.
   struct Direction {
-    const TlsWait* wait = nullptr;  ///< null: the socket alone ends it
+    const TlsWait* wait = nullptr;  ///< null: only the socket ends the wait
     std::optional<Error> error{};   ///< why pull() or push() gave up
   };
 
   explicit TlsSocket(FdTransport link) noexcept : link_(std::move(link)) {}
 
-  /// Has `session` read and write here. This object has to stay where it is.
+  /// Makes `session` read and write here. This object must not move afterwards.
   void attach(gnutls_session_t session) noexcept {
     ::gnutls_transport_set_ptr(session, this);
     ::gnutls_transport_set_vec_push_function(session, [](void* self, const giovec_t* buffers, int count) {
@@ -60,11 +60,11 @@ class TlsSocket {
   FdTransport& link() noexcept { return link_; }
   int native_handle() const noexcept { return link_.native_handle(); }
 
-  /// Whether the peer's stream has ended, and whether that was where no record was under way.
+  /// Whether the peer's stream has ended, and whether it ended between two records.
   bool ended() const noexcept { return ended_; }
   bool ended_between_records() const noexcept { return between_records_; }
 
-  /// False once the peer's first byte is none of a TLS record's.
+  /// False when the peer's first byte cannot begin a TLS record.
   bool may_speak_tls() const noexcept {
     return !first_byte_ || *first_byte_ == std::byte{0x16} || *first_byte_ == std::byte{0x15};
   }
@@ -75,7 +75,7 @@ class TlsSocket {
  private:
   static constexpr std::size_t header_bytes = 5;  // of a record
 
-  // What GnuTLS calls. -1 with errno: EAGAIN can be taken up again, EIO cannot.
+  // The functions that GnuTLS calls. -1 with errno: after EAGAIN the call can be repeated, after EIO it cannot.
 
   ssize_t push(ConstBuffers buffers) noexcept {
     const auto count = [&]() -> Result<std::size_t> {
@@ -119,7 +119,7 @@ class TlsSocket {
     if (!count) return refuse(reads, count.error());
     if (*count == 0) {
       ended_ = true;
-      between_records_ = size == header_bytes;  // it waited for a whole header, and for nothing of one
+      between_records_ = size == header_bytes;  // nothing of the next header had come
     }
     if (*count > size) header_ahead_ = *count - size;
     if (*count > 0 && !first_byte_) first_byte_ = *static_cast<std::byte*>(data);
@@ -142,7 +142,7 @@ class TlsSocket {
     return error.code == Errc::timed_out || error.code == Errc::cancelled;
   }
 
-  // The receiving thread's.
+  // Used by the receiving thread.
   bool ended_ = false;
   bool between_records_ = false;
   std::optional<std::byte> first_byte_;  // of the peer

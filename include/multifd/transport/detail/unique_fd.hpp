@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// One owned file descriptor. Closing is all it knows; what a close means for the peer is for those who hold
-// it.
+// One owned file descriptor. It only closes; what a close means for the peer is its owner's part.
 #pragma once
 
 #include <unistd.h>
@@ -28,7 +27,7 @@ class UniqueFd {
   int get() const noexcept { return fd_; }
   int release() noexcept { return std::exchange(fd_, -1); }
 
-  /// Closes. Linux frees the descriptor even when close() says EINTR: never try again.
+  /// Closes. Linux frees the descriptor even when close() fails with EINTR, so close() is never repeated.
   void reset() noexcept {
     if (fd_ >= 0) ::close(std::exchange(fd_, -1));
   }

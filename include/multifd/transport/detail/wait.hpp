@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Waiting for a descriptor with an end: a deadline, an Interrupt, or both.
+// Waits for a descriptor that end by a deadline, an Interrupt, or both.
 #pragma once
 
 #include <poll.h>
@@ -28,8 +28,7 @@ inline Clock::time_point deadline_after(std::chrono::milliseconds timeout) noexc
   return timeout >= room ? Clock::time_point::max() : now + timeout;
 }
 
-/// For poll() and epoll_wait(): milliseconds to a deadline, rounded up, so that none comes back early and
-/// spins.
+/// Milliseconds to a deadline, for poll() and epoll_wait(). Rounded up, so that no wait returns early and spins.
 inline int poll_timeout(Clock::time_point deadline) noexcept {
   if (deadline == Clock::time_point::max()) return -1;
   const Clock::time_point now = Clock::now();

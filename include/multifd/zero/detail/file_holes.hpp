@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// What a hole of a mapped file is worth, by file system. Only where lseek(SEEK_DATA) sees the pages that a mapping has
-// dirtied is a hole zero memory. FUSE and virtiofs ask their server, which has not heard of those pages; network and
-// stacked file systems differ by version. Whoever is not listed has no holes.
+// Whether a hole of a mapped file is zero memory, by file system. It is only where lseek(SEEK_DATA) finds the pages
+// that a mapping has dirtied. FUSE and virtiofs ask their server, which does not know those pages; network and stacked
+// file systems differ by version. Files on other file systems count as data throughout.
 #pragma once
 
 #include <sys/vfs.h>
@@ -13,11 +13,11 @@ namespace multifd::detail {
 
 enum class FileHoles : std::uint8_t {
   unknown,         ///< everything is data
-  zero,            ///< SEEK_DATA finds what a mapping has dirtied, from the first write on
-  zero_and_named,  ///< and /proc/self/maps shows the device number that fstat() does
+  zero,            ///< SEEK_DATA finds a page from the first write through a mapping on
+  zero_and_named,  ///< also, /proc/self/maps shows the device number of fstat()
 };
 
-/// Params: `system`: what fstatfs() says of the file.
+/// Params: `system`: fstatfs() of the file.
 inline FileHoles file_holes(const struct ::statfs& system) noexcept {
   switch (static_cast<std::uint32_t>(system.f_type)) {
     case 0x01021994: return FileHoles::zero_and_named;  // tmpfs, memfd

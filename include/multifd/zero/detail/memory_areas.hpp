@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What kind of memory this process has where, as /proc/self/maps says it: only of private anonymous memory and of
-// shared memory whose file is at hand can it be known that it was never touched.
+// The areas of this process's memory, from /proc/self/maps. Untouched pages can be found only in private anonymous
+// memory, and in shared memory whose file is known.
 #pragma once
 
 #include <sys/sysmacros.h>
@@ -28,7 +28,7 @@ struct MemoryArea {
 
   bool anonymous() const noexcept { return !shared && inode == 0; }
 
-  /// Leaves the pages that `from` to `to` lie in, which overlaps the area.
+  /// Cuts the area down to the pages that contain `from` to `to`, a range that overlaps the area.
   void clip(std::uintptr_t from, std::uintptr_t to) noexcept {
     const auto page_bytes = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
     from = std::max(begin, from / page_bytes * page_bytes);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The arm64 kernel: NEON, which every arm64 CPU has, so no target attribute is needed. The plan is that of
-// x86.hpp.
+// The arm64 kernel: NEON, which every arm64 CPU has, so no target attribute is needed. Its steps are
+// those of x86.hpp.
 #pragma once
 
 #include <arm_neon.h>

@@ -2,8 +2,8 @@
 //
 // The kernel that every machine has: 64-bit words. The wider kernels leave buffers below 64 bytes to it.
 //
-// Why no_sanitize("thread") on every kernel: a live guest writes to its memory while we look at it. That is
-// meant: a page that changes is dirty again and comes again, so any answer about a changing page is right.
+// Why no_sanitize("thread") is on every kernel: a live guest writes to its memory while a kernel reads it. That is
+// intended: a page that changes is dirty again and will be sent again, so any answer about a changing page is right.
 // The address sanitizer stays on: no kernel may read outside its buffer.
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace multifd::detail {
 
-/// Bytes that are looked at before anything else: in guests, 99.5 % of the non-zero pages show it here.
+/// Bytes that are read first: 99.5 % of the non-zero pages of guests have a non-zero byte among them.
 inline constexpr std::size_t zero_head_bytes = 64;
 
 /// Bytes of each page in one step of the kernels that scan four pages in lock-step; divides their page sizes.
@@ -25,7 +25,7 @@ __attribute__((no_sanitize("thread"), always_inline)) inline std::uint64_t load_
   return word;
 }
 
-/// Tells whether any of the 64 bytes at `at` is not zero.
+/// Whether any of the 64 bytes at `at` is not zero.
 __attribute__((no_sanitize("thread"), always_inline)) inline bool scalar_any64(const std::byte* at) noexcept {
   std::uint64_t low = load_word(at) | load_word(at + 8) | load_word(at + 16) | load_word(at + 24);
   std::uint64_t high = load_word(at + 32) | load_word(at + 40) | load_word(at + 48) | load_word(at + 56);
@@ -40,7 +40,7 @@ __attribute__((no_sanitize("thread"))) inline bool is_zero_scalar(const void* da
     for (; at != end; ++at) any |= *at;
     return any == std::byte{};
   }
-  // The last word, whose load may overlap the loop's, stands for every tail.
+  // The last word, which may overlap the loop's last step, covers every tail.
   if (load_word(end - 8) != 0) return false;
   for (; end - at >= 64; at += 64) {
     if (scalar_any64(at)) return false;

@@ -3,14 +3,14 @@
 // The x86-64 kernels: SSE2 (every such CPU has it), AVX2, AVX-512F.
 // Target attributes stand on each function, never on a file: with per-file flags a linker may keep the AVX
 // copy of a shared inline function and run it on a machine without AVX. A helper is inlined only into a
-// caller of the same target, and lambdas do not inherit it: hence each kernel has its own helpers and its
-// own, equal, plan:
+// caller of the same target, and lambdas do not inherit the target. So each kernel has helpers of its own; all kernels
+// read a buffer in the same order:
 //
 //   first word | head 64 B | steps of 256 or 512 B | one more step that ends at the end
 //
-// The steps start at 0 again and the last may overlap: reading a cached line twice costs less than odd
-// offsets. Longer steps are no faster: with 512 B, hot reading is as fast as loads can be. The tail and the middle are
-// not looked at first: pages with nothing but a last byte are rare, and out of order memory is slower.
+// The steps start at 0 again and the last may overlap: reading a cached line twice costs less than odd offsets. Longer
+// steps are no faster: with 512 B, cached memory is read as fast as the CPU can load. The tail and the middle are not
+// read first: pages whose only non-zero byte is at the end are rare, and memory is read more slowly out of order.
 #pragma once
 
 #include <immintrin.h>
@@ -103,7 +103,7 @@ MULTIFD_AVX2 inline bool is_zero_avx2(const void* data, std::size_t size) noexce
   return !avx2_any512(end - 512);
 }
 
-/// 128 bytes of each page in turn: with longer turns memory is read more slowly.
+/// Reads 128 bytes of each page in turn: with longer turns memory is read more slowly.
 MULTIFD_AVX2 MULTIFD_INLINE __m256i avx2_or128x4(const std::byte* a, const std::byte* b, const std::byte* c,
                                                  const std::byte* d) noexcept {
   return _mm256_or_si256(_mm256_or_si256(avx2_or128(a), avx2_or128(b)), _mm256_or_si256(avx2_or128(c), avx2_or128(d)));
