@@ -80,7 +80,7 @@ class HelloReader {
 /// Whether the source's next word on its main connection is that it gives up. Throws Failure: it has gone.
 bool says_failed(Link& link) {
   if (link.secured()) {
-    const auto first = link.peek_magic(0ms, nullptr);
+    const auto first = peek_magic(link, 0ms);
     if (!first && first.error().code != Errc::timed_out) throw Failure(first.error(), "main connection");
     return first && static_cast<MessageType>(*first >> 24) == MessageType::failed;
   }

@@ -141,7 +141,7 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
 QemuSource::Links QemuSource::accept() {
   auto links = accept_source(listener_, magic, options_.channels, accept_options_);
   if (!links) throw failure(links.error());
-  return {std::move(links->main), plain_links(std::move(links->channels))};
+  return {std::move(links->main), Link::all_of(std::move(links->channels))};
 }
 
 /// multifd::accept_source(), which can look at what a connection says only where nothing is encrypted.
@@ -287,12 +287,6 @@ std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
 }
 
 bool MainStream::read(std::chrono::milliseconds timeout, std::size_t& got) {
-  if (!link_.secured()) {
-    pollfd entry{.fd = link_.native_handle(), .events = POLLIN, .revents = 0};
-    int ready = -1;
-    while (ready < 0) ready = ::poll(&entry, 1, static_cast<int>(timeout.count()));  // signals: another thread's
-    if (ready == 0) return false;
-  }
   const iovec room = mutable_buffer(parser_.room());
   const auto count = link_.read_some(std::span(&room, 1), timeout, nullptr);
   if (!count && count.error().code == Errc::timed_out) return false;

@@ -89,12 +89,12 @@ Result<std::vector<Link>> Tls::secure(std::vector<multifd::FdTransport> links, c
     with_limits.interrupt = &interrupt;
     auto secured = multifd::tls_handshakes(std::move(links), *credentials_, with_limits);
     if (!secured) return std::unexpected(secured.error());
-    return std::vector<Link>(std::make_move_iterator(secured->begin()), std::make_move_iterator(secured->end()));
+    return Link::all_of(std::move(*secured));
   }
 #endif
   (void)interrupt;
   (void)timeout;
-  return plain_links(std::move(links));
+  return Link::all_of(std::move(links));
 }
 
 Result<std::vector<Link>> Tls::secure_with_first_write(std::vector<multifd::FdTransport> links) const {
@@ -109,7 +109,7 @@ Result<std::vector<Link>> Tls::secure_with_first_write(std::vector<multifd::FdTr
     return secured;
   }
 #endif
-  return plain_links(std::move(links));
+  return Link::all_of(std::move(links));
 }
 
 Result<Link> Tls::secure(multifd::FdTransport link, const multifd::Interrupt& interrupt,

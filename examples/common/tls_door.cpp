@@ -66,7 +66,7 @@ Result<std::optional<std::uint32_t>> TlsDoor::go_on(Newcomer& newcomer) {
     newcomer.link.emplace(newcomer.handshake.take());
   }
 #endif
-  const auto first = newcomer.link->peek_magic(0ms, nullptr);
+  const auto first = peek_magic(*newcomer.link, 0ms);
   if (first) return *first;
   if (first.error().code == Errc::timed_out) return std::nullopt;
   return std::unexpected(first.error());

@@ -481,10 +481,6 @@ void Relay::take_answer(const qemu::ReturnMessage& message) {
 
 std::optional<Result<std::size_t>> Relay::read_destination(std::span<std::byte> room) {
   constexpr auto slice = 500ms;
-  if (!destination_->secured()) {
-    pollfd entry{.fd = destination_->native_handle(), .events = POLLIN, .revents = 0};
-    if (::poll(&entry, 1, static_cast<int>(std::chrono::milliseconds(slice).count())) == 0) return std::nullopt;
-  }
   const iovec buffer = mutable_buffer(room);
   auto read = destination_->read_some(std::span(&buffer, 1), slice, nullptr);
   if (!read && read.error().code == Errc::timed_out) return std::nullopt;

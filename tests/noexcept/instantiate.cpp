@@ -18,6 +18,7 @@
 #include "multifd/stack.hpp"
 #include "multifd/testing/fault_transport.hpp"
 #include "multifd/testing/memory_transport.hpp"
+#include "multifd/transport/any_transport.hpp"
 #include "multifd/transport/fd.hpp"
 #include "multifd/transport/socket.hpp"
 #if defined(MULTIFD_HAS_TLS)
@@ -48,6 +49,9 @@ MULTIFD_INSTANTIATE(FdTransport, Igzip)
 #if defined(MULTIFD_HAS_TLS)
 template class Sender<TlsTransport, NoComp, ZeroPagesMultifd>;
 template class Receiver<TlsTransport, NoComp>;
+template class AnyTransport<FdTransport, TlsTransport>;
+template class Sender<AnyTransport<FdTransport, TlsTransport>, NoComp, ZeroPagesMultifd>;
+template class Receiver<AnyTransport<FdTransport, TlsTransport>, NoComp>;
 
 Result<std::vector<TlsTransport>> secure_everything(std::vector<FdTransport> links, const std::string& directory) {
   const auto credentials = TlsCredentials::x509(directory, TlsRole::client);
@@ -57,6 +61,7 @@ Result<std::vector<TlsTransport>> secure_everything(std::vector<FdTransport> lin
   return secured;
 }
 #endif
+template class AnyTransport<FdTransport>;
 template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesLegacy>>;
 template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesMultifd>>;
 MULTIFD_INSTANTIATE_ALL(testing::MemoryTransport)
