@@ -164,14 +164,16 @@ bool Control::wait_for_message(std::chrono::milliseconds timeout) {
   const auto deadline = multifd::detail::deadline_after(multifd::as_timeout(timeout));
   const auto ready = multifd::detail::wait_for(link_.native_handle(), POLLIN, deadline, interrupt_,
                                                multifd::Stage::read, "main connection");
-  if (!ready && ready.error().code != multifd::Errc::timed_out) throw Failure(multifd::Error{.code = ready.error().code});
+  if (!ready && ready.error().code != multifd::Errc::timed_out)
+    throw Failure(multifd::Error{.code = ready.error().code});
   return ready.has_value();
 }
 
 std::size_t Control::moved(const multifd::Result<std::size_t>& bytes, const char* too_late_because,
                            const Limit& limit) {
   if (!bytes && bytes.error().code == multifd::Errc::timed_out) throw too_late(too_late_because, limit);
-  if (!bytes && bytes.error().code == multifd::Errc::cancelled) throw Failure(multifd::Error{.code = bytes.error().code});
+  if (!bytes && bytes.error().code == multifd::Errc::cancelled)
+    throw Failure(multifd::Error{.code = bytes.error().code});
   return need(bytes, "main connection");
 }
 

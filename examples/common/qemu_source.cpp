@@ -18,10 +18,8 @@ namespace {
 using namespace multifd;
 using namespace std::chrono_literals;
 
-constexpr SourceMagic magic{.main = wire::main_stream_magic, .channel = wire::magic};
-
 void tell_stranger(std::uint32_t first_bytes) {
-  if (first_bytes == magic.main || first_bytes == magic.channel) {
+  if (first_bytes == wire::main_stream_magic || first_bytes == wire::magic) {
     tell("closed a connection of another source, or of an older try of this one\n");
     return;
   }
@@ -139,14 +137,14 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
       }()) {}
 
 QemuSource::Links QemuSource::accept() {
-  auto links = accept_source(listener_, magic, options_.channels, accept_options_);
+  auto links = accept_source(listener_, options_.channels, accept_options_);
   if (!links) throw failure(links.error());
   return {std::move(links->main), Link::all_of(std::move(links->channels))};
 }
 
 /// multifd::accept_source(), which can look at what a connection says only where nothing is encrypted.
 QemuSource::Links QemuSource::accept_under_tls() {
-  auto source = multifd::detail::collect_source<Link>(*door_, magic, options_.channels, accept_options_, nullptr);
+  auto source = multifd::detail::collect_source<Link>(*door_, options_.channels, accept_options_, nullptr);
   if (!source) throw failure(source.error());
   return {std::move(source->first), std::move(source->second)};
 }
@@ -177,7 +175,7 @@ void QemuSource::refuse_more_channels(const AnyReceiver& receiver) {
     const auto is_stranger = [](std::span<const std::byte> first) {
       if (first.size() < 4) return false;
       const auto number = wire::load_be<std::uint32_t>(first.data());
-      if (number == magic.main || number == magic.channel) return false;
+      if (number == wire::main_stream_magic || number == wire::magic) return false;
       tell_stranger(number);
       return true;
     };

@@ -112,8 +112,7 @@ Result<void> hear_everything(std::span<const std::byte> stream, std::span<std::b
 
 // A relay: packets as copies from the source's channels into those to the destination.
 Result<void> relay_everything(Listener& listener, const Address& to, std::string_view zero_pages, std::uint64_t bytes) {
-  constexpr SourceMagic magic{.main = wire::main_stream_magic, .channel = wire::magic};
-  auto source = accept_source(listener, magic, 2);
+  auto source = accept_source(listener, 2);
   if (!source) return std::unexpected(source.error());
   RamMap ram;
   if (auto block = ram.add_elsewhere("pc.ram", bytes); !block) return std::unexpected(block.error());

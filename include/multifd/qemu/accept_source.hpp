@@ -18,17 +18,12 @@
 #include <utility>
 #include <vector>
 
+#include "multifd/format/constants.hpp"
 #include "multifd/limits.hpp"
 #include "multifd/qemu/detail/source_set.hpp"
 #include "multifd/transport/listen.hpp"
 
 namespace multifd {
-
-/// What a source's connections begin with, big-endian.
-struct SourceMagic {
-  std::uint32_t main;
-  std::uint32_t channel;
-};
 
 struct SourceLinks {
   FdTransport main;
@@ -125,7 +120,7 @@ class Newcomers {
 
 /// accept_source() over a `door` that lets connections in: Newcomers, or another with the same next() and watch_end().
 template <class Link, class Door>
-Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagic magic, unsigned channels,
+Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, unsigned channels,
                                                           const AcceptSourceOptions& options,
                                                           const Interrupt* interrupt) {
   SourceSet<Link> set(channels);
@@ -155,14 +150,14 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
     }
     if (!*next) continue;
     Arrival<Link>& arrival = **next;
-    if (arrival.magic == magic.main || arrival.magic == magic.channel) {
+    if (arrival.magic == wire::main_stream_magic || arrival.magic == wire::magic) {
       if (auto watched = door.watch_end(arrival.link); !watched) return std::unexpected(watched.error());
       using Added = SourceSet<Link>::Added;
-      const bool is_main = arrival.magic == magic.main;
+      const bool is_main = arrival.magic == wire::main_stream_magic;
       const Added added = is_main ? set.add_main(std::move(arrival)) : set.add_channel(std::move(arrival));
       if (added == Added::too_many) return fail(Errc::too_many_channels, Stage::accept, "accept", set.channels() + 1);
       if (added == Added::not_at_all) {
-        if (options.on_stranger) options.on_stranger(*(is_main ? &magic.main : &magic.channel));
+        if (options.on_stranger) options.on_stranger(is_main ? wire::main_stream_magic : wire::magic);
       } else if (gave_up ? is_main : added == Added::as_first) {
         gave_up = false;  // a try begins
         deadline = deadline_after(as_timeout(options.timeout));
@@ -189,7 +184,7 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
 /// Errors (stage accept): bad_option (a negative time limit); timed_out, whose op says what is missing, and whose detail how many channels came;
 ///   peer_closed when a source came and gave up, and no other in retry_timeout; bad_channel_count; too_many_channels when one more
 ///   comes meanwhile that is not, by the uuid or the id in its hello, another source's; cancelled; errno.
-inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, unsigned channels,
+inline Result<SourceLinks> accept_source(Listener& listener, unsigned channels,
                                          const AcceptSourceOptions& options = {}) {
   if (channels < 1 || channels > max_channels) return fail(Errc::bad_channel_count, Stage::accept, "accept", channels);
   for (const auto& [name, limit] : {std::pair("AcceptSourceOptions::first_timeout", options.first_timeout),
@@ -199,7 +194,7 @@ inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, 
   const Interrupt* const interrupt = options.interrupt ? options.interrupt : listener.interrupt();
   detail::Newcomers newcomers(listener);
   if (auto started = newcomers.start(); !started) return std::unexpected(started.error());
-  auto source = detail::collect_source<FdTransport>(newcomers, magic, channels, options, interrupt);
+  auto source = detail::collect_source<FdTransport>(newcomers, channels, options, interrupt);
   if (!source) return std::unexpected(source.error());
   // Who has connected by now and not spoken yet may be a channel too many, whose pages would be missed.
   for (const auto soon = detail::deadline_after(std::chrono::milliseconds(200)); newcomers.pending();) {
@@ -209,7 +204,7 @@ inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, 
     if (!*next) continue;  // what becomes of the source's own connections, their readers learn
     const bool of_another = std::ranges::any_of(
         source->second, [&](const FdTransport& channel) { return detail::are_of_two_sources(channel, (*next)->link); });
-    if ((*next)->magic == magic.channel && !of_another)
+    if ((*next)->magic == wire::magic && !of_another)
       return fail(Errc::too_many_channels, Stage::accept, "accept", channels + 1);
     if (options.on_stranger) options.on_stranger((*next)->magic.value_or(0));
   }

@@ -24,7 +24,6 @@ using namespace std::chrono_literals;
 
 namespace {
 
-constexpr SourceMagic magic{.main = 0x5145564d, .channel = 0x11223344};
 constexpr std::string_view main_says = "QEVM";
 constexpr std::string_view channel_says = "\x11\x22\x33\x44";
 constexpr std::uint32_t http = 0x47455420;  // "GET "
@@ -69,7 +68,7 @@ class Destination {
 
   std::future<Result<SourceLinks>> accept(unsigned channels, AcceptSourceOptions options = {}) {
     return std::async(std::launch::async, [this, channels, options = std::move(options)] {
-      return accept_source(*listener_, magic, channels, options);
+      return accept_source(*listener_, channels, options);
     });
   }
 
@@ -137,7 +136,7 @@ TEST_CASE("Main connection and channels may come in any order, before anybody ac
     in_every_order([&](const auto& order) {
       std::vector<FdTransport> links;
       for (const unsigned connection : order) links.push_back(destination.connect(greeting(connection)));
-      check_accepted(accept_source(destination.listener(), magic, source_channels));
+      check_accepted(accept_source(destination.listener(), source_channels));
     });
   }
 }
@@ -162,7 +161,7 @@ TEST_CASE("First bytes may come one at a time, in turn, and nobody spins meanwhi
     auto accepted = std::async(std::launch::async, [&] {
       timespec before{}, after{};
       clock_gettime(CLOCK_THREAD_CPUTIME_ID, &before);
-      auto source = accept_source(destination.listener(), magic, source_channels);
+      auto source = accept_source(destination.listener(), source_channels);
       clock_gettime(CLOCK_THREAD_CPUTIME_ID, &after);
       cpu_us = (after.tv_sec - before.tv_sec) * 1000000 + (after.tv_nsec - before.tv_nsec) / 1000;
       return source;
@@ -204,7 +203,7 @@ TEST_CASE("Strangers before, between and behind are told of and closed, and dist
       const FdTransport gone = destination.connect();  // over TCP: reset
     }
     links.push_back(destination.connect(greeting(3)));
-    check_accepted(accept_source(destination.listener(), magic, source_channels, options));
+    check_accepted(accept_source(destination.listener(), source_channels, options));
     std::ranges::sort(strangers);
     CHECK(strangers == std::vector<std::uint32_t>{0, 0, 0, 0, 0x44332211, http, http});
     for (FdTransport& link : closed) CHECK(is_closed(link));
@@ -265,7 +264,7 @@ TEST_CASE("A try that nobody has closed is replaced by the next: by a main conne
     Destination destination(AddressKind::tcp);
     auto stale = a_try(destination, {0, 1, 2});
     auto good = a_try(destination, order, "g");
-    check_try(accept_source(destination.listener(), magic, 3), "g");
+    check_try(accept_source(destination.listener(), 3), "g");
     for (FdTransport& link : stale) CHECK(is_closed(link));
   }
 }
@@ -308,7 +307,7 @@ TEST_CASE("A source that is through with everything before anybody accepts is ta
       say(links.back(), std::string(400, 'x'));
       REQUIRE(links.back().finish().has_value());
     }
-    auto source = accept_source(destination.listener(), magic, 2);
+    auto source = accept_source(destination.listener(), 2);
     REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
     CHECK(read(source->main, 404).ends_with('x'));
     for (FdTransport& channel : source->channels) CHECK(read(channel, 464).ends_with('x'));
@@ -325,8 +324,8 @@ TEST_CASE("Silent connections keep nobody waiting, and are closed in the end") {
       silent.push_back(destination.connect(connection % 2 == 0 ? "" : "QEV"));
       links.push_back(destination.connect(greeting(connection)));
     }
-    check_accepted(accept_source(destination.listener(), magic, source_channels,
-                                 {.on_stranger = [&](std::uint32_t) { ++strangers; }}));
+    check_accepted(
+        accept_source(destination.listener(), source_channels, {.on_stranger = [&](std::uint32_t) { ++strangers; }}));
     CHECK(time.ms() < test::no_hang_ms);
     CHECK(strangers == 0);
     for (FdTransport& link : silent) CHECK(is_closed(link));
@@ -381,8 +380,8 @@ TEST_CASE("What is missing at the time limit, the error says") {
       if (row.main) links.push_back(destination.connect(main_says));
       for (unsigned i = 0; i < row.channels; ++i) links.push_back(destination.connect(channel_says));
       const test::Stopwatch time;
-      const Error error = error_of(
-          accept_source(destination.listener(), magic, source_channels, {.first_timeout = 80ms, .timeout = 80ms}));
+      const Error error =
+          error_of(accept_source(destination.listener(), source_channels, {.first_timeout = 80ms, .timeout = 80ms}));
       CHECK(error.code == Errc::timed_out);
       CHECK(error.detail == row.channels);
       CHECK_MESSAGE(std::string_view(error.op).contains(row.says), error.op);
@@ -534,7 +533,7 @@ TEST_CASE("Each try has the time limit from its own first connection, and later 
     ScriptedDoor door;
     row.script(door);
     const auto began = ScriptedDoor::Clock::now();
-    const auto source = multifd::detail::collect_source<FdTransport>(door, magic, 3, hours, nullptr);
+    const auto source = multifd::detail::collect_source<FdTransport>(door, 3, hours, nullptr);
     CHECK(limits_of(door, began) == std::string(row.limits).substr(0, door.waits.size()));
     CHECK(door.waits.size() == std::string_view(row.limits).size());
     CHECK(source.has_value() == (std::string_view(row.what).starts_with("a try that gave up")));
@@ -551,12 +550,12 @@ TEST_CASE("A main connection that was accepted before the present one, and speak
   door.comes(hello(0, "g"), 5);
   door.comes(std::string(main_says) + "1", 1);
   door.comes(hello(1, "g"), 6);
-  auto source = multifd::detail::collect_source<FdTransport>(door, magic, 2, options, nullptr);
+  auto source = multifd::detail::collect_source<FdTransport>(door, 2, options, nullptr);
   REQUIRE(source.has_value());
   CHECK(read(source->first, 5) == std::string(main_says) + "g");
   for (FdTransport& channel : source->second) CHECK(read(channel, 65).ends_with('g'));
   CHECK(door.closed(2));
-  CHECK(strangers == std::vector{magic.main});
+  CHECK(strangers == std::vector{wire::main_stream_magic});
 }
 
 TEST_CASE("A second source's channels do not end the first one's setup") {
@@ -569,7 +568,7 @@ TEST_CASE("A second source's channels do not end the first one's setup") {
     door.comes(hello(1, "g", 'a'), 3);
     door.comes(known ? hello(2, "o", 'b') : std::string(channel_says), 5);  // one too many, unless it is another's
     door.comes(std::string(main_says) + "g", 1);
-    auto source = multifd::detail::collect_source<FdTransport>(door, magic, 2, options, nullptr);
+    auto source = multifd::detail::collect_source<FdTransport>(door, 2, options, nullptr);
     REQUIRE(source.has_value() == known);
     if (!known) {
       CHECK(source.error().code == Errc::too_many_channels);
@@ -577,7 +576,7 @@ TEST_CASE("A second source's channels do not end the first one's setup") {
     }
     for (FdTransport& channel : source->second) CHECK(read(channel, 65).ends_with('g'));
     CHECK(door.closed(2));
-    CHECK(strangers == std::vector{magic.channel});
+    CHECK(strangers == std::vector{wire::magic});
   }
 }
 
@@ -586,7 +585,7 @@ TEST_CASE("A channel more than expected is an error, which does not wait for the
     Destination destination(kind);
     std::vector<FdTransport> links;
     for (unsigned i = 0; i <= source_channels; ++i) links.push_back(destination.connect(channel_says));
-    const Error error = error_of(accept_source(destination.listener(), magic, source_channels));
+    const Error error = error_of(accept_source(destination.listener(), source_channels));
     CHECK(error.code == Errc::too_many_channels);
     CHECK(error.detail == source_channels + 1);
     for (FdTransport& link : links) CHECK(is_closed(link));
@@ -598,12 +597,12 @@ TEST_CASE("Who has connected and not spoken when all are there is waited for a m
     std::string says;
     std::optional<std::uint32_t> stranger;  ///< none: it is a channel too many
   };
-  const std::vector<Row> rows{{std::string(channel_says), {}},             // nobody can see whose
-                              {hello(7), {}},                              // the source's own, with an id of its own
-                              {hello(1), magic.channel},                   // the id of one that is there
-                              {hello(7, "", 'o'), magic.channel},          // another uuid
-                              {std::string(main_says), magic.main},        // another source's, or the next try's
-                              {std::string("GET / HTTP/1.1\r\n"), http}};  // none at all
+  const std::vector<Row> rows{{std::string(channel_says), {}},   // nobody can see whose
+                              {hello(7), {}},                    // the source's own, with an id of its own
+                              {hello(1), wire::magic},           // the id of one that is there
+                              {hello(7, "", 'o'), wire::magic},  // another uuid
+                              {std::string(main_says), wire::main_stream_magic},  // another source's, or the next try's
+                              {std::string("GET / HTTP/1.1\r\n"), http}};         // none at all
   for (const AddressKind kind : kinds) {
     Destination destination(kind);
     for (const Row& row : rows) {
@@ -613,11 +612,10 @@ TEST_CASE("Who has connected and not spoken when all are there is waited for a m
       // The last one to be accepted: when that is told of, the source is whole, and `late` is all that is waited for.
       links.push_back(destination.connect("SSH-"));
       std::vector<std::uint32_t> strangers;
-      auto source =
-          accept_source(destination.listener(), magic, source_channels, {.on_stranger = [&](std::uint32_t first) {
-                          strangers.push_back(first);
-                          if (first == 0x5353482d) say(late, row.says);
-                        }});
+      auto source = accept_source(destination.listener(), source_channels, {.on_stranger = [&](std::uint32_t first) {
+                                    strangers.push_back(first);
+                                    if (first == 0x5353482d) say(late, row.says);
+                                  }});
       if (row.stranger) {
         check_try(std::move(source), "g");
         CHECK(strangers == std::vector{0x5353482du, *row.stranger});
@@ -633,7 +631,7 @@ TEST_CASE("Who has connected and not spoken when all are there is waited for a m
     std::vector<FdTransport> links;
     for (unsigned connection = 0; connection <= source_channels; ++connection)
       links.push_back(destination.connect(greeting(connection)));
-    check_accepted(accept_source(destination.listener(), magic, source_channels));
+    check_accepted(accept_source(destination.listener(), source_channels));
   }
 }
 
@@ -647,10 +645,10 @@ TEST_CASE("An Interrupt ends that moment, too") {
   FdTransport stranger = destination.connect("GET / HTTP/1.1\r\n");
   FdTransport channel = destination.connect(channel_says);
   FdTransport other = destination.connect("SSH-");
-  const auto source = accept_source(destination.listener(), magic, 1,
-                                    {.interrupt = &*interrupt, .on_stranger = [&](std::uint32_t first) {
-                                       if (first == 0x5353482d) interrupt->trigger();
-                                     }});
+  const auto source =
+      accept_source(destination.listener(), 1, {.interrupt = &*interrupt, .on_stranger = [&](std::uint32_t first) {
+                                                  if (first == 0x5353482d) interrupt->trigger();
+                                                }});
   CHECK(error_of(source).code == Errc::cancelled);
 }
 
@@ -677,7 +675,7 @@ TEST_CASE("A negative time limit is refused by its name") {
   for (const auto& [name, options] : {std::pair("first_timeout", AcceptSourceOptions{.first_timeout = -1ms}),
                                       std::pair("AcceptSourceOptions::timeout", AcceptSourceOptions{.timeout = -1ms}),
                                       std::pair("retry_timeout", AcceptSourceOptions{.retry_timeout = -1ms})}) {
-    const Error error = error_of(accept_source(destination.listener(), magic, 1, options));
+    const Error error = error_of(accept_source(destination.listener(), 1, options));
     CHECK(error.code == Errc::bad_option);
     CHECK_MESSAGE(describe(error).contains(name), describe(error));
   }
@@ -701,7 +699,7 @@ TEST_CASE("An Interrupt ends the wait, whoever has come by then, and keeps it fr
 
     for (unsigned connection = 0; connection <= source_channels; ++connection)
       links.push_back(destination.connect(greeting(connection)));
-    CHECK(error_of(accept_source(destination.listener(), magic, source_channels, {.interrupt = &*interrupt})).code ==
+    CHECK(error_of(accept_source(destination.listener(), source_channels, {.interrupt = &*interrupt})).code ==
           Errc::cancelled);
   }
 }
@@ -713,7 +711,7 @@ TEST_CASE("The listener's own Interrupt ends the wait, too") {
       Listener::listen({.kind = AddressKind::tcp, .host = "127.0.0.1"}, 4, SocketOptions{.interrupt = &*interrupt});
   REQUIRE(listener.has_value());
   auto accepted = std::async(std::launch::async, [&] {
-    return accept_source(*listener, magic, 1, {.first_timeout = 5s});  // the answer must not come from here
+    return accept_source(*listener, 1, {.first_timeout = 5s});  // the answer must not come from here
   });
   CHECK(accepted.wait_for(30ms) == std::future_status::timeout);
   interrupt->trigger();
@@ -724,7 +722,7 @@ TEST_CASE("Channel counts of 0 and above 255 are refused before anything happens
   Destination destination(AddressKind::unix_socket);
   FdTransport waiting = destination.connect(main_says);
   for (const unsigned channels : {0u, 256u, ~0u}) {
-    const Error error = error_of(accept_source(destination.listener(), magic, channels));
+    const Error error = error_of(accept_source(destination.listener(), channels));
     CHECK(error.code == Errc::bad_channel_count);
     CHECK(error.detail == channels);
   }
@@ -753,7 +751,7 @@ TEST_CASE("Running out of descriptors is an error at once, and the last descript
     rlimit few = old;
     few.rlim_cur = static_cast<rlim_t>(lowest) + free;
     REQUIRE(::setrlimit(RLIMIT_NOFILE, &few) == 0);
-    auto source = accept_source(destination.listener(), magic, 1, {.first_timeout = 300ms, .timeout = 300ms});
+    auto source = accept_source(destination.listener(), 1, {.first_timeout = 300ms, .timeout = 300ms});
     ::setrlimit(RLIMIT_NOFILE, &old);
     return error_of(source);
   };
