@@ -56,7 +56,8 @@ multifd/multifd.hpp          -
 multifd/compress/zlib.hpp    -
 multifd/compress/igzip.hpp   -
 multifd/compress/zstd.hpp    -
-multifd/transport/tls.hpp    -
+multifd/transport/tls.hpp    transport/tls_acceptor.hpp
+multifd/transport/tls_acceptor.hpp  -
 multifd/testing/             testing/
 ]])
 # Beside the tables: X/detail/ is included from below X/ only, names of ours are written "multifd/...", and there is

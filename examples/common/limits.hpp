@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <exception>
 #include <string>
-#include <system_error>
 
 namespace program {
 
@@ -17,9 +16,6 @@ void raise_limits();
 /// Throws Failure when that many connections cannot be open beside what this process has open now: it names the limit
 /// and what is needed.
 void need_descriptors(std::size_t connections);
-
-/// Whether an error says that this process, or its system, has no more of something: no word about the other side.
-bool is_limit(const std::error_code& error);
 
 /// The text of an errno; where it stands for a limit, with that limit's name and value.
 std::string error_text(int error);

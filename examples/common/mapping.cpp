@@ -7,8 +7,8 @@
 #include <sys/mman.h>
 #include <sys/statfs.h>
 #include <unistd.h>
-#include <multifd/memory/page_digest.hpp>
 #include <multifd/format/constants.hpp>
+#include <multifd/memory/page_digest.hpp>
 #include <multifd/zero/buffer_is_zero.hpp>
 #include <multifd/zero/detail/file_holes.hpp>
 #include <multifd/zero/untouched_pages.hpp>

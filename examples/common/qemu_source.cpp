@@ -132,21 +132,22 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
                 "and its address must lead here",
                 options.channels),
             options.limits.hint);
-        if (options.tls.on()) door_.emplace(listener_, options.tls, interrupt, 10s);
-        return door_ ? accept_under_tls() : accept();
+        return accept();
       }()) {}
 
 QemuSource::Links QemuSource::accept() {
-  auto links = accept_source(listener_, options_.channels, accept_options_);
-  if (!links) throw failure(links.error());
-  return {std::move(links->main), Link::all_of(std::move(links->channels))};
+  const auto need_links = [&](auto source) -> Links {
+    if (!source) throw failure(source.error());
+    return {std::move(source->main), Link::all_of(std::move(source->channels))};
+  };
+  if (!options_.tls.on()) return need_links(accept_source(listener_, options_.channels, accept_options_));
+  acceptor_.emplace(options_.tls.acceptor(listener_, 10s));
+  return need_links(accept_source(*acceptor_, options_.channels, accept_options_));
 }
 
-/// multifd::accept_source(), which can look at what a connection says only where nothing is encrypted.
-QemuSource::Links QemuSource::accept_under_tls() {
-  auto source = multifd::detail::collect_source<Link>(*door_, options_.channels, accept_options_, nullptr);
-  if (!source) throw failure(source.error());
-  return {std::move(source->first), std::move(source->second)};
+bool QemuSource::any_more() const noexcept {
+  pollfd listener{.fd = listener_.native_handle(), .events = POLLIN, .revents = 0};
+  return acceptor_->pending() || ::poll(&listener, 1, 0) == 1;
 }
 
 std::optional<std::string> QemuSource::finish(AnyReceiver& receiver) {
@@ -171,7 +172,7 @@ void QemuSource::refuse_more_channels(const AnyReceiver& receiver) {
     return wire::id_of_channel_too_many(first, options_.channels, receiver.peer_uuid()).has_value();
   };
   const auto refuse = [&] { throw failure(fail(Errc::too_many_channels, Stage::accept, "accept").error()); };
-  if (!door_) {
+  if (!acceptor_) {
     const auto is_stranger = [](std::span<const std::byte> first) {
       if (first.size() < 4) return false;
       const auto number = wire::load_be<std::uint32_t>(first.data());
@@ -186,18 +187,19 @@ void QemuSource::refuse_more_channels(const AnyReceiver& receiver) {
   }
   // All of them share the time and have a number, so that nobody holds up a migration.
   const auto deadline = std::chrono::steady_clock::now() + 200ms;
-  for (unsigned looked_at = 0; looked_at < 512 && door_->pending(); ++looked_at) {
-    auto next = door_->next(deadline);
+  for (unsigned looked_at = 0; looked_at < 512 && any_more(); ++looked_at) {
+    auto next = acceptor_->next(deadline, accept_options_.interrupt);
     // Whoever was cancelled learns that elsewhere.
     if (!next && (next.error().code == Errc::timed_out || next.error().code == Errc::cancelled)) return;
     if (!next) throw failure(next.error());
     if (!*next) continue;  // what becomes of the source's own connections, their readers learn
+    Link link(std::move((*next)->link));
     wire::InitPacketBytes hello{};
     std::size_t got = 0;
     while (got < hello.size()) {
       const iovec room = mutable_buffer(std::span(hello).subspan(got));
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-      const auto more = (*next)->link.read_some(std::span(&room, 1), std::max(left, 0ms), nullptr);
+      const auto more = link.read_some(std::span(&room, 1), std::max(left, 0ms), nullptr);
       if (!more || *more == 0) break;
       got += *more;
     }

@@ -3,8 +3,8 @@
 // A real QEMU that migrates to one of the programs: its connections, and its main stream as elements.
 #pragma once
 
-#include <multifd/qemu/main_stream.hpp>
 #include <multifd/qemu/accept_source.hpp>
+#include <multifd/qemu/main_stream.hpp>
 
 #include <atomic>
 #include <chrono>
@@ -13,7 +13,7 @@
 
 #include "common/report.hpp"
 #include "common/stacks.hpp"
-#include "common/tls_door.hpp"
+#include "common/tls.hpp"
 #include "common/uuid.hpp"
 
 namespace program {
@@ -83,12 +83,13 @@ class QemuSource {
     std::vector<Link> channels;
   };
   Links accept();
-  Links accept_under_tls();
+  /// Whether a connection is there that is not the source's.
+  bool any_more() const noexcept;
 
   const SourceOptions& options_;
   multifd::AcceptSourceOptions accept_options_;
   multifd::Listener listener_;
-  std::optional<TlsDoor> door_;
+  std::optional<TlsAcceptor> acceptor_;  ///< under TLS
   Links links_;
   Stopwatch since_whole_;  ///< since all connections were there
 };

@@ -80,6 +80,18 @@ multifd::TlsOptions Tls::options() const {
 }
 #endif
 
+TlsAcceptor Tls::acceptor(multifd::Listener& listener, std::chrono::milliseconds each) const {
+  const auto tell_refused = [](const multifd::Error& error) { tell("closed a connection: {}\n", describe(error)); };
+#if defined(MULTIFD_HAS_TLS)
+  multifd::TlsOptions with_limit = options();
+  with_limit.handshake_timeout = each;
+  return need(TlsAcceptor::open(
+      listener, {.credentials = credentials_.get(), .tls = std::move(with_limit), .on_refused = tell_refused}));
+#else
+  return need(TlsAcceptor::open(listener, {.first_bytes_timeout = each, .on_refused = tell_refused}));
+#endif
+}
+
 Result<std::vector<Link>> Tls::secure(std::vector<multifd::FdTransport> links, const multifd::Interrupt& interrupt,
                                       std::chrono::milliseconds timeout) const {
 #if defined(MULTIFD_HAS_TLS)

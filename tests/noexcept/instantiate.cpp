@@ -23,6 +23,7 @@
 #include "multifd/transport/socket.hpp"
 #if defined(MULTIFD_HAS_TLS)
 #include "multifd/transport/tls.hpp"
+#include "multifd/transport/tls_acceptor.hpp"
 #endif
 
 #if defined(__cpp_exceptions) || defined(__cpp_rtti)
@@ -60,7 +61,16 @@ Result<std::vector<TlsTransport>> secure_everything(std::vector<FdTransport> lin
   if (secured && !secured->empty()) (void)peek_magic(secured->front(), std::chrono::seconds(1));
   return secured;
 }
+
+template class BasicAcceptor<detail::TlsNewcomer>;
+
+Result<SourceLinks<TlsTransport>> accept_secured(Listener& listener, const TlsCredentials& credentials) {
+  auto acceptor = TlsAcceptor::open(listener, {.credentials = &credentials});
+  if (!acceptor) return std::unexpected(acceptor.error());
+  return accept_source(*acceptor, 2);
+}
 #endif
+template class BasicAcceptor<detail::PlainNewcomer>;
 template class AnyTransport<FdTransport>;
 template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesLegacy>>;
 template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesMultifd>>;

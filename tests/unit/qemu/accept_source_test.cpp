@@ -8,16 +8,22 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <future>
 #include <ostream>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "multifd/transport/algorithms.hpp"
 #include "unit/transport/pairs.hpp"
+#if defined(MULTIFD_HAS_TLS)
+#include "multifd/transport/tls_acceptor.hpp"
+#include "support/tls_files.hpp"
+#endif
 
 using namespace multifd;
 using namespace std::chrono_literals;
@@ -66,7 +72,7 @@ class Destination {
     return link;
   }
 
-  std::future<Result<SourceLinks>> accept(unsigned channels, AcceptSourceOptions options = {}) {
+  std::future<Result<SourceLinks<>>> accept(unsigned channels, AcceptSourceOptions options = {}) {
     return std::async(std::launch::async, [this, channels, options = std::move(options)] {
       return accept_source(*listener_, channels, options);
     });
@@ -77,7 +83,8 @@ class Destination {
   std::optional<Listener> listener_;
 };
 
-std::string read(FdTransport& link, std::size_t bytes) {
+template <class T>
+std::string read(T& link, std::size_t bytes) {
   std::string text(bytes, '\0');
   REQUIRE(read_exact(link, std::as_writable_bytes(std::span(text))).has_value());
   return text;
@@ -100,12 +107,13 @@ std::string greeting(unsigned connection) {
 }
 
 /// Whether a whole source was accepted, with every byte still there.
-void check_accepted(Result<SourceLinks> source) {
+template <class T>
+void check_accepted(Result<SourceLinks<T>> source) {
   REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
   CHECK(read(source->main, 5) == greeting(0));
   REQUIRE(source->channels.size() == source_channels);
   std::vector<std::string> said;
-  for (FdTransport& channel : source->channels) said.push_back(read(channel, 5));
+  for (T& channel : source->channels) said.push_back(read(channel, 5));
   std::ranges::sort(said);
   CHECK(said == std::vector{greeting(1), greeting(2), greeting(3)});
 }
@@ -233,7 +241,7 @@ std::vector<FdTransport> a_try(Destination& destination, std::initializer_list<u
 }
 
 /// Whether the source that was accepted is, in all its connections, the one that says `letter`.
-void check_try(Result<SourceLinks> source, std::string_view letter) {
+void check_try(Result<SourceLinks<>> source, std::string_view letter) {
   REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
   CHECK(read(source->main, 5) == std::string(main_says) + std::string(letter));
   for (FdTransport& channel : source->channels) CHECK(read(channel, 65).substr(64) == letter);
@@ -419,10 +427,11 @@ TEST_CASE("first_timeout is for the first connection of a source, timeout for th
 namespace {
 
 /// Lets connections in as it is told to, and takes note of how long it was to wait for each.
-class ScriptedDoor {
+class ScriptedAcceptor {
  public:
   using Clock = multifd::detail::Clock;
-  using Next = multifd::Result<std::optional<multifd::detail::Arrival<FdTransport>>>;
+  using Link = FdTransport;
+  using Next = multifd::Result<std::optional<multifd::Arrival<FdTransport>>>;
 
   /// The next connection, which says `text`, as the `number`th that was accepted. `in_order`: that nobody reads any more.
   void comes(std::string_view text, std::uint64_t number) {
@@ -444,7 +453,7 @@ class ScriptedDoor {
       return Next(std::nullopt);
     }
     others_.emplace_back(std::move(step.pair->first));
-    return Next(multifd::detail::Arrival<FdTransport>{std::move(step.pair->second), step.number, step.magic});
+    return Next(multifd::Arrival<FdTransport>{std::move(step.pair->second), step.number, step.magic});
   }
   Result<void> watch_end(const FdTransport&) { return {}; }
 
@@ -469,12 +478,12 @@ class ScriptedDoor {
 const AcceptSourceOptions hours{.first_timeout = 300h, .timeout = 100h, .retry_timeout = 200h};
 
 /// For each wait the limit that it had: f, t or r, in small letters when it ended with that of the wait before.
-std::string limits_of(const ScriptedDoor& door, ScriptedDoor::Clock::time_point began) {
+std::string limits_of(const ScriptedAcceptor& acceptor, ScriptedAcceptor::Clock::time_point began) {
   std::string text;
-  for (std::size_t i = 0; i < door.waits.size(); ++i) {
-    const auto left = std::chrono::round<std::chrono::hours>(door.waits[i] - began).count();
+  for (std::size_t i = 0; i < acceptor.waits.size(); ++i) {
+    const auto left = std::chrono::round<std::chrono::hours>(acceptor.waits[i] - began).count();
     const char limit = left == 300 ? 'F' : left == 100 ? 'T' : left == 200 ? 'R' : '?';
-    const bool same = i > 0 && door.waits[i] == door.waits[i - 1];
+    const bool same = i > 0 && acceptor.waits[i] == acceptor.waits[i - 1];
     text += same ? static_cast<char>(limit - 'A' + 'a') : limit;
   }
   return text;
@@ -485,97 +494,97 @@ std::string limits_of(const ScriptedDoor& door, ScriptedDoor::Clock::time_point 
 TEST_CASE("Each try has the time limit from its own first connection, and later ones do not begin it anew") {
   struct Row {
     const char* what;
-    void (*script)(ScriptedDoor&);
+    void (*script)(ScriptedAcceptor&);
     const char* limits;
   };
   for (const Row& row : {
            Row{"one try",
-               [](ScriptedDoor& door) {
-                 door.comes(main_says, 1);
-                 door.comes(hello(0), 2);
-                 door.comes(hello(1), 3);
+               [](ScriptedAcceptor& acceptor) {
+                 acceptor.comes(main_says, 1);
+                 acceptor.comes(hello(0), 2);
+                 acceptor.comes(hello(1), 3);
                },
                "FTtt"},
            Row{"channels first",
-               [](ScriptedDoor& door) {
-                 door.comes(hello(0), 2);
-                 door.comes(main_says, 1);
+               [](ScriptedAcceptor& acceptor) {
+                 acceptor.comes(hello(0), 2);
+                 acceptor.comes(main_says, 1);
                },
                "FTt"},
            Row{"a second main connection",
-               [](ScriptedDoor& door) {
-                 door.comes(main_says, 1);
-                 door.comes(hello(0), 2);
-                 door.comes(main_says, 3);
-                 door.comes(hello(0), 4);
+               [](ScriptedAcceptor& acceptor) {
+                 acceptor.comes(main_says, 1);
+                 acceptor.comes(hello(0), 2);
+                 acceptor.comes(main_says, 3);
+                 acceptor.comes(hello(0), 4);
                },
                "FTtTt"},
            Row{"a channel's id once more",
-               [](ScriptedDoor& door) {
-                 door.comes(hello(0), 2);
-                 door.comes(hello(1), 3);
-                 door.comes(hello(0), 5);
-                 door.comes(main_says, 4);
+               [](ScriptedAcceptor& acceptor) {
+                 acceptor.comes(hello(0), 2);
+                 acceptor.comes(hello(1), 3);
+                 acceptor.comes(hello(0), 5);
+                 acceptor.comes(main_says, 4);
                },
                "FTtTT"},
            Row{"a try that gave up, and its next one's channels speak first",
-               [](ScriptedDoor& door) {
-                 door.comes(main_says, 1);
-                 door.ends(0);
-                 door.comes(hello(0), 3);
-                 door.comes(hello(1), 4);
-                 door.comes(main_says, 2);
-                 door.comes(hello(2), 5);
+               [](ScriptedAcceptor& acceptor) {
+                 acceptor.comes(main_says, 1);
+                 acceptor.ends(0);
+                 acceptor.comes(hello(0), 3);
+                 acceptor.comes(hello(1), 4);
+                 acceptor.comes(main_says, 2);
+                 acceptor.comes(hello(2), 5);
                },
                "FTRRRT"},
        }) {
     CAPTURE(row.what);
-    ScriptedDoor door;
-    row.script(door);
-    const auto began = ScriptedDoor::Clock::now();
-    const auto source = multifd::detail::collect_source<FdTransport>(door, 3, hours, nullptr);
-    CHECK(limits_of(door, began) == std::string(row.limits).substr(0, door.waits.size()));
-    CHECK(door.waits.size() == std::string_view(row.limits).size());
+    ScriptedAcceptor acceptor;
+    row.script(acceptor);
+    const auto began = ScriptedAcceptor::Clock::now();
+    const auto source = multifd::detail::collect_source(acceptor, 3, hours);
+    CHECK(limits_of(acceptor, began) == std::string(row.limits).substr(0, acceptor.waits.size()));
+    CHECK(acceptor.waits.size() == std::string_view(row.limits).size());
     CHECK(source.has_value() == (std::string_view(row.what).starts_with("a try that gave up")));
   }
 }
 
 TEST_CASE("A main connection that was accepted before the present one, and speaks only after it, is closed") {
   // As under TLS, where a connection of an older try can be through its handshake after those of the next one.
-  ScriptedDoor door;
+  ScriptedAcceptor acceptor;
   std::vector<std::uint32_t> strangers;
   AcceptSourceOptions options = hours;
   options.on_stranger = [&](std::uint32_t first) { strangers.push_back(first); };
-  door.comes(std::string(main_says) + "g", 4);
-  door.comes(hello(0, "g"), 5);
-  door.comes(std::string(main_says) + "1", 1);
-  door.comes(hello(1, "g"), 6);
-  auto source = multifd::detail::collect_source<FdTransport>(door, 2, options, nullptr);
+  acceptor.comes(std::string(main_says) + "g", 4);
+  acceptor.comes(hello(0, "g"), 5);
+  acceptor.comes(std::string(main_says) + "1", 1);
+  acceptor.comes(hello(1, "g"), 6);
+  auto source = multifd::detail::collect_source(acceptor, 2, options);
   REQUIRE(source.has_value());
-  CHECK(read(source->first, 5) == std::string(main_says) + "g");
-  for (FdTransport& channel : source->second) CHECK(read(channel, 65).ends_with('g'));
-  CHECK(door.closed(2));
+  CHECK(read(source->main, 5) == std::string(main_says) + "g");
+  for (FdTransport& channel : source->channels) CHECK(read(channel, 65).ends_with('g'));
+  CHECK(acceptor.closed(2));
   CHECK(strangers == std::vector{wire::main_stream_magic});
 }
 
 TEST_CASE("A second source's channels do not end the first one's setup") {
   for (const bool known : {true, false}) {
-    ScriptedDoor door;
+    ScriptedAcceptor acceptor;
     std::vector<std::uint32_t> strangers;
     AcceptSourceOptions options = hours;
     options.on_stranger = [&](std::uint32_t first) { strangers.push_back(first); };
-    door.comes(hello(0, "g", 'a'), 2);
-    door.comes(hello(1, "g", 'a'), 3);
-    door.comes(known ? hello(2, "o", 'b') : std::string(channel_says), 5);  // one too many, unless it is another's
-    door.comes(std::string(main_says) + "g", 1);
-    auto source = multifd::detail::collect_source<FdTransport>(door, 2, options, nullptr);
+    acceptor.comes(hello(0, "g", 'a'), 2);
+    acceptor.comes(hello(1, "g", 'a'), 3);
+    acceptor.comes(known ? hello(2, "o", 'b') : std::string(channel_says), 5);  // one too many, unless it is another's
+    acceptor.comes(std::string(main_says) + "g", 1);
+    auto source = multifd::detail::collect_source(acceptor, 2, options);
     REQUIRE(source.has_value() == known);
     if (!known) {
       CHECK(source.error().code == Errc::too_many_channels);
       continue;
     }
-    for (FdTransport& channel : source->second) CHECK(read(channel, 65).ends_with('g'));
-    CHECK(door.closed(2));
+    for (FdTransport& channel : source->channels) CHECK(read(channel, 65).ends_with('g'));
+    CHECK(acceptor.closed(2));
     CHECK(strangers == std::vector{wire::magic});
   }
 }
@@ -770,3 +779,129 @@ TEST_CASE("Running out of descriptors is an error at once, and the last descript
   CHECK(error.code == Errc::timed_out);
   CHECK_MESSAGE(std::string_view(error.op).contains("no channel"), error.op);  // the main connection was understood
 }
+
+TEST_CASE("An acceptor closes what says nothing for its time limit, and tells why") {
+  Destination destination(AddressKind::tcp);
+  std::vector<Error> refused;
+  auto acceptor = PlainAcceptor::open(
+      destination.listener(),
+      {.first_bytes_timeout = 50ms, .on_refused = [&](const Error& error) { refused.push_back(error); }});
+  REQUIRE(acceptor.has_value());
+  FdTransport silent = destination.connect();
+  FdTransport slow = destination.connect("\x11\x22");
+  const auto next = acceptor->next(multifd::detail::deadline_after(1s));
+  CHECK(error_of(next).code == Errc::timed_out);
+  REQUIRE(refused.size() == 2);
+  for (const Error& error : refused) CHECK(error.code == Errc::timed_out);
+  CHECK_FALSE(acceptor->pending());
+  CHECK(is_closed(silent));
+  CHECK(is_closed(slow));
+  CHECK(error_of(PlainAcceptor::open(destination.listener(), {.first_bytes_timeout = -1ms})).code == Errc::bad_option);
+}
+
+TEST_CASE("An acceptor's wait ends by its deadline although strangers keep connecting") {
+  Destination destination(AddressKind::unix_socket);
+  auto acceptor = PlainAcceptor::open(destination.listener());
+  REQUIRE(acceptor.has_value());
+  std::atomic<bool> over = false;
+  std::thread strangers([&] {
+    while (!over) {
+      auto link = connect_to(destination.listener().local_address(), {.connect_timeout = 5s});
+      if (!link) std::this_thread::yield();
+    }
+  });
+  // Those that end before they speak are returned: only the time ends the loop.
+  const auto deadline = multifd::detail::deadline_after(200ms);
+  auto next = acceptor->next(deadline);
+  while (next) next = acceptor->next(deadline);
+  over = true;
+  strangers.join();
+  CHECK(error_of(next).code == Errc::timed_out);
+}
+
+#if defined(MULTIFD_HAS_TLS)
+namespace {
+
+TlsCredentials credentials(const std::string& name, TlsRole role) {
+  auto made = TlsCredentials::x509(test::tls_files() + "/" + name, role);
+  REQUIRE_MESSAGE(made.has_value(), describe(made.error()));
+  return *made;
+}
+
+/// Connects with certificates of the authority `name` and says a whole source's greetings; what its handshakes came to.
+Result<std::vector<TlsTransport>> tls_source(Destination& destination, const std::string& name) {
+  const TlsCredentials client = credentials(name, TlsRole::client);
+  std::vector<FdTransport> links;
+  for (unsigned connection = 0; connection <= source_channels; ++connection) links.push_back(destination.connect());
+  auto secured = tls_handshakes(std::move(links), client, {.hostname = "localhost", .handshake_timeout = 20s});
+  // Under TLS 1.3 a client learns only behind its handshake that it is not trusted: its writes may fail, or not.
+  for (unsigned connection = 0; secured && connection <= source_channels; ++connection)
+    (void)write_all((*secured)[connection], std::as_bytes(std::span(greeting(connection))));
+  return secured;
+}
+
+}  // namespace
+
+TEST_CASE("Under TLS whoever speaks none, is not trusted or says nothing is closed, and disturbs no source") {
+  const TlsCredentials server = credentials("good", TlsRole::server);
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    std::vector<Error> refused;
+    auto acceptor = TlsAcceptor::open(
+        destination.listener(),
+        {.credentials = &server, .on_refused = [&](const Error& error) { refused.push_back(error); }});
+    REQUIRE(acceptor.has_value());
+    FdTransport http = destination.connect("GET / HTTP/1.1\r\n\r\n");
+    FdTransport plain_channel = destination.connect(greeting(1));
+    FdTransport silent = destination.connect();
+    FdTransport half_record = destination.connect("\x16\x03\x01");
+    FdTransport scan = destination.connect();
+    REQUIRE(scan.finish().has_value());
+    auto untrusted = std::async(std::launch::async, [&] { return tls_source(destination, "other"); });
+    auto trusted = std::async(std::launch::async, [&] {
+      (void)untrusted.wait_for(0s);  // beside it: in any order
+      return tls_source(destination, "good");
+    });
+    auto source = accept_source(*acceptor, source_channels, {.first_timeout = 60s, .timeout = 60s});
+    const auto theirs = trusted.get();
+    REQUIRE_MESSAGE(theirs.has_value(), describe(theirs.error()));
+    check_accepted(std::move(source));
+    // The untrusted source may still be at its handshakes; until its last one is refused, nothing else comes.
+    while (refused.size() < 3 + 1 + source_channels)
+      REQUIRE(error_of(acceptor->next(multifd::detail::deadline_after(100ms))).code == Errc::timed_out);
+    (void)untrusted.get();
+    const auto count = [&](Errc code) {
+      return std::ranges::count_if(refused, [&](const Error& error) { return error.code == code; });
+    };
+    CHECK(count(Errc::tls_not_spoken) == 2);
+    CHECK(acceptor->pending());  // the silent ones
+    CHECK(is_closed(http));
+    CHECK(is_closed(plain_channel));
+    CHECK_FALSE(is_closed(silent, 0ms));
+    acceptor = std::unexpected(Error{});
+    CHECK(is_closed(silent));
+    CHECK(is_closed(half_record));
+  }
+}
+
+TEST_CASE("Under TLS a silent connection has the handshake's time, and an Interrupt ends the wait") {
+  const TlsCredentials server = credentials("good", TlsRole::server);
+  Destination destination(AddressKind::tcp);
+  std::vector<Error> refused;
+  auto acceptor =
+      TlsAcceptor::open(destination.listener(), {.credentials = &server,
+                                                 .tls = {.handshake_timeout = 50ms},
+                                                 .on_refused = [&](const Error& error) { refused.push_back(error); }});
+  REQUIRE(acceptor.has_value());
+  FdTransport silent = destination.connect();
+  CHECK(error_of(accept_source(*acceptor, 1, {.first_timeout = 1s})).code == Errc::timed_out);
+  REQUIRE(refused.size() == 1);
+  CHECK(refused[0].code == Errc::timed_out);
+  CHECK(is_closed(silent));
+  auto interrupt = Interrupt::create();
+  REQUIRE(interrupt.has_value());
+  interrupt->trigger();
+  CHECK(error_of(accept_source(*acceptor, 1, {.interrupt = &*interrupt})).code == Errc::cancelled);
+  CHECK(error_of(TlsAcceptor::open(destination.listener())).code == Errc::bad_option);
+}
+#endif
