@@ -250,16 +250,16 @@ Failure source_lost(const std::string& noticed) {
 }
 
 MainStream::MainStream(Link& link, const SourceOptions& options, Hooks hooks)
-    : link_(link),
-      parser_(
+    : reader_(
+          link,
           need(qemu::MainStreamParser::create({.page_bytes = options.page_size, .max_ram_bytes = options.max_ram}))),
       hooks_(std::move(hooks)) {}
 
 std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
   for (;;) {
-    auto element = parser_.next();
+    const auto element = reader_.arrived();
     if (!element) {
-      const std::string_view subject = parser_.subject();
+      const std::string_view subject = parser().subject();
       throw Failure(Failure(element.error(), subject.empty()
                                                  ? "source: main stream"
                                                  : fmt::format("source: main stream: \"{}\"", printable(subject)))
@@ -268,32 +268,23 @@ std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
     }
     if (*element) return **element;
     if (hooks_.before_wait) hooks_.before_wait();
-    std::size_t got = 0;
     for (auto left = idle;;) {
-      if (read(std::min<std::chrono::milliseconds>(left, 1000ms), got)) break;
+      const auto more = reader_.read(std::min<std::chrono::milliseconds>(left, 1000ms));
+      if (more && !*more) return std::nullopt;
+      if (more) break;
+      if (more.error().code != Errc::timed_out) throw failure(more.error());
       if (left <= 1000ms) return std::nullopt;
       if (left != no_timeout) left -= 1000ms;
       if (hooks_.on_silence && hooks_.on_silence()) return std::nullopt;
     }
-    if (got == 0) {
-      if (const auto whole = parser_.finish(); !whole)
-        throw source_lost(fmt::format("main connection: {}, inside the {}", how_it_ended_, whole.error().op));
-      ended_ = true;
-      return std::nullopt;
-    }
-    parser_.commit(got);
-    bytes_ += got;
   }
 }
 
-bool MainStream::read(std::chrono::milliseconds timeout, std::size_t& got) {
-  const iovec room = mutable_buffer(parser_.room());
-  const auto count = link_.read_some(std::span(&room, 1), timeout, nullptr);
-  if (!count && count.error().code == Errc::timed_out) return false;
-  if (!count && !is_loss(count.error())) throw Failure(count.error(), "source: main stream");
-  if (!count) how_it_ended_ = Failure(count.error()).what();
-  got = count.value_or(0);
-  return true;
+Failure MainStream::failure(const Error& error) {
+  const bool closed = error.code == Errc::truncated_stream;
+  if (!closed && !is_loss(error)) return Failure(error, "source: main stream");
+  return source_lost(fmt::format("main connection: {}, inside the {}", closed ? "closed" : Failure(error).what(),
+                                 reader_.arrived().error().op));
 }
 
 const char* to_string(SyncStyle style) { return style == SyncStyle::per_section ? "per-section" : "per-round"; }

@@ -10,6 +10,8 @@
 #include "multifd/multifd.hpp"
 #include "multifd/qemu/accept_source.hpp"
 #include "multifd/qemu/main_stream.hpp"
+#include "multifd/qemu/main_stream_reader.hpp"
+#include "multifd/qemu/main_stream_writer.hpp"
 #include "multifd/qemu/ram_records.hpp"
 #include "multifd/qemu/return_path.hpp"
 #include "multifd/qemu/stream_end.hpp"
@@ -71,6 +73,8 @@ Result<SourceLinks<TlsTransport>> accept_secured(Listener& listener, const TlsCr
 }
 #endif
 template class BasicAcceptor<detail::PlainNewcomer>;
+template class qemu::MainStreamReader<FdTransport>;
+template class qemu::MainStreamWriter<FdTransport>;
 template class AnyTransport<FdTransport>;
 template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesLegacy>>;
 template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesMultifd>>;

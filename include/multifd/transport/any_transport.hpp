@@ -18,34 +18,11 @@
 
 #include "multifd/buffers.hpp"
 #include "multifd/result.hpp"
-#include "multifd/transport/detail/wait.hpp"
 #include "multifd/transport/interrupt.hpp"
 #include "multifd/transport/policy.hpp"
+#include "multifd/transport/within.hpp"
 
 namespace multifd {
-
-namespace detail {
-
-template <class T>
-concept HasDescriptor = requires(const T& transport) {
-  { transport.native_handle() } noexcept -> std::same_as<int>;
-};
-
-/// Writes with a time limit: its own, or poll() and a write that does not wait.
-template <class T>
-concept HasWriteWithin =
-    requires(T& transport, ConstBuffers from, std::chrono::milliseconds timeout, const Interrupt* interrupt) {
-      { transport.write_some(from, timeout, interrupt) } noexcept -> std::same_as<Result<std::size_t>>;
-    } || (HasDescriptor<T> && HasAnswers<T>);
-
-/// Reads with a time limit: its own, or poll() and then a read.
-template <class T>
-concept HasReadWithin =
-    requires(T& transport, MutableBuffers to, std::chrono::milliseconds timeout, const Interrupt* interrupt) {
-      { transport.read_some(to, timeout, interrupt) } noexcept -> std::same_as<Result<std::size_t>>;
-    } || HasDescriptor<T>;
-
-}  // namespace detail
 
 /// A Transport that is one of `Ts`: what the constructor got.
 ///
@@ -132,28 +109,23 @@ class AnyTransport {
     return std::visit([&](auto& held) { return held.read_now(buffers); }, held_);
   }
 
-  /// write_some() and read_some() whose waits have a time limit and end by an Interrupt (may be null). A read that was
-  /// ended can be tried again. A write over TLS cannot: nobody knows how much of it went out.
-  ///
-  /// Params `timeout`: no_timeout for none (time_limit.hpp).
-  /// Errors: timed_out, cancelled, beside those of write_some() and read_some().
-  /// Cost: on a transport without time limits of its own, poll() before the call, and sockets only for writes.
+  /// write_within() and read_within() (within.hpp), which say the errors.
   [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
                                                const Interrupt* interrupt) noexcept
-    requires(detail::HasWriteWithin<Ts> && ...)
+    requires(CanWriteWithin<Ts> && ...)
   {
     return std::visit([&](auto& held) { return write_within(held, buffers, timeout, interrupt); }, held_);
   }
   [[nodiscard]] Result<std::size_t> read_some(MutableBuffers buffers, std::chrono::milliseconds timeout,
                                               const Interrupt* interrupt) noexcept
-    requires(detail::HasReadWithin<Ts> && ...)
+    requires(CanReadWithin<Ts> && ...)
   {
     return std::visit([&](auto& held) { return read_within(held, buffers, timeout, interrupt); }, held_);
   }
 
   /// The descriptor, still owned by the transport. Under TLS, that it is readable says little: see secured().
   int native_handle() const noexcept
-    requires(detail::HasDescriptor<Ts> && ...)
+    requires(HasDescriptor<Ts> && ...)
   {
     return std::visit([](const auto& held) { return held.native_handle(); }, held_);
   }
@@ -190,35 +162,6 @@ class AnyTransport {
   }
 
  private:
-  template <class T>
-  static Result<std::size_t> write_within(T& held, ConstBuffers buffers, std::chrono::milliseconds timeout,
-                                          const Interrupt* interrupt) noexcept {
-    if constexpr (requires { held.write_some(buffers, timeout, interrupt); }) {
-      return held.write_some(buffers, timeout, interrupt);
-    } else {
-      // Room for one byte makes a socket writable: write_some() would wait until there is room for the rest.
-      for (const auto deadline = detail::deadline_after(timeout);;) {
-        auto room = detail::wait_for(held.native_handle(), POLLOUT, deadline, interrupt, Stage::write, "write");
-        if (!room) return std::unexpected(room.error());
-        auto written = held.write_now(buffers);
-        if (!written || *written > 0) return written;
-      }
-    }
-  }
-
-  template <class T>
-  static Result<std::size_t> read_within(T& held, MutableBuffers buffers, std::chrono::milliseconds timeout,
-                                         const Interrupt* interrupt) noexcept {
-    if constexpr (requires { held.read_some(buffers, timeout, interrupt); }) {
-      return held.read_some(buffers, timeout, interrupt);
-    } else {
-      const auto deadline = detail::deadline_after(timeout);
-      auto ready = detail::wait_for(held.native_handle(), POLLIN, deadline, interrupt, Stage::read, "read");
-      if (!ready) return std::unexpected(ready.error());
-      return held.read_some(buffers);
-    }
-  }
-
   std::variant<Ts...> held_;
 };
 
