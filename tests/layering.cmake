@@ -37,6 +37,7 @@ set(table [[
 11 sender.hpp           0-10
 11 receiver.hpp         0-10
 11 stack.hpp            0-1
+12 any.hpp              0-11
 12 multifd.hpp          0-11
 12 testing/             0-11 +
 ]])

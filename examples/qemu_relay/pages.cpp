@@ -51,9 +51,8 @@ Pages::Pages(const RamMap& ram, const program::StackOptions& out, OutMemory memo
   }
   said_ = program::need(ReceivedPages::create(ram));
   sender_ = program::need(with_policy(out.compression, program::Compressors{}, [&]<class C>() {
-    return Result<std::unique_ptr<program::AnySender>>(
-        std::make_unique<program::SenderOf<C, ListedWhereFresh, FromCopies>>(out, ListedWhereFresh{.fresh = fresh_},
-                                                                             ram, std::move(links)));
+    return open_any_sender_of<C, FromCopies>(ListedWhereFresh{.fresh = fresh_}, ram, std::move(links),
+                                             out.for_library());
   }));
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Compiled with -fno-exceptions -fno-rtti, never run: every stack, whole, as a VMM without exceptions would have it.
+#include "multifd/any.hpp"
 #include "multifd/compress/nocomp.hpp"
 #if defined(MULTIFD_HAS_IGZIP)
 #include "multifd/compress/igzip.hpp"
@@ -97,6 +98,19 @@ Result<QueuedPages> send_everything(std::string_view compressor, std::string_vie
                          if (auto closed = tx->close_channels(); !closed) return std::unexpected(closed.error());
                          return queued;
                        });
+}
+
+// Both ends of a stack by its names.
+Result<void> name_everything(std::string_view compressor, const RamMap& ram, std::vector<FdTransport> out,
+                             std::vector<FdTransport> in) {
+  using Compressors = PolicyList<NoComp, Zlib, Zstd>;
+  auto tx = open_any_sender(Compressors{}, PolicyList<ZeroPagesLegacy, ZeroPagesMultifd>{}, ram, std::move(out),
+                            {.compression = compressor});
+  if (!tx) return std::unexpected(tx.error());
+  auto rx = open_any_receiver(Compressors{}, ram, std::move(in), AnyReceiverOptions<>{.compression = compressor});
+  if (!rx) return std::unexpected(rx.error());
+  if (auto finished = (*tx)->finish(); !finished) return finished;
+  return (*rx)->finish();
 }
 
 // A destination's view of QEMU's main stream: everything that is not a template is compiled where it is used.
