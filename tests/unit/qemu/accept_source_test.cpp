@@ -835,8 +835,10 @@ Result<std::vector<TlsTransport>> tls_source(Destination& destination, const std
   for (unsigned connection = 0; connection <= source_channels; ++connection) links.push_back(destination.connect());
   auto secured = tls_handshakes(std::move(links), client, {.hostname = "localhost", .handshake_timeout = 20s});
   // Under TLS 1.3 a client learns only behind its handshake that it is not trusted: its writes may fail, or not.
-  for (unsigned connection = 0; secured && connection <= source_channels; ++connection)
-    (void)write_all((*secured)[connection], std::as_bytes(std::span(greeting(connection))));
+  for (unsigned connection = 0; secured && connection <= source_channels; ++connection) {
+    const std::string text = greeting(connection);
+    (void)write_all((*secured)[connection], std::as_bytes(std::span(text)));
+  }
   return secured;
 }
 
