@@ -39,7 +39,7 @@ class PopulateAhead {
   ///
   /// Params: `map`: must outlive the object; its memory in this process, writable.
   /// Errors: ENOMEM.
-  static Result<std::unique_ptr<PopulateAhead>> create(const RamMap& map) {
+  [[nodiscard]] static Result<std::unique_ptr<PopulateAhead>> create(const RamMap& map) {
     std::unique_ptr<PopulateAhead> ahead(new (std::nothrow) PopulateAhead(map));
     if (!ahead || !ahead->allocate()) return fail_errno(Stage::setup, "allocate populate-ahead", ENOMEM);
     for (const RamBlock& block : map.blocks()) (void)::madvise(block.host.data(), block.host.size(), MADV_HUGEPAGE);

@@ -76,7 +76,8 @@ class BatchHandoff {
   /// Allocates everything: `depth` batches per channel (2 to max_depth), plus the one that the producer fills.
   ///
   /// Errors: Errc::bad_channel_count, bad_option; ENOMEM.
-  static Result<std::unique_ptr<BatchHandoff>> create(unsigned channels, unsigned depth, std::size_t batch_pages) {
+  [[nodiscard]] static Result<std::unique_ptr<BatchHandoff>> create(unsigned channels, unsigned depth,
+                                                                    std::size_t batch_pages) {
     if (channels == 0 || channels > max_channels)
       return fail(Errc::bad_channel_count, Stage::setup, "hand-off", channels);
     if (depth < 2 || depth > max_depth) return fail(Errc::bad_option, Stage::setup, "queue depth", depth);
@@ -86,7 +87,7 @@ class BatchHandoff {
   }
 
   /// Gives every batch a buffer for copies of its pages. Before the first put(). Errors: ENOMEM.
-  Result<void> allocate_copies() noexcept {
+  [[nodiscard]] Result<void> allocate_copies() noexcept {
     for (std::size_t i = 0; i < batch_count(); ++i) {
       auto buffer = PageBuffer::create();
       if (!buffer) return std::unexpected(buffer.error());

@@ -42,7 +42,7 @@ class Meter {
 
   /// Waits until the cap lets `bytes` more leave. Called by an outlet before it writes, for what it is about to write.
   /// Errors: Errc::cancelled when everything stops meanwhile; the outlet returns it.
-  Result<void> acquire(std::uint64_t bytes) noexcept {
+  [[nodiscard]] Result<void> acquire(std::uint64_t bytes) noexcept {
     if (limiter_.rate() == 0) return {};
     const bool granted = limiter_.acquire(bytes);
     clock_.lap(counters_.capped_ns);

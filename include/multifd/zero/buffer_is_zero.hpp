@@ -101,7 +101,7 @@ inline const ZeroKernel& chosen_zero_kernel() noexcept {
 ///
 /// Errors: unknown_policy (no such kernel is compiled in), not_supported (it does not run on this machine).
 /// Threads: any thread; checks under way in others end with the kernel they began with.
-inline Result<void> force_zero_kernel(std::string_view name) noexcept {
+[[nodiscard]] inline Result<void> force_zero_kernel(std::string_view name) noexcept {
   const ZeroKernel* wanted = nullptr;
   if (name.empty() || name == "auto") wanted = &detail::best_zero_kernel();
   for (const ZeroKernel& kernel : zero_kernels()) {
