@@ -105,7 +105,7 @@ class BatchHandoff {
   /// in between. `check` may call stop().
   template <class Waited, class Check = decltype([] {})>
   PageBatch* put(PageBatch* full, Waited&& waited, Check&& check = {}) noexcept {
-    if (stopped_.load(std::memory_order_acquire)) return nullptr;
+    if (stopped_.load(std::memory_order_acquire)) return nullptr;  // meets stop()
     // Own variable: the producer is its only writer.
     full->epoch = closed_.load(std::memory_order_relaxed);
     ring_.push(full, full->epoch);
@@ -113,7 +113,7 @@ class BatchHandoff {
     if (free_count_ == 0 && !collect()) {
       spin(producer_spin, [&] { return has_returned() && collect(); });
       for (bool slept = false; free_count_ == 0; slept = true) {
-        if (stopped_.load(std::memory_order_acquire)) return nullptr;
+        if (stopped_.load(std::memory_order_acquire)) return nullptr;  // meets stop()
         if (!slept) waited();
         if (!sleep_until_room()) check();
         if (collect()) waited();
@@ -190,8 +190,8 @@ class BatchHandoff {
   unsigned channels() const noexcept { return channel_count_; }
   /// Threads: any.
   std::uint64_t closed_epochs() const noexcept {
-    return closed_.load(std::memory_order_acquire);
-  }  // meets close_epoch()
+    return closed_.load(std::memory_order_acquire);  // meets close_epoch()
+  }
 
  private:
   /// How long a worker polls for the next batch before it sleeps: about as long as waking it would take (5 to 50 us).
@@ -230,10 +230,10 @@ class BatchHandoff {
   std::size_t batch_count() const noexcept { return std::size_t{channel_count_} * depth_ + 1; }
 
   std::optional<Work> next_work(Channel& mine) noexcept {
-    if (stopped_.load(std::memory_order_acquire)) return Work{.kind = Work::Kind::stopped};
+    if (stopped_.load(std::memory_order_acquire)) return Work{.kind = Work::Kind::stopped};  // meets stop()
     // The reads go against the order of the producer's writes, which is: batches, then the epoch's close, then the end.
     // So a worker that sees the end sees every close, and a worker that sees a close sees every batch of that epoch.
-    const bool finished = finished_.load(std::memory_order_acquire);
+    const bool finished = finished_.load(std::memory_order_acquire);       // meets finish()
     const std::uint64_t closed = closed_.load(std::memory_order_acquire);  // meets close_epoch()
     switch (const auto [first, batch] = ring_.take(mine.synced); first) {
       case SharedRing::First::taken: return Work{.kind = Work::Kind::batch, .batch = batch, .epoch = mine.synced};

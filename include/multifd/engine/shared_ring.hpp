@@ -46,12 +46,13 @@ class SharedRing {
 
   /// Takes the first batch, unless it belongs to an epoch after `epoch`.
   std::pair<First, PageBatch*> take(std::uint64_t epoch) noexcept {
-    std::uint64_t head = head_.load(std::memory_order_acquire);
-    while (head != tail_.load(std::memory_order_acquire)) {  // meets push()
+    std::uint64_t head = head_.load(std::memory_order_acquire);  // meets another worker's take()
+    while (head != tail_.load(std::memory_order_acquire)) {      // meets push()
       const Slot& slot = slots_[head & mask_];
       PageBatch* const batch = slot.batch.load(std::memory_order_relaxed);
       const bool mine = slot.epoch.load(std::memory_order_relaxed) <= epoch;
       // The slot may have been written again since it was read. What was read counts only if head_ is still `head`.
+      // The exchange meets another worker's take().
       if (!head_.compare_exchange_weak(head, head + mine, std::memory_order_acq_rel, std::memory_order_acquire))
         continue;
       return {mine ? First::taken : First::later, batch};

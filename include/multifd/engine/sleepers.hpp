@@ -27,12 +27,12 @@ namespace multifd::engine {
 class alignas(cache_line) Signal {
  public:
   /// To be read before the last check of the condition that the thread waits for.
-  std::uint32_t ticket() const noexcept { return count_.load(std::memory_order_acquire); }
+  std::uint32_t ticket() const noexcept { return count_.load(std::memory_order_acquire); }  // meets send()
 
   /// Sleeps until a signal comes after `ticket` was read, at most for `limit`. False: no signal came.
   bool wait(std::uint32_t ticket, std::chrono::nanoseconds limit = forever) noexcept {
     const auto end = limit == forever ? Clock::time_point::max() : Clock::now() + limit;
-    while (count_.load(std::memory_order_acquire) == ticket) {
+    while (count_.load(std::memory_order_acquire) == ticket) {  // meets send()
       timespec left{};
       if (limit != forever) {
         const std::chrono::nanoseconds rest = end - Clock::now();
@@ -45,7 +45,7 @@ class alignas(cache_line) Signal {
   }
 
   void send() noexcept {
-    count_.fetch_add(1, std::memory_order_release);  // meets the acquire in wait()
+    count_.fetch_add(1, std::memory_order_release);  // meets the acquire in ticket() and wait()
     futex(FUTEX_WAKE_PRIVATE, 1, nullptr);
   }
 

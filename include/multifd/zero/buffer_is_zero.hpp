@@ -78,8 +78,8 @@ inline const ZeroKernel& best_zero_kernel() noexcept {
 inline const ZeroKernel& choose_zero_kernel() noexcept {
   const ZeroKernel* active = nullptr;
   const ZeroKernel& best = best_zero_kernel();
-  // Release: whoever loads the pointer with acquire sees the list it points into. Acquire: so do we, on
-  // failure.
+  // Release: whoever loads the pointer sees the list it points into; meets chosen_zero_kernel(). Acquire, on failure: so
+  // does this thread; meets another thread's choose_zero_kernel(), or force_zero_kernel().
   if (active_zero_kernel.compare_exchange_strong(active, &best, std::memory_order_acq_rel, std::memory_order_acquire))
     return best;
   return *active;
