@@ -81,7 +81,11 @@ class BatchHandoff {
     if (channels == 0 || channels > max_channels)
       return fail(Errc::bad_channel_count, Stage::setup, "hand-off", channels);
     if (depth < 2 || depth > max_depth) return fail(Errc::bad_option, Stage::setup, "queue depth", depth);
-    std::unique_ptr<BatchHandoff> handoff(new (std::nothrow) BatchHandoff(channels, depth));
+    auto ring = SharedRing::allocate(std::size_t{channels} * depth + 1);
+    auto signals = Sleepers::allocate(channels);
+    if (!ring || !signals) return fail_errno(Stage::setup, "allocate batches", ENOMEM);
+    std::unique_ptr<BatchHandoff> handoff(new (std::nothrow)
+                                              BatchHandoff(channels, depth, std::move(*ring), std::move(*signals)));
     if (!handoff || !handoff->allocate(batch_pages)) return fail_errno(Stage::setup, "allocate batches", ENOMEM);
     return handoff;
   }
@@ -210,8 +214,12 @@ class BatchHandoff {
     CoreDemand::Probe probe;
   };
 
-  BatchHandoff(unsigned channels, unsigned depth) noexcept
-      : channel_count_(channels), depth_(depth), demand_(channels) {}
+  BatchHandoff(unsigned channels, unsigned depth, SharedRing::Slots ring, std::unique_ptr<Signal[]> signals) noexcept
+      : channel_count_(channels),
+        depth_(depth),
+        ring_(std::move(ring)),
+        sleepers_(channels, std::move(signals)),
+        demand_(channels) {}
 
   bool allocate(std::size_t batch_pages) noexcept {
     const std::size_t count = batch_count();
@@ -220,7 +228,6 @@ class BatchHandoff {
     free_.reset(new (std::nothrow) PageBatch*[count]);
     slots_.reset(new (std::nothrow) std::uint64_t[count * batch_pages]);
     if (!channels_ || !batches_ || !free_ || !slots_) return false;
-    if (!ring_.allocate(count) || !sleepers_.allocate(channel_count_)) return false;
     for (std::size_t i = 0; i < count; ++i)
       batches_[i] = PageBatch(std::span(slots_.get() + i * batch_pages, batch_pages));
     for (std::size_t i = count; i > 1; --i) free_[free_count_++] = &batches_[i - 1];
