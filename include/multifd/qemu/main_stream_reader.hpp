@@ -20,12 +20,13 @@
 #include "multifd/result.hpp"
 #include "multifd/time_limit.hpp"
 #include "multifd/transport/interrupt.hpp"
-#include "multifd/transport/within.hpp"
+#include "multifd/transport/policy.hpp"
 
 namespace multifd::qemu {
 
 /// The elements of the main stream on one connection.
 ///
+/// Params `T`: FdTransport, TlsTransport, AnyTransport, or another with time limits.
 /// Threads: one, the transport's reading thread; bytes() from any.
 /// Cost: one system call per read; nothing is allocated after the parser was made.
 /// Example:
@@ -37,7 +38,8 @@ namespace multifd::qemu {
 ///       if (!*element) break;  // the stream has ended where it may
 ///       handle(**element);
 ///     }
-template <CanReadWithin T>
+template <Transport T>
+  requires HasTimeLimits<T>
 class MainStreamReader {
  public:
   /// Params `link`: has to outlive this object; nobody else may read from it meanwhile. `parser`: a fresh one.
@@ -58,7 +60,7 @@ class MainStreamReader {
   [[nodiscard]] Result<bool> read(std::chrono::milliseconds timeout, const Interrupt* interrupt = nullptr) noexcept {
     if (ended_) return false;
     const iovec room = mutable_buffer(parser_.room());
-    const auto got = read_within(*link_, std::span(&room, 1), timeout, interrupt);
+    const auto got = link_->read_some(std::span(&room, 1), timeout, interrupt);
     if (got && *got > 0) {
       parser_.commit(*got);
       bytes_.fetch_add(*got, std::memory_order_relaxed);

@@ -20,21 +20,29 @@
 #include "multifd/result.hpp"
 #include "multifd/transport/interrupt.hpp"
 #include "multifd/transport/policy.hpp"
-#include "multifd/transport/within.hpp"
 
 namespace multifd {
 
+namespace detail {
+
+template <class T>
+concept HasDescriptor = requires(const T& transport) {
+  { transport.native_handle() } noexcept -> std::same_as<int>;
+};
+
+}  // namespace detail
+
 /// A Transport that is one of `Ts`: what the constructor got.
 ///
-/// Optional parts: HasAnswers where all of `Ts` have it; HasReadFull where any has it, and the others take what one
-///   read_some() brings, which the loops of algorithms.hpp allow.
+/// Optional parts: HasAnswers and HasTimeLimits where all of `Ts` have them; HasReadFull where any has it: the others
+///   read what one read_some() brings, which the loops of algorithms.hpp allow.
 /// Errors, threads: those of the transport that it holds.
 /// Cost: one branch per call, which moves whole packets. Nothing is allocated. As large as the largest of `Ts`.
 /// Example:
 ///
 ///     using Link = multifd::AnyTransport<multifd::FdTransport, multifd::TlsTransport>;
-///     std::vector<Link> links = encrypted ? Link::all_of(std::move(*secured)) : Link::all_of(std::move(*plain));
-///     auto tx = multifd::Sender<Link, multifd::Zstd>::open(ram, std::move(links));
+///     std::vector<Link> links = Link::all_of(std::move(*connected));  // or of what tls_handshakes() has made of them
+///     auto tx = multifd::Sender<Link, multifd::Zstd, multifd::ZeroPagesMultifd>::open(ram, std::move(links));
 template <Transport... Ts>
   requires(sizeof...(Ts) > 0 && (std::is_nothrow_move_constructible_v<Ts> && ...))
 class AnyTransport {
@@ -109,23 +117,22 @@ class AnyTransport {
     return std::visit([&](auto& held) { return held.read_now(buffers); }, held_);
   }
 
-  /// write_within() and read_within() (within.hpp), which say the errors.
   [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
                                                const Interrupt* interrupt) noexcept
-    requires(CanWriteWithin<Ts> && ...)
+    requires(HasTimeLimits<Ts> && ...)
   {
-    return std::visit([&](auto& held) { return write_within(held, buffers, timeout, interrupt); }, held_);
+    return std::visit([&](auto& held) { return held.write_some(buffers, timeout, interrupt); }, held_);
   }
   [[nodiscard]] Result<std::size_t> read_some(MutableBuffers buffers, std::chrono::milliseconds timeout,
                                               const Interrupt* interrupt) noexcept
-    requires(CanReadWithin<Ts> && ...)
+    requires(HasTimeLimits<Ts> && ...)
   {
-    return std::visit([&](auto& held) { return read_within(held, buffers, timeout, interrupt); }, held_);
+    return std::visit([&](auto& held) { return held.read_some(buffers, timeout, interrupt); }, held_);
   }
 
   /// The descriptor, still owned by the transport. Under TLS, that it is readable says little: see secured().
   int native_handle() const noexcept
-    requires(HasDescriptor<Ts> && ...)
+    requires(detail::HasDescriptor<Ts> && ...)
   {
     return std::visit([](const auto& held) { return held.native_handle(); }, held_);
   }
