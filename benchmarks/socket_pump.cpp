@@ -10,8 +10,8 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <multifd/transport/socket.hpp>
 #include <multifd/format/constants.hpp>
+#include <multifd/transport/socket.hpp>
 
 #include <CLI/CLI.hpp>
 #include <chrono>

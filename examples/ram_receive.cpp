@@ -7,7 +7,7 @@
 #include <sys/socket.h>
 #include <CLI/CLI.hpp>
 
-#include "common/accept_source.hpp"
+#include "common/accept_peer.hpp"
 #include "common/control.hpp"
 #include "common/limits.hpp"
 #include "common/mapping.hpp"
@@ -87,7 +87,7 @@ int migrate(const Settings& settings) {
     const Address address = program::address_of(settings.listen, "--listen");
     auto listener = need(Listener::listen(address, multifd::max_channels + 1u, socket), "listen on " + settings.listen);
     program::tell("listening on {}\n", to_string(listener.local_address()));
-    Accepted source = program::accept_source(listener, settings.channels, interrupt, settings.limits, settings.tls);
+    Accepted source = program::accept_peer(listener, settings.channels, interrupt, settings.limits, settings.tls);
     try {
       const auto bytes = program::field<std::uint64_t>(source.hello, "size");
       const auto page_size = program::field<std::size_t>(source.hello, "page_size");

@@ -37,6 +37,7 @@ set(table [[
 11 sender.hpp           0-10
 11 receiver.hpp         0-10
 11 stack.hpp            0-1
+12 any.hpp              0-11
 12 multifd.hpp          0-11
 12 testing/             0-11 +
 ]])
@@ -56,7 +57,8 @@ multifd/multifd.hpp          -
 multifd/compress/zlib.hpp    -
 multifd/compress/igzip.hpp   -
 multifd/compress/zstd.hpp    -
-multifd/transport/tls.hpp    -
+multifd/transport/tls.hpp    transport/tls_acceptor.hpp
+multifd/transport/tls_acceptor.hpp  -
 multifd/testing/             testing/
 ]])
 # Beside the tables: X/detail/ is included from below X/ only, names of ours are written "multifd/...", and there is

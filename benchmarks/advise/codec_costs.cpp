@@ -147,7 +147,7 @@ void measure_levels(const Packets& packets, double seconds, Steps& steps, std::v
   if constexpr (requires(C parameters) { parameters.level; }) {
     for (const int level : levels_of(C::name)) {
       steps.next(fmt::format("{} {}", C::name, level));
-      all.push_back(measure(program::with_level<C>(level), packets, seconds));
+      all.push_back(measure(multifd::with_level<C>(level), packets, seconds));
       all.back().level = level;
     }
   } else {

@@ -64,14 +64,14 @@ Transfer transfer(std::span<std::byte> from, const program::Mapping& to, Destina
   stack.zero_pages = to_string(options.zero_pages);
   stack.bandwidth = options.bandwidth;
   const program::Stopwatch watch;
-  const auto sender = program::open_sender(stack, source_ram, program::plain_links(std::move(out)));
+  const auto sender = program::open_sender(stack, source_ram, program::Link::all_of(std::move(out)));
 
   Transfer run;
   Result<void> received;
   std::thread receiving([&] {
     const auto work = [&]() -> Result<void> {
       auto receiver =
-          program::open_receiver(options.compressor, destination_ram, program::plain_links(std::move(in)), {});
+          program::open_receiver(options.compressor, destination_ram, program::Link::all_of(std::move(in)), {});
       if (!receiver) return std::unexpected(receiver.error());
       const program::OnInterrupt cancel(interrupt, [&] { (*receiver)->cancel(); });
       if (auto synced = (*receiver)->release_epoch(); !synced) return std::unexpected(synced.error());

@@ -8,8 +8,8 @@
 
 #include <vector>
 
-#include "multifd/memory/ram_map.hpp"
 #include "multifd/format/packet.hpp"
+#include "multifd/memory/ram_map.hpp"
 
 namespace {
 

@@ -102,7 +102,7 @@ bool Control::send_last(MessageType type, std::span<const std::byte> payload) no
 
 std::string Control::why_unheard(std::chrono::milliseconds limit) noexcept {
   try {
-    if (!ready(POLLIN, limit))
+    if (!wait_for_message(limit))
       return fmt::format("it is silent for {} s", std::chrono::duration<double>(limit).count());
     std::byte byte{};
     const iovec buffer = multifd::mutable_buffer(std::span(&byte, 1));
@@ -155,57 +155,41 @@ void Control::give_up(const Failure& noticed) {
   throw failure;
 }
 
-bool Control::ready(short events, std::chrono::milliseconds timeout) {
-  if (link_.secured() && events == POLLIN) {  // no message is shorter than the four bytes that are looked at
-    const auto first = link_.peek_magic(multifd::as_timeout(timeout), interrupt_);
+bool Control::wait_for_message(std::chrono::milliseconds timeout) {
+  if (link_.secured()) {  // no message is shorter than the four bytes that are looked at
+    const auto first = peek_magic(link_, multifd::as_timeout(timeout), interrupt_);
     if (!first && first.error().code == multifd::Errc::cancelled) throw Failure(first.error());
     return first || first.error().code != multifd::Errc::timed_out;  // the read says what else it is
   }
-  std::array<pollfd, 2> fds{
-      {{link_.native_handle(), events, 0}, {interrupt_ != nullptr ? interrupt_->native_handle() : -1, POLLIN, 0}}};
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
-  for (;;) {
-    int wait_ms = -1;
-    if (timeout.count() > 0) {
-      const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-      wait_ms = static_cast<int>(std::max<std::int64_t>(0, left.count()));
-    }
-    const int ready = ::poll(fds.data(), fds.size(), wait_ms);
-    if (ready < 0 && errno == EINTR) continue;
-    if (fds[1].revents != 0) throw Failure(multifd::Error{.code = multifd::Errc::cancelled});
-    return ready > 0;
-  }
+  const auto deadline = multifd::detail::deadline_after(multifd::as_timeout(timeout));
+  const auto ready = multifd::detail::wait_for(link_.native_handle(), POLLIN, deadline, interrupt_,
+                                               multifd::Stage::read, "main connection");
+  if (!ready && ready.error().code != multifd::Errc::timed_out)
+    throw Failure(multifd::Error{.code = ready.error().code});
+  return ready.has_value();
 }
 
-void Control::wait(short events, const Limit& limit) {
-  if (!ready(events, limit.time)) throw too_late(events == POLLIN ? silent : full, limit);
+std::size_t Control::moved(const multifd::Result<std::size_t>& bytes, const char* too_late_because,
+                           const Limit& limit) {
+  if (!bytes && bytes.error().code == multifd::Errc::timed_out) throw too_late(too_late_because, limit);
+  if (!bytes && bytes.error().code == multifd::Errc::cancelled)
+    throw Failure(multifd::Error{.code = bytes.error().code});
+  return need(bytes, "main connection");
 }
 
-// Polling before each call keeps the link's blocking calls short, so that the interrupt is always heard.
 void Control::write(std::span<const std::byte> bytes) {
-  while (!bytes.empty() && link_.secured()) {
+  while (!bytes.empty()) {
     const iovec buffer = multifd::const_buffer(bytes);
     const auto put = link_.write_some(std::span(&buffer, 1), multifd::as_timeout(message_limit_.time), interrupt_);
-    if (!put && put.error().code == multifd::Errc::timed_out) throw too_late(full, message_limit_);
-    bytes = bytes.subspan(need(put, "main connection"));
-  }
-  while (!bytes.empty()) {
-    wait(POLLOUT, message_limit_);
-    const auto chunk = bytes.first(std::min<std::size_t>(bytes.size(), 64 * 1024));
-    const ssize_t sent = ::send(link_.native_handle(), chunk.data(), chunk.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (sent < 0 && (errno == EAGAIN || errno == EINTR)) continue;
-    if (sent < 0) throw Failure(multifd::fail_errno(multifd::Stage::write, "").error(), "main connection");
-    bytes = bytes.subspan(static_cast<std::size_t>(sent));
+    bytes = bytes.subspan(moved(put, full, message_limit_));
   }
 }
 
 void Control::read(std::span<std::byte> bytes, const Limit& limit) {
   while (!bytes.empty()) {
-    if (!link_.secured()) wait(POLLIN, limit);
     const iovec buffer = multifd::mutable_buffer(bytes);
     const auto taken = link_.read_some(std::span(&buffer, 1), multifd::as_timeout(limit.time), interrupt_);
-    if (!taken && taken.error().code == multifd::Errc::timed_out) throw too_late(silent, limit);
-    const std::size_t got = need(taken, "main connection");
+    const std::size_t got = moved(taken, silent, limit);
     if (got == 0) throw Failure(multifd::Error{.code = multifd::Errc::peer_closed}, "main connection");
     bytes = bytes.subspan(got);
   }

@@ -91,8 +91,8 @@ class Control {
   /// reason; otherwise sends `failure` to the peer and throws it.
   [[noreturn]] void give_up(const Failure& failure);
 
-  /// Waits for the next message to begin. False: it has not begun by then.
-  bool wait_for_message(std::chrono::milliseconds timeout) { return ready(POLLIN, timeout); }
+  /// Waits for the next message to begin. False: it has not begun within `timeout` (0: no limit).
+  bool wait_for_message(std::chrono::milliseconds timeout);
   /// Reads the next message. `limit_bytes` bounds its payload, `limit` the wait for its first byte.
   Message receive(std::size_t limit_bytes, const Limit& limit = {});
   /// The same for a message that must have that type.
@@ -103,9 +103,8 @@ class Control {
       : link_(std::move(link)), interrupt_(&interrupt), message_limit_(limits.progress_limit()) {}
   void write(std::span<const std::byte> bytes);
   void read(std::span<std::byte> bytes, const Limit& limit);
-  /// False: not within `timeout` (0: no limit).
-  bool ready(short events, std::chrono::milliseconds timeout);
-  void wait(short events, const Limit& limit);
+  /// The bytes that a call has moved; throws Failure, also for a limit that has passed.
+  static std::size_t moved(const multifd::Result<std::size_t>& bytes, const char* too_late_because, const Limit& limit);
 
   Link link_;
   const multifd::Interrupt* interrupt_;  ///< null: nothing ends a wait but its limit

@@ -60,11 +60,6 @@ void need_descriptors(std::size_t connections) {
                   connections, needed, limit.rlim_cur));
 }
 
-bool is_limit(const std::error_code& error) {
-  if (error.category() != std::system_category()) return false;
-  return error.value() == EMFILE || error.value() == ENFILE || error.value() == ENOMEM || error.value() == ENOBUFS;
-}
-
 std::string limit_hint(int error) {
   switch (error) {
     case EMFILE:

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <exception>
 #include <string>
-#include <system_error>
 
 namespace program {
 
@@ -17,10 +16,6 @@ void raise_limits();
 /// Throws Failure when this process cannot open that many connections beside its open descriptors. The text names the
 /// limit and the number that is needed.
 void need_descriptors(std::size_t connections);
-
-/// Whether an error means that this process or its system has run out of something. Such an error says nothing about
-/// the other side.
-bool is_limit(const std::error_code& error);
 
 /// The text of an errno, with the limit's name and value where the errno means that a limit was reached.
 std::string error_text(int error);

@@ -18,10 +18,8 @@ namespace {
 using namespace multifd;
 using namespace std::chrono_literals;
 
-constexpr SourceMagic magic{.main = wire::main_stream_magic, .channel = wire::magic};
-
 void tell_stranger(std::uint32_t first_bytes) {
-  if (first_bytes == magic.main || first_bytes == magic.channel) {
+  if (first_bytes == wire::main_stream_magic || first_bytes == wire::magic) {
     tell("closed a connection of another source, or of an older try of this one\n");
     return;
   }
@@ -134,21 +132,22 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
                 "and its address must lead here",
                 options.channels),
             options.limits.hint);
-        if (options.tls.on()) door_.emplace(listener_, options.tls, interrupt, 10s);
-        return door_ ? accept_under_tls() : accept();
+        return accept();
       }()) {}
 
 QemuSource::Links QemuSource::accept() {
-  auto links = accept_source(listener_, magic, options_.channels, accept_options_);
-  if (!links) throw failure(links.error());
-  return {std::move(links->main), plain_links(std::move(links->channels))};
+  const auto need_links = [&](auto source) -> Links {
+    if (!source) throw failure(source.error());
+    return {std::move(source->main), Link::all_of(std::move(source->channels))};
+  };
+  if (!options_.tls.on()) return need_links(accept_source(listener_, options_.channels, accept_options_));
+  acceptor_.emplace(options_.tls.acceptor(listener_, 10s));
+  return need_links(accept_source(*acceptor_, options_.channels, accept_options_));
 }
 
-/// multifd::accept_source(), which can look at what a connection says only where nothing is encrypted.
-QemuSource::Links QemuSource::accept_under_tls() {
-  auto source = multifd::detail::collect_source<Link>(*door_, magic, options_.channels, accept_options_, nullptr);
-  if (!source) throw failure(source.error());
-  return {std::move(source->first), std::move(source->second)};
+bool QemuSource::any_more() const noexcept {
+  pollfd listener{.fd = listener_.native_handle(), .events = POLLIN, .revents = 0};
+  return acceptor_->pending() || ::poll(&listener, 1, 0) == 1;
 }
 
 std::optional<std::string> QemuSource::finish(AnyReceiver& receiver) {
@@ -173,11 +172,11 @@ void QemuSource::refuse_more_channels(const AnyReceiver& receiver) {
     return wire::id_of_channel_too_many(first, options_.channels, receiver.peer_uuid()).has_value();
   };
   const auto refuse = [&] { throw failure(fail(Errc::too_many_channels, Stage::accept, "accept").error()); };
-  if (!door_) {
+  if (!acceptor_) {
     const auto is_stranger = [](std::span<const std::byte> first) {
       if (first.size() < 4) return false;
       const auto number = wire::load_be<std::uint32_t>(first.data());
-      if (number == magic.main || number == magic.channel) return false;
+      if (number == wire::main_stream_magic || number == wire::magic) return false;
       tell_stranger(number);
       return true;
     };
@@ -188,18 +187,19 @@ void QemuSource::refuse_more_channels(const AnyReceiver& receiver) {
   }
   // All of them share the time and have a number, so that nobody holds up a migration.
   const auto deadline = std::chrono::steady_clock::now() + 200ms;
-  for (unsigned looked_at = 0; looked_at < 512 && door_->pending(); ++looked_at) {
-    auto next = door_->next(deadline);
+  for (unsigned looked_at = 0; looked_at < 512 && any_more(); ++looked_at) {
+    auto next = acceptor_->next(deadline, accept_options_.interrupt);
     // Whoever was cancelled learns that elsewhere.
     if (!next && (next.error().code == Errc::timed_out || next.error().code == Errc::cancelled)) return;
     if (!next) throw failure(next.error());
     if (!*next) continue;  // what becomes of the source's own connections, their readers learn
+    Link link(std::move((*next)->link));
     wire::InitPacketBytes hello{};
     std::size_t got = 0;
     while (got < hello.size()) {
       const iovec room = mutable_buffer(std::span(hello).subspan(got));
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-      const auto more = (*next)->link.read_some(std::span(&room, 1), std::max(left, 0ms), nullptr);
+      const auto more = link.read_some(std::span(&room, 1), std::max(left, 0ms), nullptr);
       if (!more || *more == 0) break;
       got += *more;
     }
@@ -250,16 +250,16 @@ Failure source_lost(const std::string& noticed) {
 }
 
 MainStream::MainStream(Link& link, const SourceOptions& options, Hooks hooks)
-    : link_(link),
-      parser_(
+    : reader_(
+          link,
           need(qemu::MainStreamParser::create({.page_bytes = options.page_size, .max_ram_bytes = options.max_ram}))),
       hooks_(std::move(hooks)) {}
 
 std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
   for (;;) {
-    auto element = parser_.next();
+    const auto element = reader_.arrived();
     if (!element) {
-      const std::string_view subject = parser_.subject();
+      const std::string_view subject = parser().subject();
       throw Failure(Failure(element.error(), subject.empty()
                                                  ? "source: main stream"
                                                  : fmt::format("source: main stream: \"{}\"", printable(subject)))
@@ -268,38 +268,23 @@ std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
     }
     if (*element) return **element;
     if (hooks_.before_wait) hooks_.before_wait();
-    std::size_t got = 0;
     for (auto left = idle;;) {
-      if (read(std::min<std::chrono::milliseconds>(left, 1000ms), got)) break;
+      const auto more = reader_.read(std::min<std::chrono::milliseconds>(left, 1000ms));
+      if (more && !*more) return std::nullopt;
+      if (more) break;
+      if (more.error().code != Errc::timed_out) throw failure(more.error());
       if (left <= 1000ms) return std::nullopt;
       if (left != no_timeout) left -= 1000ms;
       if (hooks_.on_silence && hooks_.on_silence()) return std::nullopt;
     }
-    if (got == 0) {
-      if (const auto whole = parser_.finish(); !whole)
-        throw source_lost(fmt::format("main connection: {}, inside the {}", how_it_ended_, whole.error().op));
-      ended_ = true;
-      return std::nullopt;
-    }
-    parser_.commit(got);
-    bytes_ += got;
   }
 }
 
-bool MainStream::read(std::chrono::milliseconds timeout, std::size_t& got) {
-  if (!link_.secured()) {
-    pollfd entry{.fd = link_.native_handle(), .events = POLLIN, .revents = 0};
-    int ready = -1;
-    while (ready < 0) ready = ::poll(&entry, 1, static_cast<int>(timeout.count()));  // signals: another thread's
-    if (ready == 0) return false;
-  }
-  const iovec room = mutable_buffer(parser_.room());
-  const auto count = link_.read_some(std::span(&room, 1), timeout, nullptr);
-  if (!count && count.error().code == Errc::timed_out) return false;
-  if (!count && !is_loss(count.error())) throw Failure(count.error(), "source: main stream");
-  if (!count) how_it_ended_ = Failure(count.error()).what();
-  got = count.value_or(0);
-  return true;
+Failure MainStream::failure(const Error& error) {
+  const bool closed = error.code == Errc::truncated_stream;
+  if (!closed && !is_loss(error)) return Failure(error, "source: main stream");
+  return source_lost(fmt::format("main connection: {}, inside the {}", closed ? "closed" : Failure(error).what(),
+                                 reader_.arrived().error().op));
 }
 
 const char* to_string(SyncStyle style) { return style == SyncStyle::per_section ? "per-section" : "per-round"; }

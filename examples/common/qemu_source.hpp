@@ -3,17 +3,16 @@
 // A real QEMU that migrates to one of the programs: its connections, and its main stream as elements.
 #pragma once
 
-#include <multifd/qemu/main_stream.hpp>
 #include <multifd/qemu/accept_source.hpp>
+#include <multifd/qemu/main_stream_reader.hpp>
 
-#include <atomic>
 #include <chrono>
 #include <optional>
 #include <string>
 
 #include "common/report.hpp"
 #include "common/stacks.hpp"
-#include "common/tls_door.hpp"
+#include "common/tls.hpp"
 #include "common/uuid.hpp"
 
 namespace program {
@@ -83,12 +82,13 @@ class QemuSource {
     std::vector<Link> channels;
   };
   Links accept();
-  Links accept_under_tls();
+  /// Whether a connection is there that is not the source's.
+  bool any_more() const noexcept;
 
   const SourceOptions& options_;
   multifd::AcceptSourceOptions accept_options_;
   multifd::Listener listener_;
-  std::optional<TlsDoor> door_;
+  std::optional<TlsAcceptor> acceptor_;  ///< under TLS
   Links links_;
   Stopwatch since_whole_;  ///< since all connections were there
 };
@@ -96,7 +96,7 @@ class QemuSource {
 /// The failure of a source that breaks off: the same words wherever that is noticed first. `noticed`: where, and how.
 Failure source_lost(const std::string& noticed);
 
-/// The elements of a main stream, read as they are needed. Throws Failure.
+/// A MainStreamReader whose failures are in words. Throws Failure.
 class MainStream {
  public:
   struct Hooks {
@@ -104,27 +104,21 @@ class MainStream {
     /// After each second in which nothing came; true ends the wait. May throw.
     std::function<bool()> on_silence{};
   };
-  /// What the source has sent here so far. Threads: any.
-  std::uint64_t bytes() const noexcept { return bytes_; }
-
   MainStream(Link& link, const SourceOptions& options, Hooks hooks);
 
   /// The next element; none at the end of the connection, when nothing has come for `idle`, or as Hooks::on_silence says.
   std::optional<multifd::qemu::Element> next(std::chrono::milliseconds idle = multifd::no_timeout);
-  /// Whether the source has closed the connection, at a place where that may be its end: see MainStreamParser::tail().
-  bool ended() const noexcept { return ended_; }
-  const multifd::qemu::MainStreamParser& parser() const noexcept { return parser_; }
+
+  // As MainStreamReader has them.
+  std::uint64_t bytes() const noexcept { return reader_.bytes(); }
+  bool ended() const noexcept { return reader_.ended(); }
+  const multifd::qemu::MainStreamParser& parser() const noexcept { return reader_.parser(); }
 
  private:
-  /// One wait for bytes; false when none came in time. None and true: the connection has ended, in order or not.
-  bool read(std::chrono::milliseconds timeout, std::size_t& got);
+  Failure failure(const multifd::Error& error);
 
-  std::atomic<std::uint64_t> bytes_ = 0;
-  Link& link_;
-  multifd::qemu::MainStreamParser parser_;
+  multifd::qemu::MainStreamReader<Link> reader_;
   const Hooks hooks_;
-  bool ended_ = false;
-  std::string how_it_ended_ = "closed";
 };
 
 /// Likely causes when a QEMU that migrates to a program stands still, and when it goes on for ever.

@@ -4,7 +4,7 @@
 // connection says.
 #pragma once
 
-#include "common/accept_source.hpp"
+#include "common/accept_peer.hpp"
 
 namespace program {
 

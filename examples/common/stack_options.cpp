@@ -51,4 +51,17 @@ void StackOptions::check() const {
     throw Usage(prefix_ + "level " + std::to_string(level) + " with " + compression + ": " + describe(opened.error()));
 }
 
+multifd::AnySenderOptions StackOptions::for_library() const {
+  return {.compression = compression,
+          .level = level,
+          .zero_pages = zero_pages,
+          .uuid = uuid,
+          .peer = peer,
+          .bandwidth = bandwidth,
+          .depth = depth,
+          .progress_timeout = progress_timeout,
+          .digest = digest,
+          .on_error = on_error};
+}
+
 }  // namespace program

@@ -80,6 +80,18 @@ multifd::TlsOptions Tls::options() const {
 }
 #endif
 
+TlsAcceptor Tls::acceptor(multifd::Listener& listener, std::chrono::milliseconds each) const {
+  const auto tell_refused = [](const multifd::Error& error) { tell("closed a connection: {}\n", describe(error)); };
+#if defined(MULTIFD_HAS_TLS)
+  multifd::TlsOptions with_limit = options();
+  with_limit.handshake_timeout = each;
+  return need(TlsAcceptor::open(
+      listener, {.credentials = credentials_.get(), .tls = std::move(with_limit), .on_refused = tell_refused}));
+#else
+  return need(TlsAcceptor::open(listener, {.first_bytes_timeout = each, .on_refused = tell_refused}));
+#endif
+}
+
 Result<std::vector<Link>> Tls::secure(std::vector<multifd::FdTransport> links, const multifd::Interrupt& interrupt,
                                       std::chrono::milliseconds timeout) const {
 #if defined(MULTIFD_HAS_TLS)
@@ -89,12 +101,12 @@ Result<std::vector<Link>> Tls::secure(std::vector<multifd::FdTransport> links, c
     with_limits.interrupt = &interrupt;
     auto secured = multifd::tls_handshakes(std::move(links), *credentials_, with_limits);
     if (!secured) return std::unexpected(secured.error());
-    return std::vector<Link>(std::make_move_iterator(secured->begin()), std::make_move_iterator(secured->end()));
+    return Link::all_of(std::move(*secured));
   }
 #endif
   (void)interrupt;
   (void)timeout;
-  return plain_links(std::move(links));
+  return Link::all_of(std::move(links));
 }
 
 Result<std::vector<Link>> Tls::secure_with_first_write(std::vector<multifd::FdTransport> links) const {
@@ -109,7 +121,7 @@ Result<std::vector<Link>> Tls::secure_with_first_write(std::vector<multifd::FdTr
     return secured;
   }
 #endif
-  return plain_links(std::move(links));
+  return Link::all_of(std::move(links));
 }
 
 Result<Link> Tls::secure(multifd::FdTransport link, const multifd::Interrupt& interrupt,

@@ -3,7 +3,11 @@
 // TLS for the programs, by their options: --tls-dir or --tls-psk, --tls-cipher, and what goes with them.
 #pragma once
 
+#include <multifd/transport/acceptor.hpp>
 #include <multifd/transport/address.hpp>
+#if defined(MULTIFD_HAS_TLS)
+#include <multifd/transport/tls_acceptor.hpp>
+#endif
 
 #include <chrono>
 #include <memory>
@@ -14,6 +18,12 @@
 #include "common/program.hpp"
 
 namespace program {
+
+#if defined(MULTIFD_HAS_TLS)
+using multifd::TlsAcceptor;
+#else
+using TlsAcceptor = multifd::PlainAcceptor;  // none is ever made: Tls::on() is false
+#endif
 
 /// Which end of the connections a program is. The end that connects is the client.
 enum class TlsSide { client, server };
@@ -47,12 +57,11 @@ class Tls {
                                std::chrono::milliseconds timeout = std::chrono::seconds(10)) const;
   /// The same for the channels to a QEMU: each makes its handshake with its first write, beside the others.
   multifd::Result<std::vector<Link>> secure_with_first_write(std::vector<multifd::FdTransport> links) const;
-#if defined(MULTIFD_HAS_TLS)
-  /// Begins one handshake; for a program whose TLS is on.
-  multifd::Result<multifd::TlsHandshake> start(multifd::FdTransport link) const {
-    return multifd::TlsHandshake::start(std::move(link), *credentials_, options());
-  }
-#endif
+  /// For a program whose TLS is on: lets connections in that it trusts, and says on stderr which it closes. This object
+  /// and `listener` have to outlive it. Throws Failure.
+  ///
+  /// Params `each`: how long a connection may take to say its first bytes, its handshake included; 0: no limit.
+  TlsAcceptor acceptor(multifd::Listener& listener, std::chrono::milliseconds each) const;
 
  private:
   TlsSide side_ = TlsSide::client;

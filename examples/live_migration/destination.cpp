@@ -4,7 +4,7 @@
 #include <cstring>
 #include <optional>
 
-#include "common/accept_source.hpp"
+#include "common/accept_peer.hpp"
 #include "common/control.hpp"
 #include "common/limits.hpp"
 #include "common/progress.hpp"
@@ -43,7 +43,7 @@ std::uint64_t compare_pages(const std::vector<std::byte>& theirs, std::span<cons
 }  // namespace
 
 json destination(Listener& listener, const Settings& settings, std::uint64_t memory_limit, const Interrupt& interrupt) {
-  Accepted source = program::accept_source(listener, 0, interrupt, settings.limits, settings.tls);
+  Accepted source = program::accept_peer(listener, 0, interrupt, settings.limits, settings.tls);
   try {
     const auto bytes = program::field<std::uint64_t>(source.hello, "size");
     const auto backend = parse_backend(program::field<std::string>(source.hello, "backend"));

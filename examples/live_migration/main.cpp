@@ -139,9 +139,8 @@ int main(int argc, char** argv) {
         const multifd::Address address = program::address_of(listen, "--listen");
         settings.tls.be_server();
         settings.tls.prepare(address);
-        auto listener =
-            need(multifd::Listener::listen(address, multifd::max_channels + 1u, settings.limits.socket()),
-                 "listen on " + listen);
+        auto listener = need(multifd::Listener::listen(address, multifd::max_channels + 1u, settings.limits.socket()),
+                             "listen on " + listen);
         program::say("{}\n", to_string(listener.local_address()));
         return live::destination(listener, settings, memory, interrupt);
       }

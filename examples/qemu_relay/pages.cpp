@@ -51,9 +51,8 @@ Pages::Pages(const RamMap& ram, const program::StackOptions& out, OutMemory memo
   }
   said_ = program::need(ReceivedPages::create(ram));
   sender_ = program::need(with_policy(out.compression, program::Compressors{}, [&]<class C>() {
-    return Result<std::unique_ptr<program::AnySender>>(
-        std::make_unique<program::SenderOf<C, ListedWhereFresh, FromCopies>>(out, ListedWhereFresh{.fresh = fresh_},
-                                                                             ram, std::move(links)));
+    return open_any_sender_of<C, FromCopies>(ListedWhereFresh{.fresh = fresh_}, ram, std::move(links),
+                                             out.for_library());
   }));
 }
 
@@ -99,21 +98,17 @@ Result<bool> Pages::take_zero(BlockId block, std::uint64_t offset) {
   return false;
 }
 
-Result<void> Pages::close_epoch(MainWriter& main) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (auto flushed = flush_bytes(); !flushed) return flushed;
-    const auto epoch = sender_->close_epoch();
-    if (!epoch) return std::unexpected(epoch.error());
-    // Before the record that closes the epoch leaves: a destination that has the record and never gets the SYNCs,
-    // because somebody dies in between, hangs for good.
-    if (auto written = sender_->wait(*epoch); !written) return written;
-  }
-  write_zero_records(main);
-  return {};
+Result<void> Pages::close_epoch() {
+  const std::lock_guard lock(mutex_);
+  if (auto flushed = flush_bytes(); !flushed) return flushed;
+  const auto epoch = sender_->close_epoch();
+  if (!epoch) return std::unexpected(epoch.error());
+  // Before the record that closes the epoch leaves: a destination that has the record and never gets the SYNCs,
+  // because somebody dies in between, hangs for good.
+  return sender_->wait(*epoch);
 }
 
-void Pages::write_zero_records(MainWriter& main) {
+Result<void> Pages::write_zero_records(MainStreamWriter& main) {
   std::vector<ZeroRun> runs;
   {
     const std::lock_guard lock(mutex_);
@@ -122,8 +117,10 @@ void Pages::write_zero_records(MainWriter& main) {
   }
   for (const ZeroRun& run : runs) {
     const std::string_view idstr = ram_.block(run.block).idstr;
-    for (std::uint64_t i = 0; i < run.pages; ++i) main.zero_page(idstr, run.offset + i * ram_.page_bytes());
+    for (std::uint64_t i = 0; i < run.pages; ++i)
+      if (auto written = main.zero_page(idstr, run.offset + i * ram_.page_bytes()); !written) return written;
   }
+  return {};
 }
 
 std::uint64_t Pages::zero_records() const {

@@ -15,7 +15,7 @@
 #pragma once
 
 #include <multifd/memory/received_pages.hpp>
-#include <multifd/qemu/element.hpp>
+#include <multifd/qemu/main_stream_writer.hpp>
 
 #include <memory>
 #include <mutex>
@@ -23,9 +23,10 @@
 #include <vector>
 
 #include "common/stacks.hpp"
-#include "qemu_relay/main_writer.hpp"
 
 namespace relay {
+
+using MainStreamWriter = multifd::qemu::MainStreamWriter<program::Link>;
 
 /// What is known about the destination's memory before the first page.
 enum class OutMemory : std::uint8_t {
@@ -58,11 +59,11 @@ class Pages {
 
   /// Writes the zero pages that go on the main stream and have come so far, so that the end of the epoch is not flooded
   /// with them. Only where a record is allowed: inside a RAM section. Threads: the main one.
-  void write_zero_records(MainWriter& main);
+  multifd::Result<void> write_zero_records(MainStreamWriter& main);
 
-  /// Closes the epoch; writes the zero pages that go by the main stream. Threads: the main one, while all channels of
-  /// the source are held.
-  multifd::Result<void> close_epoch(MainWriter& main);
+  /// Closes the epoch. The zero pages that go on the main stream must be written next. Threads: the main one, while
+  /// all channels of the source are held.
+  multifd::Result<void> close_epoch();
 
   program::AnySender& sender() noexcept { return *sender_; }
   /// Zero pages that left as records of the main stream.

@@ -79,7 +79,7 @@ Relay::Relay(const Settings& settings, program::QemuSource& source, const Interr
       main_(source.main(), settings.source,
             {.before_wait =
                  [this] {
-                   if (writer_) writer_->flush();
+                   if (writer_) wrote(writer_->push_out());
                  },
              .on_silence = [this] { return give_up_on_silence(); }}),
       ram_(settings.source.page_size),
@@ -163,10 +163,7 @@ void Relay::connect() {
   {
     const std::lock_guard lock(mutex_);
     destination_ = std::move(secured);
-    writer_.emplace(*destination_, [this](const Error& error) {
-      lose_destination(error);
-      check();
-    });
+    writer_.emplace(*destination_);
   }
   check();
   auto links = need(connect_channels(address, settings_.out.channels, options), "destination " + settings_.connect);
@@ -184,7 +181,7 @@ void Relay::forward() {
   }
   source_ended_ = main_.ended();
   check();
-  writer_->flush();
+  wrote(writer_->push_out());
   if (return_path_open_ && !confirmed_)
     throw program::source_lost("main connection: closed before the destination had confirmed");
   if (main_.parser().tail() != qemu::StreamTail::description)
@@ -203,10 +200,10 @@ void Relay::take(const qemu::Element& element) {
       ++main_pages_;
       const auto as_record = at_destination(pages_->take_zero(BlockId{element.block}, element.offset));
       check();
-      if (need(as_record, "destination")) writer_->zero_page(element.name, element.offset);
+      if (need(as_record, "destination")) wrote(writer_->zero_page(element.name, element.offset));
       return;
     }
-    case ElementKind::page: writer_->page(element.name, element.offset, element.data); return;
+    case ElementKind::page: wrote(writer_->page(element.name, element.offset, element.data)); return;
     case ElementKind::device_state:
       // The destination may answer, and close, as soon as it has received the last byte.
       all_forwarded_ = main_.parser().tail() != qemu::StreamTail::inside;
@@ -221,12 +218,12 @@ void Relay::take(const qemu::Element& element) {
     close_epoch(element);
     return;
   }
-  if (element.kind == ElementKind::end_of_records) pages_->write_zero_records(*writer_);
-  if (!(footer_written_ && element.kind == ElementKind::footer)) writer_->forward(element);
+  if (element.kind == ElementKind::end_of_records) wrote(pages_->write_zero_records(*writer_));
+  if (!(footer_written_ && element.kind == ElementKind::footer)) wrote(writer_->forward(element));
   if (element.kind == ElementKind::command && element.command == qemu::command_ping && pinged_ms_ == 0) {
     ping_value_ = wire::load_be<std::uint32_t>(element.data.data());
     pinged_ms_ = now_ms();
-    writer_->flush();
+    wrote(writer_->push_out());
   }
   if (element.kind == ElementKind::footer) {
     footer_written_ = false;
@@ -335,9 +332,10 @@ void Relay::close_epoch(const qemu::Element& element) {
     check();
   }
   const auto closed = receiver_->release_epoch([&]() -> Result<void> {
-    if (auto done = at_destination(pages_->close_epoch(*writer_)); !done) return done;
-    if (!forwarded) writer_->forward(element);
-    writer_->flush();
+    if (auto done = at_destination(pages_->close_epoch()); !done) return done;
+    wrote(pages_->write_zero_records(*writer_));
+    if (!forwarded) wrote(writer_->forward(element));
+    wrote(writer_->push_out());
     ram_over_ = last_section_;
     return {};
   });
@@ -374,11 +372,11 @@ bool Relay::has_to_prove_sections() const {
 ///
 /// The section's footer is ours: the source keeps its own back, for channels that nobody reads before these SYNCs.
 void Relay::prove_sections(const qemu::Element& end_of_section) {
-  writer_->forward(end_of_section);
-  writer_->footer(ram_section_);
+  wrote(writer_->forward(end_of_section));
+  wrote(writer_->footer(ram_section_));
   footer_written_ = true;
-  writer_->ping(question);
-  writer_->flush();
+  wrote(writer_->ping(question));
+  wrote(writer_->push_out());
   // The destination takes its main stream in order: before it has answered the source, the question has not been
   // reached.
   if (pinged_ms_ != 0) wait_for(first_ponged_, answer_limit(), &return_path_ended_);
@@ -393,8 +391,8 @@ void Relay::prove_sections(const qemu::Element& end_of_section) {
 void Relay::ask_destination() {
   first_section_ = FirstSection::over;
   if (!return_path_open_ || *main_.parser().sync_style() == SyncStyle::per_section) return;
-  writer_->ping(question);
-  writer_->flush();
+  wrote(writer_->ping(question));
+  wrote(writer_->push_out());
   asked_ms_ = now_ms();
 }
 
@@ -483,10 +481,6 @@ void Relay::take_answer(const qemu::ReturnMessage& message) {
 
 std::optional<Result<std::size_t>> Relay::read_destination(std::span<std::byte> room) {
   constexpr auto slice = 500ms;
-  if (!destination_->secured()) {
-    pollfd entry{.fd = destination_->native_handle(), .events = POLLIN, .revents = 0};
-    if (::poll(&entry, 1, static_cast<int>(std::chrono::milliseconds(slice).count())) == 0) return std::nullopt;
-  }
   const iovec buffer = mutable_buffer(room);
   auto read = destination_->read_some(std::span(&buffer, 1), slice, nullptr);
   if (!read && read.error().code == Errc::timed_out) return std::nullopt;
@@ -598,6 +592,12 @@ void Relay::take_signal() noexcept {
 void Relay::check() const {
   const std::lock_guard lock(mutex_);
   if (failure_) throw *failure_;
+}
+
+void Relay::wrote(const Result<void>& written) {
+  if (written) return;
+  lose_destination(written.error());
+  check();
 }
 
 template <class T>

@@ -3,7 +3,7 @@
 // The relay itself: one migration from a real QEMU source to a real QEMU destination. format/roles.md section 11.
 //
 //   source                       relay                          destination
-//   main    ------->  MainStream -> (parse, barrier) -> MainWriter  ------->
+//   main    ------->  MainStream -> (parse, barrier) -> MainStreamWriter -->
 //           <-------  return path, unchanged, on a thread of its own  <-----
 //   channels ------>  AnyReceiver -> Pages -> AnySender             ------->
 #pragma once
@@ -22,7 +22,6 @@
 #include "common/progress.hpp"
 #include "common/qemu_source.hpp"
 #include "common/report.hpp"
-#include "qemu_relay/main_writer.hpp"
 #include "qemu_relay/outcome.hpp"
 #include "qemu_relay/pages.hpp"
 
@@ -92,6 +91,8 @@ class Relay {
   void lose_destination(const multifd::Error& error) noexcept;
   void take_signal() noexcept;
   void check() const;
+  /// Throws a failure to write the destination's main stream as the destination's.
+  void wrote(const multifd::Result<void>& written);
   /// Handles a failure of the destination's side on a channel thread: fails, and stops the source's channel, too.
   template <class T>
   multifd::Result<T> at_destination(multifd::Result<T> result);
@@ -102,7 +103,7 @@ class Relay {
   const Settings& settings_;
   program::QemuSource& source_;
   std::optional<program::Link> destination_;
-  std::optional<MainWriter> writer_;
+  std::optional<MainStreamWriter> writer_;
   program::MainStream main_;
   std::vector<program::Link> out_links_;
   multifd::RamMap ram_;

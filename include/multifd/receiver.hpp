@@ -87,7 +87,7 @@ class Receiver {
     if (s.finished) return fail(Errc::already_closed, Stage::sync);
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
     if (auto alone = s.refuse_more_channels(); !alone) return std::unexpected(s.first_error(alone.error()));
-    const auto epoch = s.shared.barrier->release_when_all([&s] { return s.shared.moved(); }, while_held);
+    const auto epoch = s.shared.barrier->release_when_all([&s] { return s.poll(); }, while_held);
     if (epoch) return epoch;
     return std::unexpected(s.first_error(epoch.error()));
   }
@@ -104,7 +104,7 @@ class Receiver {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
     const auto finished = s.finish(
-        as_timeout(s.options.progress_timeout), [&s] { return s.shared.moved(); },
+        as_timeout(s.options.progress_timeout), [&s] { return s.poll(); },
         "no byte from any channel for progress_timeout");
     if (!finished && finished.error().code == Errc::timed_out) return std::unexpected(s.first_error(finished.error()));
     return finished;
@@ -116,7 +116,7 @@ class Receiver {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
     if (auto good = check_time_limit("Receiver::finish", limit, Stage::close); !good) return good;
-    return s.finish(limit, [] { return std::uint64_t{0}; }, "a channel goes on behind finish()'s limit");
+    return s.finish(limit, [&s] { return s.poll(), std::uint64_t{0}; }, "a channel goes on behind finish()'s limit");
   }
 
   /// Says that the last epoch is over (Barrier::manual): from here on no packet changes memory, so that the pages can be
@@ -237,6 +237,13 @@ class Receiver {
         return std::unexpected(first_error(complete.error()));
       if (auto alone = refuse_more_channels(); !alone) return std::unexpected(first_error(alone.error()));
       return {};
+    }
+
+    /// For the caller's waits: polled at least every 250 ms. Returns what changes while anything moves.
+    std::uint64_t poll() noexcept {
+      if (options.interrupt != nullptr && options.interrupt->triggered())
+        shared.error.raise({.code = Errc::cancelled, .op = "interrupted"});
+      return shared.moved();
     }
 
     Result<void> check_block(BlockId block) const noexcept {

@@ -41,7 +41,8 @@ struct ReceiverOptions {
   /// too_many_channels; without it the pages of that channel are lost unnoticed. Set it for QEMU's sources, which do
   /// not announce their number of channels as ours do. Plain sockets only. Not owned, may be null.
   Listener* listener = nullptr;
-  /// Ends open() from outside, because until it returns there is no object to cancel(). Not owned, may be null.
+  /// Cancels from outside: open(), where there is nobody to cancel() yet, and later whatever release_epoch() and finish()
+  /// wait for; noticed within 250 ms. Not owned, may be null.
   const Interrupt* interrupt = nullptr;
 
   // ---- Time limits of the rest

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 //
 // Result<T> is std::expected<T, Error>; the functions below write the failure arm on one line.
-// GCC 12 has no monadic members: test and dereference, do not chain.
+// GCC 12 has no monadic members: test and dereference, or MULTIFD_TRY below.
 #pragma once
 
 #include <cerrno>
 #include <cstdint>
 #include <expected>
 #include <new>
+#include <utility>
 
 #include "multifd/error_value.hpp"
 
@@ -45,3 +46,24 @@ auto catch_bad_alloc(Stage stage, const char* op, Make&& make) -> decltype(make(
 }
 
 }  // namespace multifd
+
+// For functions that return a Result themselves, on compilers without the monadic members. Each hands an error on at once:
+//
+//   MULTIFD_TRY(expression)                 expression is a Result; its value, if any, is dropped
+//   MULTIFD_TRY_ASSIGN(auto x, expression)  declares or assigns x from the value
+//
+// They are statements: not for an `if` without braces.
+#define MULTIFD_TRY(...)                                                   \
+  do {                                                                     \
+    if (auto multifd_result = (__VA_ARGS__); !multifd_result) [[unlikely]] \
+      return ::std::unexpected(multifd_result.error());                    \
+  } while (false)
+#define MULTIFD_TRY_ASSIGN(target, ...) \
+  MULTIFD_TRY_ASSIGN_AS(MULTIFD_TRY_NAME(multifd_result_, __COUNTER__), target, __VA_ARGS__)
+#define MULTIFD_TRY_ASSIGN_AS(name, target, ...) \
+  auto name = (__VA_ARGS__);                     \
+  if (!name) [[unlikely]]                        \
+    return ::std::unexpected(name.error());      \
+  target = *::std::move(name)
+#define MULTIFD_TRY_NAME(a, b) MULTIFD_TRY_JOIN(a, b)
+#define MULTIFD_TRY_JOIN(a, b) a##b

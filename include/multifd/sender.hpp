@@ -62,6 +62,7 @@ class Sender {
                                      {.bandwidth = options.bandwidth,
                                       .depth = options.depth,
                                       .progress_timeout = options.progress_timeout,
+                                      .interrupted = when_triggered(options.interrupt),
                                       .thread_hook = std::move(options.thread_hook),
                                       .on_error = std::move(options.on_error)},
                                      [&](unsigned channel) {

@@ -9,6 +9,7 @@
 #include "multifd/compress/policy.hpp"
 #include "multifd/options.hpp"
 #include "multifd/peer_profile.hpp"
+#include "multifd/transport/interrupt.hpp"
 #include "multifd/zero/policy.hpp"
 
 namespace multifd {
@@ -49,6 +50,9 @@ struct SenderOptions {
   /// How long finish() waits for the receiver's confirmation behind the last byte. It must be as long as the receiver
   /// may need to take in what is under way, and to come to its own finish().
   std::chrono::milliseconds confirm_timeout{120'000};
+  /// Cancels from outside, once the producer or a thread in wait() or at the end waits: noticed within 250 ms. For signal
+  /// handlers, which may trigger an Interrupt but not call cancel(). Not owned, may be null.
+  const Interrupt* interrupt = nullptr;
 
   // ---- Verification and hooks
 

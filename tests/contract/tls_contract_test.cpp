@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include "multifd/testing/transport_contract.hpp"
+#include "multifd/transport/any_transport.hpp"
 #include "support/tls_links.hpp"
 
 using namespace multifd;
@@ -27,6 +28,21 @@ void check(const std::string& name, Wire wire) {
 TEST_CASE("TlsTransport with certificates over TCP keeps the Transport contract") { check("good", Wire::tcp); }
 TEST_CASE("TlsTransport with certificates over UNIX keeps the Transport contract") { check("good", Wire::unix_socket); }
 TEST_CASE("TlsTransport with pre-shared keys keeps the Transport contract") { check("keys.psk", Wire::tcp); }
+
+TEST_CASE("AnyTransport keeps the Transport contract with TLS in it") {
+  using Any = AnyTransport<FdTransport, TlsTransport>;
+  const ContractReport report = check_transport_contract<Any>(
+      [] {
+        auto links = tls_links(tcp_links(1), "keys.psk");
+        std::pair<Any, Any> pair(std::move(links.sender.front()), std::move(links.receiver.front()));
+        CHECK(pair.first.secured());
+        CHECK(pair.second.cipher().starts_with("TLS1."));
+        return pair;
+      },
+      {.after_shutdown = AfterShutdown::error, .patience = 20s});
+  CHECK_MESSAGE(report.ok(), report.text());
+  CHECK(report.notes.empty());
+}
 #else
 #include <doctest/doctest.h>
 

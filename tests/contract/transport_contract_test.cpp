@@ -9,13 +9,16 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <concepts>
 #include <cstdlib>
 #include <ostream>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "multifd/testing/fault_transport.hpp"
 #include "multifd/testing/memory_transport.hpp"
+#include "multifd/transport/any_transport.hpp"
 #include "multifd/transport/socket.hpp"
 
 using namespace multifd;
@@ -111,6 +114,96 @@ TEST_CASE("FaultTransport without faults, and with short ones, keeps the Transpo
         },
         reset_seen));
   }
+}
+
+namespace {
+
+using Any = AnyTransport<FdTransport, MemoryTransport>;
+static_assert(check_transport<Any>() && HasAnswers<Any> && HasReadFull<Any>);
+
+/// A transport of primitives alone, so that the optional parts of an AnyTransport show.
+struct Bare {
+  Result<std::size_t> write_some(ConstBuffers) noexcept { return 0; }
+  Result<std::size_t> read_some(MutableBuffers) noexcept { return 0; }
+  Result<void> finish() noexcept { return {}; }
+  void shutdown() noexcept {}
+};
+template <class T>
+concept ReadsWithin = requires(T& t, MutableBuffers to) { t.read_some(to, 1ms, nullptr); };
+static_assert(check_transport<AnyTransport<FdTransport, Bare>>());
+static_assert(!HasAnswers<AnyTransport<FdTransport, Bare>> && HasReadFull<AnyTransport<FdTransport, Bare>>);
+static_assert(!HasReadFull<AnyTransport<MemoryTransport, Bare>>);
+static_assert(ReadsWithin<AnyTransport<FdTransport>> && !ReadsWithin<AnyTransport<FdTransport, Bare>>);
+static_assert(!std::constructible_from<Any, Bare>);
+
+template <class T>
+std::pair<Any, Any> held(std::pair<T, T> pair) {
+  return {std::move(pair.first), std::move(pair.second)};
+}
+
+}  // namespace
+
+TEST_CASE("AnyTransport keeps the Transport contract, whichever transport it holds") {
+  check(check_transport_contract<Any>([] { return held(over({.host = "127.0.0.1"})); }, reset_seen));
+  check(check_transport_contract<Any>([] { return held(memory_transport_pair(1000)); }, reset_seen));
+}
+
+TEST_CASE("AnyTransport says which transport it holds, and stays that when it moves") {
+  Any one = std::move(held(over({.host = "127.0.0.1"})).first);
+  CHECK(one.get_if<FdTransport>() != nullptr);
+  CHECK(one.get_if<MemoryTransport>() == nullptr);
+  CHECK_FALSE(one.secured());
+  CHECK(one.cipher().empty());
+  one = memory_transport_pair(1000).first;
+  CHECK(one.get_if<MemoryTransport>() != nullptr);
+  std::vector<FdTransport> plain;
+  plain.push_back(over({.host = "127.0.0.1"}).first);
+  const int descriptor = plain[0].native_handle();
+  using Plain = AnyTransport<FdTransport>;
+  const std::vector<Plain> all = Plain::all_of(std::move(plain));
+  REQUIRE(all.size() == 1);
+  CHECK(all[0].native_handle() == descriptor);
+}
+
+TEST_CASE("AnyTransport's calls with a time limit end by the limit and by an Interrupt, and lose nothing") {
+  using Plain = AnyTransport<FdTransport>;
+  auto [one, other] = over({.host = "127.0.0.1"});
+  Plain writer(std::move(one));
+  Plain reader(std::move(other));
+  auto interrupt = Interrupt::create();
+  REQUIRE(interrupt.has_value());
+  std::vector<std::byte> bytes(1 << 20);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 31);
+  const iovec room = mutable_buffer(std::span(bytes));
+  CHECK(reader.read_some(std::span(&room, 1), 20ms, nullptr).error().code == Errc::timed_out);
+  // A blocking socket that nobody reads: each write takes what there is room for, and the last one ends by its limit.
+  std::size_t written = 0;
+  for (;;) {
+    const iovec buffer = const_buffer(std::span<const std::byte>(bytes).subspan(written % bytes.size()));
+    const auto put = writer.write_some(std::span(&buffer, 1), 50ms, nullptr);
+    if (!put) {
+      CHECK(put.error().code == Errc::timed_out);
+      break;
+    }
+    written += *put;
+  }
+  CHECK(written > 0);
+  interrupt->trigger();
+  CHECK(writer.write_some(std::span(&room, 1), no_timeout, &*interrupt).error().code == Errc::cancelled);
+  CHECK(reader.read_some(std::span(&room, 1), no_timeout, &*interrupt).error().code == Errc::cancelled);
+  CHECK(writer.finish().has_value());
+  std::size_t read = 0;
+  bool equal = true;
+  for (std::vector<std::byte> got(1 << 16);;) {
+    const iovec to = mutable_buffer(std::span(got));
+    const auto count = reader.read_some(std::span(&to, 1), 10s, nullptr);
+    REQUIRE(count.has_value());
+    if (*count == 0) break;
+    for (std::size_t i = 0; i < *count; ++i) equal = equal && got[i] == bytes[(read + i) % bytes.size()];
+    read += *count;
+  }
+  CHECK(read == written);
+  CHECK(equal);
 }
 
 namespace {

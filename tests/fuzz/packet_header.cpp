@@ -59,7 +59,8 @@ void test(Span input) {
   if (format.method == 0)
     require(wire::payload_bytes(*header) == header->normal_pages * format.page_bytes, "pages as they are");
   require(header->idstr.empty() == (pages == 0), "pages have a block");
-  require(header->idstr.size() <= multifd::max_idstr_length && header->idstr.find('\0') == header->idstr.npos, "the name");
+  require(header->idstr.size() <= multifd::max_idstr_length && header->idstr.find('\0') == header->idstr.npos,
+          "the name");
 
   // Written again it means the same.
   const auto again = std::make_unique<std::byte[]>(size);

@@ -13,11 +13,11 @@
 #include "golden/derived.hpp"
 #include "golden/hex_dump.hpp"
 #include "multifd/compress/nocomp.hpp"
+#include "multifd/format/init_packet.hpp"
+#include "multifd/format/packet.hpp"
 #include "multifd/receiver.hpp"
 #include "multifd/testing/memory_transport.hpp"
 #include "multifd/transport/algorithms.hpp"
-#include "multifd/format/init_packet.hpp"
-#include "multifd/format/packet.hpp"
 
 namespace wire = multifd::wire;
 

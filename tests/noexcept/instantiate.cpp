@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Compiled with -fno-exceptions -fno-rtti, never run: every stack, whole, as a VMM without exceptions would have it.
+#include "multifd/any.hpp"
 #include "multifd/compress/nocomp.hpp"
 #if defined(MULTIFD_HAS_IGZIP)
 #include "multifd/compress/igzip.hpp"
@@ -10,6 +11,8 @@
 #include "multifd/multifd.hpp"
 #include "multifd/qemu/accept_source.hpp"
 #include "multifd/qemu/main_stream.hpp"
+#include "multifd/qemu/main_stream_reader.hpp"
+#include "multifd/qemu/main_stream_writer.hpp"
 #include "multifd/qemu/ram_records.hpp"
 #include "multifd/qemu/return_path.hpp"
 #include "multifd/qemu/stream_end.hpp"
@@ -18,10 +21,12 @@
 #include "multifd/stack.hpp"
 #include "multifd/testing/fault_transport.hpp"
 #include "multifd/testing/memory_transport.hpp"
+#include "multifd/transport/any_transport.hpp"
 #include "multifd/transport/fd.hpp"
 #include "multifd/transport/socket.hpp"
 #if defined(MULTIFD_HAS_TLS)
 #include "multifd/transport/tls.hpp"
+#include "multifd/transport/tls_acceptor.hpp"
 #endif
 
 #if defined(__cpp_exceptions) || defined(__cpp_rtti)
@@ -48,6 +53,9 @@ MULTIFD_INSTANTIATE(FdTransport, Igzip)
 #if defined(MULTIFD_HAS_TLS)
 template class Sender<TlsTransport, NoComp, ZeroPagesMultifd>;
 template class Receiver<TlsTransport, NoComp>;
+template class AnyTransport<FdTransport, TlsTransport>;
+template class Sender<AnyTransport<FdTransport, TlsTransport>, NoComp, ZeroPagesMultifd>;
+template class Receiver<AnyTransport<FdTransport, TlsTransport>, NoComp>;
 
 Result<std::vector<TlsTransport>> secure_everything(std::vector<FdTransport> links, const std::string& directory) {
   const auto credentials = TlsCredentials::x509(directory, TlsRole::client);
@@ -56,7 +64,19 @@ Result<std::vector<TlsTransport>> secure_everything(std::vector<FdTransport> lin
   if (secured && !secured->empty()) (void)peek_magic(secured->front(), std::chrono::seconds(1));
   return secured;
 }
+
+template class BasicAcceptor<detail::TlsNewcomer>;
+
+Result<SourceLinks<TlsTransport>> accept_secured(Listener& listener, const TlsCredentials& credentials) {
+  auto acceptor = TlsAcceptor::open(listener, {.credentials = &credentials});
+  if (!acceptor) return std::unexpected(acceptor.error());
+  return accept_source(*acceptor, 2);
+}
 #endif
+template class BasicAcceptor<detail::PlainNewcomer>;
+template class qemu::MainStreamReader<FdTransport>;
+template class qemu::MainStreamWriter<FdTransport>;
+template class AnyTransport<FdTransport>;
 template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesLegacy>>;
 template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesMultifd>>;
 MULTIFD_INSTANTIATE_ALL(testing::MemoryTransport)
@@ -78,6 +98,19 @@ Result<QueuedPages> send_everything(std::string_view compressor, std::string_vie
                          if (auto closed = tx->close_channels(); !closed) return std::unexpected(closed.error());
                          return queued;
                        });
+}
+
+// Both ends of a stack by its names.
+Result<void> name_everything(std::string_view compressor, const RamMap& ram, std::vector<FdTransport> out,
+                             std::vector<FdTransport> in) {
+  using Compressors = PolicyList<NoComp, Zlib, Zstd>;
+  auto tx = open_any_sender(Compressors{}, PolicyList<ZeroPagesLegacy, ZeroPagesMultifd>{}, ram, std::move(out),
+                            {.compression = compressor});
+  if (!tx) return std::unexpected(tx.error());
+  auto rx = open_any_receiver(Compressors{}, ram, std::move(in), AnyReceiverOptions<>{.compression = compressor});
+  if (!rx) return std::unexpected(rx.error());
+  if (auto finished = (*tx)->finish(); !finished) return finished;
+  return (*rx)->finish();
 }
 
 // A destination's view of QEMU's main stream: everything that is not a template is compiled where it is used.
@@ -107,8 +140,7 @@ Result<void> hear_everything(std::span<const std::byte> stream, std::span<std::b
 
 // A relay: packets as copies from the source's channels into those to the destination.
 Result<void> relay_everything(Listener& listener, const Address& to, std::string_view zero_pages, std::uint64_t bytes) {
-  constexpr SourceMagic magic{.main = wire::main_stream_magic, .channel = wire::magic};
-  auto source = accept_source(listener, magic, 2);
+  auto source = accept_source(listener, 2);
   if (!source) return std::unexpected(source.error());
   RamMap ram;
   if (auto block = ram.add_elsewhere("pc.ram", bytes); !block) return std::unexpected(block.error());

@@ -306,8 +306,7 @@ Longest cancel_sockets(const Case& c, SocketState state) {
       case SocketState::connecting: return keep(connect_channels(listener->local_address(), c.channels + 2, options));
       case SocketState::accepting: return keep(listener->accept_channels(c.channels, 30s, &*interrupt));
       case SocketState::accepting_source:
-        return keep(accept_source(*listener, {.main = 0x5145564d, .channel = 0x11223344}, c.channels,
-                                  {.timeout = 30s, .interrupt = &*interrupt}));
+        return keep(accept_source(*listener, c.channels, {.timeout = 30s, .interrupt = &*interrupt}));
       case SocketState::peeking: {
         auto link = listener->accept(30s);
         if (!link) return keep(link);

@@ -34,18 +34,25 @@ void shrink_buffers(int fd) {
     REQUIRE(::setsockopt(fd, SOL_SOCKET, option, &bytes, sizeof bytes) == 0);
 }
 
+/// How a call that blocks is cancelled.
+enum class By { cancel, interrupt };
+constexpr By both_ways[] = {By::cancel, By::interrupt};
+
 /// Runs `call` in a thread, cancels when `ready` holds and the call had time to block, and checks how it ends.
 /// Nothing tells that a thread has blocked, so a pause has to do; a cancel() that comes early must work as well.
 template <class Object>
 void cancel_during(
     Object& object, const std::function<std::optional<Error>()>& call,
-    const std::function<bool()>& ready = [] { return true; }) {
+    const std::function<bool()>& ready = [] { return true; }, Interrupt* interrupt = nullptr) {
   std::optional<Error> error;
   std::thread caller([&] { error = call(); });
   CHECK(eventually(ready));
   std::this_thread::sleep_for(20ms);
   const Stopwatch watch;
-  object.cancel();
+  if (interrupt != nullptr)
+    interrupt->trigger();
+  else
+    object.cancel();
   caller.join();
   CHECK(watch.elapsed() < no_hang);
   REQUIRE(error.has_value());
@@ -61,33 +68,39 @@ template <class T>
 void cancel_senders(const std::function<Links<T>()>& make_links) {
   // Nobody reads the other ends: workers block in their first packets.
   GuestRam source(16 * 1024);
-  const auto with_sender = [&](const auto& body) {
+  const auto with_sender = [&](By by, const auto& body) {
     const Watchdog watchdog("cancel a sender");
+    CAPTURE(static_cast<int>(by));
     auto links = make_links();
-    auto tx = Sender<T, NoComp, ZeroPagesNone>::open(source.map, std::move(links.sender));
+    Interrupt interrupt = Interrupt::create().value();
+    auto tx = Sender<T, NoComp, ZeroPagesNone>::open(source.map, std::move(links.sender),
+                                                     {.interrupt = by == By::interrupt ? &interrupt : nullptr});
     REQUIRE(tx.has_value());
-    body(*tx);
+    body(*tx, by == By::interrupt ? &interrupt : nullptr);
     // The first error stays.
     CHECK(code_of(tx->close_channels()) == Errc::cancelled);
     CHECK(code_of(tx->queue_page(source.block, 0)) == Errc::cancelled);
     tx->cancel();
     CHECK(code_of(tx->close_epoch()) == Errc::cancelled);
   };
-  with_sender([&](auto& tx) {
-    cancel_during(
-        tx, [&] { return error_of(tx.queue_range(source.block, 0, source.memory.size())); },
-        [&] { return tx.stats().producer_waits > 0; });
-  });
-  with_sender([&](auto& tx) {
-    REQUIRE(tx.queue_range(source.block, 0, 3 << 20).has_value());
-    REQUIRE(tx.close_epoch() == std::uint64_t{0});
-    cancel_during(tx, [&] { return error_of(tx.wait(0)); });
-  });
-  with_sender([&](auto& tx) {
-    REQUIRE(tx.queue_range(source.block, 0, 3 << 20).has_value());
-    cancel_during(tx, [&] { return error_of(tx.close_channels()); });
-  });
-  with_sender([&](auto& tx) { tx.cancel(); });
+  const auto always = [] { return true; };
+  for (const By by : both_ways) {
+    with_sender(by, [&](auto& tx, Interrupt* interrupt) {
+      cancel_during(
+          tx, [&] { return error_of(tx.queue_range(source.block, 0, source.memory.size())); },
+          [&] { return tx.stats().producer_waits > 0; }, interrupt);
+    });
+    with_sender(by, [&](auto& tx, Interrupt* interrupt) {
+      REQUIRE(tx.queue_range(source.block, 0, 3 << 20).has_value());
+      REQUIRE(tx.close_epoch() == std::uint64_t{0});
+      cancel_during(tx, [&] { return error_of(tx.wait(0)); }, always, interrupt);
+    });
+    with_sender(by, [&](auto& tx, Interrupt* interrupt) {
+      REQUIRE(tx.queue_range(source.block, 0, 3 << 20).has_value());
+      cancel_during(tx, [&] { return error_of(tx.close_channels()); }, always, interrupt);
+    });
+  }
+  with_sender(By::cancel, [&](auto& tx, Interrupt*) { tx.cancel(); });
 }
 
 }  // namespace
@@ -125,9 +138,13 @@ TEST_CASE("A sender is cancelled while its bandwidth cap holds it") {
 TEST_CASE_TEMPLATE("A receiver is cancelled while it reads, and at the barrier", T, MemoryTransport, FdTransport) {
   const Watchdog watchdog("cancel a receiver");
   GuestRam target(4);
-  for (const Barrier barrier : {Barrier::automatic, Barrier::manual})
+  const auto all = [&](Barrier barrier, By by) {
+    Interrupt interrupt = Interrupt::create().value();
+    Interrupt* const trigger = by == By::interrupt ? &interrupt : nullptr;
     for (const int state : {0, 1, 2}) {
       CAPTURE(state);
+      CAPTURE(static_cast<int>(by));
+      interrupt = Interrupt::create().value();
       auto links = [] {
         if constexpr (std::is_same_v<T, MemoryTransport>)
           return memory_links(2);
@@ -139,19 +156,20 @@ TEST_CASE_TEMPLATE("A receiver is cancelled while it reads, and at the barrier",
       };
       send(0, RawStream().hello(0));
       send(1, RawStream().hello(1));
-      auto rx = Receiver<T, NoComp>::open(target.map, std::move(links.receiver), {.barrier = barrier});
+      auto rx =
+          Receiver<T, NoComp>::open(target.map, std::move(links.receiver), {.barrier = barrier, .interrupt = trigger});
       REQUIRE_MESSAGE(rx.has_value(), text(rx));
       const auto finish = [&] { return error_of(rx->finish()); };
       if (state == 0) {
-        cancel_during(*rx, finish);
+        cancel_during(*rx, finish, [] { return true; }, trigger);
       } else if (state == 1 && barrier == Barrier::automatic) {
         send(0, RawStream().sync());
-        cancel_during(*rx, finish, [&] { return total(rx->stats().channels).syncs == 1; });
+        cancel_during(*rx, finish, [&] { return total(rx->stats().channels).syncs == 1; }, trigger);
       } else if (barrier == Barrier::manual) {
         if (state == 1) send(0, RawStream().sync());
         cancel_during(
             *rx, [&] { return error_of(rx->release_epoch()); },
-            [&] { return total(rx->stats().channels).syncs == static_cast<std::uint64_t>(state % 2); });
+            [&] { return total(rx->stats().channels).syncs == static_cast<std::uint64_t>(state % 2); }, trigger);
       } else {
         rx->cancel();
       }
@@ -169,6 +187,9 @@ TEST_CASE_TEMPLATE("A receiver is cancelled while it reads, and at the barrier",
         break;
       }
     }
+  };
+  for (const Barrier barrier : {Barrier::automatic, Barrier::manual})
+    for (const By by : both_ways) all(barrier, by);
 }
 
 TEST_CASE("An Interrupt ends Receiver::open() while a hello is missing") {

@@ -203,14 +203,15 @@ std::vector<Setting> settings() {
       auto listener = Listener::listen({.host = "127.0.0.1"}, 2);
       REQUIRE(listener.has_value());
       std::vector<FdTransport> links;
-      for (const char first : {'m', 'c'}) {
+      for (const std::uint32_t magic : {wire::main_stream_magic, wire::magic}) {
         links.push_back(std::move(*connect_to(listener->local_address())));
-        const std::array<std::byte, 4> magic{std::byte(first)};
-        REQUIRE(write_all(links.back(), std::span<const std::byte>(magic)).has_value());
+        std::array<std::byte, 4> first;
+        wire::store_be(first.data(), magic);
+        REQUIRE(write_all(links.back(), std::span<const std::byte>(first)).has_value());
       }
       AcceptSourceOptions options;
       options.*field = time;
-      return outcome_of(accept_source(*listener, {.main = 0x6d000000, .channel = 0x63000000}, 1, options));
+      return outcome_of(accept_source(*listener, 1, options));
     };
   };
   using S = SenderOptions<NoComp, ZeroPagesNone>;

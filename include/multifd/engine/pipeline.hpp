@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <new>
 #include <utility>
@@ -22,6 +23,7 @@ struct PipelineOptions {
   std::uint64_t bandwidth = 0;
   unsigned depth = 0;
   std::chrono::milliseconds progress_timeout{120'000};
+  std::function<bool()> interrupted{};  ///< polled while the producer or a waiting thread waits; true: cancel
   ThreadHook thread_hook{};
   ErrorHook on_error{};
 };
@@ -111,8 +113,8 @@ class Pipeline {
         zero_pages_(std::move(zero_pages)),
         thread_hook_(std::move(options.thread_hook)),
         shared_(
-            ram, channels, options.bandwidth, options.progress_timeout, [this] { stop(); },
-            std::move(options.on_error)),
+            ram, channels, options.bandwidth, options.progress_timeout, std::move(options.interrupted),
+            [this] { stop(); }, std::move(options.on_error)),
         producer(shared_, zero_pages_) {}
 
   template <class MakeOutlet>
@@ -151,6 +153,7 @@ class Pipeline {
   void wait_for_confirmation(std::chrono::milliseconds limit) noexcept {
     ProgressWatch watch(limit, 0);
     shared_.epochs.wait_for_confirmation(watch.slice(), [&] {
+      shared_.check_interrupt();
       if (watch.stalled(0))
         shared_.error.raise(
             {.code = Errc::timed_out, .stage = Stage::close, .op = "no confirmation for confirm_timeout"});

@@ -29,7 +29,7 @@ class ProgressWatch {
   /// How long to wait until the next call of stalled().
   std::chrono::nanoseconds slice() const noexcept {
     using namespace std::chrono_literals;
-    return std::clamp<std::chrono::nanoseconds>(limit_ / 8, 1ms, 1s);
+    return std::clamp<std::chrono::nanoseconds>(limit_ / 8, 1ms, 250ms);
   }
 
   /// Whether the sum has stayed the same for `limit` and `longer` together. `sum`: what it is now.

@@ -24,10 +24,11 @@ namespace multifd::engine {
 
 struct SendShared {
   SendShared(const RamMap& ram, unsigned channel_count, std::uint64_t bandwidth, std::chrono::milliseconds stand_still,
-             std::function<void()> stop, ErrorHook hook)
+             std::function<bool()> interrupt, std::function<void()> stop, ErrorHook hook)
       : map(ram),
         channels(channel_count),
         progress_timeout(stand_still),
+        interrupted(std::move(interrupt)),
         counters(std::make_unique<ChannelCounters[]>(channel_count)),
         limiter(bandwidth),
         epochs(channel_count),
@@ -44,17 +45,22 @@ struct SendShared {
   /// no channel has moved a byte for progress_timeout. Under a bandwidth cap the limit is longer by the time that the
   /// cap lets pass between two packets.
   void check_progress(ProgressWatch& watch) noexcept {
+    check_interrupt();
     const std::uint64_t rate = limiter.rate();
     const std::uint64_t seconds = rate == 0 ? 0 : 2 * batch_bytes / rate + 1;
     if (watch.stalled(moved(), std::chrono::seconds(std::min<std::uint64_t>(seconds, 1 << 30))))
       error.raise(
           {.code = Errc::timed_out, .stage = Stage::write, .op = "no channel took a byte for progress_timeout"});
   }
+  void check_interrupt() noexcept {
+    if (interrupted && interrupted()) error.raise({.code = Errc::cancelled, .op = "interrupted"});
+  }
   ProgressWatch watch() const noexcept { return {progress_timeout, moved()}; }
 
   const RamMap map;
   const unsigned channels;
   const std::chrono::milliseconds progress_timeout;
+  const std::function<bool()> interrupted;            ///< may be empty
   const std::unique_ptr<ChannelCounters[]> counters;  ///< by channel
   std::unique_ptr<BatchHandoff> handoff;              ///< never null once the channels run
   RateLimiter limiter;

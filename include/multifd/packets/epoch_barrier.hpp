@@ -158,7 +158,7 @@ class EpochBarrier {
   /// False: nothing moved for `limit`.
   template <class Ready, class Progress>
   bool wait(Monitor::Lock& held, std::chrono::milliseconds limit, Ready&& ready, Progress&& progress) noexcept {
-    engine::ProgressWatch watch(limit, progress());
+    engine::ProgressWatch watch(limit, 0);  // progress() may stop everything: never called while this is held
     return monitor_.wait(held, watch.slice(), ready, [&] { return !watch.stalled(progress()); });
   }
 

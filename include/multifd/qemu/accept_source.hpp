@@ -6,33 +6,27 @@
 // taken with the connections of its last try, and no others.
 #pragma once
 
-#include <sys/epoll.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <functional>
-#include <list>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "multifd/format/constants.hpp"
 #include "multifd/limits.hpp"
 #include "multifd/qemu/detail/source_set.hpp"
+#include "multifd/transport/acceptor.hpp"
 #include "multifd/transport/listen.hpp"
 
 namespace multifd {
 
-/// What a source's connections begin with, big-endian.
-struct SourceMagic {
-  std::uint32_t main;
-  std::uint32_t channel;
-};
-
+/// The connections of one source. `T`: their transport, the acceptor's `Link`.
+template <class T = FdTransport>
 struct SourceLinks {
-  FdTransport main;
-  std::vector<FdTransport> channels;  ///< in the order in which they came: which one is which, its hello says
+  T main;
+  std::vector<T> channels;  ///< in the order in which they came: which one is which, its hello says
 };
 
 /// Settings of accept_source(). Most callers set the hooks, for their log, and leave the rest alone. Time limits: 0 is
@@ -62,82 +56,11 @@ struct AcceptSourceOptions {
 
 namespace detail {
 
-/// Connections that have not said yet what they are.
-class Newcomers {
- public:
-  explicit Newcomers(Listener& listener) : listener_(listener), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {}
-
-  /// Before the first next(). Errors: errno.
-  Result<void> start() noexcept {
-    if (epoll_.get() < 0) return fail_errno(Stage::accept, "accept");
-    return watch(listener_.native_handle(), EPOLLIN, nullptr);
-  }
-
-  /// Waits for the next connection that says four bytes, or ends before; none: one that is watched has ended.
-  /// Errors: timed_out, cancelled, errno.
-  Result<std::optional<Arrival<FdTransport>>> next(Clock::time_point deadline, const Interrupt* interrupt) {
-    for (;;) {
-      if (auto waited = wait_for(epoll_.get(), POLLIN, deadline, interrupt, Stage::accept, "accept"); !waited)
-        return std::unexpected(waited.error());
-      epoll_event event{};
-      if (::epoll_wait(epoll_.get(), &event, 1, 0) != 1) continue;
-      if (event.data.ptr == this) return std::nullopt;
-      if (event.data.ptr == nullptr) {
-        auto link = listener_.accept(std::chrono::milliseconds(0), interrupt);
-        if (!link && link.error().code == Errc::timed_out) continue;  // it has gone again
-        if (!link) return std::unexpected(link.error());
-        if (links_.size() == most) links_.pop_front();  // the one that has been silent for longest
-        links_.push_back({std::move(*link), ++accepted_});
-        // Edge-triggered: bytes that are only looked at would keep the descriptor ready for good.
-        const auto watched = watch(links_.back().link.native_handle(), EPOLLIN | EPOLLRDHUP | EPOLLET, &links_.back());
-        if (!watched) return std::unexpected(watched.error());
-        continue;
-      }
-      void* const which = event.data.ptr;  // a copy: epoll_event is packed, and a reference would not be aligned
-      const auto at = std::ranges::find(links_, which, [](Arrival<FdTransport>& each) -> void* { return &each; });
-      if (at == links_.end()) continue;
-      const FirstBytes first = look_at_first_bytes(at->link.native_handle());
-      const bool ended = first.count == 0 || (event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
-      if (first.count < 4 && !ended) continue;  // more to come
-      Arrival<FdTransport> arrival = std::move(*at);
-      ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, arrival.link.native_handle(), nullptr);
-      links_.erase(at);
-      if (first.count == 4) arrival.magic = first.magic;
-      return arrival;
-    }
-  }
-
-  /// Lets next() return when a connection that it has returned ends, once, as long as that is open.
-  ///
-  /// Params: `also`: more events of epoll that next() returns for: EPOLLIN, when more bytes have come.
-  template <class Link>
-  Result<void> watch_end(const Link& link, std::uint32_t also = 0) noexcept {
-    return watch(link.native_handle(), also | EPOLLRDHUP | EPOLLET, this);
-  }
-
-  /// Whether somebody has connected who has not said anything yet.
-  bool pending() const noexcept { return !links_.empty(); }
-
- private:
-  static constexpr std::size_t most = 512;  ///< beyond 255 channels: nobody fills the process with silent connections
-
-  Result<void> watch(int fd, std::uint32_t events, void* tag) noexcept {
-    epoll_event event{.events = events, .data = {.ptr = tag}};
-    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return fail_errno(Stage::accept, "accept");
-    return {};
-  }
-
-  Listener& listener_;
-  const UniqueFd epoll_;
-  std::list<Arrival<FdTransport>> links_;  // a list: epoll holds their addresses
-  std::uint64_t accepted_ = 0;
-};
-
-/// accept_source() over a `door` that lets connections in: Newcomers, or another with the same next() and watch_end().
-template <class Link, class Door>
-Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagic magic, unsigned channels,
-                                                          const AcceptSourceOptions& options,
-                                                          const Interrupt* interrupt) {
+/// accept_source() up to where all connections are there.
+template <class A>
+Result<SourceLinks<typename A::Link>> collect_source(A& acceptor, unsigned channels,
+                                                     const AcceptSourceOptions& options) {
+  using Link = typename A::Link;
   SourceSet<Link> set(channels);
   Clock::time_point deadline = deadline_after(as_timeout(options.first_timeout));
   bool gave_up = false;  // connections of a source have ended; the deadline is retry_timeout's then
@@ -149,8 +72,11 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
       gave_up = true;
       deadline = deadline_after(as_timeout(options.retry_timeout));
     }
-    if (set.whole()) return set.take();
-    auto next = door.next(deadline, interrupt);
+    if (set.whole()) {
+      auto [main, links] = set.take();
+      return SourceLinks<Link>{std::move(main), std::move(links)};
+    }
+    auto next = acceptor.next(deadline, options.interrupt);
     if (!next) {
       Error error = next.error();
       if (error.code != Errc::timed_out) return std::unexpected(error);
@@ -165,14 +91,14 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
     }
     if (!*next) continue;
     Arrival<Link>& arrival = **next;
-    if (arrival.magic == magic.main || arrival.magic == magic.channel) {
-      if (auto watched = door.watch_end(arrival.link); !watched) return std::unexpected(watched.error());
+    if (arrival.magic == wire::main_stream_magic || arrival.magic == wire::magic) {
+      if (auto watched = acceptor.watch_end(arrival.link); !watched) return std::unexpected(watched.error());
       using Added = SourceSet<Link>::Added;
-      const bool is_main = arrival.magic == magic.main;
+      const bool is_main = arrival.magic == wire::main_stream_magic;
       const Added added = is_main ? set.add_main(std::move(arrival)) : set.add_channel(std::move(arrival));
       if (added == Added::too_many) return fail(Errc::too_many_channels, Stage::accept, "accept", set.channels() + 1);
       if (added == Added::not_at_all) {
-        if (options.on_stranger) options.on_stranger(*(is_main ? &magic.main : &magic.channel));
+        if (options.on_stranger) options.on_stranger(is_main ? wire::main_stream_magic : wire::magic);
       } else if (gave_up ? is_main : added == Added::as_first) {
         gave_up = false;  // a try begins
         deadline = deadline_after(as_timeout(options.timeout));
@@ -189,42 +115,54 @@ Result<std::pair<Link, std::vector<Link>>> collect_source(Door& door, SourceMagi
 
 }  // namespace detail
 
-/// Waits until a source's main connection and `channels` channels are there.
+/// Waits until a source's main connection and `channels` channels are there, at an acceptor of the caller's: with a
+/// TlsAcceptor (transport/tls_acceptor.hpp) whatever is no TLS, or is not trusted, is closed and disturbs nobody.
 ///
 /// Connections that have ended are dropped. A second main connection, or a channel id that is there already, is another
 /// try of the source, which takes the place of the one before. Residual risk: of two tries that are both open (a host
 /// that went without a word), a channel may be taken for the other's; the migration fails then.
 ///
-/// Params: `channels`: 1 to 255.
+/// Params: `channels`: 1 to 255. `acceptor`: keeps the connections that have not said anything; destroy it for them to be
+///   closed.
 /// Errors (stage accept): bad_option (a negative time limit); timed_out, whose op says what is missing, and whose
 ///   detail how many channels came; peer_closed when a source came and gave up, and no other in retry_timeout;
 ///   bad_channel_count; too_many_channels when one more comes meanwhile that is not, by the uuid or the id in its
-///   hello, another source's; cancelled; errno.
-inline Result<SourceLinks> accept_source(Listener& listener, SourceMagic magic, unsigned channels,
-                                         const AcceptSourceOptions& options = {}) {
+///   hello, another source's; cancelled; errno. Under TLS no hello can be seen ahead of its reader: a channel more than
+///   expected is found only if it comes before the main connection.
+/// Threads: one for an acceptor.
+template <Acceptor A>
+[[nodiscard]] Result<SourceLinks<typename A::Link>> accept_source(A& acceptor, unsigned channels,
+                                                                  const AcceptSourceOptions& options = {}) {
   if (channels < 1 || channels > max_channels) return fail(Errc::bad_channel_count, Stage::accept, "accept", channels);
   for (const auto& [name, limit] : {std::pair("AcceptSourceOptions::first_timeout", options.first_timeout),
                                     std::pair("AcceptSourceOptions::timeout", options.timeout),
                                     std::pair("AcceptSourceOptions::retry_timeout", options.retry_timeout)})
     if (auto checked = check_time_limit(name, limit, Stage::accept); !checked) return std::unexpected(checked.error());
-  const Interrupt* const interrupt = options.interrupt ? options.interrupt : listener.interrupt();
-  detail::Newcomers newcomers(listener);
-  if (auto started = newcomers.start(); !started) return std::unexpected(started.error());
-  auto source = detail::collect_source<FdTransport>(newcomers, magic, channels, options, interrupt);
-  if (!source) return std::unexpected(source.error());
-  // Who has connected by now and not spoken yet may be a channel too many, whose pages would be missed.
-  for (const auto soon = detail::deadline_after(std::chrono::milliseconds(200)); newcomers.pending();) {
-    auto next = newcomers.next(soon, interrupt);
-    if (!next && next.error().code == Errc::timed_out) break;
-    if (!next) return std::unexpected(next.error());
-    if (!*next) continue;  // what becomes of the source's own connections, their readers learn
-    const bool of_another = std::ranges::any_of(
-        source->second, [&](const FdTransport& channel) { return detail::are_of_two_sources(channel, (*next)->link); });
-    if ((*next)->magic == magic.channel && !of_another)
-      return fail(Errc::too_many_channels, Stage::accept, "accept", channels + 1);
-    if (options.on_stranger) options.on_stranger((*next)->magic.value_or(0));
+  auto source = detail::collect_source(acceptor, channels, options);
+  if (!source) return source;
+  if constexpr (!requires { A::Link::secured(); }) {
+    // Who has connected by now and not spoken yet may be a channel too many, whose pages would be missed.
+    for (const auto soon = detail::deadline_after(std::chrono::milliseconds(200)); acceptor.pending();) {
+      auto next = acceptor.next(soon, options.interrupt);
+      if (!next && next.error().code == Errc::timed_out) break;
+      if (!next) return std::unexpected(next.error());
+      if (!*next) continue;  // what becomes of the source's own connections, their readers learn
+      const bool of_another = std::ranges::any_of(
+          source->channels, [&](const auto& channel) { return detail::are_of_two_sources(channel, (*next)->link); });
+      if ((*next)->magic == wire::magic && !of_another)
+        return fail(Errc::too_many_channels, Stage::accept, "accept", channels + 1);
+      if (options.on_stranger) options.on_stranger((*next)->magic.value_or(0));
+    }
   }
-  return SourceLinks{std::move(source->first), std::move(source->second)};
+  return source;
+}
+
+/// The same for connections without TLS, with an acceptor of its own.
+[[nodiscard]] inline Result<SourceLinks<>> accept_source(Listener& listener, unsigned channels,
+                                                         const AcceptSourceOptions& options = {}) {
+  auto acceptor = PlainAcceptor::open(listener);
+  if (!acceptor) return std::unexpected(acceptor.error());
+  return accept_source(*acceptor, channels, options);
 }
 
 }  // namespace multifd

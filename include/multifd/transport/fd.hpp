@@ -20,6 +20,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <ctime>
 #include <optional>
@@ -28,6 +29,7 @@
 #include "multifd/buffers.hpp"
 #include "multifd/result.hpp"
 #include "multifd/transport/detail/unique_fd.hpp"
+#include "multifd/transport/detail/wait.hpp"
 #include "multifd/transport/interrupt.hpp"
 #include "multifd/transport/policy.hpp"
 
@@ -139,6 +141,20 @@ class FdTransport {
   /// Threads: one reading thread.
   Result<std::size_t> read_some(MutableBuffers buffers) noexcept { return read(buffers, 0); }
 
+  /// As above with a time limit for the wait (0: none at all; or no_timeout) and an Interrupt (may be null) that ends it.
+  /// When the wait has ended, nothing has been read or written.
+  /// Errors: `timed_out`, `cancelled`, beside those above.
+  Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
+                                 const Interrupt* interrupt) noexcept {
+    // A socket may be ready for less than all of it, and would block for the rest.
+    return in_time(Stage::write, "write", POLLOUT, timeout, interrupt,
+                   [&] { return kind_ == Kind::file ? write_some(buffers) : write_now(buffers); });
+  }
+  Result<std::size_t> read_some(MutableBuffers buffers, std::chrono::milliseconds timeout,
+                                const Interrupt* interrupt) noexcept {
+    return in_time(Stage::read, "read", POLLIN, timeout, interrupt, [&] { return read_some(buffers); });
+  }
+
   /// As read_some(), but a socket waits until all buffers are full. Threads: one reading thread.
   Result<std::size_t> read_full(MutableBuffers buffers) noexcept { return read(buffers, MSG_WAITALL); }
 
@@ -216,7 +232,9 @@ class FdTransport {
   template <class Call>
   Result<std::size_t> transfer(Stage stage, const char* op, short events, Call call) noexcept {
     if (fd_.get() < 0) return fail(Errc::already_closed, stage, op);
-    if (kind_ == Kind::file && !wait_ready(events)) return fail(Errc::cancelled, stage, op);
+    if (kind_ == Kind::file) {
+      if (auto ready = wait_ready(events, stage, op); !ready) return std::unexpected(ready.error());
+    }
     for (;;) {
       const ssize_t count = call();
       if (count > 0) return static_cast<std::size_t>(count);
@@ -226,7 +244,20 @@ class FdTransport {
       if (error == 0) return std::size_t{0};
       if (error != EAGAIN && error != EWOULDBLOCK) return fail_errno(stage, op, error);
       if ((::fcntl(fd_.get(), F_GETFL) & O_NONBLOCK) == 0) return fail(Errc::timed_out, stage, op);
-      if (!wait_ready(events)) return fail(Errc::cancelled, stage, op);
+      if (auto ready = wait_ready(events, stage, op); !ready) return std::unexpected(ready.error());
+    }
+  }
+
+  template <class Call>
+  Result<std::size_t> in_time(Stage stage, const char* op, short events, std::chrono::milliseconds timeout,
+                              const Interrupt* interrupt, Call call) noexcept {
+    if (fd_.get() < 0) return fail(Errc::already_closed, stage, op);
+    const auto deadline = detail::deadline_after(timeout);
+    for (;;) {
+      if (auto ready = wait_ready(events, stage, op, deadline, interrupt); !ready)
+        return std::unexpected(ready.error());
+      const Result<std::size_t> count = call();
+      if (!count || *count > 0 || events == POLLIN) return count;
     }
   }
 
@@ -236,14 +267,23 @@ class FdTransport {
     return fail_errno(stage, op);
   }
 
-  /// Waits until a call would not block. False: shutdown() of what is not a socket. A socket needs no second
-  /// descriptor, because its own shutdown makes it ready.
-  bool wait_ready(short events) noexcept {
+  /// Waits until a call would not block. What is not a socket is cancelled by shutdown() through a second descriptor; a
+  /// socket's own shutdown makes it ready.
+  Result<void> wait_ready(short events, Stage stage, const char* op,
+                          detail::Clock::time_point deadline = detail::Clock::time_point::max(),
+                          const Interrupt* interrupt = nullptr) noexcept {
     pollfd entries[] = {{.fd = fd_.get(), .events = events, .revents = 0},
-                        {.fd = cut_ ? cut_->native_handle() : -1, .events = POLLIN, .revents = 0}};
-    while (::poll(entries, 2, -1) < 0 && errno == EINTR) {
+                        {.fd = cut_ ? cut_->native_handle() : -1, .events = POLLIN, .revents = 0},
+                        {.fd = interrupt != nullptr ? interrupt->native_handle() : -1, .events = POLLIN, .revents = 0}};
+    for (;;) {
+      const int ready = ::poll(entries, 3, detail::poll_timeout(deadline));
+      if (ready < 0 && errno != EINTR) return fail_errno(stage, op);
+      if (ready > 0) {
+        if ((entries[1].revents | entries[2].revents) != 0) return fail(Errc::cancelled, stage, op);
+        return {};
+      }
+      if (ready == 0 && detail::Clock::now() >= deadline) return fail(Errc::timed_out, stage, op);
     }
-    return entries[1].revents == 0;
   }
 
   /// Resets a TCP connection although other threads may block in it. close() with a linger time of 0 would

@@ -10,6 +10,7 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <functional>
 #include <utility>
 
 #include "multifd/result.hpp"
@@ -51,5 +52,11 @@ class Interrupt {
 
   detail::UniqueFd fd_;
 };
+
+/// For who polls: whether `interrupt` (not owned, may be null) has been triggered.
+inline std::function<bool()> when_triggered(const Interrupt* interrupt) {
+  if (interrupt == nullptr) return {};
+  return [interrupt] { return interrupt->triggered(); };
+}
 
 }  // namespace multifd

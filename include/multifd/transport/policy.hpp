@@ -67,7 +67,7 @@ concept HasAnswers = requires(const T& link, T& transport, ConstBuffers from, Mu
 ///   channel and packet.
 /// Threads: one thread writes, one reads; `shutdown()` comes from any thread while they do, any number of times.
 /// Lifetime: the destructor closes; without finish() before, that counts as shutdown().
-/// Models: FdTransport, TlsTransport, testing::MemoryTransport. Contract: multifd/testing/transport_contract.hpp.
+/// Models: FdTransport, TlsTransport, AnyTransport, testing::MemoryTransport. Contract: multifd/testing/transport_contract.hpp.
 template <class T>
 concept Transport = std::movable<T> && HasWriteSome<T> && HasReadSome<T> && HasFinish<T> && HasShutdown<T>;
 

@@ -112,6 +112,9 @@ class TlsTransport {
   /// The socket, still owned by this object. A readable socket does not mean readable data: it carries records.
   int native_handle() const noexcept { return session_ ? session_->native_handle() : -1; }
 
+  /// That native_handle() carries records: AnyTransport::secured(). Threads: any.
+  static constexpr bool secured() noexcept { return true; }
+
   /// Protocol and cipher that were agreed on, in GnuTLS' names: "TLS1.3 AES-128-GCM". Empty ahead of the handshake.
   /// Threads: any, but not beside the handshake, which may be the first write's.
   std::string cipher() const { return session_ ? session_->cipher() : std::string(); }

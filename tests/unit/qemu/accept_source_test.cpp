@@ -8,23 +8,28 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <future>
 #include <ostream>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "multifd/transport/algorithms.hpp"
 #include "unit/transport/pairs.hpp"
+#if defined(MULTIFD_HAS_TLS)
+#include "multifd/transport/tls_acceptor.hpp"
+#include "support/tls_files.hpp"
+#endif
 
 using namespace multifd;
 using namespace std::chrono_literals;
 
 namespace {
 
-constexpr SourceMagic magic{.main = 0x5145564d, .channel = 0x11223344};
 constexpr std::string_view main_says = "QEVM";
 constexpr std::string_view channel_says = "\x11\x22\x33\x44";
 constexpr std::uint32_t http = 0x47455420;  // "GET "
@@ -67,9 +72,9 @@ class Destination {
     return link;
   }
 
-  std::future<Result<SourceLinks>> accept(unsigned channels, AcceptSourceOptions options = {}) {
+  std::future<Result<SourceLinks<>>> accept(unsigned channels, AcceptSourceOptions options = {}) {
     return std::async(std::launch::async, [this, channels, options = std::move(options)] {
-      return accept_source(*listener_, magic, channels, options);
+      return accept_source(*listener_, channels, options);
     });
   }
 
@@ -78,7 +83,8 @@ class Destination {
   std::optional<Listener> listener_;
 };
 
-std::string read(FdTransport& link, std::size_t bytes) {
+template <class T>
+std::string read(T& link, std::size_t bytes) {
   std::string text(bytes, '\0');
   REQUIRE(read_exact(link, std::as_writable_bytes(std::span(text))).has_value());
   return text;
@@ -101,12 +107,13 @@ std::string greeting(unsigned connection) {
 }
 
 /// Whether a whole source was accepted, with every byte still there.
-void check_accepted(Result<SourceLinks> source) {
+template <class T>
+void check_accepted(Result<SourceLinks<T>> source) {
   REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
   CHECK(read(source->main, 5) == greeting(0));
   REQUIRE(source->channels.size() == source_channels);
   std::vector<std::string> said;
-  for (FdTransport& channel : source->channels) said.push_back(read(channel, 5));
+  for (T& channel : source->channels) said.push_back(read(channel, 5));
   std::ranges::sort(said);
   CHECK(said == std::vector{greeting(1), greeting(2), greeting(3)});
 }
@@ -137,7 +144,7 @@ TEST_CASE("Main connection and channels may come in any order, before anybody ac
     in_every_order([&](const auto& order) {
       std::vector<FdTransport> links;
       for (const unsigned connection : order) links.push_back(destination.connect(greeting(connection)));
-      check_accepted(accept_source(destination.listener(), magic, source_channels));
+      check_accepted(accept_source(destination.listener(), source_channels));
     });
   }
 }
@@ -162,7 +169,7 @@ TEST_CASE("First bytes may come one at a time, in turn, and the wait does not sp
     auto accepted = std::async(std::launch::async, [&] {
       timespec before{}, after{};
       clock_gettime(CLOCK_THREAD_CPUTIME_ID, &before);
-      auto source = accept_source(destination.listener(), magic, source_channels);
+      auto source = accept_source(destination.listener(), source_channels);
       clock_gettime(CLOCK_THREAD_CPUTIME_ID, &after);
       cpu_us = (after.tv_sec - before.tv_sec) * 1000000 + (after.tv_nsec - before.tv_nsec) / 1000;
       return source;
@@ -204,7 +211,7 @@ TEST_CASE("Strangers before, between and behind are reported and closed, and do 
       const FdTransport gone = destination.connect();  // over TCP: reset
     }
     links.push_back(destination.connect(greeting(3)));
-    check_accepted(accept_source(destination.listener(), magic, source_channels, options));
+    check_accepted(accept_source(destination.listener(), source_channels, options));
     std::ranges::sort(strangers);
     CHECK(strangers == std::vector<std::uint32_t>{0, 0, 0, 0, 0x44332211, http, http});
     for (FdTransport& link : closed) CHECK(is_closed(link));
@@ -234,7 +241,7 @@ std::vector<FdTransport> a_try(Destination& destination, std::initializer_list<u
 }
 
 /// Whether the source that was accepted is, in all its connections, the one that says `letter`.
-void check_try(Result<SourceLinks> source, std::string_view letter) {
+void check_try(Result<SourceLinks<>> source, std::string_view letter) {
   REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
   CHECK(read(source->main, 5) == std::string(main_says) + std::string(letter));
   for (FdTransport& channel : source->channels) CHECK(read(channel, 65).substr(64) == letter);
@@ -265,7 +272,7 @@ TEST_CASE("A try that was not closed is replaced by the next: by a main connecti
     Destination destination(AddressKind::tcp);
     auto stale = a_try(destination, {0, 1, 2});
     auto good = a_try(destination, order, "g");
-    check_try(accept_source(destination.listener(), magic, 3), "g");
+    check_try(accept_source(destination.listener(), 3), "g");
     for (FdTransport& link : stale) CHECK(is_closed(link));
   }
 }
@@ -308,7 +315,7 @@ TEST_CASE("A source that is through with everything before anybody accepts is ta
       say(links.back(), std::string(400, 'x'));
       REQUIRE(links.back().finish().has_value());
     }
-    auto source = accept_source(destination.listener(), magic, 2);
+    auto source = accept_source(destination.listener(), 2);
     REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
     CHECK(read(source->main, 404).ends_with('x'));
     for (FdTransport& channel : source->channels) CHECK(read(channel, 464).ends_with('x'));
@@ -325,8 +332,8 @@ TEST_CASE("Silent connections keep nobody waiting, and are closed in the end") {
       silent.push_back(destination.connect(connection % 2 == 0 ? "" : "QEV"));
       links.push_back(destination.connect(greeting(connection)));
     }
-    check_accepted(accept_source(destination.listener(), magic, source_channels,
-                                 {.on_stranger = [&](std::uint32_t) { ++strangers; }}));
+    check_accepted(
+        accept_source(destination.listener(), source_channels, {.on_stranger = [&](std::uint32_t) { ++strangers; }}));
     CHECK(time.ms() < test::no_hang_ms);
     CHECK(strangers == 0);
     for (FdTransport& link : silent) CHECK(is_closed(link));
@@ -381,8 +388,8 @@ TEST_CASE("The error names what is missing at the time limit") {
       if (row.main) links.push_back(destination.connect(main_says));
       for (unsigned i = 0; i < row.channels; ++i) links.push_back(destination.connect(channel_says));
       const test::Stopwatch time;
-      const Error error = error_of(
-          accept_source(destination.listener(), magic, source_channels, {.first_timeout = 80ms, .timeout = 80ms}));
+      const Error error =
+          error_of(accept_source(destination.listener(), source_channels, {.first_timeout = 80ms, .timeout = 80ms}));
       CHECK(error.code == Errc::timed_out);
       CHECK(error.detail == row.channels);
       CHECK_MESSAGE(std::string_view(error.op).contains(row.says), error.op);
@@ -420,10 +427,11 @@ TEST_CASE("first_timeout is for the first connection of a source, timeout for th
 namespace {
 
 /// Lets connections in as it is told to, and takes note of how long it was to wait for each.
-class ScriptedDoor {
+class ScriptedAcceptor {
  public:
   using Clock = multifd::detail::Clock;
-  using Next = multifd::Result<std::optional<multifd::detail::Arrival<FdTransport>>>;
+  using Link = FdTransport;
+  using Next = multifd::Result<std::optional<multifd::Arrival<FdTransport>>>;
 
   /// The next connection, which says `text`, as the `number`th that was accepted. `in_order`: that nobody reads any
   /// more.
@@ -446,7 +454,7 @@ class ScriptedDoor {
       return Next(std::nullopt);
     }
     others_.emplace_back(std::move(step.pair->first));
-    return Next(multifd::detail::Arrival<FdTransport>{std::move(step.pair->second), step.number, step.magic});
+    return Next(multifd::Arrival<FdTransport>{std::move(step.pair->second), step.number, step.magic});
   }
   Result<void> watch_end(const FdTransport&) { return {}; }
 
@@ -471,12 +479,12 @@ class ScriptedDoor {
 const AcceptSourceOptions hours{.first_timeout = 300h, .timeout = 100h, .retry_timeout = 200h};
 
 /// For each wait the limit that it had: f, t or r, in small letters when it ended with that of the wait before.
-std::string limits_of(const ScriptedDoor& door, ScriptedDoor::Clock::time_point began) {
+std::string limits_of(const ScriptedAcceptor& acceptor, ScriptedAcceptor::Clock::time_point began) {
   std::string text;
-  for (std::size_t i = 0; i < door.waits.size(); ++i) {
-    const auto left = std::chrono::round<std::chrono::hours>(door.waits[i] - began).count();
+  for (std::size_t i = 0; i < acceptor.waits.size(); ++i) {
+    const auto left = std::chrono::round<std::chrono::hours>(acceptor.waits[i] - began).count();
     const char limit = left == 300 ? 'F' : left == 100 ? 'T' : left == 200 ? 'R' : '?';
-    const bool same = i > 0 && door.waits[i] == door.waits[i - 1];
+    const bool same = i > 0 && acceptor.waits[i] == acceptor.waits[i - 1];
     text += same ? static_cast<char>(limit - 'A' + 'a') : limit;
   }
   return text;
@@ -487,98 +495,98 @@ std::string limits_of(const ScriptedDoor& door, ScriptedDoor::Clock::time_point 
 TEST_CASE("Each try has the time limit from its own first connection, and later ones do not begin it anew") {
   struct Row {
     const char* what;
-    void (*script)(ScriptedDoor&);
+    void (*script)(ScriptedAcceptor&);
     const char* limits;
   };
   for (const Row& row : {
            Row{"one try",
-               [](ScriptedDoor& door) {
-                 door.comes(main_says, 1);
-                 door.comes(hello(0), 2);
-                 door.comes(hello(1), 3);
+               [](ScriptedAcceptor& acceptor) {
+                 acceptor.comes(main_says, 1);
+                 acceptor.comes(hello(0), 2);
+                 acceptor.comes(hello(1), 3);
                },
                "FTtt"},
            Row{"channels first",
-               [](ScriptedDoor& door) {
-                 door.comes(hello(0), 2);
-                 door.comes(main_says, 1);
+               [](ScriptedAcceptor& acceptor) {
+                 acceptor.comes(hello(0), 2);
+                 acceptor.comes(main_says, 1);
                },
                "FTt"},
            Row{"a second main connection",
-               [](ScriptedDoor& door) {
-                 door.comes(main_says, 1);
-                 door.comes(hello(0), 2);
-                 door.comes(main_says, 3);
-                 door.comes(hello(0), 4);
+               [](ScriptedAcceptor& acceptor) {
+                 acceptor.comes(main_says, 1);
+                 acceptor.comes(hello(0), 2);
+                 acceptor.comes(main_says, 3);
+                 acceptor.comes(hello(0), 4);
                },
                "FTtTt"},
            Row{"a channel's id once more",
-               [](ScriptedDoor& door) {
-                 door.comes(hello(0), 2);
-                 door.comes(hello(1), 3);
-                 door.comes(hello(0), 5);
-                 door.comes(main_says, 4);
+               [](ScriptedAcceptor& acceptor) {
+                 acceptor.comes(hello(0), 2);
+                 acceptor.comes(hello(1), 3);
+                 acceptor.comes(hello(0), 5);
+                 acceptor.comes(main_says, 4);
                },
                "FTtTT"},
            Row{"a try that gave up, and its next one's channels speak first",
-               [](ScriptedDoor& door) {
-                 door.comes(main_says, 1);
-                 door.ends(0);
-                 door.comes(hello(0), 3);
-                 door.comes(hello(1), 4);
-                 door.comes(main_says, 2);
-                 door.comes(hello(2), 5);
+               [](ScriptedAcceptor& acceptor) {
+                 acceptor.comes(main_says, 1);
+                 acceptor.ends(0);
+                 acceptor.comes(hello(0), 3);
+                 acceptor.comes(hello(1), 4);
+                 acceptor.comes(main_says, 2);
+                 acceptor.comes(hello(2), 5);
                },
                "FTRRRT"},
        }) {
     CAPTURE(row.what);
-    ScriptedDoor door;
-    row.script(door);
-    const auto began = ScriptedDoor::Clock::now();
-    const auto source = multifd::detail::collect_source<FdTransport>(door, magic, 3, hours, nullptr);
-    CHECK(limits_of(door, began) == std::string(row.limits).substr(0, door.waits.size()));
-    CHECK(door.waits.size() == std::string_view(row.limits).size());
+    ScriptedAcceptor acceptor;
+    row.script(acceptor);
+    const auto began = ScriptedAcceptor::Clock::now();
+    const auto source = multifd::detail::collect_source(acceptor, 3, hours);
+    CHECK(limits_of(acceptor, began) == std::string(row.limits).substr(0, acceptor.waits.size()));
+    CHECK(acceptor.waits.size() == std::string_view(row.limits).size());
     CHECK(source.has_value() == (std::string_view(row.what).starts_with("a try that gave up")));
   }
 }
 
 TEST_CASE("A main connection that was accepted before the present one, and speaks only after it, is closed") {
   // As under TLS, where a connection of an older try can be through its handshake after those of the next one.
-  ScriptedDoor door;
+  ScriptedAcceptor acceptor;
   std::vector<std::uint32_t> strangers;
   AcceptSourceOptions options = hours;
   options.on_stranger = [&](std::uint32_t first) { strangers.push_back(first); };
-  door.comes(std::string(main_says) + "g", 4);
-  door.comes(hello(0, "g"), 5);
-  door.comes(std::string(main_says) + "1", 1);
-  door.comes(hello(1, "g"), 6);
-  auto source = multifd::detail::collect_source<FdTransport>(door, magic, 2, options, nullptr);
+  acceptor.comes(std::string(main_says) + "g", 4);
+  acceptor.comes(hello(0, "g"), 5);
+  acceptor.comes(std::string(main_says) + "1", 1);
+  acceptor.comes(hello(1, "g"), 6);
+  auto source = multifd::detail::collect_source(acceptor, 2, options);
   REQUIRE(source.has_value());
-  CHECK(read(source->first, 5) == std::string(main_says) + "g");
-  for (FdTransport& channel : source->second) CHECK(read(channel, 65).ends_with('g'));
-  CHECK(door.closed(2));
-  CHECK(strangers == std::vector{magic.main});
+  CHECK(read(source->main, 5) == std::string(main_says) + "g");
+  for (FdTransport& channel : source->channels) CHECK(read(channel, 65).ends_with('g'));
+  CHECK(acceptor.closed(2));
+  CHECK(strangers == std::vector{wire::main_stream_magic});
 }
 
 TEST_CASE("A second source's channels do not end the first one's setup") {
   for (const bool known : {true, false}) {
-    ScriptedDoor door;
+    ScriptedAcceptor acceptor;
     std::vector<std::uint32_t> strangers;
     AcceptSourceOptions options = hours;
     options.on_stranger = [&](std::uint32_t first) { strangers.push_back(first); };
-    door.comes(hello(0, "g", 'a'), 2);
-    door.comes(hello(1, "g", 'a'), 3);
-    door.comes(known ? hello(2, "o", 'b') : std::string(channel_says), 5);  // one too many, unless it is another's
-    door.comes(std::string(main_says) + "g", 1);
-    auto source = multifd::detail::collect_source<FdTransport>(door, magic, 2, options, nullptr);
+    acceptor.comes(hello(0, "g", 'a'), 2);
+    acceptor.comes(hello(1, "g", 'a'), 3);
+    acceptor.comes(known ? hello(2, "o", 'b') : std::string(channel_says), 5);  // one too many, unless it is another's
+    acceptor.comes(std::string(main_says) + "g", 1);
+    auto source = multifd::detail::collect_source(acceptor, 2, options);
     REQUIRE(source.has_value() == known);
     if (!known) {
       CHECK(source.error().code == Errc::too_many_channels);
       continue;
     }
-    for (FdTransport& channel : source->second) CHECK(read(channel, 65).ends_with('g'));
-    CHECK(door.closed(2));
-    CHECK(strangers == std::vector{magic.channel});
+    for (FdTransport& channel : source->channels) CHECK(read(channel, 65).ends_with('g'));
+    CHECK(acceptor.closed(2));
+    CHECK(strangers == std::vector{wire::magic});
   }
 }
 
@@ -587,7 +595,7 @@ TEST_CASE("A channel more than expected is an error, which does not wait for the
     Destination destination(kind);
     std::vector<FdTransport> links;
     for (unsigned i = 0; i <= source_channels; ++i) links.push_back(destination.connect(channel_says));
-    const Error error = error_of(accept_source(destination.listener(), magic, source_channels));
+    const Error error = error_of(accept_source(destination.listener(), source_channels));
     CHECK(error.code == Errc::too_many_channels);
     CHECK(error.detail == source_channels + 1);
     for (FdTransport& link : links) CHECK(is_closed(link));
@@ -599,12 +607,12 @@ TEST_CASE("A connection that has sent nothing when all are there is waited for b
     std::string says;
     std::optional<std::uint32_t> stranger;  ///< none: it is a channel too many
   };
-  const std::vector<Row> rows{{std::string(channel_says), {}},             // nobody can see whose
-                              {hello(7), {}},                              // the source's own, with an id of its own
-                              {hello(1), magic.channel},                   // the id of one that is there
-                              {hello(7, "", 'o'), magic.channel},          // another uuid
-                              {std::string(main_says), magic.main},        // another source's, or the next try's
-                              {std::string("GET / HTTP/1.1\r\n"), http}};  // none at all
+  const std::vector<Row> rows{{std::string(channel_says), {}},   // nobody can see whose
+                              {hello(7), {}},                    // the source's own, with an id of its own
+                              {hello(1), wire::magic},           // the id of one that is there
+                              {hello(7, "", 'o'), wire::magic},  // another uuid
+                              {std::string(main_says), wire::main_stream_magic},  // another source's, or the next try's
+                              {std::string("GET / HTTP/1.1\r\n"), http}};         // none at all
   for (const AddressKind kind : kinds) {
     Destination destination(kind);
     for (const Row& row : rows) {
@@ -614,11 +622,10 @@ TEST_CASE("A connection that has sent nothing when all are there is waited for b
       // The last one to be accepted: when that is told of, the source is whole, and `late` is all that is waited for.
       links.push_back(destination.connect("SSH-"));
       std::vector<std::uint32_t> strangers;
-      auto source =
-          accept_source(destination.listener(), magic, source_channels, {.on_stranger = [&](std::uint32_t first) {
-                          strangers.push_back(first);
-                          if (first == 0x5353482d) say(late, row.says);
-                        }});
+      auto source = accept_source(destination.listener(), source_channels, {.on_stranger = [&](std::uint32_t first) {
+                                    strangers.push_back(first);
+                                    if (first == 0x5353482d) say(late, row.says);
+                                  }});
       if (row.stranger) {
         check_try(std::move(source), "g");
         CHECK(strangers == std::vector{0x5353482du, *row.stranger});
@@ -634,7 +641,7 @@ TEST_CASE("A connection that has sent nothing when all are there is waited for b
     std::vector<FdTransport> links;
     for (unsigned connection = 0; connection <= source_channels; ++connection)
       links.push_back(destination.connect(greeting(connection)));
-    check_accepted(accept_source(destination.listener(), magic, source_channels));
+    check_accepted(accept_source(destination.listener(), source_channels));
   }
 }
 
@@ -648,10 +655,10 @@ TEST_CASE("An Interrupt ends that moment, too") {
   FdTransport stranger = destination.connect("GET / HTTP/1.1\r\n");
   FdTransport channel = destination.connect(channel_says);
   FdTransport other = destination.connect("SSH-");
-  const auto source = accept_source(destination.listener(), magic, 1,
-                                    {.interrupt = &*interrupt, .on_stranger = [&](std::uint32_t first) {
-                                       if (first == 0x5353482d) interrupt->trigger();
-                                     }});
+  const auto source =
+      accept_source(destination.listener(), 1, {.interrupt = &*interrupt, .on_stranger = [&](std::uint32_t first) {
+                                                  if (first == 0x5353482d) interrupt->trigger();
+                                                }});
   CHECK(error_of(source).code == Errc::cancelled);
 }
 
@@ -678,7 +685,7 @@ TEST_CASE("A negative time limit is refused by its name") {
   for (const auto& [name, options] : {std::pair("first_timeout", AcceptSourceOptions{.first_timeout = -1ms}),
                                       std::pair("AcceptSourceOptions::timeout", AcceptSourceOptions{.timeout = -1ms}),
                                       std::pair("retry_timeout", AcceptSourceOptions{.retry_timeout = -1ms})}) {
-    const Error error = error_of(accept_source(destination.listener(), magic, 1, options));
+    const Error error = error_of(accept_source(destination.listener(), 1, options));
     CHECK(error.code == Errc::bad_option);
     CHECK_MESSAGE(describe(error).contains(name), describe(error));
   }
@@ -702,7 +709,7 @@ TEST_CASE("An Interrupt ends the wait, whatever has come by then, and keeps it f
 
     for (unsigned connection = 0; connection <= source_channels; ++connection)
       links.push_back(destination.connect(greeting(connection)));
-    CHECK(error_of(accept_source(destination.listener(), magic, source_channels, {.interrupt = &*interrupt})).code ==
+    CHECK(error_of(accept_source(destination.listener(), source_channels, {.interrupt = &*interrupt})).code ==
           Errc::cancelled);
   }
 }
@@ -714,7 +721,7 @@ TEST_CASE("The listener's own Interrupt ends the wait, too") {
       Listener::listen({.kind = AddressKind::tcp, .host = "127.0.0.1"}, 4, SocketOptions{.interrupt = &*interrupt});
   REQUIRE(listener.has_value());
   auto accepted = std::async(std::launch::async, [&] {
-    return accept_source(*listener, magic, 1, {.first_timeout = 5s});  // the answer must not come from here
+    return accept_source(*listener, 1, {.first_timeout = 5s});  // the answer must not come from here
   });
   CHECK(accepted.wait_for(30ms) == std::future_status::timeout);
   interrupt->trigger();
@@ -725,7 +732,7 @@ TEST_CASE("Channel counts of 0 and above 255 are refused before anything happens
   Destination destination(AddressKind::unix_socket);
   FdTransport waiting = destination.connect(main_says);
   for (const unsigned channels : {0u, 256u, ~0u}) {
-    const Error error = error_of(accept_source(destination.listener(), magic, channels));
+    const Error error = error_of(accept_source(destination.listener(), channels));
     CHECK(error.code == Errc::bad_channel_count);
     CHECK(error.detail == channels);
   }
@@ -754,7 +761,7 @@ TEST_CASE("Running out of descriptors is an error at once, and the last descript
     rlimit few = old;
     few.rlim_cur = static_cast<rlim_t>(lowest) + free;
     REQUIRE(::setrlimit(RLIMIT_NOFILE, &few) == 0);
-    auto source = accept_source(destination.listener(), magic, 1, {.first_timeout = 300ms, .timeout = 300ms});
+    auto source = accept_source(destination.listener(), 1, {.first_timeout = 300ms, .timeout = 300ms});
     ::setrlimit(RLIMIT_NOFILE, &old);
     return error_of(source);
   };
@@ -773,3 +780,131 @@ TEST_CASE("Running out of descriptors is an error at once, and the last descript
   CHECK(error.code == Errc::timed_out);
   CHECK_MESSAGE(std::string_view(error.op).contains("no channel"), error.op);  // the main connection was understood
 }
+
+TEST_CASE("An acceptor closes what says nothing for its time limit, and tells why") {
+  Destination destination(AddressKind::tcp);
+  std::vector<Error> refused;
+  auto acceptor = PlainAcceptor::open(
+      destination.listener(),
+      {.first_bytes_timeout = 50ms, .on_refused = [&](const Error& error) { refused.push_back(error); }});
+  REQUIRE(acceptor.has_value());
+  FdTransport silent = destination.connect();
+  FdTransport slow = destination.connect("\x11\x22");
+  const auto next = acceptor->next(multifd::detail::deadline_after(1s));
+  CHECK(error_of(next).code == Errc::timed_out);
+  REQUIRE(refused.size() == 2);
+  for (const Error& error : refused) CHECK(error.code == Errc::timed_out);
+  CHECK_FALSE(acceptor->pending());
+  CHECK(is_closed(silent));
+  CHECK(is_closed(slow));
+  CHECK(error_of(PlainAcceptor::open(destination.listener(), {.first_bytes_timeout = -1ms})).code == Errc::bad_option);
+}
+
+TEST_CASE("An acceptor's wait ends by its deadline although strangers keep connecting") {
+  Destination destination(AddressKind::unix_socket);
+  auto acceptor = PlainAcceptor::open(destination.listener());
+  REQUIRE(acceptor.has_value());
+  std::atomic<bool> over = false;
+  std::thread strangers([&] {
+    while (!over) {
+      auto link = connect_to(destination.listener().local_address(), {.connect_timeout = 5s});
+      if (!link) std::this_thread::yield();
+    }
+  });
+  // Those that end before they speak are returned: only the time ends the loop.
+  const auto deadline = multifd::detail::deadline_after(200ms);
+  auto next = acceptor->next(deadline);
+  while (next) next = acceptor->next(deadline);
+  over = true;
+  strangers.join();
+  CHECK(error_of(next).code == Errc::timed_out);
+}
+
+#if defined(MULTIFD_HAS_TLS)
+namespace {
+
+TlsCredentials credentials(const std::string& name, TlsRole role) {
+  auto made = TlsCredentials::x509(test::tls_files() + "/" + name, role);
+  REQUIRE_MESSAGE(made.has_value(), describe(made.error()));
+  return *made;
+}
+
+/// Connects with certificates of the authority `name` and says a whole source's greetings; what its handshakes came to.
+Result<std::vector<TlsTransport>> tls_source(Destination& destination, const std::string& name) {
+  const TlsCredentials client = credentials(name, TlsRole::client);
+  std::vector<FdTransport> links;
+  for (unsigned connection = 0; connection <= source_channels; ++connection) links.push_back(destination.connect());
+  auto secured = tls_handshakes(std::move(links), client, {.hostname = "localhost", .handshake_timeout = 20s});
+  // Under TLS 1.3 a client learns only behind its handshake that it is not trusted: its writes may fail, or not.
+  for (unsigned connection = 0; secured && connection <= source_channels; ++connection) {
+    const std::string text = greeting(connection);
+    (void)write_all((*secured)[connection], std::as_bytes(std::span(text)));
+  }
+  return secured;
+}
+
+}  // namespace
+
+TEST_CASE("Under TLS whoever speaks none, is not trusted or says nothing is closed, and disturbs no source") {
+  const TlsCredentials server = credentials("good", TlsRole::server);
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    std::vector<Error> refused;
+    auto acceptor = TlsAcceptor::open(
+        destination.listener(),
+        {.credentials = &server, .on_refused = [&](const Error& error) { refused.push_back(error); }});
+    REQUIRE(acceptor.has_value());
+    FdTransport http = destination.connect("GET / HTTP/1.1\r\n\r\n");
+    FdTransport plain_channel = destination.connect(greeting(1));
+    FdTransport silent = destination.connect();
+    FdTransport half_record = destination.connect("\x16\x03\x01");
+    FdTransport scan = destination.connect();
+    REQUIRE(scan.finish().has_value());
+    auto untrusted = std::async(std::launch::async, [&] { return tls_source(destination, "other"); });
+    auto trusted = std::async(std::launch::async, [&] {
+      (void)untrusted.wait_for(0s);  // beside it: in any order
+      return tls_source(destination, "good");
+    });
+    auto source = accept_source(*acceptor, source_channels, {.first_timeout = 60s, .timeout = 60s});
+    const auto theirs = trusted.get();
+    REQUIRE_MESSAGE(theirs.has_value(), describe(theirs.error()));
+    check_accepted(std::move(source));
+    // The untrusted source may still be at its handshakes; until its last one is refused, nothing else comes.
+    while (refused.size() < 3 + 1 + source_channels)
+      REQUIRE(error_of(acceptor->next(multifd::detail::deadline_after(100ms))).code == Errc::timed_out);
+    (void)untrusted.get();
+    const auto count = [&](Errc code) {
+      return std::ranges::count_if(refused, [&](const Error& error) { return error.code == code; });
+    };
+    CHECK(count(Errc::tls_not_spoken) == 2);
+    CHECK(acceptor->pending());  // the silent ones
+    CHECK(is_closed(http));
+    CHECK(is_closed(plain_channel));
+    CHECK_FALSE(is_closed(silent, 0ms));
+    acceptor = std::unexpected(Error{});
+    CHECK(is_closed(silent));
+    CHECK(is_closed(half_record));
+  }
+}
+
+TEST_CASE("Under TLS a silent connection has the handshake's time, and an Interrupt ends the wait") {
+  const TlsCredentials server = credentials("good", TlsRole::server);
+  Destination destination(AddressKind::tcp);
+  std::vector<Error> refused;
+  auto acceptor =
+      TlsAcceptor::open(destination.listener(), {.credentials = &server,
+                                                 .tls = {.handshake_timeout = 50ms},
+                                                 .on_refused = [&](const Error& error) { refused.push_back(error); }});
+  REQUIRE(acceptor.has_value());
+  FdTransport silent = destination.connect();
+  CHECK(error_of(accept_source(*acceptor, 1, {.first_timeout = 1s})).code == Errc::timed_out);
+  REQUIRE(refused.size() == 1);
+  CHECK(refused[0].code == Errc::timed_out);
+  CHECK(is_closed(silent));
+  auto interrupt = Interrupt::create();
+  REQUIRE(interrupt.has_value());
+  interrupt->trigger();
+  CHECK(error_of(accept_source(*acceptor, 1, {.interrupt = &*interrupt})).code == Errc::cancelled);
+  CHECK(error_of(TlsAcceptor::open(destination.listener())).code == Errc::bad_option);
+}
+#endif

@@ -322,6 +322,53 @@ TEST_CASE("a non-blocking socket waits for data and for room") {
   }
 }
 
+TEST_CASE("a read and a write with a time limit end by it, by an Interrupt, and by shutdown, and take what is there") {
+  for (const Kind& kind : all_kinds) {
+    CAPTURE(kind.name);
+    FdPair pair = kind.make();
+    Interrupt interrupt = Interrupt::create().value();
+    std::vector<std::byte> bytes(1 << 20);
+    const iovec in = mutable_buffer(bytes);
+    const iovec out = const_buffer(std::span<const std::byte>(bytes));
+    const auto read = [&](std::chrono::milliseconds limit, const Interrupt* by = nullptr) {
+      return pair.second.read_some(std::span(&in, 1), limit, by);
+    };
+    const auto write = [&](std::chrono::milliseconds limit, const Interrupt* by = nullptr) {
+      return pair.first.write_some(std::span(&out, 1), limit, by);
+    };
+    CHECK(read(0ms).error().code == Errc::timed_out);
+    CHECK(read(5ms).error().code == Errc::timed_out);
+    REQUIRE(write_byte(pair.first).has_value());
+    CHECK(read(patience) == std::size_t{1});
+    std::size_t sent = 0;
+    for (;;) {  // until there is no room
+      const auto wrote = write(20ms);
+      if (!wrote) {
+        CHECK(wrote.error().code == Errc::timed_out);
+        break;
+      }
+      sent += *wrote;
+    }
+    // Room that comes later, and bytes.
+    auto writing = std::async(std::launch::async, [&] { return write(patience); });
+    std::size_t got = read(patience).value();
+    while (writing.wait_for(0ms) != std::future_status::ready) got += read(1ms).value_or(0);
+    sent += writing.get().value();
+    while (got < sent) got += read(patience).value();
+    CHECK(got == sent);
+    auto waiting = std::async(std::launch::async, [&] { return read(patience, &interrupt); });
+    CHECK(waiting.wait_for(20ms) == std::future_status::timeout);  // nothing tells that a call blocks
+    interrupt.trigger();
+    CHECK(waiting.get().error().code == Errc::cancelled);
+    CHECK(write(patience, &interrupt).error().code == Errc::cancelled);
+    auto cut = std::async(std::launch::async, [&] { return read(patience); });
+    CHECK(cut.wait_for(20ms) == std::future_status::timeout);
+    pair.second.shutdown();
+    const auto ended = cut.get();
+    CHECK((!ended && ended.error().code == Errc::cancelled));
+  }
+}
+
 TEST_CASE("a receive time limit that the program set is a timeout and no endless wait") {
   FdPair pair = test::unix_pair();
   const timeval limit{.tv_sec = 0, .tv_usec = 20000};

@@ -16,15 +16,9 @@
 #include <utility>
 #include <vector>
 
-namespace multifd::detail {
+#include "multifd/transport/acceptor.hpp"
 
-/// A connection that has said what it is, or has ended before that.
-template <class Link>
-struct Arrival {
-  Link link;
-  std::uint64_t number = 0;              ///< in the order in which the connections were accepted
-  std::optional<std::uint32_t> magic{};  ///< its first four bytes, big-endian; none: it said too little
-};
+namespace multifd::detail {
 
 /// A channel's hello: where its id is (format/packets.md section 2).
 inline constexpr std::size_t hello_id_at = 24;

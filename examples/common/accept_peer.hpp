@@ -24,7 +24,7 @@ struct Accepted {
 ///
 /// Params: `channels`: what this side insists on, 0 for whatever the source announces.
 /// Throws Failure, whose text is also sent to the source.
-Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt,
-                       const TimeLimits& limits = {}, const Tls& tls = {});
+Accepted accept_peer(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt,
+                     const TimeLimits& limits = {}, const Tls& tls = {});
 
 }  // namespace program

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include "common/accept_source.hpp"
+#include "common/accept_peer.hpp"
 
 #include <fmt/format.h>
 #include <sys/socket.h>
 #include <multifd/qemu/accept_source.hpp>
+#include <multifd/transport/acceptor.hpp>
 
 #include <array>
 #include <atomic>
@@ -13,7 +14,7 @@
 #include "common/limits.hpp"
 #include "common/progress.hpp"
 #include "common/tell.hpp"
-#include "common/tls_door.hpp"
+#include "common/tls.hpp"
 #include "common/uuid.hpp"
 
 namespace program {
@@ -26,23 +27,7 @@ using multifd::detail::Clock;
 using multifd::detail::deadline_after;
 namespace wire = multifd::wire;
 
-using Arrival = multifd::detail::Arrival<Link>;
-
-/// multifd::detail::Newcomers, with the links that TlsDoor has.
-class PlainDoor {
- public:
-  explicit PlainDoor(multifd::Listener& listener) : newcomers_(listener) { need(newcomers_.start()); }
-  Result<std::optional<Arrival>> next(Clock::time_point deadline, const multifd::Interrupt* interrupt) {
-    auto next = newcomers_.next(deadline, interrupt);
-    if (!next) return std::unexpected(next.error());
-    if (!*next) return std::nullopt;
-    return Arrival{std::move((*next)->link), (*next)->number, (*next)->magic};
-  }
-  Result<void> watch_end(const Link& link, std::uint32_t also) { return newcomers_.watch_end(link, also); }
-
- private:
-  multifd::detail::Newcomers newcomers_;
-};
+using Arrival = multifd::Arrival<Link>;
 
 /// The start of a main connection, read as its bytes come, so that a slow one keeps nobody waiting.
 class HelloReader {
@@ -80,7 +65,7 @@ class HelloReader {
 /// Whether the source's next word on its main connection is that it gives up. Throws Failure: it has gone.
 bool says_failed(Link& link) {
   if (link.secured()) {
-    const auto first = link.peek_magic(0ms, nullptr);
+    const auto first = peek_magic(link, 0ms);
     if (!first && first.error().code != Errc::timed_out) throw Failure(first.error(), "main connection");
     return first && static_cast<MessageType>(*first >> 24) == MessageType::failed;
   }
@@ -92,11 +77,11 @@ bool says_failed(Link& link) {
   return got == 1 && static_cast<MessageType>(type) == MessageType::failed;
 }
 
-template <class Door>
+template <multifd::Acceptor Acceptor>
 class Setup {
  public:
-  Setup(Door& door, unsigned channels, const multifd::Interrupt& interrupt, const TimeLimits& limits)
-      : door_(door), insisted_(channels), interrupt_(interrupt), limits_(limits) {}
+  Setup(Acceptor& acceptor, unsigned channels, const multifd::Interrupt& interrupt, const TimeLimits& limits)
+      : acceptor_(acceptor), insisted_(channels), interrupt_(interrupt), limits_(limits) {}
 
   /// Announced and accepted channels. Threads: any.
   std::pair<std::size_t, std::size_t> counts() const noexcept { return {announced_, came_}; }
@@ -111,17 +96,18 @@ class Setup {
         const auto limit = std::min(deadline_, hello_ ? Clock::time_point::max() : hello_deadline_);
         // What TLS has read off the socket already, epoll does not tell of.
         const bool look_again = set_.has_main() && set_.main()->secured();
-        auto next = door_.next(look_again ? std::min(limit, Clock::now() + 50ms) : limit, &interrupt_);
+        auto next = acceptor_.next(look_again ? std::min(limit, Clock::now() + 50ms) : limit, &interrupt_);
         if (!next && next.error().code == Errc::timed_out && Clock::now() < limit) continue;
         if (!next && next.error().code == Errc::timed_out) {
           time_out(next.error());
-        } else if (!next && is_limit(next.error().code) && !set_.has_main() && Clock::now() < limit_deadline()) {
+        } else if (!next && multifd::detail::is_limit(next.error().code) && !set_.has_main() &&
+                   Clock::now() < limit_deadline()) {
           // The source's main connection may be among those that have not spoken yet: it is to be told.
           std::this_thread::sleep_for(10ms);
         } else if (!next) {
           throw Failure(next.error(), waiting());
         } else if (*next) {
-          take_in(std::move(**next));
+          take_in({std::move((*next)->link), (*next)->number, (*next)->magic});
         }
       }
     } catch (const std::exception& error) {
@@ -141,7 +127,7 @@ class Setup {
            is_tls ? ": it speaks TLS, which is off here (--tls-dir, --tls-psk)" : "");
       return;
     }
-    need(door_.watch_end(arrival.link, is_main ? std::uint32_t{EPOLLIN} : 0u), waiting());
+    need(acceptor_.watch_end(arrival.link, is_main ? std::uint32_t{EPOLLIN} : 0u), waiting());
     // Under TLS a connection of the try before can be through its handshake after those of the next one.
     if (set_.has_main() && arrival.number < main_number_ && (is_main || arrival.link.secured())) {
       tell_other_try();
@@ -273,7 +259,7 @@ class Setup {
                                   : "waiting for a source's main connection";
   }
 
-  Door& door_;
+  Acceptor& acceptor_;
   const unsigned insisted_;
   const multifd::Interrupt& interrupt_;
   const TimeLimits& limits_;
@@ -291,10 +277,10 @@ class Setup {
   std::atomic<std::size_t> came_ = 0;
 };
 
-template <class Door>
-Accepted accept_at(Door& door, const std::string& address, unsigned channels, const multifd::Interrupt& interrupt,
-                   const TimeLimits& limits) {
-  Setup<Door> setup(door, channels, interrupt, limits);
+template <multifd::Acceptor Acceptor>
+Accepted accept_at(Acceptor& acceptor, const std::string& address, unsigned channels,
+                   const multifd::Interrupt& interrupt, const TimeLimits& limits) {
+  Setup<Acceptor> setup(acceptor, channels, interrupt, limits);
   const Progress progress(
       [&]() -> Snapshot {
         const auto [announced, came] = setup.counts();
@@ -316,15 +302,15 @@ Accepted accept_at(Door& door, const std::string& address, unsigned channels, co
 
 }  // namespace
 
-Accepted accept_source(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt,
-                       const TimeLimits& limits, const Tls& tls) {
+Accepted accept_peer(multifd::Listener& listener, unsigned channels, const multifd::Interrupt& interrupt,
+                     const TimeLimits& limits, const Tls& tls) {
   const std::string address = to_string(listener.local_address());
   if (tls.on()) {
-    TlsDoor door(listener, tls, interrupt, multifd::as_timeout(limits.hello));
-    return accept_at(door, address, channels, interrupt, limits);
+    TlsAcceptor acceptor = tls.acceptor(listener, limits.hello);
+    return accept_at(acceptor, address, channels, interrupt, limits);
   }
-  PlainDoor door(listener);
-  return accept_at(door, address, channels, interrupt, limits);
+  auto acceptor = need(multifd::PlainAcceptor::open(listener));
+  return accept_at(acceptor, address, channels, interrupt, limits);
 }
 
 }  // namespace program

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: MIT
+//
+// AnySender and AnyReceiver: stacks that are chosen by name at run time, behind one type with virtual calls, so that the
+// code around them is compiled once. A program lists the policies that it offers; each combination is compiled where
+// open_any_sender() and open_any_receiver() are called, so call each in one source file. Transports are chosen with
+// AnyTransport (transport/any_transport.hpp), for which one stack is compiled, or by calling the functions with another.
+//
+//   using Link        = AnyTransport<FdTransport, TlsTransport>;
+//   using Compressors = PolicyList<NoComp, Zlib, Zstd>;
+//   using ZeroPages   = PolicyList<ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd>;
+//
+//   auto tx = open_any_sender(Compressors{}, ZeroPages{}, ram, std::move(links), {.compression = "zstd", .level = 3});
+//   auto queued = (*tx)->queue_dirty(block, bitmap, on_zero);
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "multifd/ends/into_hook.hpp"
+#include "multifd/ends/into_memory.hpp"
+#include "multifd/receiver.hpp"
+#include "multifd/sender.hpp"
+#include "multifd/stack.hpp"
+
+namespace multifd {
+
+/// A Sender, whatever its policies: see Sender for what each call does, its errors and its threads.
+///
+/// Cost: one virtual call per queue_*(), which queues many pages. What a stack's page source does not have is
+///   Errc::not_supported: queue_copies() of FromGuest, queue_page(), queue_range() and queue_dirty() of FromCopies.
+class AnySender {
+ public:
+  /// Asked, under a policy that reports zero pages to the caller (ZeroPagesLegacy), for each of them. Returns whether the
+  /// caller puts the page on its main stream; else the page travels as bytes. Empty: all travel as bytes.
+  using OnZero = std::function<bool(std::uint64_t offset)>;
+
+  virtual ~AnySender() = default;
+  [[nodiscard]] virtual Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                                        const OnZero& on_zero) = 0;
+  /// Params `bitmap`: from the block's first page on.
+  [[nodiscard]] virtual Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
+                                                        const OnZero& on_zero) = 0;
+  [[nodiscard]] virtual Result<Queued> queue_zero(BlockId block, std::uint64_t offset) = 0;
+  /// queue_zero() for all pages of a range; `on_zero` is told of those that are Queued::zero_on_main, and has to take them.
+  /// Errors: also Errc::bad_option when it is empty and is needed.
+  [[nodiscard]] virtual Result<void> queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                                 const OnZero& on_zero) = 0;
+  [[nodiscard]] virtual Result<QueuedPages> queue_copies(BlockId block, std::span<const std::uint64_t> offsets,
+                                                         std::size_t normal_pages, PageBuffer& pages,
+                                                         const OnZero& on_zero) = 0;
+  [[nodiscard]] virtual Result<void> queue_device_state(const DeviceState& state) = 0;
+  [[nodiscard]] virtual Result<void> push_out() = 0;
+  [[nodiscard]] virtual Result<std::uint64_t> close_epoch() = 0;
+  [[nodiscard]] virtual Result<void> wait(std::uint64_t epoch) = 0;
+  [[nodiscard]] virtual Result<void> finish() = 0;
+  [[nodiscard]] virtual Result<void> close_channels() = 0;
+  virtual void cancel() = 0;
+  virtual void set_bandwidth(std::uint64_t bytes_per_s) = 0;
+  [[nodiscard]] virtual Result<void> set_level(int level) = 0;
+  virtual SenderStats stats() const = 0;
+};
+
+/// What of SenderOptions does not depend on the policies, and which policies: see SenderOptions for the rest.
+struct AnySenderOptions {
+  std::string_view compression = "none";    ///< a name of the compressors' list
+  std::optional<int> level{};               ///< none: the compressor's default; ignored by those without levels
+  std::string_view zero_pages = "multifd";  ///< a name of the zero policies' list; with their default parameters
+  Uuid uuid{};
+  PeerProfile peer = peer_multifd;
+  std::uint64_t bandwidth = 0;
+  unsigned depth = 0;
+  std::chrono::milliseconds progress_timeout{120'000};
+  std::chrono::milliseconds confirm_timeout{120'000};
+  Digest digest = Digest::off;
+  ThreadHook thread_hook{};
+  ErrorHook on_error{};
+};
+
+/// A Receiver, whatever its policies: see Receiver for what each call does, its errors and its threads.
+///
+/// With a sink that does not write memory (IntoHook), apply_zero() and apply_page() are Errc::not_supported, and
+/// received() is false.
+class AnyReceiver {
+ public:
+  using WhileHeld = std::function<Result<void>()>;
+
+  virtual ~AnyReceiver() = default;
+  [[nodiscard]] virtual Result<std::uint64_t> release_epoch() = 0;
+  [[nodiscard]] virtual Result<std::uint64_t> release_epoch(const WhileHeld& while_held) = 0;
+  [[nodiscard]] virtual Result<void> finish() = 0;
+  [[nodiscard]] virtual Result<void> finish(std::chrono::milliseconds limit) = 0;
+  [[nodiscard]] virtual Result<void> end_epochs() = 0;
+  [[nodiscard]] virtual Result<void> apply_zero(BlockId block, std::uint64_t offset) = 0;
+  [[nodiscard]] virtual Result<void> apply_page(BlockId block, std::uint64_t offset,
+                                                std::span<const std::byte> bytes) = 0;
+  virtual unsigned ended_channels() const = 0;
+  virtual bool received(BlockId block, std::uint64_t offset) const = 0;
+  virtual Uuid peer_uuid() const = 0;
+  virtual void cancel() = 0;
+  virtual ReceiverStats stats() const = 0;
+};
+
+/// What of ReceiverOptions does not depend on the compressor, and which compressor: see ReceiverOptions for the rest.
+template <PageSink Into = IntoMemory>
+struct AnyReceiverOptions {
+  std::string_view compression = "none";  ///< a name of the compressors' list
+  UuidCheck uuid{};
+  Barrier barrier = Barrier::automatic;
+  Into into{};
+  FirstPacket first_packet = FirstPacket::any;
+  std::chrono::milliseconds hello_timeout{10'000};
+  Listener* listener = nullptr;
+  const Interrupt* interrupt = nullptr;
+  std::chrono::milliseconds barrier_timeout{60'000};
+  std::chrono::milliseconds progress_timeout{300'000};
+  DeviceStateHook on_device_state{};
+  ThreadHook thread_hook{};
+  ErrorHook on_error{};
+};
+
+/// A compressor with its level set, where it has one. Params `level`: none: the default.
+template <class C>
+constexpr C with_level(std::optional<int> level) {
+  C parameters{};
+  if constexpr (requires { parameters.level = 0; })
+    if (level) parameters.level = *level;
+  return parameters;
+}
+
+namespace detail {
+
+template <Transport T, Compressor C, ZeroPagePolicy Z, PageSource From>
+class SenderOf final : public AnySender {
+ public:
+  SenderOf(Sender<T, C, Z, From> sender, std::size_t page_bytes)
+      : sender_(std::move(sender)), page_bytes_(page_bytes) {}
+
+  Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                  const OnZero& on_zero) override {
+    if constexpr (From::copies)
+      return fail(Errc::not_supported, Stage::produce, "queue_range");
+    else
+      return sender_.queue_range(block, offset, bytes, asked(on_zero));
+  }
+  Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
+                                  const OnZero& on_zero) override {
+    if constexpr (From::copies)
+      return fail(Errc::not_supported, Stage::produce, "queue_dirty");
+    else
+      return sender_.queue_dirty(block, bitmap, 0, asked(on_zero));
+  }
+  Result<Queued> queue_zero(BlockId block, std::uint64_t offset) override { return sender_.queue_zero(block, offset); }
+  Result<void> queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes, const OnZero& on_zero) override {
+    for (const std::uint64_t end = offset + bytes; offset < end; offset += page_bytes_) {
+      const auto queued = sender_.queue_zero(block, offset);
+      if (!queued) return std::unexpected(queued.error());
+      if (*queued != Queued::zero_on_main) continue;
+      if (!on_zero) return fail(Errc::bad_option, Stage::produce, "queue_zeros: on_zero is empty");
+      on_zero(offset);
+    }
+    return {};
+  }
+  Result<QueuedPages> queue_copies(BlockId block, std::span<const std::uint64_t> offsets, std::size_t normal_pages,
+                                   PageBuffer& pages, const OnZero& on_zero) override {
+    if constexpr (From::copies)
+      return sender_.queue_copies(block, offsets, normal_pages, pages, asked(on_zero));
+    else
+      return fail(Errc::not_supported, Stage::produce, "queue_copies");
+  }
+  Result<void> queue_device_state(const DeviceState& state) override { return sender_.queue_device_state(state); }
+  Result<void> push_out() override { return sender_.push_out(); }
+  Result<std::uint64_t> close_epoch() override { return sender_.close_epoch(); }
+  Result<void> wait(std::uint64_t epoch) override { return sender_.wait(epoch); }
+  Result<void> finish() override { return sender_.finish(); }
+  Result<void> close_channels() override { return sender_.close_channels(); }
+  void cancel() override { sender_.cancel(); }
+  void set_bandwidth(std::uint64_t bytes_per_s) override { sender_.set_bandwidth(bytes_per_s); }
+  Result<void> set_level(int level) override { return sender_.set_level(level); }
+  SenderStats stats() const override { return sender_.stats(); }
+
+ private:
+  static auto asked(const OnZero& on_zero) noexcept {
+    return [&on_zero](std::uint64_t offset) { return on_zero && on_zero(offset); };
+  }
+
+  Sender<T, C, Z, From> sender_;
+  const std::size_t page_bytes_;
+};
+
+template <Transport T, Compressor C, PageSink Into>
+class ReceiverOf final : public AnyReceiver {
+ public:
+  explicit ReceiverOf(Receiver<T, C, Into> receiver) : receiver_(std::move(receiver)) {}
+
+  Result<std::uint64_t> release_epoch() override { return receiver_.release_epoch(); }
+  Result<std::uint64_t> release_epoch(const WhileHeld& while_held) override {
+    return receiver_.release_epoch(while_held);
+  }
+  Result<void> finish() override { return receiver_.finish(); }
+  Result<void> finish(std::chrono::milliseconds limit) override { return receiver_.finish(limit); }
+  Result<void> end_epochs() override { return receiver_.end_epochs(); }
+  Result<void> apply_zero(BlockId block, std::uint64_t offset) override {
+    if constexpr (requires { receiver_.apply_zero(block, offset); })
+      return receiver_.apply_zero(block, offset);
+    else
+      return fail(Errc::not_supported, Stage::parse, "apply_zero");
+  }
+  Result<void> apply_page(BlockId block, std::uint64_t offset, std::span<const std::byte> bytes) override {
+    if constexpr (requires { receiver_.apply_page(block, offset, bytes); })
+      return receiver_.apply_page(block, offset, bytes);
+    else
+      return fail(Errc::not_supported, Stage::parse, "apply_page");
+  }
+  unsigned ended_channels() const override { return receiver_.ended_channels(); }
+  bool received(BlockId block, std::uint64_t offset) const override {
+    if constexpr (requires { receiver_.received(); })
+      return receiver_.received().test(block, offset);
+    else
+      return false;
+  }
+  Uuid peer_uuid() const override { return receiver_.peer_uuid(); }
+  void cancel() override { receiver_.cancel(); }
+  ReceiverStats stats() const override { return receiver_.stats(); }
+
+ private:
+  Receiver<T, C, Into> receiver_;
+};
+
+}  // namespace detail
+
+/// Opens the Sender of one stack whose zero policy is the caller's, and hides its type.
+///
+/// Params `options`: `zero_pages` of it is not asked. Errors: those of Sender::open().
+template <Compressor C, PageSource From = FromGuest, ZeroPagePolicy Z, Transport T>
+[[nodiscard]] Result<std::unique_ptr<AnySender>> open_any_sender_of(Z zero_pages, const RamMap& ram,
+                                                                    std::vector<T> links, AnySenderOptions options) {
+  auto sender = Sender<T, C, Z, From>::open(ram, std::move(links),
+                                            {.compressor = with_level<C>(options.level),
+                                             .zero_pages = std::move(zero_pages),
+                                             .uuid = options.uuid,
+                                             .peer = options.peer,
+                                             .bandwidth = options.bandwidth,
+                                             .depth = options.depth,
+                                             .progress_timeout = options.progress_timeout,
+                                             .confirm_timeout = options.confirm_timeout,
+                                             .digest = options.digest,
+                                             .thread_hook = std::move(options.thread_hook),
+                                             .on_error = std::move(options.on_error)});
+  if (!sender) return std::unexpected(sender.error());
+  return std::make_unique<detail::SenderOf<T, C, Z, From>>(std::move(*sender), ram.page_bytes());
+}
+
+/// Opens the Sender whose policies the options name.
+///
+/// Params `compressors`, `zero_policies`: PolicyList of what the program offers. `From`: FromCopies for a relay.
+/// Errors: Errc::unknown_policy when a list has no policy of that name; those of Sender::open().
+/// Cost: every combination of the lists is compiled. One allocation beside Sender::open()'s.
+template <PageSource From = FromGuest, class... Cs, class... Zs, Transport T>
+[[nodiscard]] Result<std::unique_ptr<AnySender>> open_any_sender(PolicyList<Cs...> compressors,
+                                                                 PolicyList<Zs...> zero_policies, const RamMap& ram,
+                                                                 std::vector<T> links, AnySenderOptions options = {}) {
+  return with_policies(options.compression, compressors, options.zero_pages, zero_policies, [&]<class C, class Z>() {
+    return open_any_sender_of<C, From>(Z{}, ram, std::move(links), std::move(options));
+  });
+}
+
+/// Opens the Receiver whose compressor the options name.
+///
+/// Params `compressors`: PolicyList of what the program offers. The sink is `options.into`'s type.
+/// Errors: Errc::unknown_policy when the list has no compressor of that name; those of Receiver::open().
+/// Cost: every compressor of the list is compiled. One allocation beside Receiver::open()'s.
+template <class... Cs, Transport T, PageSink Into = IntoMemory>
+[[nodiscard]] Result<std::unique_ptr<AnyReceiver>> open_any_receiver(PolicyList<Cs...> compressors, const RamMap& ram,
+                                                                     std::vector<T> links,
+                                                                     AnyReceiverOptions<Into> options = {}) {
+  return with_policy(options.compression, compressors, [&]<class C>() -> Result<std::unique_ptr<AnyReceiver>> {
+    auto receiver = Receiver<T, C, Into>::open(ram, std::move(links),
+                                               {.uuid = options.uuid,
+                                                .barrier = options.barrier,
+                                                .into = std::move(options.into),
+                                                .first_packet = options.first_packet,
+                                                .hello_timeout = options.hello_timeout,
+                                                .listener = options.listener,
+                                                .interrupt = options.interrupt,
+                                                .barrier_timeout = options.barrier_timeout,
+                                                .progress_timeout = options.progress_timeout,
+                                                .on_device_state = std::move(options.on_device_state),
+                                                .thread_hook = std::move(options.thread_hook),
+                                                .on_error = std::move(options.on_error)});
+    if (!receiver) return std::unexpected(receiver.error());
+    return std::make_unique<detail::ReceiverOf<T, C, Into>>(std::move(*receiver));
+  });
+}
+
+}  // namespace multifd

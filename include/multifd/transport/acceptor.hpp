@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT
+//
+// PlainAcceptor: takes the connections of a Listener and returns each once its first four bytes are there, by which a main
+// connection and a channel are told apart (format/README.md section 1.2). All connections are waited for at once, so that
+// one which says nothing keeps no other waiting. TlsAcceptor (tls_acceptor.hpp) is the same for connections that begin
+// with a TLS handshake: both are BasicAcceptor over what a connection has to do first.
+#pragma once
+
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <optional>
+#include <system_error>
+#include <utility>
+
+#include "multifd/result.hpp"
+#include "multifd/time_limit.hpp"
+#include "multifd/transport/detail/unique_fd.hpp"
+#include "multifd/transport/detail/wait.hpp"
+#include "multifd/transport/fd.hpp"
+#include "multifd/transport/interrupt.hpp"
+#include "multifd/transport/listen.hpp"
+
+namespace multifd {
+
+/// A connection whose first bytes are known; they stay there to be read.
+template <class L>
+struct Arrival {
+  L link;
+  std::uint64_t number = 0;              ///< in the order in which the connections were accepted
+  std::optional<std::uint32_t> magic{};  ///< the first four bytes, big-endian; none: the stream ended before them
+};
+
+/// What accept_source() and programs ask of an acceptor.
+///
+/// Semantics:
+///   `Link` is the Transport of its connections.
+///   `next(deadline, interrupt)` waits for the next connection whose first bytes are there; none when a connection that is
+///     watched has ended. A null `interrupt` is the listener's.
+///   `watch_end(link, events)` makes next() return when a connection that next() has returned ends, once, and for further
+///     `events` of epoll.
+///   `pending()` says whether a connection is accepted whose first bytes are missing.
+/// Errors: next(): timed_out, cancelled, errno; stage accept.
+/// Threads: one.
+/// Models: PlainAcceptor, TlsAcceptor.
+template <class A>
+concept Acceptor = requires(A& acceptor, const typename A::Link& link, const Interrupt* interrupt,
+                            std::chrono::steady_clock::time_point deadline) {
+  { acceptor.next(deadline, interrupt) } -> std::same_as<Result<std::optional<Arrival<typename A::Link>>>>;
+  { acceptor.watch_end(link, std::uint32_t{0}) } -> std::same_as<Result<void>>;
+  { acceptor.pending() } -> std::same_as<bool>;
+};
+
+namespace detail {
+
+/// Whether this process, or its system, has no more of something: no statement about the peer.
+inline bool is_limit(const std::error_code& error) noexcept {
+  if (error.category() != std::system_category()) return false;
+  return error.value() == EMFILE || error.value() == ENFILE || error.value() == ENOMEM || error.value() == ENOBUFS;
+}
+
+/// What a connection has said so far.
+struct FirstSaid {
+  bool done = false;                     ///< no more is to be waited for
+  std::optional<std::uint32_t> magic{};  ///< none when done: the stream has ended
+};
+
+}  // namespace detail
+
+/// Accepts connections, and waits for the first four bytes of all of them at once.
+///
+/// At most 512 connections wait for their first bytes: beyond them the oldest is closed for each new one, so that silent
+/// connections do not fill the process.
+/// Threads: one. Lifetime: the Listener has to outlive it; destroying it closes the connections that next() has not
+///   returned.
+/// Cost: one descriptor (epoll). A connection costs an allocation and one or two system calls per arrival of bytes.
+template <class Newcomer>
+class BasicAcceptor {
+ public:
+  using Link = typename Newcomer::Link;
+  using Options = typename Newcomer::Options;
+
+  /// Errors (stage accept): bad_option for a negative time limit or missing credentials; errno, EMFILE for instance.
+  [[nodiscard]] static Result<BasicAcceptor> open(Listener& listener, Options options = {}) {
+    if (auto checked = options.check(); !checked) return std::unexpected(checked.error());
+    BasicAcceptor opened(listener, std::move(options));
+    if (opened.epoll_.get() < 0) return fail_errno(Stage::accept, "epoll");
+    if (auto watched = opened.watch(listener.native_handle(), EPOLLIN, listener_tag); !watched)
+      return std::unexpected(watched.error());
+    return opened;
+  }
+
+  /// Waits for the next connection whose first four bytes are there. A connection that ends or fails before is closed:
+  /// by a PlainAcceptor only after it was returned without a magic, by a TlsAcceptor after `on_refused` was told.
+  ///
+  /// Params `interrupt`: null: the listener's. Returns none when a connection that watch_end() watches has ended.
+  /// Errors (stage accept): timed_out at the deadline, however many strangers connect; cancelled; errno, EMFILE for
+  ///   instance.
+  [[nodiscard]] Result<std::optional<Arrival<Link>>> next(std::chrono::steady_clock::time_point deadline,
+                                                          const Interrupt* interrupt = nullptr) {
+    if (!interrupt) interrupt = listener_->interrupt();
+    for (bool looked = false;; looked = true) {
+      if (looked && detail::Clock::now() >= deadline) return fail(Errc::timed_out, Stage::accept, "accept");
+      const auto until = std::min(deadline, close_late());
+      if (auto waited = detail::wait_for(epoll_.get(), POLLIN, until, interrupt, Stage::accept, "accept"); !waited) {
+        if (waited.error().code == Errc::timed_out && until < deadline) continue;
+        return std::unexpected(waited.error());
+      }
+      epoll_event event{};
+      if (::epoll_wait(epoll_.get(), &event, 1, 0) != 1) continue;
+      const std::uint64_t tag = event.data.u64;
+      if (tag == end_tag) return std::nullopt;
+      if (tag == listener_tag) {
+        if (auto accepted = accept(interrupt); !accepted) return std::unexpected(accepted.error());
+        continue;
+      }
+      const auto at = std::ranges::find(newcomers_, tag, [](const Waiting& each) { return each.number + first_tag; });
+      if (at == newcomers_.end()) continue;
+      const auto said = at->newcomer.step(event.events);
+      if (!said && detail::is_limit(said.error().code)) return std::unexpected(said.error());
+      if (!said) {
+        refuse(at, said.error());
+      } else if (said->done) {
+        ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, at->newcomer.native_handle(), nullptr);
+        Arrival<Link> arrival{at->newcomer.take(), at->number, said->magic};
+        newcomers_.erase(at);
+        return arrival;
+      }
+    }
+  }
+
+  /// Makes next() return, once, when a connection that next() has returned ends, as long as that is open.
+  ///
+  /// Params `events`: further events of epoll for which next() returns: EPOLLIN, when more bytes have come.
+  template <class L>
+  [[nodiscard]] Result<void> watch_end(const L& link, std::uint32_t events = 0) noexcept {
+    return watch(link.native_handle(), events | EPOLLRDHUP | EPOLLET, end_tag);
+  }
+
+  /// Whether a connection is accepted whose first bytes are missing.
+  bool pending() const noexcept { return !newcomers_.empty(); }
+
+ private:
+  struct Waiting {
+    Newcomer newcomer;
+    detail::Clock::time_point deadline;
+    std::uint64_t number;
+  };
+  using Place = typename std::list<Waiting>::iterator;
+
+  // What epoll says is ready: the listener, a connection that is watched, or the connection of a number.
+  static constexpr std::uint64_t listener_tag = 0;
+  static constexpr std::uint64_t end_tag = 1;
+  static constexpr std::uint64_t first_tag = 2;
+  static constexpr std::size_t most_waiting = 512;  ///< more than the 255 channels and the main connection of a source
+
+  BasicAcceptor(Listener& listener, Options options)
+      : listener_(&listener), options_(std::move(options)), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {}
+
+  Result<void> watch(int fd, std::uint32_t events, std::uint64_t tag) noexcept {
+    epoll_event event{.events = events, .data = {.u64 = tag}};
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return fail_errno(Stage::accept, "epoll");
+    return {};
+  }
+
+  Result<void> accept(const Interrupt* interrupt) {
+    auto link = listener_->accept(std::chrono::milliseconds(0), interrupt);
+    if (!link && link.error().code == Errc::timed_out) return {};  // the connection has gone again
+    if (!link) return std::unexpected(link.error());
+    auto newcomer = Newcomer::start(std::move(*link), options_);
+    if (!newcomer) return std::unexpected(newcomer.error());
+    if (newcomers_.size() == most_waiting) newcomers_.pop_front();
+    newcomers_.push_back({std::move(*newcomer), detail::deadline_after(as_timeout(options_.limit())), accepted_++});
+    const Waiting& waiting = newcomers_.back();
+    return watch(waiting.newcomer.native_handle(), Newcomer::events, waiting.number + first_tag);
+  }
+
+  /// Closes what has taken too long; returns when the next one will have.
+  detail::Clock::time_point close_late() {
+    // Connections wait in the order of their deadlines: all have the same limit.
+    while (!newcomers_.empty() && newcomers_.front().deadline <= detail::Clock::now())
+      refuse(newcomers_.begin(), fail(Errc::timed_out, Newcomer::stage, Newcomer::what).error());
+    return newcomers_.empty() ? detail::Clock::time_point::max() : newcomers_.front().deadline;
+  }
+
+  void refuse(Place at, const Error& error) {
+    newcomers_.erase(at);
+    if (options_.on_refused) options_.on_refused(error);
+  }
+
+  Listener* listener_;
+  Options options_;
+  detail::UniqueFd epoll_;
+  std::list<Waiting> newcomers_;
+  std::uint64_t accepted_ = 0;
+};
+
+struct PlainAcceptorOptions {
+  /// How long a connection may take until its first four bytes are there; then it is closed. 0: no limit
+  /// (time_limit.hpp), which harms nobody: a silent connection keeps no other waiting, and the oldest gives way.
+  std::chrono::milliseconds first_bytes_timeout{0};
+  /// Told why a connection was closed; in the thread of next().
+  std::function<void(const Error&)> on_refused{};
+
+  std::chrono::milliseconds limit() const noexcept { return first_bytes_timeout; }
+  Result<void> check() const noexcept {
+    return check_time_limit("PlainAcceptorOptions::first_bytes_timeout", first_bytes_timeout, Stage::accept);
+  }
+};
+
+namespace detail {
+
+/// A connection that says its first bytes at once.
+class PlainNewcomer {
+ public:
+  using Link = FdTransport;
+  using Options = PlainAcceptorOptions;
+  /// Edge-triggered: bytes that are only looked at would keep the descriptor ready for good.
+  static constexpr std::uint32_t events = EPOLLIN | EPOLLRDHUP | EPOLLET;
+  static constexpr Stage stage = Stage::accept;
+  static constexpr const char* what = "a connection's first bytes";
+
+  static Result<PlainNewcomer> start(FdTransport link, const Options&) { return PlainNewcomer(std::move(link)); }
+
+  int native_handle() const noexcept { return link_.native_handle(); }
+
+  Result<FirstSaid> step(std::uint32_t events_now) noexcept {
+    const FirstBytes first = look_at_first_bytes(link_.native_handle());
+    if (first.count == 4) return FirstSaid{.done = true, .magic = first.magic};
+    const bool ended = first.count == 0 || (events_now & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+    return FirstSaid{.done = ended};
+  }
+
+  FdTransport take() noexcept { return std::move(link_); }
+
+ private:
+  explicit PlainNewcomer(FdTransport link) noexcept : link_(std::move(link)) {}
+
+  FdTransport link_;
+};
+
+}  // namespace detail
+
+/// The acceptor of connections without TLS.
+using PlainAcceptor = BasicAcceptor<detail::PlainNewcomer>;
+
+static_assert(Acceptor<PlainAcceptor>);
+
+}  // namespace multifd

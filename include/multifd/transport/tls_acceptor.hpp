@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+//
+// TlsAcceptor: the acceptor of connections that begin with a TLS handshake. A source makes the handshakes of all its
+// channels before any of them speaks, so the handshakes are made side by side, and the wait for the first bytes behind
+// each of them, too. A stranger that speaks no TLS, or has no certificate of the right authority, is closed and keeps
+// nobody waiting.
+//
+//   auto credentials = TlsCredentials::x509("/etc/pki/qemu", TlsRole::server);
+//   auto listener = Listener::listen(address, 17);
+//   auto acceptor = TlsAcceptor::open(*listener, {.credentials = &*credentials, .tls = {.end = TlsEnd::fin}});
+//   auto source = accept_source(*acceptor, 16);  // qemu/accept_source.hpp
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <utility>
+
+#include "multifd/transport/acceptor.hpp"
+#include "multifd/transport/tls.hpp"
+
+namespace multifd {
+
+struct TlsAcceptorOptions {
+  /// Of role TlsRole::server. Needed; has to live as long as the acceptor.
+  const TlsCredentials* credentials = nullptr;
+  /// As for a handshake, but `handshake_timeout` is for one connection, and ends with its first four bytes; 0: no limit.
+  /// `interrupt` is next()'s parameter here, and not used.
+  TlsOptions tls{};
+  /// Told why a connection was closed: what is wrong with its TLS, or that it was too slow; in the thread of next().
+  /// Whoever that was, the source that is waited for may be another.
+  std::function<void(const Error&)> on_refused{};
+
+  std::chrono::milliseconds limit() const noexcept { return tls.handshake_timeout; }
+  Result<void> check() const noexcept {
+    if (credentials == nullptr) return fail(Errc::bad_option, Stage::accept, "TlsAcceptorOptions::credentials");
+    return check_time_limit("TlsOptions::handshake_timeout", tls.handshake_timeout, Stage::accept);
+  }
+};
+
+namespace detail {
+
+/// A connection that makes its handshake, and then says its first bytes.
+class TlsNewcomer {
+ public:
+  using Link = TlsTransport;
+  using Options = TlsAcceptorOptions;
+  static constexpr std::uint32_t events = EPOLLIN;
+  static constexpr Stage stage = Stage::handshake;
+  static constexpr const char* what = "TLS handshake and first bytes";
+
+  static Result<TlsNewcomer> start(FdTransport link, const Options& options) {
+    auto handshake = TlsHandshake::start(std::move(link), *options.credentials, options.tls);
+    if (!handshake) return std::unexpected(handshake.error());
+    return TlsNewcomer(std::move(*handshake));
+  }
+
+  int native_handle() const noexcept { return link_ ? link_->native_handle() : handshake_.native_handle(); }
+
+  Result<FirstSaid> step(std::uint32_t) noexcept {
+    if (!link_) {
+      const auto progress = handshake_.step();
+      if (!progress) return std::unexpected(progress.error());
+      // A server's flight fits into an empty socket buffer: what the handshake waits for is always to be read.
+      if (*progress != TlsHandshake::Progress::done) return FirstSaid{};
+      link_.emplace(handshake_.take());
+    }
+    const auto first = peek_magic(*link_, std::chrono::milliseconds(0));
+    if (first) return FirstSaid{.done = true, .magic = *first};
+    if (first.error().code == Errc::timed_out) return FirstSaid{};
+    return std::unexpected(first.error());
+  }
+
+  TlsTransport take() noexcept { return std::move(*link_); }
+
+ private:
+  explicit TlsNewcomer(TlsHandshake handshake) noexcept : handshake_(std::move(handshake)) {}
+
+  TlsHandshake handshake_;
+  std::optional<TlsTransport> link_{};  ///< once the handshake is made
+};
+
+}  // namespace detail
+
+/// The acceptor of connections under TLS. Each connection that it returns has made its handshake.
+using TlsAcceptor = BasicAcceptor<detail::TlsNewcomer>;
+
+static_assert(Acceptor<TlsAcceptor>);
+
+}  // namespace multifd
