@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// One write or read whose wait has a time limit and ends by an Interrupt, over any transport that allows it: by calls of
-// its own, as TlsTransport has them, or by poll() on its descriptor.
+// One write or read whose wait has a time limit and ends by an Interrupt, over any transport that allows it: by calls
+// of its own, as TlsTransport has them, or by poll() on its descriptor.
 #pragma once
 
 #include <poll.h>
@@ -18,7 +18,7 @@
 
 namespace multifd {
 
-/// A transport that lies on one descriptor. Optional.
+/// Optional: a transport over one descriptor.
 template <class T>
 concept HasDescriptor = requires(const T& transport) {
   { transport.native_handle() } noexcept -> std::same_as<int>;
@@ -40,8 +40,8 @@ concept HasOwnReadWithin =
 
 }  // namespace detail
 
-/// A transport for write_within(): its own `write_some(buffers, timeout, interrupt)`, or a descriptor to poll and a write
-/// that does not wait.
+/// A transport for write_within(): its own `write_some(buffers, timeout, interrupt)`, or a descriptor to poll and a
+/// write that does not wait.
 template <class T>
 concept CanWriteWithin = detail::HasOwnWriteWithin<T> || (HasDescriptor<T> && HasAnswers<T>);
 
@@ -50,7 +50,7 @@ template <class T>
 concept CanReadWithin = detail::HasOwnReadWithin<T> || HasDescriptor<T>;
 
 /// write_some() that waits for room no longer than `timeout` (no_timeout: for ever) and until `interrupt` (may be null)
-/// is triggered. A write over TLS that was ended cannot be tried again: nobody knows how much of it went out.
+/// is triggered. A write over TLS that ended so cannot be tried again, because how much of it was sent is unknown.
 ///
 /// Errors: timed_out, cancelled, beside those of write_some(). On a plain descriptor: sockets only.
 /// Threads: the writing thread.
@@ -70,8 +70,8 @@ template <CanWriteWithin T>
   }
 }
 
-/// read_some() that waits for bytes no longer than `timeout` (no_timeout: for ever) and until `interrupt` (may be null) is
-/// triggered. A read that was ended can be tried again.
+/// read_some() that waits for bytes no longer than `timeout` (no_timeout: for ever) and until `interrupt` (may be null)
+/// is triggered. A read that ended so can be tried again.
 ///
 /// Errors: timed_out, cancelled, beside those of read_some().
 /// Threads: the reading thread.
