@@ -20,6 +20,7 @@
 #include <system_error>
 #include <utility>
 
+#include "multifd/limits.hpp"
 #include "multifd/result.hpp"
 #include "multifd/time_limit.hpp"
 #include "multifd/transport/detail/unique_fd.hpp"
@@ -78,8 +79,8 @@ struct FirstSaid {
 
 /// Accepts connections, and waits for the first four bytes of all of them at once.
 ///
-/// At most 512 connections wait for their first bytes: beyond them the oldest is closed for each new one, so that
-/// silent connections do not fill the process.
+/// At most max_waiting_connections connections wait for their first bytes: beyond them the oldest is closed for each
+/// new one, so that silent connections do not fill the process.
 /// Threads: one. Lifetime: the Listener must outlive the acceptor, whose destructor closes the connections that next()
 ///   has not returned.
 /// Cost: one descriptor (epoll). A connection costs an allocation and one or two system calls per arrival of bytes.
@@ -161,7 +162,6 @@ class BasicAcceptor {
   static constexpr std::uint64_t listener_tag = 0;
   static constexpr std::uint64_t end_tag = 1;
   static constexpr std::uint64_t first_tag = 2;
-  static constexpr std::size_t most_waiting = 512;  ///< more than the 255 channels and the main connection of a source
 
   BasicAcceptor(Listener& listener, Options options)
       : listener_(&listener), options_(std::move(options)), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {}
@@ -178,7 +178,7 @@ class BasicAcceptor {
     if (!link) return std::unexpected(link.error());
     auto newcomer = Newcomer::start(std::move(*link), options_);
     if (!newcomer) return std::unexpected(newcomer.error());
-    if (newcomers_.size() == most_waiting) newcomers_.pop_front();
+    if (newcomers_.size() == max_waiting_connections) newcomers_.pop_front();
     newcomers_.push_back({std::move(*newcomer), detail::deadline_after(as_timeout(options_.limit())), accepted_++});
     const Waiting& waiting = newcomers_.back();
     return watch(waiting.newcomer.native_handle(), Newcomer::events, waiting.number + first_tag);
