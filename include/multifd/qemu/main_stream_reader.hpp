@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Reads a main stream from a connection: elements as they come, with a time limit for each wait and an Interrupt. How the
-// bytes are cut into elements is MainStreamParser's (main_stream.hpp), which needs no connection.
+// Reads a main stream from a connection: elements as they come, with a time limit for each wait and an Interrupt.
+// MainStreamParser (main_stream.hpp) cuts the bytes into elements, and needs no connection.
 #pragma once
 
 #include <atomic>
@@ -42,7 +42,7 @@ template <Transport T>
   requires HasTimeLimits<T>
 class MainStreamReader {
  public:
-  /// Params `link`: has to outlive this object; nobody else may read from it meanwhile. `parser`: a fresh one.
+  /// Params `link`: must outlive this object, and must not be read elsewhere meanwhile. `parser`: a fresh one.
   MainStreamReader(T& link, MainStreamParser parser) : link_(&link), parser_(std::move(parser)) {}
 
   /// The next element that has arrived; none when it is not whole yet. Never waits.
@@ -50,13 +50,13 @@ class MainStreamReader {
   /// Errors: those of MainStreamParser::next(), sticky.
   [[nodiscard]] Result<std::optional<Element>> arrived() noexcept { return parser_.next(); }
 
-  /// Waits for bytes, and reads once. Call after arrived() said none.
+  /// Waits for bytes, and reads once. Called after arrived() has returned none.
   ///
   /// Params `timeout`: no_timeout: for ever. `interrupt`: may be null.
   /// Returns whether bytes have come; false: the connection has ended, where the stream may end (ended()).
-  /// Errors: timed_out, cancelled: may be called again; the transport's when the connection broke, truncated_stream when it
-  ///   ended in order, both inside the stream: arrived() is truncated_stream from then on, and its op
-  ///   names the place.
+  /// Errors: timed_out, cancelled: may be called again; the transport's when the connection broke, truncated_stream
+  ///   when it ended in order, both inside the stream: arrived() is truncated_stream from then on, and its op names the
+  ///   place.
   [[nodiscard]] Result<bool> read(std::chrono::milliseconds timeout, const Interrupt* interrupt = nullptr) noexcept {
     if (ended_) return false;
     const iovec room = mutable_buffer(parser_.room());
@@ -66,14 +66,15 @@ class MainStreamReader {
       bytes_.fetch_add(*got, std::memory_order_relaxed);
       return true;
     }
-    // A source that closes with something unread makes its kernel reset the connection: behind the stream that is an end.
+    // A source that closes with unread bytes makes its kernel reset the connection. Behind the stream a reset is an
+    // end.
     if (!got && !is_loss(got.error())) return std::unexpected(got.error());
     if (const auto whole = parser_.finish(); !whole) return std::unexpected(got ? whole.error() : got.error());
     ended_ = true;
     return false;
   }
 
-  /// The next element, waited for; none when the connection has ended where the stream may end.
+  /// Waits for the next element. None: the connection has ended where the stream may end.
   ///
   /// Params `timeout`: for each wait for bytes, not for the whole element; no_timeout: for ever.
   /// Errors: those of arrived() and read().
@@ -88,8 +89,8 @@ class MainStreamReader {
     }
   }
 
-  /// Whether the source has closed the connection, where the stream may end: MainStreamParser::tail() says how sure that
-  /// is.
+  /// Whether the source has closed the connection, where the stream may end: MainStreamParser::tail() says how sure
+  /// that is.
   bool ended() const noexcept { return ended_; }
 
   /// Bytes that have been read. Threads: any.
