@@ -100,7 +100,7 @@ struct WordRuns {
    public:
     static Result<Decoder> open(const WordRuns&, const CodecLimits&) noexcept { return Decoder{}; }
 
-    // The payload comes from a peer that nobody trusts: every count is held against the room that is left.
+    // The payload comes from a peer that is not trusted: every count is compared with the room that is left.
     Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
       std::uint64_t run[2] = {0, 0};
       for (const iovec& buffer : pages) {
@@ -165,7 +165,7 @@ int migrate(unsigned channels, std::uint64_t memory_bytes, const std::string& js
   check_contracts();
   constexpr std::size_t page = 4096;
   const std::size_t pages = memory_bytes / page;
-  // A guest: a quarter in the balloon (with stale bytes that nobody may see), a quarter zero, a quarter page tables,
+  // A guest: a quarter in the balloon (with stale bytes that must not be sent), a quarter zero, a quarter page tables,
   // a quarter noise.
   std::vector<std::byte> guest(pages * page);
   std::vector<std::byte> arrived(pages * page, std::byte{0xee});

@@ -23,7 +23,7 @@ Result<void> send_guest(std::span<std::byte> memory, std::span<const std::uint64
   if (!tx) return std::unexpected(tx.error());
 
   if (auto r = tx->queue_range(*block, 0, memory.size()); !r) return std::unexpected(r.error());
-  if (auto r = tx->close_epoch(); !r) return std::unexpected(r.error());  // an epoch ends; nobody waits
+  if (auto r = tx->close_epoch(); !r) return std::unexpected(r.error());  // an epoch ends; the call does not wait
   if (auto r = tx->queue_dirty(*block, dirty); !r) return std::unexpected(r.error());
   return tx->finish();  // until the other host says that everything has arrived
 }

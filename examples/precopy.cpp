@@ -120,7 +120,7 @@ int main() {
   Guest guest(here);
   guest.write(3, 1);
 
-  std::jthread writer([&](std::stop_token stop) {  // touches pages that nobody had touched before
+  std::jthread writer([&](std::stop_token stop) {  // touches pages that were untouched before
     for (std::size_t page = 100; !stop.stop_requested(); page = page * 5 % (size / 4096)) guest.write(page, 7);
   });
   bool received = false;

@@ -246,7 +246,7 @@ night() {
   if selected ctest; then note_skipped dev; fi
   # Every operation of every stack fails once, not every nth. (45 min)
   part faults env MULTIFD_TEST_FULL=1 build/dev/tests/fault
-  # 2,000 cancels at random moments, and who reads or writes what he should not.
+  # 2,000 cancels at random moments, and reads and writes outside of objects.
   for preset in tsan asan-ubsan; do
     # shellcheck disable=SC2086 # a list of words
     part "cancels-$preset" $run_tests env "MULTIFD_CANCELS=${MULTIFD_CANCELS:-2000}" "build/$preset/tests/system" \
@@ -281,8 +281,8 @@ fi
 if [ "$quick" = no ]; then
   stage format check_format
   stage noexcept both_noexcept
-  # Sanitizers look at what runs: headers, messages and packages are the other stages' work. The matrix of all stacks is
-  # the dearest to compile, and made of what the others run. They are clang's, which builds them in half of GCC's time,
+  # Sanitizers check what runs: headers, messages and packages are the other stages' work. The matrix of all stacks is
+  # the most expensive to compile, and made of what the others run. They are clang's, which builds them in half of GCC's time,
   # so they are also where the other compiler's values are looked at.
   units="unit_basics unit_compress unit_ends unit_engine unit_format unit_memory unit_packets unit_qemu unit_stack unit_transport
     unit_zero"
@@ -295,7 +295,7 @@ if [ "$quick" = no ]; then
   stage messages-clang messages # of wrong policies
 fi
 
-# A few seconds for each, of the receivers only for one: they are dear to compile, and differ in their decoders, which
+# A few seconds for each, of the receivers only for one: they are expensive to compile, and differ in their decoders, which
 # are here. More is for the night: sh tests/fuzz/run.sh
 short_fuzz() {
   if ! echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |

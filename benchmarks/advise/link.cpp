@@ -156,7 +156,7 @@ bool serve_link(Listener& listener, std::chrono::seconds idle, const Interrupt& 
     std::atomic<bool> ended = false;
     std::thread thread;
   };
-  constexpr std::size_t most_guests = 255;
+  constexpr std::size_t most_guests = max_channels;
   std::list<Guest> guests;
   Interrupt over = need(Interrupt::create());
   std::atomic<bool> bye = false;

@@ -29,14 +29,14 @@ namespace wire = multifd::wire;
 
 using Arrival = multifd::Arrival<Link>;
 
-/// The start of a main connection, read as its bytes come, so that a slow one keeps nobody waiting.
+/// The beginning of a main connection, read as its bytes come, so that a slow one delays no other.
 class HelloReader {
  public:
-  /// The hello, when it is whole. Throws Failure when it is none, or the connection has ended.
+  /// Returns the hello when it is whole. Throws Failure when the bytes are no hello, or the connection has ended.
   std::optional<nlohmann::json> read(Link& link) {
     while (said_.size() < wanted_) {
       std::array<std::byte, 4096> room;
-      // No read goes beyond a part: one that waits for the rest of it would lose what it has, under TLS.
+      // No read goes beyond a part: under TLS a read that waits for the rest of a part would lose the bytes it has.
       const std::size_t part = said_.size() < magic ? magic : wanted_;
       const iovec buffer = multifd::mutable_buffer(std::span(room).first(std::min(room.size(), part - said_.size())));
       const std::size_t got = need(link.read_now(std::span(&buffer, 1)), "main connection");
@@ -62,7 +62,7 @@ class HelloReader {
   std::size_t wanted_ = header;
 };
 
-/// Whether the source's next word on its main connection is that it gives up. Throws Failure: it has gone.
+/// Whether the source's next message on its main connection is `failed`. Throws Failure when the source has gone.
 bool says_failed(Link& link) {
   if (link.secured()) {
     const auto first = peek_magic(link, 0ms);
@@ -89,12 +89,12 @@ class Setup {
   Accepted run() {
     try {
       for (;;) {
-        look_at_main();  // first: who has ended may have said why
+        look_at_main();  // first, because a source that has ended may have sent its reason
         drop_ended();
         came_ = set_.channels();
         if (whole()) return take();
         const auto limit = std::min(deadline_, hello_ ? Clock::time_point::max() : hello_deadline_);
-        // What TLS has read off the socket already, epoll does not tell of.
+        // epoll does not report bytes that TLS has read from the socket already.
         const bool look_again = set_.has_main() && set_.main()->secured();
         auto next = acceptor_.next(look_again ? std::min(limit, Clock::now() + 50ms) : limit, &interrupt_);
         if (!next && next.error().code == Errc::timed_out && Clock::now() < limit) continue;
@@ -102,7 +102,7 @@ class Setup {
           time_out(next.error());
         } else if (!next && multifd::detail::is_limit(next.error().code) && !set_.has_main() &&
                    Clock::now() < limit_deadline()) {
-          // The source's main connection may be among those that have not spoken yet: it is to be told.
+          // The source's main connection may be among those that have sent nothing yet: tell it the reason.
           std::this_thread::sleep_for(10ms);
         } else if (!next) {
           throw Failure(next.error(), waiting());
@@ -119,7 +119,7 @@ class Setup {
  private:
   void take_in(Arrival arrival) {
     const bool is_main = arrival.magic == control_magic;
-    // A channel of a source that has given up since: the main connection tells why.
+    // A channel of a source that has given up since: the main connection has the reason.
     if (!arrival.magic && (set_.has_main() || gave_up_)) return;
     if (!is_main && arrival.magic != wire::magic) {
       const bool is_tls = arrival.magic && *arrival.magic >> 16 == 0x1603 && !arrival.link.secured();
@@ -145,7 +145,7 @@ class Setup {
     } else if (added == Set::Added::too_many) {
       throw Failure(multifd::fail(Errc::too_many_channels, multifd::Stage::accept, "accept").error(), waiting());
     }
-    // A try begins. Behind one that was given up, a channel may be the rest of that.
+    // A try begins. After a failed try a channel may be left from that one.
     if (gave_up_ ? is_main : is_main || set_.size() == 1) {
       gave_up_.reset();
       deadline_ = deadline_after(multifd::as_timeout(limits_.accept));
@@ -159,7 +159,8 @@ class Setup {
       if (hello_ && says_failed(*set_.main()))
         (void)Control::adopt(*set_.take_main(), interrupt_, limits_).receive(small_message, {.time = 1s});
     } catch (const Failure& failure) {
-      // What does not fit is said at both ends, and ends this side, too; a source that has gone may come again.
+      // Settings that do not fit are reported at both ends, and end this side, too. A source that has gone may come
+      // again.
       if (!failure.from_peer() && !failure.may_be_echo() && failure.code() != multifd::Condition::timed_out) throw;
       (void)set_.take_main();
       lost(failure);
@@ -178,8 +179,8 @@ class Setup {
       if (!uuid) throw Failure("main connection: the source's \"uuid\" is not 32 hexadecimal digits");
       uuid_ = {.kind = multifd::UuidCheck::Kind::exact, .uuid = *uuid};
     }
-    // Under TLS nobody can look at a channel's uuid ahead of its reader. But there a source's main connection has made
-    // its handshake, and so was accepted, before its channels connect.
+    // Under TLS a channel's uuid cannot be peeked. But there a source's main connection has made its handshake, and so
+    // was accepted, before its channels connect.
     if (set_.main()->secured() && set_.drop_before_main() > 0) tell_other_try();
     tell_of_smaller_backlog(announced + 1);
     need_descriptors(announced - std::min<std::size_t>(announced, set_.channels()));
@@ -195,7 +196,7 @@ class Setup {
     } else {
       tell_dropped();
     }
-    if (set_.size() == 0 && !gave_up_) deadline_ = Clock::time_point::max();  // that was no source yet
+    if (set_.size() == 0 && !gave_up_) deadline_ = Clock::time_point::max();  // no source has come yet
   }
 
   void tell_dropped() { tell("closed a connection that ended before a source's connections were all there\n"); }
@@ -265,11 +266,11 @@ class Setup {
   const TimeLimits& limits_;
   using Set = multifd::detail::SourceSet<Link>;
   Set set_{multifd::max_channels};
-  std::uint64_t main_number_ = 0;  ///< of the set's main connection, in the order in which they were accepted
+  std::uint64_t main_number_ = 0;  ///< the set's main connection, in the order in which connections were accepted
   HelloReader reader_;
   std::optional<nlohmann::json> hello_;  ///< of the set's main connection
   multifd::UuidCheck uuid_;
-  std::optional<Failure> gave_up_;                         ///< a source that had said its hello: why
+  std::optional<Failure> gave_up_;                         ///< the failure of a source that had sent its hello
   Clock::time_point deadline_ = Clock::time_point::max();  ///< none before the first connection
   Clock::time_point hello_deadline_ = Clock::time_point::max();
   std::optional<Clock::time_point> limit_deadline_;

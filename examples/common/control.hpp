@@ -11,7 +11,7 @@
 //   done        JSON     source -> destination: nothing follows on the channels
 //   ready       JSON     destination -> source: everything of the last step is in place
 //   result      JSON     destination -> source: verdict and counters
-//   failed      text     either way: why this side gives up
+//   failed      text     both directions: why this side gives up
 #pragma once
 
 #include <poll.h>
@@ -43,9 +43,9 @@ struct Message {
   std::vector<std::byte> payload;
 
   std::string text() const;
-  /// Throws Failure when it is no JSON object.
+  /// The payload as a JSON object. Throws Failure when it is none.
   nlohmann::json json() const;
-  /// What the peer says in a `failed`.
+  /// The peer's text in a `failed`.
   Failure failure() const;
 };
 
@@ -59,7 +59,7 @@ T field(const nlohmann::json& object, const char* key) {
   }
 }
 
-/// One end of the main connection. Reading and writing throw Failure, also for what the peer `failed` with.
+/// One end of the main connection. Reading and writing throw Failure, also when the peer sends `failed`.
 ///
 /// Threads: one; waits end when `interrupt` triggers.
 class Control {
@@ -72,30 +72,30 @@ class Control {
   /// As Link has it. The channels make their handshakes with the same credentials and preferences.
   std::string cipher() const { return link_.cipher(); }
 
-  /// What ends this side's waits from now on, beside the time limits.
+  /// Sets the Interrupt that ends this side's waits, beside the time limits.
   void set_interrupt(const multifd::Interrupt& interrupt) noexcept { interrupt_ = &interrupt; }
 
   void send(MessageType type, std::span<const std::byte> payload = {});
   void send_json(MessageType type, const nlohmann::json& object);
-  /// Sends what only the end may follow, whatever the interrupt says. Returns whether it went out; does not wait long.
+  /// Sends the last message, even if the interrupt has triggered. Returns whether it was written; does not wait long.
   bool send_last(MessageType type, std::span<const std::byte> payload) noexcept;
-  /// After send_last(): waits until the peer has read that and called finish(). Returns an empty text then, else why
-  /// nobody knows whether it has: the connection broke, or the peer is silent for `limit`.
+  /// After send_last(): waits until the peer has read that message and called finish(). Returns an empty text then.
+  /// Otherwise the text says why that is not known: the connection broke, or the peer was silent for `limit`.
   std::string why_unheard(std::chrono::milliseconds limit = std::chrono::seconds(5)) noexcept;
-  /// The peer has said its last, and all of it was read: ends this side in order, which tells the peer so. A control that
-  /// is destroyed without resets the connection.
+  /// Called when the peer's last message was read: ends this side in order, which tells the peer so. Without it the
+  /// destructor resets the connection.
   void finish() noexcept { (void)link_.finish(); }  // a peer that has gone misses nothing
-  /// Tells the peer why this side gives up; never throws, does not wait long. Nothing but the end may follow.
+  /// Sends the peer this side's reason for giving up, as the last message. Never throws, does not wait long.
   void send_failed(const std::string& reason) noexcept;
-  /// Ends a migration that failed: throws what the peer says about it when this side's failure may be an echo of
-  /// that, else tells the peer and throws `failure`.
+  /// Ends a migration that failed. When this side's failure may be the consequence of the peer's, throws the peer's
+  /// reason; otherwise sends `failure` to the peer and throws it.
   [[noreturn]] void give_up(const Failure& failure);
 
-  /// Waits for the next message to begin; false when it has not within `timeout` (0: no limit).
+  /// Waits for the next message to begin. False: it has not begun within `timeout` (0: no limit).
   bool wait_for_message(std::chrono::milliseconds timeout);
   /// Reads the next message. `limit_bytes` bounds its payload, `limit` the wait for its first byte.
   Message receive(std::size_t limit_bytes, const Limit& limit = {});
-  /// The same, and it must be of that type.
+  /// The same for a message that must have that type.
   Message expect(MessageType type, std::size_t limit_bytes, const Limit& limit = {});
 
  private:
@@ -108,10 +108,10 @@ class Control {
 
   Link link_;
   const multifd::Interrupt* interrupt_;  ///< null: nothing ends a wait but its limit
-  Limit message_limit_;                  ///< for the rest of a message that has begun, and for what is written
+  Limit message_limit_;                  ///< for the rest of a message that has begun, and for writes
 };
 
-/// Bounds of payloads: JSON, and everything that has no bound of its own.
+/// Bounds of payloads: of JSON, and of every message without a bound of its own.
 inline constexpr std::size_t small_message = 64 * 1024;
 inline constexpr std::size_t large_message = 1024 * 1024;
 

@@ -54,7 +54,7 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
                                 memory_limit));
     if (!backend || (settings.backend != Backend::automatic && settings.backend != *backend))
       throw Failure("the source's guest runs on another backend");
-    // Only the size counts: working set and seed come with the memory itself.
+    // Only the size is needed: working set and seed come with the memory itself.
     const auto guest = make_guest(*backend, {.memory_bytes = bytes, .working_set_bytes = guest_page_size});
 
     RamMap ram(guest_page_size);
@@ -93,7 +93,7 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
     if (now.errors > 0)
       throw Failure(fmt::format("the guest found {} errors in its memory at the destination, the first in page {}",
                                 now.errors, now.first_error_page));
-    // The guest lives here now, also when the source is no longer there to hear it.
+    // The guest runs here now, even if the source has gone before it got the result.
     const std::string verdict = json{
         {"pages_verified", pages},
         {"sweeps", now.sweeps},
@@ -112,7 +112,7 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
     report["tls_cipher"] = program::text_or_null(source.control.cipher());
     return report;
   } catch (const Failure& failure) {
-    source.control.give_up(failure);  // may throw the source's own words
+    source.control.give_up(failure);  // may throw the source's own reason
   } catch (const std::exception& failure) {
     source.control.give_up(Failure(program::text_of(failure)));
   }

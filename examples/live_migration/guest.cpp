@@ -28,7 +28,7 @@ void try_kvm() {
   guest->run();
   const auto deadline = std::chrono::steady_clock::now() + 2s;
   GuestReport report = guest->report();
-  // Nobody tells when the guest writes its memory, so this looks again and again.
+  // There is no event for a guest's write to its memory, so this polls.
   while (report.sweeps < 2 && report.failure.empty() && std::chrono::steady_clock::now() < deadline) {
     std::this_thread::sleep_for(1ms);
     report = guest->report();

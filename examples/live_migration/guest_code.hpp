@@ -75,7 +75,7 @@ GuestReport read_mailbox(std::span<std::byte> memory);
 std::uint64_t mailbox_word(std::span<std::byte> memory, MailboxWord word);
 
 /// Errors: throws when the mailbox in `memory` is not that of the guest with these registers, or when they would lead
-///   it out of its memory. Progress is not compared: that is for the guest to find.
+///   it out of its memory. Progress is not compared, because the guest itself finds errors there.
 void check_resumable(std::span<std::byte> memory, const Registers& registers);
 
 /// A saved state: header (magic, version, backend, sizes, checksum) and the backend's own bytes.
@@ -104,7 +104,7 @@ class Pacer {
   std::chrono::steady_clock::time_point due_;
 };
 
-/// Why a backend can no longer go on; told by its threads, read by anyone.
+/// Why a backend cannot go on; set by its threads, read by any.
 class Failure {
  public:
   void set(std::string why) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The RAM of the guest: where it comes from, how it is laid out and what boot() puts there. The program and
-// its mailbox are guest_code.hpp's matter.
+// The RAM of the guest: where it comes from, how it is laid out and what boot() puts there. guest_code.hpp has
+// the program and its mailbox.
 //
 //   0x0000  unused          0x3000  mailbox            0x100000  end of the low area
 //   0x1000  PML4 (kvm)      0x4000  program (kvm)      ...       pages of all kinds
@@ -36,7 +36,7 @@ void check_config(const GuestConfig& config);
 
 WorkingSet working_set(const GuestConfig& config);
 
-/// Anonymous private memory, not touched until someone writes it.
+/// Anonymous private memory, untouched until its first write.
 class GuestMemory {
  public:
   explicit GuestMemory(std::size_t bytes);

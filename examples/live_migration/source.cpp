@@ -36,7 +36,7 @@ struct Precopy {
   std::vector<Round> rounds;
   SenderStats stats;
   double seconds = 0;   ///< from the first page to the last
-  double downtime = 0;  ///< the guest stood still: last round, registers, the other side's word that it has all
+  double downtime = 0;  ///< while the guest stood still: last round, registers, the other side's confirmation
 };
 
 std::uint64_t count_bits(std::span<const std::uint64_t> bitmap) {
@@ -45,7 +45,7 @@ std::uint64_t count_bits(std::span<const std::uint64_t> bitmap) {
   return sum;
 }
 
-/// Waits on the clock or on the user.
+/// Waits for a time, or for a signal.
 void pause(double seconds, const Interrupt& interrupt) {
   pollfd event{.fd = interrupt.native_handle(), .events = POLLIN, .revents = 0};
   if (::poll(&event, 1, static_cast<int>(seconds * 1000)) > 0)
@@ -197,7 +197,7 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
   if (!quiet) program::say("backend: {}\n", note);
   guest->boot();
   guest->run();
-  pause(settings.run_before_s, interrupt);  // ahead of connecting: a destination waits for a hello, but not for long
+  pause(settings.run_before_s, interrupt);  // before connecting, because a destination does not wait long for a hello
   Control control = Control::connect(address, interrupt, settings.limits, settings.tls);
   try {
     control.send_json(MessageType::hello, {{"size", guest->memory().size()},
@@ -209,7 +209,7 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
                                            {"run_after", settings.run_after_s}});
     const Precopy done = precopy(settings, address, *guest, control, interrupt);
 
-    // The guest stands still on both sides: compare every page, then let it go on over there.
+    // The guest stands still on both sides: compare every page, then let the guest go on at the destination.
     const GuestReport here = guest->report();
     const program::Stopwatch verifying;
     {

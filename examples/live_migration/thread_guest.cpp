@@ -156,7 +156,7 @@ class WriteLog {
     stop_event_ = eventfd(0, EFD_CLOEXEC);
     if (stop_event_ < 0) throw std::runtime_error(fmt::format("eventfd: {}", std::strerror(errno)));
     handler_ = quiet_thread("dirty-log", [this] { handle_faults(); });
-    // Only now, with someone there to lift it: the guest may run already.
+    // Only now, when the handler thread can lift the protection: the guest may run already.
     if (const int error = set_protection(0, memory_.size() / guest_page_size, UFFDIO_WRITEPROTECT_MODE_WP);
         error != 0) {
       const std::uint64_t one = 1;

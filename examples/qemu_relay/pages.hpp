@@ -8,10 +8,10 @@
 //   record on main      bytes           record              listed                    record
 //   listed in a packet  bytes           record              listed                    first: record; again: listed
 //
-// A QEMU takes the first listed zero page at a place for what its memory holds already, and does not write it. A record
-// it writes, always; and what it has had before in any form, it writes when it is listed (format/packets.md section
-// 5.2, seen on 10.0 and 11.1; 7.2 knows records only). So a list is right where the memory is fresh, or behind
-// something else.
+// The first time that a page is listed, a QEMU does not write it, because it assumes that its memory is zero there. It
+// always writes a record's page, and a listed page that it has received before in any form (format/packets.md section
+// 5.2, seen on 10.0 and 11.1; 7.2 knows records only). So a list is right where the memory is fresh, or when the page
+// has been sent before.
 #pragma once
 
 #include <multifd/memory/received_pages.hpp>
@@ -28,15 +28,15 @@ namespace relay {
 
 using MainStreamWriter = multifd::qemu::MainStreamWriter<program::Link>;
 
-/// What is known of the destination's memory before the first page.
+/// What is known about the destination's memory before the first page.
 enum class OutMemory : std::uint8_t {
-  unknown,  ///< anything: firmware, a file that was in use, an nvdimm; every zero page is said so that it is written
+  unknown,  ///< anything: firmware, a file that was in use, an nvdimm; every zero page is sent so that it is written
   fresh,    ///< the user says that main memory (see fresh_blocks()) is zero
 };
 
-/// By block, whether the destination's memory is zero, if the user says so of main memory: all blocks over 64 MiB, and a
-/// smaller one only if it is larger than every other and no flash by its name. ROMs and firmware are never fresh: the
-/// flashes of arm's virt have 64 MiB, which may be as much as its memory.
+/// Which blocks count as zero at the destination if the user says so about main memory: all blocks over 64 MiB, and a
+/// smaller one only if it is larger than every other block and its name is no flash's. ROMs and firmware are never
+/// fresh: the flashes of arm's virt have 64 MiB, which may be as much as the guest's memory.
 std::vector<bool> fresh_blocks(const multifd::RamMap& ram, OutMemory memory);
 
 /// One sender, fed by the source's channels and its main stream at once. Errors of the sender come back as Results.
@@ -48,18 +48,20 @@ class Pages {
   Pages(const multifd::RamMap& ram, const program::StackOptions& out, OutMemory memory,
         std::vector<program::Link> links);
 
-  /// A packet of one of the source's channels. Threads: any. Blocks while every channel to the destination is full.
+  /// Takes a packet of one of the source's channels. Threads: any. Blocks while every channel to the destination is
+  /// full.
   multifd::Result<void> take(multifd::ReceivedPacket& packet);
   multifd::Result<void> take(const multifd::DeviceState& state);
 
-  /// A ZERO record of the source's main stream. Returns whether it has to be forwarded there. Threads: the main one.
+  /// Takes a ZERO record of the source's main stream. Returns whether it must be forwarded on the main stream. Threads:
+  /// the main one.
   multifd::Result<bool> take_zero(multifd::BlockId block, std::uint64_t offset);
 
-  /// Writes the zero pages that go by the main stream and have come so far, so that they are not all left for the end of
-  /// the epoch. Only where a record may stand: inside a RAM section. Threads: the main one.
+  /// Writes the zero pages that go on the main stream and have come so far, so that the end of the epoch is not flooded
+  /// with them. Only where a record is allowed: inside a RAM section. Threads: the main one.
   multifd::Result<void> write_zero_records(MainStreamWriter& main);
 
-  /// Closes the epoch: the zero pages that go by the main stream are to be written next. Threads: the main one, while
+  /// Closes the epoch. The zero pages that go on the main stream must be written next. Threads: the main one, while
   /// all channels of the source are held.
   multifd::Result<void> close_epoch();
 
@@ -87,7 +89,7 @@ class Pages {
   mutable std::mutex mutex_;
   std::vector<ZeroRun> zero_runs_;  ///< of this epoch, for the main stream
   std::uint64_t zero_records_ = 0;
-  std::optional<multifd::ReceivedPages> said_;  ///< what the destination has had; only where lists depend on it
+  std::optional<multifd::ReceivedPages> said_;  ///< pages that the destination has got; where lists depend on them
   std::vector<std::uint64_t> offsets_;          ///< a packet's, without the zero pages that go another way
   // Zero pages that travel as bytes, for one packet.
   multifd::BlockId bytes_block_{};

@@ -26,9 +26,10 @@ using qemu::ElementKind;
 
 namespace {
 
-/// "MFDR", which no source asks with.
+/// "MFDR", a value with which no source pings.
 constexpr std::uint32_t question = 0x4d46'4452;
-/// Who waits for a SYNC that nobody sends does so for good; who does not answers in this time and some round trips.
+/// A destination that waits for a SYNC that never comes waits for good. Any other answers within this time and some
+/// round trips.
 constexpr auto style_limit = 1000ms;
 
 std::int64_t now_ms() {
@@ -36,7 +37,7 @@ std::int64_t now_ms() {
       .count();
 }
 
-/// Waits for one of them, or for the time; whether the first has triggered.
+/// Waits for one of the two, or for the time. Returns whether the first has triggered.
 bool wait_for(const Interrupt& wanted, std::chrono::milliseconds limit, const Interrupt* other = nullptr) {
   std::array<pollfd, 2> entries{
       {{.fd = wanted.native_handle(), .events = POLLIN, .revents = 0},
@@ -47,8 +48,8 @@ bool wait_for(const Interrupt& wanted, std::chrono::milliseconds limit, const In
   return wanted.triggered();
 }
 
-/// How a TCP connection stands whose other end has closed it: false when it was reset, or does not take what was written
-/// last. True for other sockets, where a write that nobody will read fails at once.
+/// Whether a TCP connection that the other end has closed took the last bytes: false when it was reset, or does not
+/// acknowledge them. True for other sockets, where a write without a reader fails at once.
 bool took_all(int socket) {
   for (int tries = 0;; ++tries) {
     tcp_info info{};
@@ -63,7 +64,7 @@ bool took_all(int socket) {
 }
 
 std::uint64_t peak_rss_bytes() {
-  // Not getrusage(): what it says outlives exec(), so it may be the parent's.
+  // Not getrusage(): its maximum survives exec(), so it may be the parent's.
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);)
     if (line.starts_with("VmHWM:")) return std::stoull(line.substr(6)) * 1024;
@@ -91,7 +92,7 @@ Relay::Relay(const Settings& settings, program::QemuSource& source, const Interr
 Relay::~Relay() {
   if (return_path_.joinable()) return_path_.join();
   {
-    // A worker that still comes to fail() must not reach for what is about to go.
+    // A worker that still calls fail() must not use what is about to be destroyed.
     const std::lock_guard lock(mutex_);
     if (!failure_) failure_ = Failure("the relay has ended");
   }
@@ -151,7 +152,7 @@ void Relay::connect() {
   const std::chrono::milliseconds limit = settings_.source.timeout;
   SocketOptions options = settings_.source.limits.socket(&interrupt_);
   options.connect_timeout = limit;
-  // Whoever takes no byte for so long will not take any.
+  // A peer that takes no byte for so long will not take any.
   const auto limit_writes = [&](const FdTransport& link) {
     const timeval limit_value{.tv_sec = limit.count() / 1000, .tv_usec = limit.count() % 1000 * 1000};  // 0: no limit
     ::setsockopt(link.native_handle(), SOL_SOCKET, SO_SNDTIMEO, &limit_value, sizeof limit_value);
@@ -204,7 +205,7 @@ void Relay::take(const qemu::Element& element) {
     }
     case ElementKind::page: wrote(writer_->page(element.name, element.offset, element.data)); return;
     case ElementKind::device_state:
-      // The destination may answer, and close, as soon as it has the last byte.
+      // The destination may answer, and close, as soon as it has received the last byte.
       all_forwarded_ = main_.parser().tail() != qemu::StreamTail::inside;
       break;
     default: break;
@@ -232,11 +233,11 @@ void Relay::take(const qemu::Element& element) {
   if (element.kind == ElementKind::block && main_.parser().block_list_complete()) open_channels();
 }
 
-/// Once a second while the source is silent: what will never come is not waited for. Returns whether the source need not
-/// be waited for any more.
+/// Once a second while the source is silent: what will never come is not waited for. Returns whether the source need
+/// not be waited for any more.
 bool Relay::give_up_on_silence() {
   ++silent_seconds_;
-  // It has its answer and keeps the connection nevertheless.
+  // The source has its answer, and keeps the connection nevertheless.
   if (confirmed_) return silent_seconds_ > 10 || interrupt_.triggered();
   if (!all_forwarded_) {
     const std::lock_guard lock(mutex_);
@@ -295,7 +296,7 @@ void Relay::open_channels() {
     receiver_ = std::move(*receiver);
     pages_ = std::move(pages);
   }
-  check();  // fail() may have come before it could reach these two
+  check();  // fail() may have come before these two existed
   const std::string_view machine = main_.parser().machine_type();
   if (!settings_.out_peer && !version_of_machine_type(machine))
     program::tell(
@@ -376,7 +377,8 @@ void Relay::prove_sections(const qemu::Element& end_of_section) {
   footer_written_ = true;
   wrote(writer_->ping(question));
   wrote(writer_->push_out());
-  // The destination takes its main stream in order: before it has answered the source, the question has not been reached.
+  // The destination takes its main stream in order: before it has answered the source, the question has not been
+  // reached.
   if (pinged_ms_ != 0) wait_for(first_ponged_, answer_limit(), &return_path_ended_);
   if (wait_for(ponged_, question_limit(), &return_path_ended_))
     throw styles_differ(SyncStyle::per_section, program::printable(main_.parser().machine_type()),
@@ -418,7 +420,7 @@ void Relay::forward_return_path() noexcept {
   return_path_ended_.trigger();
 }
 
-/// What the destination says goes to the source unchanged, but for the answer to the relay's own question.
+/// The destination's messages go to the source unchanged, except the answer to the relay's own question.
 void Relay::copy_return_path() {
   qemu::ReturnPathParser parser;
   for (;;) {
@@ -466,9 +468,9 @@ void Relay::take_answer(const qemu::ReturnMessage& message) {
       throw destination_lost(message.value);
     }
     if (!all_forwarded_) throw Failure("destination: confirmed before it had everything");
-    confirmed_ = true;  // before the source has it, which may close its connections at once
+    confirmed_ = true;  // before the source gets it, because the source may close its connections at once
   }
-  // Under the lock, because who fails meanwhile resets the source's connection, and what was written to it with it.
+  // Under the lock, because a failure meanwhile resets the source's connection and drops the bytes written to it.
   const std::lock_guard lock(mutex_);
   if (failure_) throw *failure_;
   if (message.type == qemu::return_shut && source_ended_)
@@ -521,14 +523,14 @@ void Relay::finish() {
     destination_->shutdown();
   }
   try {
-    source_.refuse_more_channels(*receiver_);  // strangers that came meanwhile are told of, too
+    source_.refuse_more_channels(*receiver_);  // strangers that came meanwhile are reported, too
   } catch (const Failure& failure) {
     program::tell("warning: everything is forwarded, but another connection came: {}\n", failure.what());
   }
 }
 
-/// Once the last epoch is whole, a channel brings nothing more that the destination needs, but devices' state that comes
-/// that way. A source that is gone shows it on its main connection, too, by an end or by silence.
+/// Once the last epoch is whole, a channel brings nothing more that the destination needs, but devices' state that
+/// comes that way. A source that is gone shows it on its main connection, too, by an end or by silence.
 void Relay::take_channel_error(const Error& error) noexcept {
   const Failure failure = source_.failure(error);
   if (!all_forwarded_ && (!ram_over_ || device_packets_)) {
@@ -584,7 +586,7 @@ void Relay::take_signal() noexcept {
     stopping = std::unique_lock(stopping_);
     receiver = receiver_.get();
   }
-  if (receiver != nullptr) receiver->cancel();  // it waits for the source's channels to close
+  if (receiver != nullptr) receiver->cancel();  // the receiver waits for the source's channels to close
 }
 
 void Relay::check() const {

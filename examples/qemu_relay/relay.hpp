@@ -35,15 +35,15 @@ struct Settings {
   std::string connect;
   program::StackOptions out;
   program::Tls out_tls;
-  std::optional<multifd::PeerProfile> out_peer;  ///< none: from the machine type
-  bool choose_zero_pages = false;                ///< by what the peer knows
+  std::optional<multifd::PeerProfile> out_peer;  ///< none: derived from the machine type
+  bool choose_zero_pages = false;                ///< by the peer's profile
   OutMemory out_memory = OutMemory::unknown;
   std::string json_path;
 };
 
-/// One migration. What fails first, anywhere, closes every connection hard on both sides at once, so that neither side
-/// waits for the other (section 16, row 26), and is what run() throws, with where the guest is then. Once the
-/// destination's confirmation is passed on nothing fails any more: the guest has moved, and only waits end.
+/// One migration. The first failure, anywhere, closes every connection hard on both sides at once, so that neither side
+/// waits for the other (section 16, row 26). run() throws it, with a text that says where the guest is. Once the
+/// destination's confirmation is passed on nothing fails any more: the guest has moved, and a failure only ends waits.
 class Relay {
  public:
   Relay(const Settings& settings, program::QemuSource& source, const multifd::Interrupt& interrupt);
@@ -61,8 +61,8 @@ class Relay {
   program::StackOptions out_options() const;
   void close_epoch(const multifd::qemu::Element& element);
 
-  // Whether the destination ends epochs as the source does (section 6.1), of which the stream says nothing: a PING of our
-  // own behind the first section, and whether its PONG comes when it should.
+  // Checks that the destination ends epochs as the source does (section 6.1), which the stream does not say: the relay
+  // sends a PING of its own behind the first section, and its PONG must come in time.
   bool has_to_prove_sections() const;
   void prove_sections(const multifd::qemu::Element& end_of_section);
   void ask_destination();
@@ -73,7 +73,7 @@ class Relay {
   void forward_return_path() noexcept;
   void copy_return_path();
   void take_answer(const multifd::qemu::ReturnMessage& message);
-  /// One wait for the destination; nothing when it has said nothing in time.
+  /// Waits for the destination; no value when it has sent nothing in time.
   std::optional<multifd::Result<std::size_t>> read_destination(std::span<std::byte> room);
   /// Whether the return path's thread has ended within that time.
   bool return_path_ends(std::chrono::milliseconds limit, const multifd::Interrupt* interrupt) const;
@@ -84,16 +84,16 @@ class Relay {
   Answer answer() const;
   Outcome end();
 
-  /// Makes `failure` the one that counts unless another came before, and closes everything. Threads: any.
+  /// Makes `failure` the first one unless another came before, and closes everything. Threads: any.
   void fail(const program::Failure& failure) noexcept;
-  /// fail() with a connection of the destination's, in the words of what the destination itself says about it, if it
-  /// does at all. Threads: any but the return path's.
+  /// fail() for a broken connection of the destination's, with the destination's own reason if it sends one. Threads:
+  /// any but the return path's.
   void lose_destination(const multifd::Error& error) noexcept;
   void take_signal() noexcept;
   void check() const;
-  /// A failure to write the destination's main stream is the destination's. Throws it.
+  /// Throws a failure to write the destination's main stream as the destination's.
   void wrote(const multifd::Result<void>& written);
-  /// A failure of the destination's side on a channel thread: counts as such, and stops the source's channel, too.
+  /// Handles a failure of the destination's side on a channel thread: fails, and stops the source's channel, too.
   template <class T>
   multifd::Result<T> at_destination(multifd::Result<T> result);
 
@@ -108,41 +108,41 @@ class Relay {
   std::vector<program::Link> out_links_;
   multifd::RamMap ram_;
   std::uint64_t epochs_ = 0;
-  std::atomic<std::uint64_t> main_pages_ = 0;  ///< that came as records of the main stream
-  std::uint64_t ram_pages_ = 0;                ///< in all blocks, once receiver_ is there
-  unsigned silent_seconds_ = 0;                ///< since the source's last byte
+  std::atomic<std::uint64_t> main_pages_ = 0;  ///< pages that came as records of the main stream
+  std::uint64_t ram_pages_ = 0;                ///< pages in all blocks; valid once receiver_ is set
+  unsigned silent_seconds_ = 0;                ///< time since the source's last byte
   std::uint32_t ram_section_ = 0;
   enum class FirstSection : std::uint8_t { open, ended, over } first_section_ = FirstSection::open;
   bool last_section_ = false;    ///< RAM's END has begun
   bool footer_written_ = false;  ///< ahead of the source's own
   std::thread return_path_;
 
-  // Up to pages_ and receiver_ stands all that their threads use, because those threads go on until both are destroyed.
+  // The members above pages_ and receiver_ are used by their threads, which run until both are destroyed.
   const multifd::Interrupt& interrupt_;
   mutable std::mutex mutex_;
-  std::mutex stopping_;  ///< held by who is closing everything: nothing may be destroyed meanwhile
+  std::mutex stopping_;  ///< held while everything is closed: nothing may be destroyed meanwhile
   std::optional<program::Failure> failure_;
   std::optional<program::Failure> channel_lost_;  ///< of the source's, when its pages had all come; under mutex_
   std::atomic<bool> connected_ = false;           ///< to the destination, with all channels
   std::atomic<bool> ram_over_ =
-      false;  ///< an epoch of RAM's END has come whole; if another follows, that tells of what is missing
-  std::atomic<bool> device_packets_ = false;     ///< devices' state comes by the channels, too
+      false;  ///< an epoch of RAM's END has come whole; if another follows, it shows what is missing
+  std::atomic<bool> device_packets_ = false;     ///< devices' state comes on the channels, too
   std::atomic<bool> all_forwarded_ = false;      ///< the destination may close its connection now
-  std::atomic<bool> confirmed_ = false;          ///< it said SHUT(0)
-  std::atomic<bool> passed_on_ = false;          ///< and that was written to the source; set under mutex_
-  std::atomic<bool> refused_ = false;            ///< it said SHUT with another status
-  std::atomic<bool> destination_ended_ = false;  ///< it closed its main connection in order
-  std::atomic<bool> source_ended_ = false;       ///< so did the source
+  std::atomic<bool> confirmed_ = false;          ///< the destination sent SHUT(0)
+  std::atomic<bool> passed_on_ = false;          ///< the SHUT(0) was written to the source; set under mutex_
+  std::atomic<bool> refused_ = false;            ///< the destination sent SHUT with another status
+  std::atomic<bool> destination_ended_ = false;  ///< the destination closed its main connection in order
+  std::atomic<bool> source_ended_ = false;       ///< the source closed its main connection in order
   std::atomic<bool> return_path_open_ = false;
-  std::atomic<bool> losing_ = false;  ///< a connection of the destination's has broken, and it may still say why
-  std::atomic<bool> ending_ = false;  ///< our end of the destination's main connection is being closed
-  std::atomic<bool> heard_ = false;   ///< the destination has answered something before it was asked
+  std::atomic<bool> losing_ = false;  ///< a connection of the destination's has broken, and its reason may still come
+  std::atomic<bool> ending_ = false;  ///< the relay is closing its end of the destination's main connection
+  std::atomic<bool> heard_ = false;   ///< the destination has answered a PING of the source before the relay's question
   std::atomic<std::uint32_t> ping_value_ = 0;  ///< of the source's first PING
-  std::atomic<std::int64_t> pinged_ms_ = 0;    ///< when that was sent on; 0: never
+  std::atomic<std::int64_t> pinged_ms_ = 0;    ///< when that PING was sent on; 0: never
   std::atomic<std::int64_t> round_trip_ms_ = 0;
-  multifd::Interrupt first_ponged_;         ///< the destination has answered it
-  std::atomic<std::int64_t> asked_ms_ = 0;  ///< when it was asked something that has to be answered in time; 0: never
-  multifd::Interrupt ponged_;               ///< by it, to the question
+  multifd::Interrupt first_ponged_;         ///< the destination has answered that PING
+  std::atomic<std::int64_t> asked_ms_ = 0;  ///< when the relay's question was sent; 0: never
+  multifd::Interrupt ponged_;               ///< the destination has answered the relay's question
   multifd::Interrupt return_path_ended_;
   std::unique_ptr<Pages> pages_;
   std::unique_ptr<program::AnyReceiver> receiver_;  // behind pages_, which its threads use until it is gone

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 //
-// AnySender and AnyReceiver: stacks that are chosen by name at run time, behind one type with virtual calls, so that the
-// code around them is compiled once. A program lists the policies that it offers; each combination is compiled where
-// open_any_sender() and open_any_receiver() are called, so call each in one source file. Transports are chosen with
-// AnyTransport (transport/any_transport.hpp), for which one stack is compiled, or by calling the functions with another.
+// AnySender and AnyReceiver: stacks that are chosen by name at run time, behind one type with virtual calls, so that
+// the code around them is compiled once. A program lists the policies that it offers; each combination is compiled
+// where open_any_sender() and open_any_receiver() are called, so call each in one source file. Transports are chosen
+// with AnyTransport (transport/any_transport.hpp), for which one stack is compiled, or by calling the functions with
+// another.
 //
 //   using Link        = AnyTransport<FdTransport, TlsTransport>;
 //   using Compressors = PolicyList<NoComp, Zlib, Zstd>;
@@ -24,6 +25,7 @@
 #include <utility>
 #include <vector>
 
+#include "multifd/compress/nocomp.hpp"
 #include "multifd/ends/into_hook.hpp"
 #include "multifd/ends/into_memory.hpp"
 #include "multifd/receiver.hpp"
@@ -32,14 +34,15 @@
 
 namespace multifd {
 
-/// A Sender, whatever its policies: see Sender for what each call does, its errors and its threads.
+/// A Sender with any policies. Sender explains what each call does, its errors and its threads.
 ///
-/// Cost: one virtual call per queue_*(), which queues many pages. What a stack's page source does not have is
-///   Errc::not_supported: queue_copies() of FromGuest, queue_page(), queue_range() and queue_dirty() of FromCopies.
+/// Cost: one virtual call per queue_*(), which queues many pages. Calls that a stack's page source does not
+///   have fail with Errc::not_supported: queue_copies() with FromGuest, queue_range() and queue_dirty() with
+///   FromCopies.
 class AnySender {
  public:
-  /// Asked, under a policy that reports zero pages to the caller (ZeroPagesLegacy), for each of them. Returns whether the
-  /// caller puts the page on its main stream; else the page travels as bytes. Empty: all travel as bytes.
+  /// Called for each zero page under a policy that reports them to the caller (ZeroPagesLegacy). Returns whether the
+  /// caller writes the page to its main stream; otherwise the page travels as bytes. Empty: all travel as bytes.
   using OnZero = std::function<bool(std::uint64_t offset)>;
 
   virtual ~AnySender() = default;
@@ -53,8 +56,9 @@ class AnySender {
     return do_queue_dirty(block, bitmap, on_zero);
   }
   [[nodiscard]] Result<Queued> queue_zero(BlockId block, std::uint64_t offset) { return do_queue_zero(block, offset); }
-  /// queue_zero() for all pages of a range; `on_zero` is told of those that are Queued::zero_on_main, and has to take them.
-  /// Errors: also Errc::bad_option when it is empty and is needed.
+  /// queue_zero() for all pages of a range; `on_zero` is called for those that are Queued::zero_on_main, and must take
+  /// them.
+  /// Errors: also Errc::bad_option when `on_zero` is empty and is needed.
   [[nodiscard]] Result<void> queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                          const OnZero& on_zero) {
     return do_queue_zeros(block, offset, bytes, on_zero);
@@ -95,26 +99,26 @@ class AnySender {
   [[nodiscard]] virtual Result<void> do_set_level(int level) = 0;
 };
 
-/// What of SenderOptions does not depend on the policies, and which policies: see SenderOptions for the rest.
+/// The names of the policies, and the fields of SenderOptions that do not depend on them. SenderOptions explains these.
 struct AnySenderOptions {
   std::string_view compression = "none";    ///< a name of the compressors' list
-  std::optional<int> level{};               ///< none: the compressor's default; ignored by those without levels
-  std::string_view zero_pages = "multifd";  ///< a name of the zero policies' list; with their default parameters
+  std::optional<int> level{};               ///< none: the compressor's default; compressors without levels ignore it
+  std::string_view zero_pages = "multifd";  ///< a name of the zero policies' list; its parameters are the defaults
   Uuid uuid{};
   PeerProfile peer = peer_multifd;
   std::uint64_t bandwidth = 0;
   unsigned depth = 0;
-  std::chrono::milliseconds progress_timeout{120'000};
-  std::chrono::milliseconds confirm_timeout{120'000};
+  std::chrono::milliseconds progress_timeout = SenderOptions<NoComp, ZeroPagesNone>{}.progress_timeout;
+  std::chrono::milliseconds confirm_timeout = SenderOptions<NoComp, ZeroPagesNone>{}.confirm_timeout;
   Digest digest = Digest::off;
   ThreadHook thread_hook{};
   ErrorHook on_error{};
 };
 
-/// A Receiver, whatever its policies: see Receiver for what each call does, its errors and its threads.
+/// A Receiver with any policies. Receiver explains what each call does, its errors and its threads.
 ///
-/// With a sink that does not write memory (IntoHook), apply_zero() and apply_page() are Errc::not_supported, and
-/// received() is false.
+/// With a sink that does not write memory (IntoHook), apply_zero() and apply_page() fail with Errc::not_supported, and
+/// received() returns false.
 class AnyReceiver {
  public:
   using WhileHeld = std::function<Result<void>()>;
@@ -149,7 +153,8 @@ class AnyReceiver {
                                                    std::span<const std::byte> bytes) = 0;
 };
 
-/// What of ReceiverOptions does not depend on the compressor, and which compressor: see ReceiverOptions for the rest.
+/// The name of the compressor, and the fields of ReceiverOptions that do not depend on it. ReceiverOptions explains
+/// these.
 template <PageSink Into = IntoMemory>
 struct AnyReceiverOptions {
   std::string_view compression = "none";  ///< a name of the compressors' list
@@ -157,11 +162,11 @@ struct AnyReceiverOptions {
   Barrier barrier = Barrier::automatic;
   Into into{};
   FirstPacket first_packet = FirstPacket::any;
-  std::chrono::milliseconds hello_timeout{10'000};
+  std::chrono::milliseconds hello_timeout = ReceiverOptions<NoComp>{}.hello_timeout;
   Listener* listener = nullptr;
   const Interrupt* interrupt = nullptr;
-  std::chrono::milliseconds barrier_timeout{60'000};
-  std::chrono::milliseconds progress_timeout{300'000};
+  std::chrono::milliseconds barrier_timeout = ReceiverOptions<NoComp>{}.barrier_timeout;
+  std::chrono::milliseconds progress_timeout = ReceiverOptions<NoComp>{}.progress_timeout;
   DeviceStateHook on_device_state{};
   ThreadHook thread_hook{};
   ErrorHook on_error{};
@@ -286,7 +291,7 @@ class ReceiverOf final : public AnyReceiver {
 
 /// Opens the Sender of one stack whose zero policy is the caller's, and hides its type.
 ///
-/// Params `options`: `zero_pages` of it is not asked. Errors: those of Sender::open().
+/// Params `options`: its `zero_pages` is ignored. Errors: those of Sender::open().
 template <Compressor C, PageSource From = FromGuest, ZeroPagePolicy Z, Transport T>
 [[nodiscard]] Result<std::unique_ptr<AnySender>> open_any_sender_of(Z zero_pages, const RamMap& ram,
                                                                     std::vector<T> links, AnySenderOptions options) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Limits that every layer shares. Their values are QEMU's. Each has its one home here; other headers use these names.
+// Limits that every layer shares. Each has its one home here; other headers use these names. QEMU set the values,
+// except that of max_waiting_connections.
 #pragma once
 
 #include <cstddef>
@@ -9,6 +10,9 @@ namespace multifd {
 
 /// Channels of one migration: a channel's id has one byte, and QEMU's option stops at 255.
 inline constexpr unsigned max_channels = 255;
+
+/// Connections that may wait at once to be recognised: more than all channels and the main connection of one source.
+inline constexpr std::size_t max_waiting_connections = 512;
 
 /// Page bytes of one full batch, which is also one full packet of the multifd format.
 inline constexpr std::size_t batch_bytes = 512 * 1024;

@@ -128,12 +128,10 @@ struct Bare {
   Result<void> finish() noexcept { return {}; }
   void shutdown() noexcept {}
 };
-template <class T>
-concept ReadsWithin = requires(T& t, MutableBuffers to) { t.read_some(to, 1ms, nullptr); };
 static_assert(check_transport<AnyTransport<FdTransport, Bare>>());
 static_assert(!HasAnswers<AnyTransport<FdTransport, Bare>> && HasReadFull<AnyTransport<FdTransport, Bare>>);
 static_assert(!HasReadFull<AnyTransport<MemoryTransport, Bare>>);
-static_assert(ReadsWithin<AnyTransport<FdTransport>> && !ReadsWithin<AnyTransport<FdTransport, Bare>>);
+static_assert(HasTimeLimits<AnyTransport<FdTransport>> && !HasTimeLimits<AnyTransport<FdTransport, Bare>>);
 static_assert(!std::constructible_from<Any, Bare>);
 
 template <class T>

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whoever dies in a migration through our programs, the others end with an error soon, and no dump looks whole.
+"""Whichever process dies in a migration through our programs, the others end with an error soon, and no dump looks whole.
 
     python3 tests/interop/failures.py --programs build/dev/examples --full --seed 7
 
@@ -137,7 +137,7 @@ class Scene:
         if self.case["victim"] == "program":
             return ""
         left = max(0.01, end - time.monotonic())
-        # Who is cut off before it has said a word is no source, and the program waits for the next one.
+        # A connection that is cut before its first byte is no source, and the program waits for the next one.
         nobody = "said nothing"
         wait_for(f"{self.program.name}: its end", left,
                  lambda: not self.program.alive() or nobody in self.program.stderr())

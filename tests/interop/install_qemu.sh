@@ -73,7 +73,7 @@ fi
 
 chroot "$tree" ldconfig
 mkdir -p "$tree/dev" "$tree/proc" "$tree/sys" "$tree/tmp"
-# The process that unshare replaces stays the same one, so whoever starts the wrapper can end QEMU by its pid.
+# The process that unshare replaces stays the same one, so the caller of the wrapper can end QEMU by its pid.
 cat >"$tree/qemu" <<'WRAPPER'
 #!/bin/sh
 # Written by tests/interop/install_qemu.sh: runs the QEMU of this folder, with /tmp and the working folder as they are outside.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A proxy between a source and whoever it migrates to, so that one of the connections can be cut.
+"""A proxy between a source and its destination, so that one of the connections can be cut.
 
     python3 tests/interop/proxy.py tcp:127.0.0.1:0 unix:/tmp/x     runs until killed
 """

@@ -395,7 +395,7 @@ class Gate:
 def run_guest(stage):
     case, how = stage.case, stage.case["how"]
     return_path = case["return_path"] == "on"
-    # A device that the destination does not have: its state finds nobody.
+    # A device that the destination does not have: its state cannot be loaded.
     extra = ("-device", "virtio-rng-pci") if how == "destination-loads-not" else ()
     source = stage.qemu("source", fill=mixed_pages(), extra=extra)
     destination = stage.qemu("destination")

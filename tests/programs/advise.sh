@@ -82,7 +82,7 @@ grep -q "^verified" "$work/advice.log" || die "--verify prints nothing"
 grep -q '"verified":' "$work/advice.json" || die "--verify is not in the JSON"
 grep -q '"converges": true' "$work/advice.json" || die "a megabyte per second does not converge"
 
-# The two ends of a link; what a stranger sends harms nobody.
+# The two ends of a link; what a stranger sends does no harm.
 timeout --foreground 100 "$advise" --listen tcp:127.0.0.1:0 >"$work/listen.out" 2>"$work/listen.log" &
 receiver=$!
 for _ in $(seq 500); do

@@ -366,7 +366,7 @@ def page_after_answer(scene):
 
 
 def file_fails(scene):
-    """What fails, fails before the answer: here somebody takes the file away."""
+    """Errors come before the answer: here another program removes the file."""
     stream = Stream()
     source = scene.source()
     source.ram(stream)
@@ -379,7 +379,7 @@ def file_fails(scene):
 
 
 def name_taken(scene, name):
-    """Somebody takes a name meanwhile: every byte stays, the text says where, and its instruction makes a dump of it."""
+    """Another file takes a name meanwhile: every byte stays, the text says where, and its instruction makes a dump of it."""
     stream = Stream(blocks=(("pc.ram", PAGES), ("vga", 2), ("rom", 2)))
     source = begun(scene, stream)
     (scene.output / name).write_text("somebody else's")

@@ -40,7 +40,7 @@ def be_destination(options):
     family, where = address_of(options.listen)
     server = socket.socket(family)
     server.bind(where)
-    # A full queue makes who connects wait: Linux takes one connection more than the backlog.
+    # A full queue makes a connecting peer wait: Linux takes one connection more than the backlog.
     server.listen(0 if options.full else 300)
     links = []
     name = server.getsockname()

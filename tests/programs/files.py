@@ -339,7 +339,7 @@ def free_huge_pages():
 
 
 def huge_pages_at_the_source(lab):
-    """All of them in use by the file: nobody needs as many again."""
+    """The file uses all of them: the program must not need as many again."""
     home, size = hugetlbfs(lab)
     if home is None:
         return size

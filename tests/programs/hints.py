@@ -87,7 +87,7 @@ def qemu_program(name, begins, wanted):
 
 
 def relay_without_destination(folder, programs, _image, *options):
-    """A destination's address that takes no connection: whoever listens there has more waiting than it lets wait."""
+    """A destination's address that takes no connection: the accept queue of its listener is full."""
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(3):

@@ -67,7 +67,7 @@ class Withholding(Connection):
 
 class Cutting(Withholding):
     def answered(self):
-        # Nobody waits at this end, so closing it resets the connection; cut() alone would send an end first.
+        # No thread waits at this end, so closing it resets the connection; cut() alone would send an end first.
         self.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.far.close()
         self.cut()

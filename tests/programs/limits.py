@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Limits of the system: a soft one is raised, a hard one is named at both ends, with its value, and nobody else is blamed.
+"""Limits of the system: a soft one is raised, a hard one is named at both ends, with its value, and no other cause is blamed.
 
     python3 tests/programs/limits.py build/dev/examples [CASE...]
 """
@@ -131,7 +131,7 @@ def no_threads(lab):
 
 
 def socket_buffers(lab):
-    """Of which the kernel gives less without a word."""
+    """Of which the kernel silently gives less."""
     image = lab.image(1)
     most = max(int(Path(f"/proc/sys/net/core/{each}").read_text()) for each in ("wmem_max", "rmem_max"))
     for size, said in (("64K", False), ("1G", True)):

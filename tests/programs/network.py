@@ -153,7 +153,7 @@ class SourceGone:
 
 
 class DestinationGone:
-    """Nobody is there from the start."""
+    """The other side is missing from the start."""
 
     copy = None
     limit = 2 + MARGIN

@@ -18,7 +18,7 @@ from pathlib import Path
 import survivors
 from survivors import Folder, LabError
 
-# What each program needs before it looks at anything else; nobody listens there.
+# Options that each program needs before it checks others; no process listens at this address.
 NEEDED = {
     "ram_send": ("--connect", "tcp:127.0.0.1:1", "--file", "IMAGE"),
     "ram_receive": ("--listen", "tcp:127.0.0.1:0", "--discard"),
@@ -98,7 +98,7 @@ def numbers(programs, name, needed):
 
 
 def taken(command):
-    """Nobody complains about the value as such. --help goes first, so nothing is done."""
+    """The value as such is accepted. --help goes first, so nothing is done."""
     _, said = run([*command, "--help"])
     if "is no size" in said or "is no time" in said:
         raise LabError(f"{command}: {said[-300:]!r}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SIGINT and SIGTERM in every state: the first cancels with a word and leaves nothing behind, the second ends the
+"""SIGINT and SIGTERM in every state: the first cancels with a message and leaves nothing behind, the second ends the
 program at once, and leaves nothing behind either.
 
     python3 tests/programs/signals.py build/dev/examples
@@ -100,7 +100,7 @@ class Scene:
         def threads():
             return len(os.listdir(f"/proc/{sender.pid}/task"))
 
-        # Its channels have come and gone: the digest is next. Whoever misses them sees a later state, which is none worse.
+        # Its channels have come and gone: the digest is next. A poll that misses this state sees a later one, which serves as well.
         with contextlib.suppress(LabError):
             wait_for("the channels", 5, lambda: threads() > 4, every=0.001)
         wait_for("the end of the channels", LIMIT, lambda: threads() <= 2, every=0.001)

@@ -67,7 +67,7 @@ expect_status 1 "certificate is for another name" "$programs/live_migration" --b
   --working-set 1M --tls-dir "$work/tls/name"
 
 # refused <text of the sender> <text of the receiver> <receiver's options> <sender's options...>: the sender fails. The
-# receiver says why, and goes on waiting, because whoever that was may not be the source; and then it is served.
+# receiver says why, and goes on waiting, because that connection may not be the source's; and then it is served.
 refused() {
   says=$1
   other_says=$2

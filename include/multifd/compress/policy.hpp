@@ -12,6 +12,8 @@
 #include <string_view>
 
 #include "multifd/buffers.hpp"
+#include "multifd/format/constants.hpp"
+#include "multifd/limits.hpp"
 #include "multifd/result.hpp"
 
 namespace multifd {
@@ -24,9 +26,9 @@ enum class PayloadForm : std::uint8_t {
 
 /// What an Encoder or Decoder may rely on for every packet.
 struct CodecLimits {
-  std::size_t page_bytes = 4096;            ///< size of one page
-  std::size_t packet_bytes = 512 * 1024;    ///< the most page bytes in one packet; a multiple of page_bytes
-  std::size_t payload_bytes = 1024 * 1024;  ///< the most payload bytes of one packet (the receiver's buffer)
+  std::size_t page_bytes = 4096;                        ///< size of one page
+  std::size_t packet_bytes = batch_bytes;               ///< the most page bytes in one packet; a multiple of page_bytes
+  std::size_t payload_bytes = wire::max_payload_bytes;  ///< the most payload bytes of one packet: the receiver's buffer
 };
 
 template <class C>

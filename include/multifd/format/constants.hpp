@@ -21,6 +21,8 @@ inline constexpr std::uint32_t main_stream_magic = 0x5145564d;
 
 // Section 2.
 inline constexpr std::size_t init_packet_bytes = 64;
+inline constexpr std::size_t init_packet_uuid_offset = 8;
+inline constexpr std::size_t init_packet_id_offset = 24;
 
 // Bytes 25 to 63 of an initial packet are ignored by every known receiver. Our own senders use them: announcement.hpp.
 inline constexpr std::size_t announcement_offset = 28;

@@ -37,8 +37,8 @@ inline InitPacketBytes encode(const InitPacket& packet) noexcept {
   InitPacketBytes bytes{};
   store_be<std::uint32_t>(&bytes[0], magic);
   store_be<std::uint32_t>(&bytes[4], version);
-  std::memcpy(&bytes[8], packet.uuid.data(), packet.uuid.size());
-  bytes[24] = std::byte{packet.id};
+  std::memcpy(&bytes[init_packet_uuid_offset], packet.uuid.data(), packet.uuid.size());
+  bytes[init_packet_id_offset] = std::byte{packet.id};
   if (packet.announced) store_announcement(bytes, *packet.announced);
   return bytes;
 }
@@ -55,8 +55,8 @@ inline InitPacketBytes encode(const InitPacket& packet) noexcept {
   const auto got_version = load_be<std::uint32_t>(&bytes[4]);
   if (got_version != version) return fail(Errc::bad_version, Stage::hello, "initial packet", got_version);
   InitPacket packet;
-  std::memcpy(packet.uuid.data(), &bytes[8], packet.uuid.size());
-  packet.id = std::to_integer<std::uint8_t>(bytes[24]);
+  std::memcpy(packet.uuid.data(), &bytes[init_packet_uuid_offset], packet.uuid.size());
+  packet.id = std::to_integer<std::uint8_t>(bytes[init_packet_id_offset]);
   packet.announced = load_announcement(bytes);
   if (packet.announced && packet.announced->channels != channels)
     return fail(Errc::channel_count_mismatch, Stage::hello, "initial packet", packet.announced->channels, channels);

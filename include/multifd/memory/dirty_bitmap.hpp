@@ -21,8 +21,8 @@ inline std::uint64_t end_of_dirty(std::span<const std::uint64_t> bitmap) noexcep
 /// The offsets of the pages that a word's set bits stand for, in order; bit 0 is the page at `first`.
 ///
 /// Returns: a span of `offsets`.
-/// Cost: one loop over the set bits. It makes no attempt to find runs of pages: the branch at each run's end would be
-///   mispredicted, which costs more than the runs save.
+/// Cost: one mispredicted branch per word, where the loop over its set bits ends. A search for runs of pages would cost
+///   one at the end of each run, because these ends cannot be predicted.
 inline std::span<std::uint64_t> dirty_offsets(std::uint64_t word, std::uint64_t first, std::size_t page_bytes,
                                               std::array<std::uint64_t, 64>& offsets) noexcept {
   if (word == ~std::uint64_t{0}) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
 // The connections of one migration source at one address: a main connection and its channels, in any order, told apart
-// by their first four bytes, which stay there to be read (format/README.md section 1.2). Nobody has to speak in turn: a
-// connection that says nothing, or something else, keeps no other waiting. A source that gives up and comes again is
-// taken with the connections of its last try, and no others.
+// by their first four bytes, which stay there to be read (format/README.md section 1.2). No order is needed: a
+// connection that sends nothing, or something else, delays no other. When a source gives up and comes again, only the
+// connections of its last try are taken.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,7 @@ namespace multifd {
 template <class T = FdTransport>
 struct SourceLinks {
   T main;
-  std::vector<T> channels;  ///< in the order in which they came: which one is which, its hello says
+  std::vector<T> channels;  ///< in the order in which they came; the hello has a channel's id
 };
 
 /// Settings of accept_source(). Most callers set the hooks, for their log, and leave the rest alone. Time limits: 0 is
@@ -56,7 +56,7 @@ struct AcceptSourceOptions {
 
 namespace detail {
 
-/// accept_source() up to where all connections are there.
+/// The first part of accept_source(): until all connections have come.
 template <class A>
 [[nodiscard]] Result<SourceLinks<typename A::Link>> collect_source(A& acceptor, unsigned channels,
                                                                    const AcceptSourceOptions& options) {
@@ -68,7 +68,7 @@ template <class A>
     const auto ended = set.drop_ended();
     if (ended.dropped > 0 && options.on_dropped) options.on_dropped(ended.dropped);
     if ((ended.dropped > 0 || ended.others) && !gave_up) {
-      // A source has connected everything before it ends anything, so that what is missing now is there at once.
+      // A source makes all its connections before it ends one. So the missing ones wait already, or never come.
       gave_up = true;
       deadline = deadline_after(as_timeout(options.retry_timeout));
     }
@@ -103,11 +103,12 @@ template <class A>
         gave_up = false;  // a try begins
         deadline = deadline_after(as_timeout(options.timeout));
       } else if (gave_up) {
-        // The next try's first, or the rest of the one before: its main connection tells, and has as long for it.
+        // The first of the next try, or the rest of the one before. The next main connection decides, within this
+        // limit.
         deadline = deadline_after(as_timeout(options.retry_timeout));
       }
     } else {
-      // Who says nothing, as a port scan, says nothing about the source either.
+      // A connection that sends nothing, as a port scan's, says nothing about the source either.
       if (options.on_stranger) options.on_stranger(arrival.magic.value_or(0));
     }
   }
@@ -116,14 +117,15 @@ template <class A>
 }  // namespace detail
 
 /// Waits until a source's main connection and `channels` channels are there, at an acceptor of the caller's: with a
-/// TlsAcceptor (transport/tls_acceptor.hpp) whatever is no TLS, or is not trusted, is closed and disturbs nobody.
+/// TlsAcceptor (transport/tls_acceptor.hpp) a connection that speaks no TLS, or is not trusted, is closed and does no
+/// harm.
 ///
 /// Connections that have ended are dropped. A second main connection, or a channel id that is there already, is another
 /// try of the source, which takes the place of the one before. Residual risk: of two tries that are both open (a host
 /// that went without a word), a channel may be taken for the other's; the migration fails then.
 ///
-/// Params: `channels`: 1 to 255. `acceptor`: keeps the connections that have not said anything; destroy it for them to be
-///   closed.
+/// Params: `channels`: 1 to max_channels. `acceptor`: keeps the connections that have sent nothing; its destructor
+///   closes them.
 /// Errors (stage accept): bad_option (a negative time limit); timed_out, whose op says what is missing, and whose
 ///   detail how many channels came; peer_closed when a source came and gave up, and no other in retry_timeout;
 ///   bad_channel_count; too_many_channels when one more comes meanwhile that is not, by the uuid or the id in its

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Reads a main stream from a connection: elements as they come, with a time limit for each wait and an Interrupt. How the
-// bytes are cut into elements is MainStreamParser's (main_stream.hpp), which needs no connection.
+// Reads a main stream from a connection: elements as they come, with a time limit for each wait and an Interrupt.
+// MainStreamParser (main_stream.hpp) cuts the bytes into elements, and needs no connection.
 #pragma once
 
 #include <atomic>
@@ -20,12 +20,13 @@
 #include "multifd/result.hpp"
 #include "multifd/time_limit.hpp"
 #include "multifd/transport/interrupt.hpp"
-#include "multifd/transport/within.hpp"
+#include "multifd/transport/policy.hpp"
 
 namespace multifd::qemu {
 
 /// The elements of the main stream on one connection.
 ///
+/// Params `T`: FdTransport, TlsTransport, AnyTransport, or another with time limits.
 /// Threads: one, the transport's reading thread; bytes() from any.
 /// Cost: one system call per read; nothing is allocated after the parser was made.
 /// Example:
@@ -37,10 +38,11 @@ namespace multifd::qemu {
 ///       if (!*element) break;  // the stream has ended where it may
 ///       handle(**element);
 ///     }
-template <CanReadWithin T>
+template <Transport T>
+  requires HasTimeLimits<T>
 class MainStreamReader {
  public:
-  /// Params `link`: has to outlive this object; nobody else may read from it meanwhile. `parser`: a fresh one.
+  /// Params `link`: must outlive this object, and must not be read elsewhere meanwhile. `parser`: a fresh one.
   MainStreamReader(T& link, MainStreamParser parser) : link_(&link), parser_(std::move(parser)) {}
 
   /// The next element that has arrived; none when it is not whole yet. Never waits.
@@ -48,30 +50,31 @@ class MainStreamReader {
   /// Errors: those of MainStreamParser::next(), sticky.
   [[nodiscard]] Result<std::optional<Element>> arrived() noexcept { return parser_.next(); }
 
-  /// Waits for bytes, and reads once. Call after arrived() said none.
+  /// Waits for bytes, and reads once. Called after arrived() has returned none.
   ///
   /// Params `timeout`: no_timeout: for ever. `interrupt`: may be null.
   /// Returns whether bytes have come; false: the connection has ended, where the stream may end (ended()).
-  /// Errors: timed_out, cancelled: may be called again; the transport's when the connection broke, truncated_stream when it
-  ///   ended in order, both inside the stream: arrived() is truncated_stream from then on, and its op
-  ///   names the place.
+  /// Errors: timed_out, cancelled: may be called again; the transport's when the connection broke, truncated_stream
+  ///   when it ended in order, both inside the stream: arrived() is truncated_stream from then on, and its op names the
+  ///   place.
   [[nodiscard]] Result<bool> read(std::chrono::milliseconds timeout, const Interrupt* interrupt = nullptr) noexcept {
     if (ended_) return false;
     const iovec room = mutable_buffer(parser_.room());
-    const auto got = read_within(*link_, std::span(&room, 1), timeout, interrupt);
+    const auto got = link_->read_some(std::span(&room, 1), timeout, interrupt);
     if (got && *got > 0) {
       parser_.commit(*got);
       bytes_.fetch_add(*got, std::memory_order_relaxed);
       return true;
     }
-    // A source that closes with something unread makes its kernel reset the connection: behind the stream that is an end.
+    // A source that closes with unread bytes makes its kernel reset the connection. Behind the stream a reset is an
+    // end.
     if (!got && !is_loss(got.error())) return std::unexpected(got.error());
     if (const auto whole = parser_.finish(); !whole) return std::unexpected(got ? whole.error() : got.error());
     ended_ = true;
     return false;
   }
 
-  /// The next element, waited for; none when the connection has ended where the stream may end.
+  /// Waits for the next element. None: the connection has ended where the stream may end.
   ///
   /// Params `timeout`: for each wait for bytes, not for the whole element; no_timeout: for ever.
   /// Errors: those of arrived() and read().
@@ -86,8 +89,8 @@ class MainStreamReader {
     }
   }
 
-  /// Whether the source has closed the connection, where the stream may end: MainStreamParser::tail() says how sure that
-  /// is.
+  /// Whether the source has closed the connection, where the stream may end: MainStreamParser::tail() says how sure
+  /// that is.
   bool ended() const noexcept { return ended_; }
 
   /// Bytes that have been read. Threads: any.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
-// Writes a main stream: elements that a MainStreamParser has cut out of another one, byte for byte, and records of pages
-// made anew. Page records cannot be passed on as they are where some go or come: CONTINUE means "the block of the record
-// before", which is another one then (format/main_stream.md section 9.6, format/roles.md section 11 step 9).
+// Writes a main stream: elements that a MainStreamParser has cut out of another one, byte for byte, and records of
+// pages made anew. Page records cannot be passed on unchanged where records are dropped or inserted: CONTINUE means
+// "the block of the record before", which is another one then (format/main_stream.md section 9.6, format/roles.md
+// section 11 step 9).
 #pragma once
 
 #include <algorithm>
@@ -30,21 +31,22 @@ namespace multifd::qemu {
 
 /// Gathers records, and writes them when there are many, or when push_out() is called.
 ///
-/// What to write where is the caller's: nothing checks that a footer ends a section.
-/// Errors (of each call): the transport's. Sticky: the first one is what every later call says; what was gathered is lost.
+/// The caller decides what is written where: nothing checks that a footer ends a section.
+/// Errors (of each call): the transport's. Sticky: every later call returns the first one. Gathered bytes are lost
+///   then.
 /// Threads: one, the transport's writing thread.
-/// Cost: one buffer of 64 KiB, allocated at construction; nothing after it. Bytes are copied once, but what is larger than
-///   the buffer is written from where it lies.
+/// Cost: one buffer of 64 KiB, allocated at construction; nothing after it. Bytes are copied once; an element larger
+///   than the buffer is written without a copy.
 template <Transport T>
 class MainStreamWriter {
  public:
-  /// Params `link`: has to outlive this object; nobody else may write to it meanwhile.
+  /// Params `link`: must outlive this object, and must not be written to elsewhere meanwhile.
   explicit MainStreamWriter(T& link) : link_(&link), buffer_(std::make_unique_for_overwrite<std::byte[]>(capacity)) {}
 
-  /// An element that is no page: `element.bytes`.
+  /// Writes an element that is no page: `element.bytes`.
   [[nodiscard]] Result<void> forward(const Element& element) noexcept { return append(element.bytes); }
 
-  /// A ZERO record. Only inside a RAM section, ahead of the record that closes it.
+  /// Writes a ZERO record. Only inside a RAM section, ahead of the record that closes it.
   ///
   /// Params: `idstr`: the RAM block's name, 1 to 255 bytes. `offset`: bytes from the block's start, page aligned.
   [[nodiscard]] Result<void> zero_page(std::string_view idstr, std::uint64_t offset) noexcept {
@@ -52,7 +54,7 @@ class MainStreamWriter {
     return append(std::span(record).first(encode_zero_record(record, offset, name_for(idstr))));
   }
 
-  /// A PAGE record. Place and params as zero_page(); `bytes`: the page's.
+  /// Writes a PAGE record. Place and params as zero_page(); `bytes`: the page's.
   [[nodiscard]] Result<void> page(std::string_view idstr, std::uint64_t offset,
                                   std::span<const std::byte> bytes) noexcept {
     std::array<std::byte, max_ram_record_header_bytes> header;
@@ -61,15 +63,15 @@ class MainStreamWriter {
     return append(bytes);
   }
 
-  /// A section's footer, where the stream has footers. Params `section_id`: the section's, as its START says.
+  /// Writes a section's footer, where the stream has footers. Params `section_id`: the section's, as its START says.
   [[nodiscard]] Result<void> footer(std::uint32_t section_id) noexcept {
     std::array<std::byte, 5> bytes{std::byte{element_footer}};
     wire::store_be<std::uint32_t>(&bytes[1], section_id);
     return append(bytes);
   }
 
-  /// A PING command, which the destination answers with a PONG of the same value. Only between sections, and where the
-  /// return path is open.
+  /// Writes a PING command, which the destination answers with a PONG of the same value. Only between sections, and
+  /// where the return path is open.
   [[nodiscard]] Result<void> ping(std::uint32_t value) noexcept {
     std::array<std::byte, 9> command;
     command[0] = std::byte{element_command};
@@ -79,7 +81,7 @@ class MainStreamWriter {
     return append(command);
   }
 
-  /// Writes what is gathered; may block until the peer takes it.
+  /// Writes the gathered bytes; may block until the peer takes them.
   [[nodiscard]] Result<void> push_out() noexcept {
     if (error_) return std::unexpected(*error_);
     return write({buffer_.get(), std::exchange(gathered_, 0)});

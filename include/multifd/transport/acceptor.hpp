@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
-// PlainAcceptor: takes the connections of a Listener and returns each once its first four bytes are there, by which a main
-// connection and a channel are told apart (format/README.md section 1.2). All connections are waited for at once, so that
-// one which says nothing keeps no other waiting. TlsAcceptor (tls_acceptor.hpp) is the same for connections that begin
-// with a TLS handshake: both are BasicAcceptor over what a connection has to do first.
+// PlainAcceptor: takes the connections of a Listener and returns each when its first four bytes have come, which tell a
+// main connection from a channel (format/README.md section 1.2). It waits for all connections at once, so that a silent
+// one delays no other. TlsAcceptor (tls_acceptor.hpp) is the same for connections that begin with a TLS handshake: both
+// are BasicAcceptor, over what a connection does first.
 #pragma once
 
 #include <sys/epoll.h>
@@ -20,6 +20,7 @@
 #include <system_error>
 #include <utility>
 
+#include "multifd/limits.hpp"
 #include "multifd/result.hpp"
 #include "multifd/time_limit.hpp"
 #include "multifd/transport/detail/unique_fd.hpp"
@@ -30,7 +31,7 @@
 
 namespace multifd {
 
-/// A connection whose first bytes are known; they stay there to be read.
+/// A connection whose first bytes are known; the bytes stay there to be read.
 template <class L>
 struct Arrival {
   L link;
@@ -38,13 +39,15 @@ struct Arrival {
   std::optional<std::uint32_t> magic{};  ///< the first four bytes, big-endian; none: the stream ended before them
 };
 
-/// What accept_source() and programs ask of an acceptor.
+/// What accept_source() and programs need from an acceptor.
 ///
 /// Semantics:
 ///   `Link` is the Transport of its connections.
-///   `next(deadline, interrupt)` waits for the next connection whose first bytes are there; none when a connection that is
-///     watched has ended. A null `interrupt` is the listener's.
-///   `watch_end(link, events)` makes next() return when a connection that next() has returned ends, once, and for further
+///   `next(deadline, interrupt)` waits for the next connection whose first bytes have come; none when a watched
+///   connection has
+///     ended. A null `interrupt` is the listener's.
+///   `watch_end(link, events)` makes next() return when a connection that next() has returned ends, once, and for
+///   further
 ///     `events` of epoll.
 ///   `pending()` says whether a connection is accepted whose first bytes are missing.
 /// Errors: next(): timed_out, cancelled, errno; stage accept.
@@ -60,15 +63,15 @@ concept Acceptor = requires(A& acceptor, const typename A::Link& link, const Int
 
 namespace detail {
 
-/// Whether this process, or its system, has no more of something: no statement about the peer.
+/// Whether an error means that this process or its system has run out of something. It says nothing about the peer.
 inline bool is_limit(const std::error_code& error) noexcept {
   if (error.category() != std::system_category()) return false;
   return error.value() == EMFILE || error.value() == ENFILE || error.value() == ENOMEM || error.value() == ENOBUFS;
 }
 
-/// What a connection has said so far.
+/// What a connection has sent so far.
 struct FirstSaid {
-  bool done = false;                     ///< no more is to be waited for
+  bool done = false;                     ///< there is nothing more to wait for
   std::optional<std::uint32_t> magic{};  ///< none when done: the stream has ended
 };
 
@@ -76,10 +79,10 @@ struct FirstSaid {
 
 /// Accepts connections, and waits for the first four bytes of all of them at once.
 ///
-/// At most 512 connections wait for their first bytes: beyond them the oldest is closed for each new one, so that silent
-/// connections do not fill the process.
-/// Threads: one. Lifetime: the Listener has to outlive it; destroying it closes the connections that next() has not
-///   returned.
+/// At most max_waiting_connections connections wait for their first bytes: beyond them the oldest is closed for each
+/// new one, so that silent connections do not fill the process.
+/// Threads: one. Lifetime: the Listener must outlive the acceptor, whose destructor closes the connections that next()
+///   has not returned.
 /// Cost: one descriptor (epoll). A connection costs an allocation and one or two system calls per arrival of bytes.
 template <class Newcomer>
 class BasicAcceptor {
@@ -98,7 +101,7 @@ class BasicAcceptor {
   }
 
   /// Waits for the next connection whose first four bytes are there. A connection that ends or fails before is closed:
-  /// by a PlainAcceptor only after it was returned without a magic, by a TlsAcceptor after `on_refused` was told.
+  /// by a PlainAcceptor's caller, which gets it without a magic, by a TlsAcceptor after it has called `on_refused`.
   ///
   /// Params `interrupt`: null: the listener's. Returns none when a connection that watch_end() watches has ended.
   /// Errors (stage accept): timed_out at the deadline, however many strangers connect; cancelled; errno, EMFILE for
@@ -136,7 +139,7 @@ class BasicAcceptor {
     }
   }
 
-  /// Makes next() return, once, when a connection that next() has returned ends, as long as that is open.
+  /// Makes next() return, once, when a connection ends that next() has returned, as long as its descriptor is open.
   ///
   /// Params `events`: further events of epoll for which next() returns: EPOLLIN, when more bytes have come.
   template <class L>
@@ -155,11 +158,10 @@ class BasicAcceptor {
   };
   using Place = typename std::list<Waiting>::iterator;
 
-  // What epoll says is ready: the listener, a connection that is watched, or the connection of a number.
+  // Which descriptor epoll reports: the listener, a watched connection, or the newcomer of a number.
   static constexpr std::uint64_t listener_tag = 0;
   static constexpr std::uint64_t end_tag = 1;
   static constexpr std::uint64_t first_tag = 2;
-  static constexpr std::size_t most_waiting = 512;  ///< more than the 255 channels and the main connection of a source
 
   BasicAcceptor(Listener& listener, Options options)
       : listener_(&listener), options_(std::move(options)), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {}
@@ -176,13 +178,13 @@ class BasicAcceptor {
     if (!link) return std::unexpected(link.error());
     auto newcomer = Newcomer::start(std::move(*link), options_);
     if (!newcomer) return std::unexpected(newcomer.error());
-    if (newcomers_.size() == most_waiting) newcomers_.pop_front();
+    if (newcomers_.size() == max_waiting_connections) newcomers_.pop_front();
     newcomers_.push_back({std::move(*newcomer), detail::deadline_after(as_timeout(options_.limit())), accepted_++});
     const Waiting& waiting = newcomers_.back();
     return watch(waiting.newcomer.native_handle(), Newcomer::events, waiting.number + first_tag);
   }
 
-  /// Closes what has taken too long; returns when the next one will have.
+  /// Closes newcomers whose time limit has passed. Returns when the next limit passes.
   detail::Clock::time_point close_late() {
     // Connections wait in the order of their deadlines: all have the same limit.
     while (!newcomers_.empty() && newcomers_.front().deadline <= detail::Clock::now())
@@ -204,9 +206,10 @@ class BasicAcceptor {
 
 struct PlainAcceptorOptions {
   /// How long a connection may take until its first four bytes are there; then it is closed. 0: no limit
-  /// (time_limit.hpp), which harms nobody: a silent connection keeps no other waiting, and the oldest gives way.
+  /// (time_limit.hpp), which is safe: a silent connection delays no other, and the oldest is closed for a
+  /// new one.
   std::chrono::milliseconds first_bytes_timeout{0};
-  /// Told why a connection was closed; in the thread of next().
+  /// Called when a connection was closed, with the reason; in the thread of next(). Default: none.
   std::function<void(const Error&)> on_refused{};
 
   std::chrono::milliseconds limit() const noexcept { return first_bytes_timeout; }
@@ -217,12 +220,12 @@ struct PlainAcceptorOptions {
 
 namespace detail {
 
-/// A connection that says its first bytes at once.
+/// A connection that sends its first bytes at once.
 class PlainNewcomer {
  public:
   using Link = FdTransport;
   using Options = PlainAcceptorOptions;
-  /// Edge-triggered: bytes that are only looked at would keep the descriptor ready for good.
+  /// Edge-triggered: bytes that are only peeked would keep the descriptor readable for good.
   static constexpr std::uint32_t events = EPOLLIN | EPOLLRDHUP | EPOLLET;
   static constexpr Stage stage = Stage::accept;
   static constexpr const char* what = "a connection's first bytes";

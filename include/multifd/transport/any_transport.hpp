@@ -20,21 +20,29 @@
 #include "multifd/result.hpp"
 #include "multifd/transport/interrupt.hpp"
 #include "multifd/transport/policy.hpp"
-#include "multifd/transport/within.hpp"
 
 namespace multifd {
 
+namespace detail {
+
+template <class T>
+concept HasDescriptor = requires(const T& transport) {
+  { transport.native_handle() } noexcept -> std::same_as<int>;
+};
+
+}  // namespace detail
+
 /// A Transport that is one of `Ts`: what the constructor got.
 ///
-/// Optional parts: HasAnswers where all of `Ts` have it; HasReadFull where any has it, and the others take what one
-///   read_some() brings, which the loops of algorithms.hpp allow.
-/// Errors, threads: those of the transport that it holds.
+/// Optional parts: HasAnswers and HasTimeLimits if all of `Ts` have them; HasReadFull if any has it. The others then
+///   return what one read_some() brings, which the loops of algorithms.hpp allow.
+/// Errors, threads: those of the transport inside.
 /// Cost: one branch per call, which moves whole packets. Nothing is allocated. As large as the largest of `Ts`.
 /// Example:
 ///
 ///     using Link = multifd::AnyTransport<multifd::FdTransport, multifd::TlsTransport>;
-///     std::vector<Link> links = encrypted ? Link::all_of(std::move(*secured)) : Link::all_of(std::move(*plain));
-///     auto tx = multifd::Sender<Link, multifd::Zstd>::open(ram, std::move(links));
+///     std::vector<Link> links = Link::all_of(std::move(*connected));  // or of what tls_handshakes() has made of them
+///     auto tx = multifd::Sender<Link, multifd::Zstd, multifd::ZeroPagesMultifd>::open(ram, std::move(links));
 template <Transport... Ts>
   requires(sizeof...(Ts) > 0 && (std::is_nothrow_move_constructible_v<Ts> && ...))
 class AnyTransport {
@@ -42,7 +50,7 @@ class AnyTransport {
   static constexpr bool is_one = (std::same_as<T, Ts> || ...);
 
  public:
-  /// Holds `transport` from now on. Not explicit: each of `Ts` is an AnyTransport.
+  /// Holds `transport`. Not explicit, because each of `Ts` is an AnyTransport.
   template <class T>
     requires is_one<T>
   AnyTransport(T transport) noexcept : held_(std::move(transport)) {}
@@ -54,7 +62,7 @@ class AnyTransport {
     return {std::make_move_iterator(transports.begin()), std::make_move_iterator(transports.end())};
   }
 
-  /// The transport that it holds, if that is a T; else null.
+  /// The transport inside, if that is a T; else null.
   template <class T>
     requires is_one<T>
   T* get_if() noexcept {
@@ -109,29 +117,29 @@ class AnyTransport {
     return std::visit([&](auto& held) { return held.read_now(buffers); }, held_);
   }
 
-  /// write_within() and read_within() (within.hpp), which say the errors.
   [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
                                                const Interrupt* interrupt) noexcept
-    requires(CanWriteWithin<Ts> && ...)
+    requires(HasTimeLimits<Ts> && ...)
   {
-    return std::visit([&](auto& held) { return write_within(held, buffers, timeout, interrupt); }, held_);
+    return std::visit([&](auto& held) { return held.write_some(buffers, timeout, interrupt); }, held_);
   }
   [[nodiscard]] Result<std::size_t> read_some(MutableBuffers buffers, std::chrono::milliseconds timeout,
                                               const Interrupt* interrupt) noexcept
-    requires(CanReadWithin<Ts> && ...)
+    requires(HasTimeLimits<Ts> && ...)
   {
-    return std::visit([&](auto& held) { return read_within(held, buffers, timeout, interrupt); }, held_);
+    return std::visit([&](auto& held) { return held.read_some(buffers, timeout, interrupt); }, held_);
   }
 
-  /// The descriptor, still owned by the transport. Under TLS, that it is readable says little: see secured().
+  /// The descriptor, still owned by the transport. Under TLS a readable descriptor does not mean readable data: see
+  /// secured().
   int native_handle() const noexcept
-    requires(HasDescriptor<Ts> && ...)
+    requires(detail::HasDescriptor<Ts> && ...)
   {
     return std::visit([](const auto& held) { return held.native_handle(); }, held_);
   }
 
-  /// Whether the descriptor carries TLS records, which only read_some() and write_some() understand: poll() and MSG_PEEK
-  /// on it tell nothing about the stream.
+  /// Whether the descriptor carries TLS records, which only read_some() and write_some() understand. Then poll() and
+  /// MSG_PEEK on it show nothing of the stream.
   bool secured() const noexcept {
     return std::visit(
         [](const auto& held) {
@@ -155,7 +163,7 @@ class AnyTransport {
         held_);
   }
 
-  /// peek_magic() of the transport that it holds: listen.hpp, tls.hpp.
+  /// peek_magic() of the transport inside: listen.hpp, tls.hpp.
   [[nodiscard]] friend Result<std::uint32_t> peek_magic(AnyTransport& transport, std::chrono::milliseconds timeout,
                                                         const Interrupt* interrupt = nullptr) noexcept {
     return std::visit([&](auto& held) { return peek_magic(held, timeout, interrupt); }, transport.held_);

@@ -174,7 +174,7 @@ class Listener {
   [[nodiscard]] Result<bool> any_waiting(IsIt&& is_it, IsStranger&& is_stranger) {
     const std::scoped_lock lock(waiting_->mutex);
     auto& links = waiting_->links;
-    while (links.size() < most_waiting) {
+    while (links.size() < max_waiting_connections) {  // others stay in the kernel's queue
       Result<FdTransport> link = accept_from_system(detail::Clock::now(), nullptr);
       if (!link && link.error().code == Errc::timed_out) break;
       if (!link) return std::unexpected(link.error());
@@ -311,7 +311,6 @@ class Listener {
     std::mutex mutex;
     std::vector<FdTransport> links;
   };
-  static constexpr std::size_t most_waiting = 512;  ///< more than 255 channels; others stay in the kernel's queue
 
   detail::UniqueFd fd_;
   Address address_;

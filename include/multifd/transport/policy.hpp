@@ -4,6 +4,7 @@
 // over short reads and writes stands once, in algorithms.hpp.
 #pragma once
 
+#include <chrono>
 #include <concepts>
 #include <cstddef>
 
@@ -11,6 +12,8 @@
 #include "multifd/result.hpp"
 
 namespace multifd {
+
+class Interrupt;
 
 template <class T>
 concept HasWriteSome = requires(T& transport, ConstBuffers buffers) {
@@ -51,6 +54,17 @@ concept HasAnswers = requires(const T& link, T& transport, ConstBuffers from, Mu
   { link.is_two_way() } noexcept -> std::same_as<bool>;
   { transport.write_now(from) } noexcept -> std::same_as<Result<std::size_t>>;
   { transport.read_now(to) } noexcept -> std::same_as<Result<std::size_t>>;
+};
+
+/// Optional: a transport whose waits can have a time limit, and end by an Interrupt (may be null):
+/// `write_some(buffers, timeout, interrupt)` and `read_some(buffers, timeout, interrupt)`, which fail with timed_out or
+/// cancelled then. A timeout of 0 does not wait, no_timeout (time_limit.hpp) waits for ever. A read that was ended can be
+/// tried again.
+template <class T>
+concept HasTimeLimits = requires(T& transport, ConstBuffers from, MutableBuffers to, std::chrono::milliseconds timeout,
+                                 const Interrupt* interrupt) {
+  { transport.write_some(from, timeout, interrupt) } noexcept -> std::same_as<Result<std::size_t>>;
+  { transport.read_some(to, timeout, interrupt) } noexcept -> std::same_as<Result<std::size_t>>;
 };
 
 /// One connected, reliable, ordered byte stream.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
 // TlsAcceptor: the acceptor of connections that begin with a TLS handshake. A source makes the handshakes of all its
-// channels before any of them speaks, so the handshakes are made side by side, and the wait for the first bytes behind
-// each of them, too. A stranger that speaks no TLS, or has no certificate of the right authority, is closed and keeps
-// nobody waiting.
+// channels before any of them sends, so the acceptor makes all handshakes side by side, and waits for the first bytes
+// behind them side by side, too. A stranger that speaks no TLS, or has no certificate of the right authority, is closed
+// and delays no other connection.
 //
 //   auto credentials = TlsCredentials::x509("/etc/pki/qemu", TlsRole::server);
 //   auto listener = Listener::listen(address, 17);
@@ -22,14 +22,15 @@
 
 namespace multifd {
 
+/// Settings of a TlsAcceptor. `credentials` must be set.
 struct TlsAcceptorOptions {
-  /// Of role TlsRole::server. Needed; has to live as long as the acceptor.
+  /// This side's credentials, of role TlsRole::server. Must live as long as the acceptor.
   const TlsCredentials* credentials = nullptr;
-  /// As for a handshake, but `handshake_timeout` is for one connection, and ends with its first four bytes; 0: no limit.
-  /// `interrupt` is next()'s parameter here, and not used.
+  /// Settings of each handshake. Here `handshake_timeout` holds for one connection, until its first four bytes have
+  /// come; 0: no limit. `interrupt` is not used, because next() has a parameter for it.
   TlsOptions tls{};
-  /// Told why a connection was closed: what is wrong with its TLS, or that it was too slow; in the thread of next().
-  /// Whoever that was, the source that is waited for may be another.
+  /// Called when a connection was closed, with the reason: an error of its TLS, or its time limit; in the thread of
+  /// next(). The connection may be a stranger's, and the source may still come. Default: none.
   std::function<void(const Error&)> on_refused{};
 
   std::chrono::milliseconds limit() const noexcept { return tls.handshake_timeout; }
@@ -41,7 +42,7 @@ struct TlsAcceptorOptions {
 
 namespace detail {
 
-/// A connection that makes its handshake, and then says its first bytes.
+/// A connection that makes its handshake, and then sends its first bytes.
 class TlsNewcomer {
  public:
   using Link = TlsTransport;
@@ -62,7 +63,7 @@ class TlsNewcomer {
     if (!link_) {
       const auto progress = handshake_.step();
       if (!progress) return std::unexpected(progress.error());
-      // A server's flight fits into an empty socket buffer: what the handshake waits for is always to be read.
+      // A server's flight fits into an empty socket buffer, so the handshake only ever waits for bytes to read.
       if (*progress != TlsHandshake::Progress::done) return FirstSaid{};
       link_.emplace(handshake_.take());
     }

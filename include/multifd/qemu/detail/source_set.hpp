@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The connections of one try of a source to migrate, while they come in. Tries follow each other at one address: what
-// is left of a try that was given up must neither keep anybody waiting nor be joined to the next one.
+// The connections of one try of a source to migrate, while they come in. Tries follow each other at one address: the
+// connections of a try that has failed must neither delay the next try nor be joined to it.
 #pragma once
 
 #include <poll.h>
@@ -16,26 +16,23 @@
 #include <utility>
 #include <vector>
 
+#include "multifd/format/constants.hpp"
 #include "multifd/transport/acceptor.hpp"
 
 namespace multifd::detail {
 
-/// A channel's hello: where its id is (format/packets.md section 2).
-inline constexpr std::size_t hello_id_at = 24;
-inline constexpr std::size_t hello_uuid_at = 8;
-
-/// A channel's hello up to its id, if that can be seen ahead of reading: not under TLS, not before it is there.
+/// A channel's hello up to its id, if it can be peeked: not under TLS, and not before it has come.
 template <class Link>
-std::optional<std::array<std::byte, hello_id_at + 1>> look_at_hello(const Link& link) noexcept {
+std::optional<std::array<std::byte, wire::init_packet_id_offset + 1>> look_at_hello(const Link& link) noexcept {
   if constexpr (requires { link.secured(); })
     if (link.secured()) return std::nullopt;
-  std::array<std::byte, hello_id_at + 1> hello;
+  std::array<std::byte, wire::init_packet_id_offset + 1> hello;
   if (::recv(link.native_handle(), hello.data(), hello.size(), MSG_PEEK | MSG_DONTWAIT) != ssize_t{hello.size()})
     return std::nullopt;
   return hello;
 }
 
-/// The id that a channel says in its hello, as look_at_hello().
+/// The id in a channel's hello. None as look_at_hello().
 template <class Link>
 std::optional<std::byte> look_at_channel_id(const Link& link) noexcept {
   const auto hello = look_at_hello(link);
@@ -43,18 +40,18 @@ std::optional<std::byte> look_at_channel_id(const Link& link) noexcept {
   return hello->back();
 }
 
-/// The same for its uuid.
+/// The uuid in a channel's hello. None as look_at_hello().
 template <class Link>
 std::optional<std::array<std::byte, 16>> look_at_channel_uuid(const Link& link) noexcept {
   const auto hello = look_at_hello(link);
   if (!hello) return std::nullopt;
   std::array<std::byte, 16> uuid;
-  std::copy_n(hello->begin() + hello_uuid_at, uuid.size(), uuid.begin());
+  std::copy_n(hello->begin() + wire::init_packet_uuid_offset, uuid.size(), uuid.begin());
   return uuid;
 }
 
-/// Whether two channels are, by their hellos, of different sources, or of different tries of one: they have the same id,
-/// or not the same uuid. False also where nobody can see that.
+/// Whether two channels belong, by their hellos, to different sources, or to different tries of one source: they have
+/// the same id, or different uuids. False also where a hello cannot be peeked.
 template <class Link>
 bool are_of_two_sources(const Link& one, const Link& other) noexcept {
   const auto id = look_at_channel_id(one);
@@ -66,9 +63,9 @@ template <class Link>
 class SourceSet {
  public:
   enum class Added {
-    as_first,    ///< of a try of which nothing was there before
-    to_others,   ///< to those of a try that has begun
-    not_at_all,  ///< it is another source's, or an older try's
+    as_first,    ///< the first connection of a try
+    to_others,   ///< a further connection of a try that has begun
+    not_at_all,  ///< another source's connection, or an older try's
     too_many,
   };
 
@@ -81,9 +78,9 @@ class SourceSet {
   std::size_t channels() const noexcept { return members_.size() - (has_main() ? 1 : 0); }
   std::size_t size() const noexcept { return members_.size(); }
 
-  /// A main connection. A second one begins another try. A source connects it first (section 1.2), whoever speaks first:
-  /// the connections that were accepted before it are of the try before. So is a main connection that was accepted before
-  /// the present one and speaks only now, as under TLS: it is closed. Returns what it was.
+  /// Adds a main connection. A second one begins another try. A source connects it first (section 1.2), whichever of
+  /// its connections sends first: connections that were accepted before it belong to the try before. So does a main
+  /// connection that was accepted before the present one and sends only now, as under TLS; it is closed.
   Added add_main(Arrival<Link> arrival) {
     if (std::ranges::any_of(members_, [&](const Member& each) { return each.is_main && each.number > arrival.number; }))
       return Added::not_at_all;
@@ -97,9 +94,9 @@ class SourceSet {
     return added;
   }
 
-  /// A channel. A repeated id is another try's: what was accepted up to the one that had it is of the try before. Of the
-  /// connections in between nobody knows, until the new main connection tells. One that would be too many is not added,
-  /// and closed where it is another source's.
+  /// Adds a channel. A repeated id begins another try: connections that were accepted up to the old owner of that id
+  /// belong to the try before. Connections in between may belong to either, until the new main connection comes. A
+  /// channel too many is not added, and is closed if it is another source's.
   [[nodiscard]] Added add_channel(Arrival<Link> arrival) {
     Added added = members_.empty() ? Added::as_first : Added::to_others;
     if (const auto id = look_at_channel_id(arrival.link)) {
@@ -120,7 +117,7 @@ class SourceSet {
     return added;
   }
 
-  /// Null: none is there.
+  /// The main connection. Null: it has not come.
   Link* main() noexcept {
     const auto at = std::ranges::find_if(members_, [](const Member& each) { return each.is_main; });
     return at == members_.end() ? nullptr : &at->link;
@@ -138,17 +135,17 @@ class SourceSet {
     if (at == members_.end()) return 0;
     return drop([first = at->number](const Member& each) { return each.number < first; });
   }
-  /// Closes the channels for which `which(link)`; returns how many.
+  /// Closes the channels for which `which(link)` is true; returns how many.
   template <class Which>
   std::size_t drop_channels(Which&& which) {
     return drop([&](const Member& each) { return !each.is_main && which(each.link); });
   }
 
   struct Ended {
-    std::size_t dropped = 0;  ///< and closed
-    bool others = false;      ///< some have ended, but may be whole: a small guest is through before all are accepted
+    std::size_t dropped = 0;  ///< how many were closed
+    bool others = false;      ///< others have ended, but may be whole: a small guest is done before all are accepted
   };
-  /// Drops the connections that have ended without having said anything of use.
+  /// Drops the connections that have ended and sent nothing of use.
   Ended drop_ended() {
     Ended ended;
     ended.dropped = drop([&](const Member& each) {
@@ -182,7 +179,7 @@ class SourceSet {
     bool is_main;
   };
 
-  /// A hello has 64 bytes and a packet's header 384 at least; no main stream is as short as this.
+  /// More than a hello, which has 64 bytes, and less than a packet's header (384 at least) and every main stream.
   static constexpr int most_useless_bytes = 128;
 
   template <class Which>
@@ -191,8 +188,8 @@ class SourceSet {
   }
 
   const std::size_t channels_;
-  std::vector<Member> members_;         ///< in the order in which they spoke
-  std::optional<std::uint64_t> newer_;  ///< a connection of the new try, when there may be some of the old one
+  std::vector<Member> members_;         ///< in the order in which their first bytes came
+  std::optional<std::uint64_t> newer_;  ///< the first connection of the new try, while some of the old one may remain
 };
 
 }  // namespace multifd::detail
