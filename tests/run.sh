@@ -284,13 +284,14 @@ if [ "$quick" = no ]; then
   # Sanitizers check what runs: headers, messages and packages are the other stages' work. The matrix of all stacks is
   # the most expensive to compile, and made of what the others run. They are clang's, which builds them in half of GCC's time,
   # so they are also where the other compiler's values are looked at.
-  units="unit_basics unit_channel unit_compress unit_memory unit_qemu unit_stack unit_transport unit_wire unit_zero"
+  units="unit_basics unit_compress unit_ends unit_engine unit_format unit_memory unit_packets unit_qemu unit_stack unit_transport
+    unit_zero"
   dear="contract fault fuzz golden property system" # GCC's values of these are the night's
   # shellcheck disable=SC2086 # a list of words
   stage asan-ubsan build_and_test asan-ubsan only $dear $units
   dev_left_out=$(echo "$dear" | tr ' ' ';')
   # The rooms that threads share.
-  stage tsan build_and_test tsan only system property stress unit_channel unit_memory unit_transport
+  stage tsan build_and_test tsan only system property stress unit_ends unit_engine unit_memory unit_packets unit_transport
   stage messages-clang messages # of wrong policies
 fi
 

@@ -46,30 +46,57 @@ class AnySender {
   using OnZero = std::function<bool(std::uint64_t offset)>;
 
   virtual ~AnySender() = default;
-  [[nodiscard]] virtual Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
-                                                        const OnZero& on_zero) = 0;
+  [[nodiscard]] Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                                const OnZero& on_zero) {
+    return do_queue_range(block, offset, bytes, on_zero);
+  }
   /// Params `bitmap`: from the block's first page on.
-  [[nodiscard]] virtual Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
-                                                        const OnZero& on_zero) = 0;
-  [[nodiscard]] virtual Result<Queued> queue_zero(BlockId block, std::uint64_t offset) = 0;
+  [[nodiscard]] Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
+                                                const OnZero& on_zero) {
+    return do_queue_dirty(block, bitmap, on_zero);
+  }
+  [[nodiscard]] Result<Queued> queue_zero(BlockId block, std::uint64_t offset) { return do_queue_zero(block, offset); }
   /// queue_zero() for all pages of a range; `on_zero` is called for those that are Queued::zero_on_main, and must take
   /// them.
   /// Errors: also Errc::bad_option when `on_zero` is empty and is needed.
-  [[nodiscard]] virtual Result<void> queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
-                                                 const OnZero& on_zero) = 0;
-  [[nodiscard]] virtual Result<QueuedPages> queue_copies(BlockId block, std::span<const std::uint64_t> offsets,
-                                                         std::size_t normal_pages, PageBuffer& pages,
-                                                         const OnZero& on_zero) = 0;
-  [[nodiscard]] virtual Result<void> queue_device_state(const DeviceState& state) = 0;
-  [[nodiscard]] virtual Result<void> push_out() = 0;
-  [[nodiscard]] virtual Result<std::uint64_t> close_epoch() = 0;
-  [[nodiscard]] virtual Result<void> wait(std::uint64_t epoch) = 0;
-  [[nodiscard]] virtual Result<void> finish() = 0;
-  [[nodiscard]] virtual Result<void> close_channels() = 0;
+  [[nodiscard]] Result<void> queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                         const OnZero& on_zero) {
+    return do_queue_zeros(block, offset, bytes, on_zero);
+  }
+  [[nodiscard]] Result<QueuedPages> queue_copies(BlockId block, std::span<const std::uint64_t> offsets,
+                                                 std::size_t normal_pages, PageBuffer& pages, const OnZero& on_zero) {
+    return do_queue_copies(block, offsets, normal_pages, pages, on_zero);
+  }
+  [[nodiscard]] Result<void> queue_device_state(const DeviceState& state) { return do_queue_device_state(state); }
+  [[nodiscard]] Result<void> push_out() { return do_push_out(); }
+  [[nodiscard]] Result<std::uint64_t> close_epoch() { return do_close_epoch(); }
+  [[nodiscard]] Result<void> wait(std::uint64_t epoch) { return do_wait(epoch); }
+  [[nodiscard]] Result<void> finish() { return do_finish(); }
+  [[nodiscard]] Result<void> close_channels() { return do_close_channels(); }
   virtual void cancel() = 0;
   virtual void set_bandwidth(std::uint64_t bytes_per_s) = 0;
-  [[nodiscard]] virtual Result<void> set_level(int level) = 0;
+  [[nodiscard]] Result<void> set_level(int level) { return do_set_level(level); }
   virtual SenderStats stats() const = 0;
+
+ private:
+  // What is called is not what is virtual: GCC lets pass that the result of a virtual call is dropped.
+  [[nodiscard]] virtual Result<QueuedPages> do_queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                                           const OnZero& on_zero) = 0;
+  [[nodiscard]] virtual Result<QueuedPages> do_queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
+                                                           const OnZero& on_zero) = 0;
+  [[nodiscard]] virtual Result<Queued> do_queue_zero(BlockId block, std::uint64_t offset) = 0;
+  [[nodiscard]] virtual Result<void> do_queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                                    const OnZero& on_zero) = 0;
+  [[nodiscard]] virtual Result<QueuedPages> do_queue_copies(BlockId block, std::span<const std::uint64_t> offsets,
+                                                            std::size_t normal_pages, PageBuffer& pages,
+                                                            const OnZero& on_zero) = 0;
+  [[nodiscard]] virtual Result<void> do_queue_device_state(const DeviceState& state) = 0;
+  [[nodiscard]] virtual Result<void> do_push_out() = 0;
+  [[nodiscard]] virtual Result<std::uint64_t> do_close_epoch() = 0;
+  [[nodiscard]] virtual Result<void> do_wait(std::uint64_t epoch) = 0;
+  [[nodiscard]] virtual Result<void> do_finish() = 0;
+  [[nodiscard]] virtual Result<void> do_close_channels() = 0;
+  [[nodiscard]] virtual Result<void> do_set_level(int level) = 0;
 };
 
 /// The names of the policies, and the fields of SenderOptions that do not depend on them. SenderOptions explains these.
@@ -97,19 +124,33 @@ class AnyReceiver {
   using WhileHeld = std::function<Result<void>()>;
 
   virtual ~AnyReceiver() = default;
-  [[nodiscard]] virtual Result<std::uint64_t> release_epoch() = 0;
-  [[nodiscard]] virtual Result<std::uint64_t> release_epoch(const WhileHeld& while_held) = 0;
-  [[nodiscard]] virtual Result<void> finish() = 0;
-  [[nodiscard]] virtual Result<void> finish(std::chrono::milliseconds limit) = 0;
-  [[nodiscard]] virtual Result<void> end_epochs() = 0;
-  [[nodiscard]] virtual Result<void> apply_zero(BlockId block, std::uint64_t offset) = 0;
-  [[nodiscard]] virtual Result<void> apply_page(BlockId block, std::uint64_t offset,
-                                                std::span<const std::byte> bytes) = 0;
+  [[nodiscard]] Result<std::uint64_t> release_epoch() { return do_release_epoch(); }
+  [[nodiscard]] Result<std::uint64_t> release_epoch(const WhileHeld& while_held) {
+    return do_release_epoch(while_held);
+  }
+  [[nodiscard]] Result<void> finish() { return do_finish(); }
+  [[nodiscard]] Result<void> finish(std::chrono::milliseconds limit) { return do_finish(limit); }
+  [[nodiscard]] Result<void> end_epochs() { return do_end_epochs(); }
+  [[nodiscard]] Result<void> apply_zero(BlockId block, std::uint64_t offset) { return do_apply_zero(block, offset); }
+  [[nodiscard]] Result<void> apply_page(BlockId block, std::uint64_t offset, std::span<const std::byte> bytes) {
+    return do_apply_page(block, offset, bytes);
+  }
   virtual unsigned ended_channels() const = 0;
   virtual bool received(BlockId block, std::uint64_t offset) const = 0;
   virtual Uuid peer_uuid() const = 0;
   virtual void cancel() = 0;
   virtual ReceiverStats stats() const = 0;
+
+ private:
+  // As in AnySender.
+  [[nodiscard]] virtual Result<std::uint64_t> do_release_epoch() = 0;
+  [[nodiscard]] virtual Result<std::uint64_t> do_release_epoch(const WhileHeld& while_held) = 0;
+  [[nodiscard]] virtual Result<void> do_finish() = 0;
+  [[nodiscard]] virtual Result<void> do_finish(std::chrono::milliseconds limit) = 0;
+  [[nodiscard]] virtual Result<void> do_end_epochs() = 0;
+  [[nodiscard]] virtual Result<void> do_apply_zero(BlockId block, std::uint64_t offset) = 0;
+  [[nodiscard]] virtual Result<void> do_apply_page(BlockId block, std::uint64_t offset,
+                                                   std::span<const std::byte> bytes) = 0;
 };
 
 /// The name of the compressor, and the fields of ReceiverOptions that do not depend on it. ReceiverOptions explains
@@ -148,22 +189,25 @@ class SenderOf final : public AnySender {
   SenderOf(Sender<T, C, Z, From> sender, std::size_t page_bytes)
       : sender_(std::move(sender)), page_bytes_(page_bytes) {}
 
-  Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
-                                  const OnZero& on_zero) override {
+  [[nodiscard]] Result<QueuedPages> do_queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                                   const OnZero& on_zero) override {
     if constexpr (From::copies)
       return fail(Errc::not_supported, Stage::produce, "queue_range");
     else
       return sender_.queue_range(block, offset, bytes, asked(on_zero));
   }
-  Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
-                                  const OnZero& on_zero) override {
+  [[nodiscard]] Result<QueuedPages> do_queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
+                                                   const OnZero& on_zero) override {
     if constexpr (From::copies)
       return fail(Errc::not_supported, Stage::produce, "queue_dirty");
     else
       return sender_.queue_dirty(block, bitmap, 0, asked(on_zero));
   }
-  Result<Queued> queue_zero(BlockId block, std::uint64_t offset) override { return sender_.queue_zero(block, offset); }
-  Result<void> queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes, const OnZero& on_zero) override {
+  [[nodiscard]] Result<Queued> do_queue_zero(BlockId block, std::uint64_t offset) override {
+    return sender_.queue_zero(block, offset);
+  }
+  [[nodiscard]] Result<void> do_queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                            const OnZero& on_zero) override {
     for (const std::uint64_t end = offset + bytes; offset < end; offset += page_bytes_) {
       const auto queued = sender_.queue_zero(block, offset);
       if (!queued) return std::unexpected(queued.error());
@@ -173,22 +217,25 @@ class SenderOf final : public AnySender {
     }
     return {};
   }
-  Result<QueuedPages> queue_copies(BlockId block, std::span<const std::uint64_t> offsets, std::size_t normal_pages,
-                                   PageBuffer& pages, const OnZero& on_zero) override {
+  [[nodiscard]] Result<QueuedPages> do_queue_copies(BlockId block, std::span<const std::uint64_t> offsets,
+                                                    std::size_t normal_pages, PageBuffer& pages,
+                                                    const OnZero& on_zero) override {
     if constexpr (From::copies)
       return sender_.queue_copies(block, offsets, normal_pages, pages, asked(on_zero));
     else
       return fail(Errc::not_supported, Stage::produce, "queue_copies");
   }
-  Result<void> queue_device_state(const DeviceState& state) override { return sender_.queue_device_state(state); }
-  Result<void> push_out() override { return sender_.push_out(); }
-  Result<std::uint64_t> close_epoch() override { return sender_.close_epoch(); }
-  Result<void> wait(std::uint64_t epoch) override { return sender_.wait(epoch); }
-  Result<void> finish() override { return sender_.finish(); }
-  Result<void> close_channels() override { return sender_.close_channels(); }
+  [[nodiscard]] Result<void> do_queue_device_state(const DeviceState& state) override {
+    return sender_.queue_device_state(state);
+  }
+  [[nodiscard]] Result<void> do_push_out() override { return sender_.push_out(); }
+  [[nodiscard]] Result<std::uint64_t> do_close_epoch() override { return sender_.close_epoch(); }
+  [[nodiscard]] Result<void> do_wait(std::uint64_t epoch) override { return sender_.wait(epoch); }
+  [[nodiscard]] Result<void> do_finish() override { return sender_.finish(); }
+  [[nodiscard]] Result<void> do_close_channels() override { return sender_.close_channels(); }
   void cancel() override { sender_.cancel(); }
   void set_bandwidth(std::uint64_t bytes_per_s) override { sender_.set_bandwidth(bytes_per_s); }
-  Result<void> set_level(int level) override { return sender_.set_level(level); }
+  [[nodiscard]] Result<void> do_set_level(int level) override { return sender_.set_level(level); }
   SenderStats stats() const override { return sender_.stats(); }
 
  private:
@@ -205,20 +252,21 @@ class ReceiverOf final : public AnyReceiver {
  public:
   explicit ReceiverOf(Receiver<T, C, Into> receiver) : receiver_(std::move(receiver)) {}
 
-  Result<std::uint64_t> release_epoch() override { return receiver_.release_epoch(); }
-  Result<std::uint64_t> release_epoch(const WhileHeld& while_held) override {
+  [[nodiscard]] Result<std::uint64_t> do_release_epoch() override { return receiver_.release_epoch(); }
+  [[nodiscard]] Result<std::uint64_t> do_release_epoch(const WhileHeld& while_held) override {
     return receiver_.release_epoch(while_held);
   }
-  Result<void> finish() override { return receiver_.finish(); }
-  Result<void> finish(std::chrono::milliseconds limit) override { return receiver_.finish(limit); }
-  Result<void> end_epochs() override { return receiver_.end_epochs(); }
-  Result<void> apply_zero(BlockId block, std::uint64_t offset) override {
+  [[nodiscard]] Result<void> do_finish() override { return receiver_.finish(); }
+  [[nodiscard]] Result<void> do_finish(std::chrono::milliseconds limit) override { return receiver_.finish(limit); }
+  [[nodiscard]] Result<void> do_end_epochs() override { return receiver_.end_epochs(); }
+  [[nodiscard]] Result<void> do_apply_zero(BlockId block, std::uint64_t offset) override {
     if constexpr (requires { receiver_.apply_zero(block, offset); })
       return receiver_.apply_zero(block, offset);
     else
       return fail(Errc::not_supported, Stage::parse, "apply_zero");
   }
-  Result<void> apply_page(BlockId block, std::uint64_t offset, std::span<const std::byte> bytes) override {
+  [[nodiscard]] Result<void> do_apply_page(BlockId block, std::uint64_t offset,
+                                           std::span<const std::byte> bytes) override {
     if constexpr (requires { receiver_.apply_page(block, offset, bytes); })
       return receiver_.apply_page(block, offset, bytes);
     else

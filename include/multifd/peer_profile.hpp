@@ -48,7 +48,7 @@ inline constexpr std::array<PeerProfile, 7> peer_profiles{{
 inline constexpr const PeerProfile& peer_multifd = peer_profiles.back();
 
 /// Finds a row by its name. Params: `name`: "qemu-9.0". Errors: Errc::unknown_policy. Threads: any.
-inline Result<PeerProfile> find_peer_profile(std::string_view name) noexcept {
+[[nodiscard]] inline Result<PeerProfile> find_peer_profile(std::string_view name) noexcept {
   for (const PeerProfile& profile : peer_profiles)
     if (profile.name == name) return profile;
   return fail(Errc::unknown_policy, Stage::setup, "peer profile");

@@ -198,7 +198,7 @@ class Receiver {
   /// The uuid that the peer said.
   Uuid peer_uuid() const noexcept { return checked().peer_uuid(); }
 
-  [[deprecated("release_epoch()")]] Result<std::uint64_t> sync() { return release_epoch(); }
+  [[nodiscard]] [[deprecated("release_epoch()")]] Result<std::uint64_t> sync() { return release_epoch(); }
 
   Receiver(Receiver&&) noexcept = default;
   Receiver& operator=(Receiver&&) noexcept = default;
@@ -219,7 +219,7 @@ class Receiver {
       shared.error.wait_stopped();
     }
 
-    Result<void> start(std::vector<T> links) {
+    [[nodiscard]] Result<void> start(std::vector<T> links) {
       auto made = Into::Sink::create(shared.map, options.into, options.thread_hook);
       if (!made) return std::unexpected(made.error());
       sink = std::move(*made);
@@ -246,12 +246,13 @@ class Receiver {
       return shared.moved();
     }
 
-    Result<void> check_block(BlockId block) const noexcept {
+    [[nodiscard]] Result<void> check_block(BlockId block) const noexcept {
       return shared.map.contains(block) ? Result<void>{} : fail(Errc::bad_range, Stage::parse, "block", index(block));
     }
 
     template <class Progress>
-    Result<void> finish(std::chrono::milliseconds limit, const Progress& progress, const char* late) noexcept {
+    [[nodiscard]] Result<void> finish(std::chrono::milliseconds limit, const Progress& progress,
+                                      const char* late) noexcept {
       if (shared.error.failed()) return std::unexpected(shared.error.get());
       if (finished) return fail(Errc::already_closed, Stage::close);
       if (auto ended = shared.barrier->end(); !ended) return std::unexpected(first_error(ended.error()));
@@ -267,7 +268,7 @@ class Receiver {
     }
 
     /// Errors: Errc::too_many_channels (detail: the id of one).
-    Result<void> refuse_more_channels() noexcept {
+    [[nodiscard]] Result<void> refuse_more_channels() noexcept {
       if (options.listener == nullptr || shared.hellos.announced()) return {};
       std::uint64_t id = 0;
       const auto is_one_more = [&](std::span<const std::byte> first) {

@@ -32,7 +32,7 @@ using Result = std::expected<T, Error>;
 /// Calls `make`, which returns a Result. A std::bad_alloc that a container throws inside becomes ENOMEM. In a build
 /// without exceptions running out of memory ends the program.
 template <class Make>
-auto catch_bad_alloc(Stage stage, const char* op, Make&& make) -> decltype(make()) {
+[[nodiscard]] auto catch_bad_alloc(Stage stage, const char* op, Make&& make) -> decltype(make()) {
 #if defined(__cpp_exceptions)
   try {
     return make();

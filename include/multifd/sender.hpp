@@ -210,15 +210,16 @@ class Sender {
   ///   the last byte that moved; cancel() ends that.
   [[nodiscard]] Result<void> close_channels() noexcept { return checked().finish(); }
 
-  [[deprecated("its success says nothing about the receiver: finish(), or close_channels()")]] Result<void>
+  [[nodiscard]] [[deprecated(
+      "its success says nothing about the receiver: finish(), or close_channels()")]] Result<void>
   close() noexcept {
     return close_channels();
   }
-  [[deprecated("close_epoch()")]] Result<std::uint64_t> sync() noexcept { return close_epoch(); }
-  [[deprecated("close_epoch_and_wait()")]] Result<std::uint64_t> sync_and_wait() noexcept {
+  [[nodiscard]] [[deprecated("close_epoch()")]] Result<std::uint64_t> sync() noexcept { return close_epoch(); }
+  [[nodiscard]] [[deprecated("close_epoch_and_wait()")]] Result<std::uint64_t> sync_and_wait() noexcept {
     return close_epoch_and_wait();
   }
-  [[deprecated("push_out()")]] Result<void> flush() noexcept { return push_out(); }
+  [[nodiscard]] [[deprecated("push_out()")]] Result<void> flush() noexcept { return push_out(); }
 
   /// Makes every call, blocked or to come, return Errc::cancelled (or the error that came before). The peer sees a
   /// broken stream.

@@ -32,7 +32,7 @@ struct PolicyList {
 ///
 /// Errors: Errc::unknown_policy when no policy has that name; whatever `body` returns.
 template <class First, class... Rest, class Body>
-auto with_policy(std::string_view name, PolicyList<First, Rest...>, Body&& body)
+[[nodiscard]] auto with_policy(std::string_view name, PolicyList<First, Rest...>, Body&& body)
     -> decltype(body.template operator()<First>()) {
   if (name == First::name) return body.template operator()<First>();
   if constexpr (sizeof...(Rest) > 0) {
@@ -45,8 +45,8 @@ auto with_policy(std::string_view name, PolicyList<First, Rest...>, Body&& body)
 /// with_policy() on two axes: calls `body.template operator()<C, Z>()`. Errors: as with_policy(), by the first name
 /// that is not offered.
 template <class... Cs, class... Zs, class Body>
-auto with_policies(std::string_view compressor, PolicyList<Cs...> compressors, std::string_view zero_pages,
-                   PolicyList<Zs...> zero_policies, Body&& body) {
+[[nodiscard]] auto with_policies(std::string_view compressor, PolicyList<Cs...> compressors,
+                                 std::string_view zero_pages, PolicyList<Zs...> zero_policies, Body&& body) {
   return with_policy(compressor, compressors, [&]<class C>() {
     return with_policy(zero_pages, zero_policies, [&]<class Z>() { return body.template operator()<C, Z>(); });
   });

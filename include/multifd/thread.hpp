@@ -38,7 +38,7 @@ class Thread {
   /// Params: `object`, `hook`: must live until the thread is joined.
   /// Errors: ENOMEM; errno of pthread_create().
   template <class Object>
-  static Result<Thread> start(Object& object, const ThreadHook& hook, ThreadInfo info) noexcept {
+  [[nodiscard]] static Result<Thread> start(Object& object, const ThreadHook& hook, ThreadInfo info) noexcept {
     struct Start {
       Object* object;
       const ThreadHook* hook;

@@ -28,7 +28,7 @@ constexpr std::chrono::milliseconds as_timeout(std::chrono::milliseconds limit) 
 /// Checks a setting. Params: `name`: the setting's, static text. Errors: Errc::bad_option (op: the name) when it is
 /// negative.
 template <class Duration>
-Result<void> check_time_limit(const char* name, Duration limit, Stage stage) noexcept {
+[[nodiscard]] Result<void> check_time_limit(const char* name, Duration limit, Stage stage) noexcept {
   if (limit.count() < 0) return fail(Errc::bad_option, stage, name);
   return {};
 }

@@ -60,7 +60,7 @@ class Igzip::Encoder {
   /// Allocates everything that encode() will need.
   ///
   /// Errors: bad_option (level; limits beyond 32 bits), ENOMEM.
-  static Result<Encoder> open(const Igzip& parameters, const CodecLimits& limits) noexcept {
+  [[nodiscard]] static Result<Encoder> open(const Igzip& parameters, const CodecLimits& limits) noexcept {
     // Blocks of at most 32 Ki symbols: with more, pages of different kinds share one code too often.
     constexpr std::array<std::uint32_t, 4> table_bytes = {0, ISAL_DEF_LVL1_MEDIUM, ISAL_DEF_LVL2_MEDIUM,
                                                           ISAL_DEF_LVL3_MEDIUM};
@@ -97,7 +97,7 @@ class Igzip::Encoder {
   /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
   /// Threads: the channel's. Cost: no allocation; a packet is copied before it is compressed. Wire: format/packets.md
   ///   section 4.2.
-  Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
+  [[nodiscard]] Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
     std::size_t left = total_bytes(pages);
     if (left == 0) return ConstBuffers{};
     if (broken_ || limits_.payload_bytes < zlib_header.size()) return too_large();
@@ -158,7 +158,7 @@ class Igzip::Decoder {
   /// Allocates everything that decode() will need. The level plays no part.
   ///
   /// Errors: bad_option (limits beyond 32 bits), ENOMEM.
-  static Result<Decoder> open(const Igzip&, const CodecLimits& limits) noexcept {
+  [[nodiscard]] static Result<Decoder> open(const Igzip&, const CodecLimits& limits) noexcept {
     constexpr std::size_t most = std::numeric_limits<std::uint32_t>::max();
     if (limits.payload_bytes > most || limits.packet_bytes > most)
       return fail(Errc::bad_option, Stage::setup, "codec limits", limits.payload_bytes);
@@ -177,7 +177,7 @@ class Igzip::Decoder {
   ///   bytes left over), corrupt_payload (anything else that is not a sync-flushed piece of one endless zlib stream).
   ///   After an error every later call fails too.
   /// Threads: the channel's. Cost: no allocation; never writes outside `pages`. Wire: format/packets.md section 4.2.
-  Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
+  [[nodiscard]] Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "isal_inflate after an error");
     Result<void> result = decode_packet(payload, pages);
     broken_ = !result.has_value();
@@ -190,7 +190,7 @@ class Igzip::Decoder {
 
   Decoder() = default;
 
-  Result<void> decode_packet(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
+  [[nodiscard]] Result<void> decode_packet(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     const std::size_t size = payload.size();
     if (size > limits_.payload_bytes) return fail(Errc::payload_too_large, Stage::decode, "isal_inflate", size);
     const std::size_t page_bytes = total_bytes(pages);
@@ -246,7 +246,7 @@ class Igzip::Decoder {
   }
 
   // Feeds the rest of the input, with room for one byte of output, which must not come.
-  Result<void> expect_no_output() noexcept {
+  [[nodiscard]] Result<void> expect_no_output() noexcept {
     std::uint8_t beyond = 0;
     state_->next_out = &beyond;
     state_->avail_out = 1;
@@ -256,7 +256,7 @@ class Igzip::Decoder {
     return {};
   }
 
-  Result<void> step() noexcept {
+  [[nodiscard]] Result<void> step() noexcept {
     const char* what = "isal_inflate";
     switch (isal_inflate(state_.get())) {
       case ISAL_DECOMP_OK:

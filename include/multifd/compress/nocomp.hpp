@@ -30,21 +30,21 @@ struct NoComp {
 
 class NoComp::Encoder {
  public:
-  static Result<Encoder> open(const NoComp&, const CodecLimits&) noexcept { return Encoder{}; }
+  [[nodiscard]] static Result<Encoder> open(const NoComp&, const CodecLimits&) noexcept { return Encoder{}; }
 
   /// Returns the buffers that it got. Reads nothing, so pages may change.
-  Result<ConstBuffers> encode(ConstBuffers pages) noexcept { return pages; }
+  [[nodiscard]] Result<ConstBuffers> encode(ConstBuffers pages) noexcept { return pages; }
 };
 
 class NoComp::Decoder {
  public:
-  static Result<Decoder> open(const NoComp&, const CodecLimits&) noexcept { return Decoder{}; }
+  [[nodiscard]] static Result<Decoder> open(const NoComp&, const CodecLimits&) noexcept { return Decoder{}; }
 
   /// Copies a payload into pages. Receivers do not call it (payload_form is `pages`); it serves generic code.
   ///
   /// Errors: bad_payload_size, when the payload is not exactly as long as the pages; the pages are untouched
   /// then.
-  Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
+  [[nodiscard]] Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (payload.size() != total_bytes(pages))
       return fail(Errc::bad_payload_size, Stage::decode, "copy", payload.size());
     for (const iovec& run : pages) {

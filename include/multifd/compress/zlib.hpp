@@ -51,7 +51,7 @@ class Zlib::Encoder {
   /// Allocates everything that encode() will need.
   ///
   /// Errors: bad_option (level; limits beyond 32 bits), ENOMEM.
-  static Result<Encoder> open(const Zlib& parameters, const CodecLimits& limits) noexcept {
+  [[nodiscard]] static Result<Encoder> open(const Zlib& parameters, const CodecLimits& limits) noexcept {
     if (!level_valid(parameters.level))
       return fail(Errc::bad_option, Stage::setup, "zlib level", static_cast<std::uint64_t>(parameters.level));
     if (limits.payload_bytes > std::numeric_limits<uInt>::max() - flush_slack || limits.page_bytes == 0 ||
@@ -83,7 +83,7 @@ class Zlib::Encoder {
   /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
   /// Threads: the channel's. Cost: no allocation; a page is copied before it is compressed. Wire: format/packets.md
   ///   section 4.2.
-  Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
+  [[nodiscard]] Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
     std::size_t left = total_bytes(pages);
     if (left == 0) return ConstBuffers{};
     if (broken_) return too_large();
@@ -110,7 +110,7 @@ class Zlib::Encoder {
   /// Changes the level from the next packet on. The peer need not know.
   ///
   /// Errors: bad_option (level not 0 to 9): the old level stays. Threads: the channel's.
-  Result<void> set_level(int new_level) noexcept {
+  [[nodiscard]] Result<void> set_level(int new_level) noexcept {
     if (!level_valid(new_level))
       return fail(Errc::bad_option, Stage::encode, "zlib level", static_cast<std::uint64_t>(new_level));
     if (broken_) return too_large();
@@ -178,7 +178,7 @@ class Zlib::Decoder {
   /// Allocates everything that decode() will need. The level plays no part.
   ///
   /// Errors: bad_option (limits beyond 32 bits), ENOMEM.
-  static Result<Decoder> open(const Zlib&, const CodecLimits& limits) noexcept {
+  [[nodiscard]] static Result<Decoder> open(const Zlib&, const CodecLimits& limits) noexcept {
     if (limits.payload_bytes > std::numeric_limits<uInt>::max() ||
         limits.packet_bytes > std::numeric_limits<uInt>::max())
       return fail(Errc::bad_option, Stage::setup, "codec limits", limits.payload_bytes);
@@ -201,7 +201,7 @@ class Zlib::Decoder {
   ///   over), corrupt_payload (anything else that is not a sync-flushed piece of one endless zlib stream: damage, a
   ///   missing flush, an end of stream, a preset dictionary). After an error every later call fails too.
   /// Threads: the channel's. Cost: no allocation; never writes outside `pages`. Wire: format/packets.md section 4.2.
-  Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
+  [[nodiscard]] Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "inflate after an error");
     Result<void> result = decode_packet(payload, pages);
     broken_ = !result.has_value();
@@ -236,7 +236,7 @@ class Zlib::Decoder {
     stream_->avail_in = static_cast<uInt>(size);
   }
 
-  Result<void> decode_packet(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
+  [[nodiscard]] Result<void> decode_packet(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     const std::size_t size = payload.size();
     if (size > limits_.payload_bytes) return fail(Errc::payload_too_large, Stage::decode, "inflate", size);
     const std::size_t page_bytes = total_bytes(pages);
@@ -269,7 +269,7 @@ class Zlib::Decoder {
   }
 
   // Feeds the rest of the input, with room for one byte of output, which must not come.
-  Result<void> expect_no_output() noexcept {
+  [[nodiscard]] Result<void> expect_no_output() noexcept {
     Bytef beyond = 0;
     stream_->next_out = &beyond;
     stream_->avail_out = 1;
@@ -280,7 +280,7 @@ class Zlib::Decoder {
   }
 
   // Returns Z_OK, or Z_BUF_ERROR when neither input nor output moved.
-  Result<int> step() noexcept {
+  [[nodiscard]] Result<int> step() noexcept {
     const int status = inflate(stream_.get(), Z_SYNC_FLUSH);
     if (status == Z_OK || status == Z_BUF_ERROR) return status;
     const char* what = stream_->msg;  // static text inside zlib

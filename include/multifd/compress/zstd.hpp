@@ -87,7 +87,7 @@ class Zstd::Encoder {
   /// Allocates everything that encode() will need.
   ///
   /// Errors: bad_option (level, window_log), ENOMEM.
-  static Result<Encoder> open(const Zstd& parameters, const CodecLimits& limits) noexcept {
+  [[nodiscard]] static Result<Encoder> open(const Zstd& parameters, const CodecLimits& limits) noexcept {
     if (parameters.level < ZSTD_minCLevel() || parameters.level > ZSTD_maxCLevel())
       return fail(Errc::bad_option, Stage::setup, "zstd level", static_cast<std::uint64_t>(parameters.level));
     if (parameters.window_log != 0 &&
@@ -113,7 +113,7 @@ class Zstd::Encoder {
   /// Errors: payload_too_large; the stream is then out of step with its peer and every later call fails too.
   /// Threads: the channel's. Cost: no allocation; zstd copies every page into its window. Wire: format/packets.md
   ///   section 4.3.
-  Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
+  [[nodiscard]] Result<ConstBuffers> encode(ConstBuffers pages) noexcept {
     std::size_t left = total_bytes(pages);
     if (left == 0) return ConstBuffers{};
     if (broken_) return too_large();
@@ -222,7 +222,7 @@ class Zstd::Decoder {
   /// Allocates everything that decode() will need. Level and window_log play no part.
   ///
   /// Errors: bad_option (max_window_log), ENOMEM.
-  static Result<Decoder> open(const Zstd& parameters, const CodecLimits& limits) noexcept {
+  [[nodiscard]] static Result<Decoder> open(const Zstd& parameters, const CodecLimits& limits) noexcept {
     const int window_log = parameters.max_window_log;
     if (window_log < smallest_window_log || window_log > largest_window_log)
       return fail(Errc::bad_option, Stage::setup, "zstd max_window_log", static_cast<std::uint64_t>(window_log));
@@ -249,7 +249,7 @@ class Zstd::Decoder {
   ///   over), corrupt_payload (anything else that is not whole blocks of one endless zstd frame: damage, an end of
   ///   frame, a dictionary, a window over max_window_log). After an error every later call fails too.
   /// Threads: the channel's. Cost: no allocation; never writes outside `pages`. Wire: format/packets.md section 4.3.
-  Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
+  [[nodiscard]] Result<void> decode(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     if (broken_) return fail(Errc::corrupt_payload, Stage::decode, "zstd after an error");
     Result<void> result = decode_packet(payload, pages);
     broken_ = !result.has_value();
@@ -268,7 +268,7 @@ class Zstd::Decoder {
 
   Decoder() = default;
 
-  Result<void> decode_packet(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
+  [[nodiscard]] Result<void> decode_packet(std::span<const std::byte> payload, MutableBuffers pages) noexcept {
     const std::size_t size = payload.size();
     if (size > limits_.payload_bytes) return fail(Errc::payload_too_large, Stage::decode, "zstd", size);
     const std::size_t page_bytes = total_bytes(pages);
@@ -297,7 +297,7 @@ class Zstd::Decoder {
   }
 
   // Returns how many bytes zstd asks for next.
-  Result<std::size_t> step(ZSTD_inBuffer& in, ZSTD_outBuffer& out) noexcept {
+  [[nodiscard]] Result<std::size_t> step(ZSTD_inBuffer& in, ZSTD_outBuffer& out) noexcept {
     const std::size_t wanted = ZSTD_decompressStream(stream_.get(), &out, &in);
     if (ZSTD_isError(wanted)) return fail(Errc::corrupt_payload, Stage::decode, ZSTD_getErrorName(wanted), in.size);
     if (wanted == 0) return fail(Errc::corrupt_payload, Stage::decode, "zstd: end of frame", in.size);

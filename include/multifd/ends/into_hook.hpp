@@ -26,20 +26,20 @@ class IntoHook::Sink {
   /// Owns the buffer that a channel reads pages into. The hook may swap that buffer for another.
   class Channel {
    public:
-    static Result<Channel> create(Sink& sink) {
+    [[nodiscard]] static Result<Channel> create(Sink& sink) {
       auto buffer = PageBuffer::create();
       if (!buffer) return std::unexpected(buffer.error());
       return Channel(sink, std::move(*buffer));
     }
 
-    Result<void> place(const ArrivingPages& pages, PageRuns& runs) noexcept {
+    [[nodiscard]] Result<void> place(const ArrivingPages& pages, PageRuns& runs) noexcept {
       for (const std::uint64_t offset : pages.offsets)
         if (auto checked = sink_->map_.check(pages.block, offset); !checked) return checked;
       if (pages.normal_pages > 0) runs.add(pages_.data(), pages.normal_pages * sink_->map_.page_bytes());
       return {};
     }
     void begin(const ArrivingPages&) noexcept {}
-    Result<void> arrived(const ArrivingPages& pages) {
+    [[nodiscard]] Result<void> arrived(const ArrivingPages& pages) {
       ReceivedPacket packet{.channel = pages.channel,
                             .block = pages.block,
                             .offsets = pages.offsets,
@@ -55,7 +55,7 @@ class IntoHook::Sink {
   };
 
   /// Params: `map`: must outlive the sink. Errors: Errc::bad_option: no hook; out of memory.
-  static Result<std::unique_ptr<Sink>> create(const RamMap& map, IntoHook& settings, const ThreadHook&) {
+  [[nodiscard]] static Result<std::unique_ptr<Sink>> create(const RamMap& map, IntoHook& settings, const ThreadHook&) {
     if (!settings.on_packet) return fail(Errc::bad_option, Stage::setup, "IntoHook::on_packet is empty");
     return std::unique_ptr<Sink>(new Sink(map, std::move(settings.on_packet)));
   }

@@ -43,9 +43,9 @@ class IntoMemory::Sink {
   /// Places one channel's pages; has no memory of its own.
   class Channel {
    public:
-    static Result<Channel> create(Sink& sink) noexcept { return Channel(sink); }
+    [[nodiscard]] static Result<Channel> create(Sink& sink) noexcept { return Channel(sink); }
 
-    Result<void> place(const ArrivingPages& pages, PageRuns& runs) noexcept {
+    [[nodiscard]] Result<void> place(const ArrivingPages& pages, PageRuns& runs) noexcept {
       const RamMap& map = sink_->map_;
       const std::size_t page_bytes = map.page_bytes();
       for (std::size_t first = 0; first < pages.offsets.size();) {  // adjacent pages, which most are, in one step
@@ -68,7 +68,7 @@ class IntoMemory::Sink {
         sink_->populate_->note(pages.block, pages.normal().back(), pages.normal_pages);
     }
 
-    Result<void> arrived(const ArrivingPages& pages) noexcept {
+    [[nodiscard]] Result<void> arrived(const ArrivingPages& pages) noexcept {
       mark(sink_->received_, pages);
       return {};
     }
@@ -91,7 +91,8 @@ class IntoMemory::Sink {
   };
 
   /// Params: `map`: must outlive the sink. Errors: ENOMEM; threads.
-  static Result<std::unique_ptr<Sink>> create(const RamMap& map, const IntoMemory& settings, const ThreadHook& hook) {
+  [[nodiscard]] static Result<std::unique_ptr<Sink>> create(const RamMap& map, const IntoMemory& settings,
+                                                            const ThreadHook& hook) {
     std::unique_ptr<Sink> sink(new Sink(map, settings.destination));
     for (ReceivedPages* const pages : {&sink->received_, &sink->filled_}) {
       auto bitmaps = ReceivedPages::create(map);
@@ -119,14 +120,15 @@ class IntoMemory::Sink {
   }
 
   /// Writes a zero page. Errors: Errc::offset_misaligned, offset_past_block: the offset may be the peer's.
-  Result<void> apply_zero(BlockId block, std::uint64_t offset) noexcept {
+  [[nodiscard]] Result<void> apply_zero(BlockId block, std::uint64_t offset) noexcept {
     if (auto page = map_.resolve(block, offset); !page) return std::unexpected(page.error());
     zero(block, offset);
     return {};
   }
 
   /// Writes one page's bytes. Errors: as apply_zero(); Errc::bad_range when `bytes` is not one page.
-  Result<void> apply_page(BlockId block, std::uint64_t offset, std::span<const std::byte> bytes) noexcept {
+  [[nodiscard]] Result<void> apply_page(BlockId block, std::uint64_t offset,
+                                        std::span<const std::byte> bytes) noexcept {
     const auto page = map_.resolve(block, offset);
     if (!page) return std::unexpected(page.error());
     if (bytes.size() != page->size()) return fail(Errc::bad_range, Stage::parse, "page", bytes.size(), page->size());

@@ -39,7 +39,7 @@ class PopulateAhead {
   ///
   /// Params: `map`: must outlive the object; its memory in this process, writable.
   /// Errors: ENOMEM.
-  static Result<std::unique_ptr<PopulateAhead>> create(const RamMap& map) {
+  [[nodiscard]] static Result<std::unique_ptr<PopulateAhead>> create(const RamMap& map) {
     std::unique_ptr<PopulateAhead> ahead(new (std::nothrow) PopulateAhead(map));
     if (!ahead || !ahead->allocate()) return fail_errno(Stage::setup, "allocate populate-ahead", ENOMEM);
     for (const RamBlock& block : map.blocks()) (void)::madvise(block.host.data(), block.host.size(), MADV_HUGEPAGE);
@@ -63,15 +63,15 @@ class PopulateAhead {
   /// Ends run(), for good.
   void stop() noexcept {
     stopped_.store(true, std::memory_order_relaxed);
-    notes_.fetch_add(1, std::memory_order_release);
+    notes_.fetch_add(1, std::memory_order_release);  // meets the acquire in run()
     notes_.notify_one();
   }
 
   /// The helper's body.
   void run() noexcept {
     for (std::uint32_t seen = 0;;) {
-      notes_.wait(seen, std::memory_order_acquire);
-      seen = notes_.load(std::memory_order_acquire);
+      notes_.wait(seen, std::memory_order_acquire);   // meets note() and stop()
+      seen = notes_.load(std::memory_order_acquire);  // meets note() and stop()
       if (stopped_.load(std::memory_order_relaxed)) return;
       const std::uint64_t latest = latest_.load(std::memory_order_relaxed);
       if (!follow(static_cast<std::uint32_t>(latest >> 32), latest & 0xffff'ffff, seen)) return;

@@ -76,17 +76,22 @@ class BatchHandoff {
   /// Allocates everything: `depth` batches per channel (2 to max_depth), plus the one that the producer fills.
   ///
   /// Errors: Errc::bad_channel_count, bad_option; ENOMEM.
-  static Result<std::unique_ptr<BatchHandoff>> create(unsigned channels, unsigned depth, std::size_t batch_pages) {
+  [[nodiscard]] static Result<std::unique_ptr<BatchHandoff>> create(unsigned channels, unsigned depth,
+                                                                    std::size_t batch_pages) {
     if (channels == 0 || channels > max_channels)
       return fail(Errc::bad_channel_count, Stage::setup, "hand-off", channels);
     if (depth < 2 || depth > max_depth) return fail(Errc::bad_option, Stage::setup, "queue depth", depth);
-    std::unique_ptr<BatchHandoff> handoff(new (std::nothrow) BatchHandoff(channels, depth));
+    auto ring = SharedRing::allocate(std::size_t{channels} * depth + 1);
+    auto signals = Sleepers::allocate(channels);
+    if (!ring || !signals) return fail_errno(Stage::setup, "allocate batches", ENOMEM);
+    std::unique_ptr<BatchHandoff> handoff(new (std::nothrow)
+                                              BatchHandoff(channels, depth, std::move(*ring), std::move(*signals)));
     if (!handoff || !handoff->allocate(batch_pages)) return fail_errno(Stage::setup, "allocate batches", ENOMEM);
     return handoff;
   }
 
   /// Gives every batch a buffer for copies of its pages. Before the first put(). Errors: ENOMEM.
-  Result<void> allocate_copies() noexcept {
+  [[nodiscard]] Result<void> allocate_copies() noexcept {
     for (std::size_t i = 0; i < batch_count(); ++i) {
       auto buffer = PageBuffer::create();
       if (!buffer) return std::unexpected(buffer.error());
@@ -104,7 +109,7 @@ class BatchHandoff {
   /// in between. `check` may call stop().
   template <class Waited, class Check = decltype([] {})>
   PageBatch* put(PageBatch* full, Waited&& waited, Check&& check = {}) noexcept {
-    if (stopped_.load(std::memory_order_acquire)) return nullptr;
+    if (stopped_.load(std::memory_order_acquire)) return nullptr;  // meets stop()
     // Own variable: the producer is its only writer.
     full->epoch = closed_.load(std::memory_order_relaxed);
     ring_.push(full, full->epoch);
@@ -112,7 +117,7 @@ class BatchHandoff {
     if (free_count_ == 0 && !collect()) {
       spin(producer_spin, [&] { return has_returned() && collect(); });
       for (bool slept = false; free_count_ == 0; slept = true) {
-        if (stopped_.load(std::memory_order_acquire)) return nullptr;
+        if (stopped_.load(std::memory_order_acquire)) return nullptr;  // meets stop()
         if (!slept) waited();
         if (!sleep_until_room()) check();
         if (collect()) waited();
@@ -189,8 +194,8 @@ class BatchHandoff {
   unsigned channels() const noexcept { return channel_count_; }
   /// Threads: any.
   std::uint64_t closed_epochs() const noexcept {
-    return closed_.load(std::memory_order_acquire);
-  }  // meets close_epoch()
+    return closed_.load(std::memory_order_acquire);  // meets close_epoch()
+  }
 
  private:
   /// How long a worker polls for the next batch before it sleeps: about as long as waking it would take (5 to 50 us).
@@ -209,8 +214,12 @@ class BatchHandoff {
     CoreDemand::Probe probe;
   };
 
-  BatchHandoff(unsigned channels, unsigned depth) noexcept
-      : channel_count_(channels), depth_(depth), demand_(channels) {}
+  BatchHandoff(unsigned channels, unsigned depth, SharedRing::Slots ring, std::unique_ptr<Signal[]> signals) noexcept
+      : channel_count_(channels),
+        depth_(depth),
+        ring_(std::move(ring)),
+        sleepers_(channels, std::move(signals)),
+        demand_(channels) {}
 
   bool allocate(std::size_t batch_pages) noexcept {
     const std::size_t count = batch_count();
@@ -219,7 +228,6 @@ class BatchHandoff {
     free_.reset(new (std::nothrow) PageBatch*[count]);
     slots_.reset(new (std::nothrow) std::uint64_t[count * batch_pages]);
     if (!channels_ || !batches_ || !free_ || !slots_) return false;
-    if (!ring_.allocate(count) || !sleepers_.allocate(channel_count_)) return false;
     for (std::size_t i = 0; i < count; ++i)
       batches_[i] = PageBatch(std::span(slots_.get() + i * batch_pages, batch_pages));
     for (std::size_t i = count; i > 1; --i) free_[free_count_++] = &batches_[i - 1];
@@ -229,10 +237,10 @@ class BatchHandoff {
   std::size_t batch_count() const noexcept { return std::size_t{channel_count_} * depth_ + 1; }
 
   std::optional<Work> next_work(Channel& mine) noexcept {
-    if (stopped_.load(std::memory_order_acquire)) return Work{.kind = Work::Kind::stopped};
+    if (stopped_.load(std::memory_order_acquire)) return Work{.kind = Work::Kind::stopped};  // meets stop()
     // The reads go against the order of the producer's writes, which is: batches, then the epoch's close, then the end.
     // So a worker that sees the end sees every close, and a worker that sees a close sees every batch of that epoch.
-    const bool finished = finished_.load(std::memory_order_acquire);
+    const bool finished = finished_.load(std::memory_order_acquire);       // meets finish()
     const std::uint64_t closed = closed_.load(std::memory_order_acquire);  // meets close_epoch()
     switch (const auto [first, batch] = ring_.take(mine.synced); first) {
       case SharedRing::First::taken: return Work{.kind = Work::Kind::batch, .batch = batch, .epoch = mine.synced};

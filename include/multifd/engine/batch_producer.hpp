@@ -45,7 +45,7 @@ class BatchProducer {
   /// Takes the first empty batch. Called once, after the hand-off was created.
   void start() noexcept { open_ = shared_.handoff->first_batch(); }
 
-  Result<Queued> queue_page(BlockId block, std::uint64_t offset) noexcept
+  [[nodiscard]] Result<Queued> queue_page(BlockId block, std::uint64_t offset) noexcept
     requires(!From::copies)
   {
     [[maybe_unused]] const auto turn = checks_.enter();
@@ -65,7 +65,8 @@ class BatchProducer {
   }
 
   template <ZeroSink<Z> OnZero>
-  Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes, OnZero&& on_zero)
+  [[nodiscard]] Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                                OnZero&& on_zero)
     requires(!From::copies)
   {
     [[maybe_unused]] const auto turn = checks_.enter();
@@ -89,8 +90,8 @@ class BatchProducer {
   }
 
   template <ZeroSink<Z> OnZero>
-  Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap, std::uint64_t first_page,
-                                  OnZero&& on_zero)
+  [[nodiscard]] Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
+                                                std::uint64_t first_page, OnZero&& on_zero)
     requires(!From::copies)
   {
     [[maybe_unused]] const auto turn = checks_.enter();
@@ -112,7 +113,7 @@ class BatchProducer {
     return done;
   }
 
-  Result<Queued> queue_zero(BlockId block, std::uint64_t offset) noexcept {
+  [[nodiscard]] Result<Queued> queue_zero(BlockId block, std::uint64_t offset) noexcept {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (!is_open() || !fits(block, offset, page_bytes())) [[unlikely]]
       return std::unexpected(refusal(block, offset));
@@ -149,8 +150,8 @@ class BatchProducer {
   /// offsets, then pages that are zero. `pages` gets an empty buffer in exchange. Where on_zero(offset) returns false,
   /// the zero page travels as bytes.
   template <ZeroSink<Z> OnZero>
-  Result<QueuedPages> queue_copies(BlockId block, std::span<const std::uint64_t> offsets, std::size_t normal_pages,
-                                   PageBuffer& pages, OnZero&& on_zero)
+  [[nodiscard]] Result<QueuedPages> queue_copies(BlockId block, std::span<const std::uint64_t> offsets,
+                                                 std::size_t normal_pages, PageBuffer& pages, OnZero&& on_zero)
     requires From::copies
   {
     [[maybe_unused]] const auto turn = checks_.enter();
@@ -193,7 +194,7 @@ class BatchProducer {
   }
 
   /// Queues a message of the format's own (HasMessages). It belongs to no epoch, and leaves without a close_epoch().
-  Result<void> queue_message(Message message) noexcept {
+  [[nodiscard]] Result<void> queue_message(Message message) noexcept {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (auto ready = check_open(); !ready) return ready;
     if (auto put = put_open(); !put) return put;
@@ -201,7 +202,7 @@ class BatchProducer {
     return push_out();
   }
 
-  Result<void> push_out() noexcept {
+  [[nodiscard]] Result<void> push_out() noexcept {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (auto ready = check_open(); !ready) return ready;
     if (auto put = put_open(); !put) return put;
@@ -209,7 +210,7 @@ class BatchProducer {
     return {};
   }
 
-  Result<std::uint64_t> close_epoch() noexcept {
+  [[nodiscard]] Result<std::uint64_t> close_epoch() noexcept {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (auto ready = check_open(); !ready) return std::unexpected(ready.error());
     if (auto put = put_open(); !put) return std::unexpected(put.error());
@@ -219,7 +220,7 @@ class BatchProducer {
   }
 
   /// Says that no more pages come: closes the epoch if it has pages. The channels drain what they have, and end.
-  Result<void> finish() noexcept {
+  [[nodiscard]] Result<void> finish() noexcept {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (auto ready = check_open(); !ready) return ready;
     if (unsynced_) {
@@ -232,7 +233,7 @@ class BatchProducer {
   bool finished() const noexcept { return finished_; }
 
   /// Errors: the first error; Errc::already_closed behind finish().
-  Result<void> check_open() const noexcept {
+  [[nodiscard]] Result<void> check_open() const noexcept {
     return is_open() ? Result<void>{} : std::unexpected(refusal(BlockId{}, 0));
   }
 
@@ -241,8 +242,8 @@ class BatchProducer {
  private:
   /// Queues up to 64 pages, one for each bit that is set: bit 0 stands for the page at `offset`.
   template <class OnZero>
-  Result<void> queue_bits(BlockId block, std::uint64_t offset, std::uint64_t bits, OnZero&& on_zero,
-                          QueuedPages& done) {
+  [[nodiscard]] Result<void> queue_bits(BlockId block, std::uint64_t offset, std::uint64_t bits, OnZero&& on_zero,
+                                        QueuedPages& done) {
     std::array<std::uint64_t, zero_mask_pages> room;
     std::span<std::uint64_t> offsets = dirty_offsets(bits, offset, page_bytes(), room);
     if constexpr (Z::stage == ZeroStage::producer) {
@@ -275,7 +276,7 @@ class BatchProducer {
 
   // The hot paths. They append pages to batches, without a zero check.
 
-  Result<void> append_page(BlockId block, std::uint64_t offset) noexcept {
+  [[nodiscard]] Result<void> append_page(BlockId block, std::uint64_t offset) noexcept {
     if (auto open = open_batch(block); !open) return open;
     queued_pages.add(1);
     open_->push(offset);
@@ -283,7 +284,7 @@ class BatchProducer {
   }
 
   /// Appends adjacent pages.
-  Result<void> append_run(BlockId block, std::uint64_t offset, std::uint64_t pages) noexcept {
+  [[nodiscard]] Result<void> append_run(BlockId block, std::uint64_t offset, std::uint64_t pages) noexcept {
     return append(block, pages, [&](std::size_t count) {
       open_->push_run(offset, count, page_bytes());
       offset += count * page_bytes();
@@ -291,7 +292,7 @@ class BatchProducer {
   }
 
   /// Appends pages in any order.
-  Result<void> append_listed(BlockId block, std::span<const std::uint64_t> offsets) noexcept {
+  [[nodiscard]] Result<void> append_listed(BlockId block, std::span<const std::uint64_t> offsets) noexcept {
     return append(block, offsets.size(), [&](std::size_t count) {
       open_->push_all(offsets.first(count));
       offsets = offsets.subspan(count);
@@ -300,7 +301,7 @@ class BatchProducer {
 
   /// Opens batches of `block` until `pages` pages are in; `push(count)` appends the next few, as many as fit.
   template <class Push>
-  Result<void> append(BlockId block, std::uint64_t pages, Push&& push) noexcept {
+  [[nodiscard]] Result<void> append(BlockId block, std::uint64_t pages, Push&& push) noexcept {
     if (pages == 0) return {};
     if (auto open = open_batch(block); !open) return open;
     queued_pages.add(pages);
@@ -316,13 +317,13 @@ class BatchProducer {
   }
 
   /// Makes sure that pages of `block` can be appended to the open batch.
-  Result<void> open_batch(BlockId block) noexcept {
+  [[nodiscard]] Result<void> open_batch(BlockId block) noexcept {
     unsynced_ = true;
     if (open_->block == block && open_->known_zeros == 0) [[likely]]
       return {};
     return put_and_open(block);
   }
-  Result<void> put_and_open(BlockId block) noexcept {
+  [[nodiscard]] Result<void> put_and_open(BlockId block) noexcept {
     if (auto put = put_open(); !put) return put;
     open_->block = block;
     return {};
@@ -334,7 +335,7 @@ class BatchProducer {
     open_->push(offset);
   }
 
-  Result<void> put_open() noexcept {
+  [[nodiscard]] Result<void> put_open() noexcept {
     if (open_->empty()) return {};
     PageBatch* const empty =
         shared_.handoff->put(open_, [this] { note_wait(); }, [this] { shared_.check_progress(*watch_); });

@@ -25,7 +25,7 @@ class Crew {
 
   /// Starts a thread for each channel. `hook`: must live until join().
   /// Errors: of pthread_create(); then `error` has been raised, so that the threads that have started end.
-  Result<void> start(const char* role, const ThreadHook& hook, FirstError& error) {
+  [[nodiscard]] Result<void> start(const char* role, const ThreadHook& hook, FirstError& error) {
     threads_.reserve(channels_.size());
     for (std::uint32_t i = 0; i < channels_.size(); ++i) {
       auto thread = Thread::start(*channels_[i], hook, {.role = role, .channel = i});

@@ -32,16 +32,19 @@ class FirstError {
   /// thread that stop() wakes may get here before stop() has returned to the thread that raised.
   void wait_stopped() const noexcept {
     if (!failed()) return;
-    // No notification: the thread that would send it could touch this object after its end.
+    // No notification: the thread that would send it could touch this object after its end. The load meets raise().
     while (state_.load(std::memory_order_acquire) != State::stopped) std::this_thread::yield();
   }
 
   /// Whether there is an error. Cheap enough for the producer's per-page path.
-  bool failed() const noexcept { return state_.load(std::memory_order_acquire) != State::none; }
+  bool failed() const noexcept {
+    return state_.load(std::memory_order_acquire) != State::none;  // meets raise()
+  }
 
   /// The error; only after failed().
   Error get() const noexcept {
-    state_.wait(State::writing, std::memory_order_acquire);  // the only state in which the error is not readable
+    // The only state in which the error is not readable. The wait meets raise().
+    state_.wait(State::writing, std::memory_order_acquire);
     return error_;
   }
 

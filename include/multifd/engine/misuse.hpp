@@ -28,14 +28,14 @@ class OneCaller {
     Turn(std::atomic<const void*>& owner, [[maybe_unused]] const char* misuse) noexcept : owner_(owner) {
       static thread_local const char self = 0;
       const void* nobody = nullptr;
-      // Acquire: sees what the producer before did; it meets the release below.
+      // Acquire: sees what the thread before did; meets ~Turn().
       outermost_ = owner_.compare_exchange_strong(nobody, &self, std::memory_order_acquire);
       if (!outermost_ && nobody != &self) MULTIFD_MISUSE(misuse, {}, 0);
     }
     Turn(const Turn&) = delete;
     Turn& operator=(const Turn&) = delete;
     ~Turn() {
-      if (outermost_) owner_.store(nullptr, std::memory_order_release);
+      if (outermost_) owner_.store(nullptr, std::memory_order_release);  // meets Turn()
     }
 
    private:

@@ -26,7 +26,7 @@ struct PageList {
   const RamBlock& block;
   std::span<const std::uint64_t> offsets;  ///< normal pages first, zero pages behind them
   std::size_t normal_pages = 0;            ///< how many are not zero pages
-  ConstBuffers runs;                       ///< their bytes, adjacent pages merged; the guest may write to them
+  ConstBuffers runs;                       ///< their bytes, pages adjacent in memory merged; may change
 };
 
 /// What one call of an outlet wrote: payload_bytes count page data, as it travels; wire_bytes count everything.
@@ -42,7 +42,7 @@ class Meter {
 
   /// Waits until the cap lets `bytes` more leave. Called by an outlet before it writes, for what it is about to write.
   /// Errors: Errc::cancelled when everything stops meanwhile; the outlet returns it.
-  Result<void> acquire(std::uint64_t bytes) noexcept {
+  [[nodiscard]] Result<void> acquire(std::uint64_t bytes) noexcept {
     if (limiter_.rate() == 0) return {};
     const bool granted = limiter_.acquire(bytes);
     clock_.lap(counters_.capped_ns);
@@ -72,6 +72,8 @@ class Meter {
 ///   only if no call failed. `send(pages)`: all pages of a list belong to one epoch. The outlet may hold bytes back
 ///   until its next call; push_out() is called before the worker waits for more work, and writes them.
 ///   `close_epoch(n)`: pages sent before belong to epoch n or an earlier one, pages sent after it to a later one.
+///   Other channels may still write pages of epoch n then. A format whose reader does not order epochs, as the reader of
+///   packets does, has to wait in close_epoch() until every channel has come to it.
 /// Errors: whatever any of them returns ends the transfer, on all channels.
 /// Threads: one, the channel's worker; but shutdown() from any: it ends a call that blocks, bounded.
 /// Cost: nothing may be allocated after it was made.

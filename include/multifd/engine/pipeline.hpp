@@ -44,8 +44,8 @@ class Pipeline {
   /// Errors: Errc::bad_channel_count, bad_block_size (no block), block_without_memory, bad_option; make_outlet()'s; out
   ///   of memory or threads.
   template <class MakeOutlet>
-  static Result<std::unique_ptr<Pipeline>> open(const RamMap& ram, unsigned channels, Z zero_pages,
-                                                PipelineOptions options, MakeOutlet&& make_outlet) {
+  [[nodiscard]] static Result<std::unique_ptr<Pipeline>> open(const RamMap& ram, unsigned channels, Z zero_pages,
+                                                              PipelineOptions options, MakeOutlet&& make_outlet) {
     if (channels == 0 || channels > max_channels)
       return fail(Errc::bad_channel_count, Stage::setup, "open a sender", channels);
     if (ram.blocks().empty()) return fail(Errc::bad_block_size, Stage::setup, "open a sender: no RAM block");
@@ -72,7 +72,7 @@ class Pipeline {
   /// Waits until every channel has closed an epoch that producer.close_epoch() returned.
   ///
   /// Errors: Errc::bad_range for an epoch that is open; the first error.
-  Result<void> wait(std::uint64_t epoch) noexcept {
+  [[nodiscard]] Result<void> wait(std::uint64_t epoch) noexcept {
     if (epoch >= shared_.handoff->closed_epochs())
       return fail(Errc::bad_range, Stage::sync, "wait: epoch is not closed", epoch);
     auto watch = shared_.watch();
@@ -81,10 +81,10 @@ class Pipeline {
   }
 
   /// Closes the epoch if pages were queued since the last one, waits until the channels have ended, and joins them.
-  Result<void> finish() noexcept { return finish(nullptr); }
+  [[nodiscard]] Result<void> finish() noexcept { return finish(nullptr); }
 
   /// The same, and waits for the other end's confirmation, `limit` at most (0: no limit) behind the last byte.
-  Result<void> finish_confirmed(std::chrono::milliseconds limit) noexcept
+  [[nodiscard]] Result<void> finish_confirmed(std::chrono::milliseconds limit) noexcept
     requires HasAnswer<O>
   {
     return finish(&limit);
@@ -118,7 +118,7 @@ class Pipeline {
         producer(shared_, zero_pages_) {}
 
   template <class MakeOutlet>
-  Result<void> start(MakeOutlet&& make_outlet) {
+  [[nodiscard]] Result<void> start(MakeOutlet&& make_outlet) {
     const unsigned channels = shared_.channels;
     const unsigned depth = depth_ != 0 ? depth_ : BatchHandoff::default_depth(channels);
     auto handoff = BatchHandoff::create(channels, depth, shared_.map.batch_pages());
@@ -138,7 +138,7 @@ class Pipeline {
     return crew_.start("send", thread_hook_, shared_.error);
   }
 
-  Result<void> finish(const std::chrono::milliseconds* confirmed_within) noexcept {
+  [[nodiscard]] Result<void> finish(const std::chrono::milliseconds* confirmed_within) noexcept {
     // Relaxed: the hand-off's end, which comes later, publishes it.
     if (confirmed_within != nullptr) shared_.wants_confirmation.store(true, std::memory_order_relaxed);
     if (auto finished = producer.finish(); !finished) return finished;

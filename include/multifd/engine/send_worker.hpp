@@ -28,7 +28,8 @@ template <Outlet O, ZeroPagePolicy Z, PageSource From>
 class SendWorker {
  public:
   /// Allocates what the worker will need; the outlet has allocated its own.
-  static Result<std::unique_ptr<SendWorker>> create(SendShared& shared, unsigned channel, O outlet, const Z& zero) {
+  [[nodiscard]] static Result<std::unique_ptr<SendWorker>> create(SendShared& shared, unsigned channel, O outlet,
+                                                                  const Z& zero) {
     auto runs = PageRuns::create(shared.map.batch_pages());
     if (!runs) return std::unexpected(runs.error());
     std::unique_ptr<SendWorker> worker(new (std::nothrow)
@@ -74,7 +75,7 @@ class SendWorker {
     shared_.error.raise(error);
   }
 
-  Result<void> work() noexcept {
+  [[nodiscard]] Result<void> work() noexcept {
     if (auto begun = count(outlet_.begin()); !begun) return begun;
     meter_.begin();
     for (;;) {
@@ -101,7 +102,7 @@ class SendWorker {
     }
   }
 
-  Result<void> close_epoch(std::uint64_t epoch) noexcept {
+  [[nodiscard]] Result<void> close_epoch(std::uint64_t epoch) noexcept {
     if (auto closed = count(outlet_.close_epoch(epoch, meter_)); !closed) return closed;
     counters().syncs.add(1);
     counters().cpu_ns.set(thread_cpu_ns());
@@ -109,7 +110,7 @@ class SendWorker {
     return {};
   }
 
-  Result<void> send(PageBatch& batch) noexcept {
+  [[nodiscard]] Result<void> send(PageBatch& batch) noexcept {
     if constexpr (HasMessages<O>) {
       if (batch.message.bytes) {
         auto sent = count(outlet_.send_message(batch.message, meter_));
@@ -159,7 +160,7 @@ class SendWorker {
     return normal;
   }
 
-  Result<void> count(const Result<Sent>& sent) noexcept {
+  [[nodiscard]] Result<void> count(const Result<Sent>& sent) noexcept {
     if (!sent) return std::unexpected(sent.error());
     counters().payload_bytes.add(sent->payload_bytes);
     counters().wire_bytes.add(sent->wire_bytes);

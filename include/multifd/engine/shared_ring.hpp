@@ -15,17 +15,38 @@
 
 #include "multifd/config.hpp"
 #include "multifd/memory/page_batch.hpp"
+#include "multifd/result.hpp"
 
 namespace multifd::engine {
 
 /// Threads: push() by the producer; take() and backlog() by any. Lock-free; nothing is allocated after allocate().
 class SharedRing {
+  /// A slot is read before it is known to be still valid. So its fields are atomic.
+  struct Slot {
+    std::atomic<PageBatch*> batch{nullptr};
+    std::atomic<std::uint64_t> epoch{0};
+  };
+
  public:
-  /// Allocates the slots. False: out of memory. Params: `batches`: how many there are in all.
-  bool allocate(std::size_t batches) noexcept {
-    mask_ = std::bit_ceil(batches) - 1;
-    slots_.reset(new (std::nothrow) Slot[mask_ + 1]);
-    return slots_ != nullptr;
+  /// A ring's memory. There is no ring without.
+  class Slots {
+    friend SharedRing;
+    std::unique_ptr<Slot[]> slots;
+    std::uint64_t mask = 0;
+  };
+
+  /// Params: `batches`: how many there are in all. Errors: ENOMEM.
+  [[nodiscard]] static Result<Slots> allocate(std::size_t batches) noexcept {
+    Slots made;
+    made.mask = std::bit_ceil(batches) - 1;
+    made.slots.reset(new (std::nothrow) Slot[made.mask + 1]);
+    if (!made.slots) return fail_errno(Stage::setup, "allocate batches", ENOMEM);
+    return made;
+  }
+
+  explicit SharedRing(Slots memory) noexcept : slots_(std::move(memory.slots)), mask_(memory.mask) {
+    static_assert(alignof(SharedRing) == cache_line && sizeof(SharedRing) == 3 * cache_line,
+                  "a cache line each for what all read, for what the producer writes, for what the workers write");
   }
 
   void push(PageBatch* batch, std::uint64_t epoch) noexcept {
@@ -46,12 +67,13 @@ class SharedRing {
 
   /// Takes the first batch, unless it belongs to an epoch after `epoch`.
   std::pair<First, PageBatch*> take(std::uint64_t epoch) noexcept {
-    std::uint64_t head = head_.load(std::memory_order_acquire);
-    while (head != tail_.load(std::memory_order_acquire)) {  // meets push()
+    std::uint64_t head = head_.load(std::memory_order_acquire);  // meets another worker's take()
+    while (head != tail_.load(std::memory_order_acquire)) {      // meets push()
       const Slot& slot = slots_[head & mask_];
       PageBatch* const batch = slot.batch.load(std::memory_order_relaxed);
       const bool mine = slot.epoch.load(std::memory_order_relaxed) <= epoch;
       // The slot may have been written again since it was read. What was read counts only if head_ is still `head`.
+      // The exchange meets another worker's take().
       if (!head_.compare_exchange_weak(head, head + mine, std::memory_order_acq_rel, std::memory_order_acquire))
         continue;
       return {mine ? First::taken : First::later, batch};
@@ -68,14 +90,8 @@ class SharedRing {
   }
 
  private:
-  /// A slot is read before it is known to be still valid. So its fields are atomic.
-  struct Slot {
-    std::atomic<PageBatch*> batch{nullptr};
-    std::atomic<std::uint64_t> epoch{0};
-  };
-
-  std::unique_ptr<Slot[]> slots_;
-  std::uint64_t mask_ = 0;
+  const std::unique_ptr<Slot[]> slots_;
+  const std::uint64_t mask_;
   alignas(cache_line) std::atomic<std::uint64_t> tail_{0};  ///< batches put
   alignas(cache_line) std::atomic<std::uint64_t> head_{0};  ///< batches taken
 };

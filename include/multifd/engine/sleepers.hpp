@@ -17,9 +17,11 @@
 #include <memory>
 #include <new>
 #include <span>
+#include <utility>
 
 #include "multifd/config.hpp"
 #include "multifd/limits.hpp"
+#include "multifd/result.hpp"
 
 namespace multifd::engine {
 
@@ -27,12 +29,12 @@ namespace multifd::engine {
 class alignas(cache_line) Signal {
  public:
   /// To be read before the last check of the condition that the thread waits for.
-  std::uint32_t ticket() const noexcept { return count_.load(std::memory_order_acquire); }
+  std::uint32_t ticket() const noexcept { return count_.load(std::memory_order_acquire); }  // meets send()
 
   /// Sleeps until a signal comes after `ticket` was read, at most for `limit`. False: no signal came.
   bool wait(std::uint32_t ticket, std::chrono::nanoseconds limit = forever) noexcept {
     const auto end = limit == forever ? Clock::time_point::max() : Clock::now() + limit;
-    while (count_.load(std::memory_order_acquire) == ticket) {
+    while (count_.load(std::memory_order_acquire) == ticket) {  // meets send()
       timespec left{};
       if (limit != forever) {
         const std::chrono::nanoseconds rest = end - Clock::now();
@@ -45,7 +47,7 @@ class alignas(cache_line) Signal {
   }
 
   void send() noexcept {
-    count_.fetch_add(1, std::memory_order_release);  // meets the acquire in wait()
+    count_.fetch_add(1, std::memory_order_release);  // meets the acquire in ticket() and wait()
     futex(FUTEX_WAKE_PRIVATE, 1, nullptr);
   }
 
@@ -69,12 +71,16 @@ class alignas(cache_line) Signal {
 /// bits afterwards.
 class Sleepers {
  public:
-  /// False: out of memory.
-  bool allocate(unsigned workers) noexcept {
-    workers_ = workers;
-    signals_.reset(new (std::nothrow) Signal[workers]);
-    return signals_ != nullptr;
+  /// What `workers` workers, max_channels at most, sleep on. Errors: ENOMEM.
+  [[nodiscard]] static Result<std::unique_ptr<Signal[]>> allocate(unsigned workers) noexcept {
+    std::unique_ptr<Signal[]> signals(new (std::nothrow) Signal[workers]);
+    if (!signals) return fail_errno(Stage::setup, "allocate batches", ENOMEM);
+    return signals;
   }
+
+  /// `signals`: of allocate(), for as many workers.
+  Sleepers(unsigned workers, std::unique_ptr<Signal[]> signals) noexcept
+      : workers_(workers), signals_(std::move(signals)) {}
 
   /// How many workers are awake.
   unsigned awake() const noexcept {
@@ -133,8 +139,8 @@ class Sleepers {
   /// Clears the worker's own bit. True: it was still set, so that no other thread has cleared it.
   bool get_up(unsigned w) noexcept { return (word(w).fetch_and(~bit(w), std::memory_order_seq_cst) & bit(w)) != 0; }
 
-  unsigned workers_ = 0;
-  std::unique_ptr<Signal[]> signals_;
+  const unsigned workers_;
+  const std::unique_ptr<Signal[]> signals_;
   alignas(cache_line) std::array<std::atomic<std::uint64_t>, max_channels / word_bits + 1> words_{};
 };
 

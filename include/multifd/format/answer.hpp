@@ -62,7 +62,7 @@ inline AnswerBytes encode_answer(const Error& error = {}) noexcept {
 /// Parses an answer. Success: everything has arrived.
 /// Errors: Errc::peer_gave_up with the receiver's place and reason; bad_magic, bad_version for bytes that are no
 ///   answer.
-inline Result<void> parse_answer(std::span<const std::byte, answer_bytes> bytes) noexcept {
+[[nodiscard]] inline Result<void> parse_answer(std::span<const std::byte, answer_bytes> bytes) noexcept {
   const auto word = [&](std::size_t at) { return load_be<std::uint32_t>(&bytes[at]); };
   if (word(0) != answer_magic) return fail(Errc::bad_magic, Stage::close, "receiver's answer", word(0));
   if (word(4) != answer_version) return fail(Errc::bad_version, Stage::close, "receiver's answer", word(4));

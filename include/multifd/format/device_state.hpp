@@ -50,8 +50,8 @@ inline void encode_device_state_header(std::byte* to, const DeviceState& state) 
 /// Errors (stage parse): Errc::bad_magic, bad_version, bad_device_state (detail: the
 /// refused value), payload_too_large
 ///   above `limit_bytes`.
-inline Result<DeviceStateHeader> parse_device_state_header(std::span<const std::byte, device_state_header_bytes> bytes,
-                                                           std::size_t limit_bytes) noexcept {
+[[nodiscard]] inline Result<DeviceStateHeader> parse_device_state_header(
+    std::span<const std::byte, device_state_header_bytes> bytes, std::size_t limit_bytes) noexcept {
   constexpr auto stage = Stage::parse;
   const std::byte* const at = bytes.data();
   if (const auto got = load_be<std::uint32_t>(at); got != magic) return fail(Errc::bad_magic, stage, "header", got);

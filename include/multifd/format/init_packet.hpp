@@ -48,8 +48,8 @@ inline InitPacketBytes encode(const InitPacket& packet) noexcept {
 /// Errors: Errc::bad_magic, bad_version (detail: the value), channel_count_mismatch (detail: the peer's),
 ///   channel_id_out_of_range (detail: the id). packets::Hellos compares the rest of the announcement.
 /// Threads: any. Wire: format/packets.md section 2.
-inline Result<InitPacket> parse_init_packet(std::span<const std::byte, init_packet_bytes> bytes,
-                                            unsigned channels) noexcept {
+[[nodiscard]] inline Result<InitPacket> parse_init_packet(std::span<const std::byte, init_packet_bytes> bytes,
+                                                          unsigned channels) noexcept {
   const auto got_magic = load_be<std::uint32_t>(&bytes[0]);
   if (got_magic != magic) return fail(Errc::bad_magic, Stage::hello, "initial packet", got_magic);
   const auto got_version = load_be<std::uint32_t>(&bytes[4]);

@@ -109,7 +109,8 @@ inline std::size_t other_page_bytes(const std::byte* header, std::size_t page_by
 ///   (expected: limits.page_bytes), too_many_pages, wrong_compression (only in packets with pages, as QEMU does),
 ///   bad_block_name, bad_payload_size, payload_too_large.
 /// Threads: any. Cost: no allocation, no copy. Wire: format/packets.md section 3.
-inline Result<PacketHeader> parse_header(std::span<const std::byte> bytes, const PacketLimits& limits) noexcept {
+[[nodiscard]] inline Result<PacketHeader> parse_header(std::span<const std::byte> bytes,
+                                                       const PacketLimits& limits) noexcept {
   constexpr auto stage = Stage::parse;
   const std::byte* at = bytes.data();
   if (const auto got = load_be<std::uint32_t>(at); got != magic)

@@ -22,7 +22,7 @@ class PageBuffer {
   PageBuffer() = default;
 
   /// Errors: ENOMEM. Threads: any. Cost: one allocation of batch_bytes, which becomes resident when it is written.
-  static Result<PageBuffer> create() noexcept {
+  [[nodiscard]] static Result<PageBuffer> create() noexcept {
     PageBuffer buffer;
     buffer.bytes_.reset(static_cast<std::byte*>(::operator new(batch_bytes, alignment, std::nothrow)));
     if (!buffer.bytes_) return fail_errno(Stage::setup, "allocate page buffer", ENOMEM);

@@ -25,7 +25,7 @@ inline std::uint64_t digest_of(std::span<const std::byte> bytes) noexcept {
 class PageDigest {
  public:
   /// Errors: ENOMEM. Cost: one allocation; the other methods make none.
-  static Result<PageDigest> create() noexcept {
+  [[nodiscard]] static Result<PageDigest> create() noexcept {
     PageDigest digest;
     digest.state_.reset(XXH3_createState());
     if (!digest.state_) return fail_errno(Stage::setup, "allocate digest state", ENOMEM);

@@ -18,7 +18,7 @@ namespace multifd {
 /// A preallocated array of runs, in the order the pages were added.
 class PageRuns {
  public:
-  static Result<PageRuns> create(std::size_t most_pages) noexcept {
+  [[nodiscard]] static Result<PageRuns> create(std::size_t most_pages) noexcept {
     PageRuns runs;
     runs.runs_.reset(new (std::nothrow) iovec[most_pages]);
     if (!runs.runs_) return fail_errno(Stage::setup, "allocate iovecs", ENOMEM);

@@ -51,7 +51,7 @@ inline constexpr std::uint64_t page_is_pfnzero = 1u << 5;
 class Pagemap {
  public:
   /// Errors: errno of opening /proc/self/pagemap, which may be missing or not permitted.
-  static Result<Pagemap> open(PagemapReading reading) noexcept {
+  [[nodiscard]] static Result<Pagemap> open(PagemapReading reading) noexcept {
     Pagemap map;
     map.fd_ = ::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     if (map.fd_ < 0) return fail_errno(Stage::setup, "open /proc/self/pagemap");
@@ -73,7 +73,7 @@ class Pagemap {
   ///
   /// Params: `begin`, `end`: page aligned.
   template <class OnData>
-  Result<void> for_each_data(std::uintptr_t begin, std::uintptr_t end, OnData&& on_data) {
+  [[nodiscard]] Result<void> for_each_data(std::uintptr_t begin, std::uintptr_t end, OnData&& on_data) {
     if (can_scan_) {
       const int error = scan(begin, end, on_data);
       if (error == 0) return {};
@@ -119,7 +119,7 @@ class Pagemap {
   }
 
   template <class OnData>
-  Result<void> read_entries(std::uintptr_t begin, std::uintptr_t end, OnData& on_data) {
+  [[nodiscard]] Result<void> read_entries(std::uintptr_t begin, std::uintptr_t end, OnData& on_data) {
     constexpr std::uint64_t holds_something = std::uint64_t{1} << 63 | std::uint64_t{1} << 62;  // present, swapped
     const auto page_bytes = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
     std::uintptr_t run = end;  // where the current run began; `end`: there is none

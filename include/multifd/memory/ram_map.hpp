@@ -33,25 +33,26 @@ class RamMap {
   ///   duplicate_block. The map is unchanged then.
   /// Threads: one, and no other call meanwhile. Cost: linear in the blocks; copies the name, not the memory.
   /// Wire: the idstr is that of format/packets.md section 3.1 and format/main_stream.md section 9.5.
-  Result<BlockId> add(std::string_view idstr, std::span<std::byte> host, Access access = Access::read_write) {
+  [[nodiscard]] Result<BlockId> add(std::string_view idstr, std::span<std::byte> host,
+                                    Access access = Access::read_write) {
     return insert({.idstr = std::string(idstr), .host = host, .bytes = host.size(), .access = access});
   }
 
   /// Registers a block that only a Sender may use. Params, Errors: as add().
-  Result<BlockId> add_read_only(std::string_view idstr, std::span<const std::byte> host) {
+  [[nodiscard]] Result<BlockId> add_read_only(std::string_view idstr, std::span<const std::byte> host) {
     return add(idstr, std::span(const_cast<std::byte*>(host.data()), host.size()), Access::read_only);
   }
 
   /// Registers a block whose memory is not in this process: for a Receiver with a PacketHook, a Sender of copies.
   ///
   /// Params: `bytes`: its size, a whole number of pages. Errors: as add().
-  Result<BlockId> add_elsewhere(std::string_view idstr, std::uint64_t bytes) {
+  [[nodiscard]] Result<BlockId> add_elsewhere(std::string_view idstr, std::uint64_t bytes) {
     return insert({.idstr = std::string(idstr), .host = {}, .bytes = bytes, .access = Access::none});
   }
 
   /// Finds a block by its name. Errors: Errc::unknown_block (subject: the name). Threads: any. Cost: linear in the
   /// blocks.
-  Result<BlockId> find(std::string_view idstr) const noexcept {
+  [[nodiscard]] Result<BlockId> find(std::string_view idstr) const noexcept {
     // There are few blocks, and packets of one block come in a row: a linear search beats a map.
     for (std::size_t i = 0; i < blocks_.size(); ++i)
       if (blocks_[i].idstr == idstr) return BlockId{static_cast<std::uint32_t>(i)};
@@ -63,7 +64,7 @@ class RamMap {
   /// Params: `id`: from this map (contract).
   /// Errors: Errc::offset_misaligned, offset_past_block (detail: the offset; expected: page size, block size).
   /// Threads: any. Wait-free. Wire: format/hardening.md section 16, row 6.
-  Result<void> check(BlockId id, std::uint64_t offset) const noexcept {
+  [[nodiscard]] Result<void> check(BlockId id, std::uint64_t offset) const noexcept {
     const RamBlock& there = block(id);
     if (offset % page_bytes_ != 0)
       return fail(Errc::offset_misaligned, Stage::parse, "", offset, page_bytes_, there.idstr);
@@ -78,7 +79,8 @@ class RamMap {
   ///
   /// Params: `id`: from this map, with memory in this process (contract). `pages`: at least one (contract).
   /// Errors, Threads: as check(), for the first page that is not in the block.
-  Result<std::span<std::byte>> resolve(BlockId id, std::uint64_t offset, std::size_t pages = 1) const noexcept {
+  [[nodiscard]] Result<std::span<std::byte>> resolve(BlockId id, std::uint64_t offset,
+                                                     std::size_t pages = 1) const noexcept {
     MULTIFD_ASSERT(block(id).access != Access::none && pages > 0);
     if (auto checked = check(id, offset); !checked) return std::unexpected(checked.error());
     const std::uint64_t there = (block(id).bytes - offset) / page_bytes_;
@@ -106,7 +108,7 @@ class RamMap {
   }
 
  private:
-  Result<BlockId> insert(RamBlock block) {
+  [[nodiscard]] Result<BlockId> insert(RamBlock block) {
     constexpr auto stage = Stage::setup;
     if (!valid_page_bytes(page_bytes_)) return fail(Errc::bad_page_size, stage, "RamMap::add", page_bytes_);
     if (block.idstr.empty() || block.idstr.size() > max_idstr_length || block.idstr.contains('\0'))

@@ -23,7 +23,7 @@ namespace multifd {
 class ReceivedPages {
  public:
   /// Errors: ENOMEM. Cost: one bit per page of all blocks, zeroed.
-  static Result<ReceivedPages> create(const RamMap& map) {
+  [[nodiscard]] static Result<ReceivedPages> create(const RamMap& map) {
     ReceivedPages pages;
     pages.page_bytes_ = map.page_bytes();
     for (const RamBlock& block : map.blocks()) {

@@ -32,7 +32,8 @@ inline wire::Announcement announcement_of(const RamMap& ram, unsigned channels, 
 /// Compares a peer's announcement with this side's; the parser has compared the number of channels already.
 /// Errors (stage hello; detail: the peer's, expected: this side's): Errc::page_size_mismatch, wrong_compression,
 ///   block_list_mismatch.
-inline Result<void> compare_announcement(const wire::Announcement& peers, const wire::Announcement& own) noexcept {
+[[nodiscard]] inline Result<void> compare_announcement(const wire::Announcement& peers,
+                                                       const wire::Announcement& own) noexcept {
   constexpr auto stage = Stage::hello;
   if (peers.page_bytes != own.page_bytes)
     return fail(Errc::page_size_mismatch, stage, "initial packet", peers.page_bytes, own.page_bytes);

@@ -47,7 +47,7 @@ std::optional<Error> take_reason(T& link) noexcept {
 /// Waits for the receiver's answer that everything has arrived.
 /// Errors: Errc::peer_gave_up with the receiver's reason, unconfirmed, bad_magic, bad_version; the transport's.
 template <Transport T>
-Result<void> wait_for_confirmation(T& link) noexcept {
+[[nodiscard]] Result<void> wait_for_confirmation(T& link) noexcept {
   wire::AnswerBytes bytes;
   const auto arrived = read_exact(link, std::span<std::byte>(bytes));
   if (arrived) return wire::parse_answer(bytes);

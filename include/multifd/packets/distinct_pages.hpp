@@ -17,7 +17,7 @@ namespace multifd::packets {
 /// One channel's check, and the memory for it.
 class DistinctPages {
  public:
-  static Result<DistinctPages> create(std::size_t most_pages) noexcept {
+  [[nodiscard]] static Result<DistinctPages> create(std::size_t most_pages) noexcept {
     DistinctPages pages;
     pages.scratch_.reset(new (std::nothrow) std::uint64_t[most_pages]);
     if (!pages.scratch_) return fail_errno(Stage::setup, "allocate offsets", ENOMEM);
@@ -37,7 +37,7 @@ class DistinctPages {
   /// Errors: Errc::duplicate_page (detail: the offset, expected: `block_bytes`).
   /// Cost: nothing for ascending offsets, as every sender without zero lists writes them; otherwise one sort of a
   ///   packet's offsets.
-  Result<void> check(std::uint64_t block_bytes = 0) noexcept {
+  [[nodiscard]] Result<void> check(std::uint64_t block_bytes = 0) noexcept {
     if (ascending_) return {};
     const std::span<std::uint64_t> offsets(scratch_.get(), count_);
     std::ranges::sort(offsets);

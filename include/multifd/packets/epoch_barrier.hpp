@@ -30,11 +30,11 @@ class EpochBarrier {
  public:
   /// Does nothing while the channels are held.
   struct Nothing {
-    Result<void> operator()() const noexcept { return {}; }
+    [[nodiscard]] Result<void> operator()() const noexcept { return {}; }
   };
 
-  static Result<std::unique_ptr<EpochBarrier>> create(unsigned channels, Barrier mode,
-                                                      std::chrono::milliseconds limit) {
+  [[nodiscard]] static Result<std::unique_ptr<EpochBarrier>> create(unsigned channels, Barrier mode,
+                                                                    std::chrono::milliseconds limit) {
     std::unique_ptr<EpochBarrier> point(new (std::nothrow) EpochBarrier(channels, mode, limit));
     if (!point || !point->present_) return fail_errno(Stage::setup, "allocate barrier", ENOMEM);
     return point;
@@ -45,7 +45,7 @@ class EpochBarrier {
   /// Errors: Errc::unsynced_end or sync_mismatch when a channel that has ended, or the caller's end, can never meet
   ///   this SYNC; timed_out; cancelled after stop(). Error::channel names the channel to blame.
   template <class Progress>
-  Result<void> arrive(std::uint32_t channel, Progress&& progress) noexcept {
+  [[nodiscard]] Result<void> arrive(std::uint32_t channel, Progress&& progress) noexcept {
     Monitor::Lock held = monitor_.lock();
     if (monitor_.stopped(held)) return stopped();
     if (left_ > 0) return blame(Errc::unsynced_end, first_with(State::left));
@@ -73,7 +73,7 @@ class EpochBarrier {
   /// Reports the orderly end of `channel`.
   ///
   /// Errors: Errc::unsynced_end if other channels wait for its SYNC.
-  Result<void> leave(std::uint32_t channel) noexcept {
+  [[nodiscard]] Result<void> leave(std::uint32_t channel) noexcept {
     const Monitor::Lock held = monitor_.lock();
     if (monitor_.stopped(held)) return stopped();
     present_[channel] = State::left;
@@ -89,7 +89,7 @@ class EpochBarrier {
   /// Errors: Errc::unsynced_end when a channel has ended; timed_out; cancelled after stop(); what while_held() returns,
   ///   and then nobody is released.
   template <class Progress, class WhileHeld = Nothing>
-  Result<std::uint64_t> release_when_all(Progress&& progress, WhileHeld&& while_held = {}) {
+  [[nodiscard]] Result<std::uint64_t> release_when_all(Progress&& progress, WhileHeld&& while_held = {}) {
     Monitor::Lock held = monitor_.lock();
     const auto ready = [&] { return left_ > 0 || waiting_ == channels_; };
     if (!wait(held, limit_, ready, progress))
@@ -107,7 +107,7 @@ class EpochBarrier {
   /// Says that the caller closes no more epochs (manual mode): a channel that waits, or comes to wait, has sent a
   /// SYNC too many.
   /// Errors: Errc::sync_mismatch for a channel that waits already.
-  Result<void> end() noexcept {
+  [[nodiscard]] Result<void> end() noexcept {
     const Monitor::Lock held = monitor_.lock();
     ended_ = mode_ == Barrier::manual;
     if (ended_ && waiting_ > 0) return blame(Errc::sync_mismatch, first_with(State::waiting));
@@ -118,7 +118,8 @@ class EpochBarrier {
   /// Errors: Errc::timed_out (`op`) when `limit` passes in which `progress()` did not change; Error::channel is the
   ///   first that has not left.
   template <class Progress>
-  Result<void> wait_for_ends(std::chrono::milliseconds limit, Progress&& progress, const char* op) noexcept {
+  [[nodiscard]] Result<void> wait_for_ends(std::chrono::milliseconds limit, Progress&& progress,
+                                           const char* op) noexcept {
     Monitor::Lock held = monitor_.lock();
     const auto ended = [&] { return monitor_.stopped(held) || left_ == channels_; };
     if (limit.count() == 0 ? ended() : wait(held, limit, ended, progress)) return {};
@@ -168,12 +169,12 @@ class EpochBarrier {
     return no_channel;
   }
 
-  static Result<void> blame(Errc code, std::uint32_t channel) noexcept {
+  [[nodiscard]] static Result<void> blame(Errc code, std::uint32_t channel) noexcept {
     const char* op = code == Errc::timed_out ? "no SYNC of the channel, no byte of any, for barrier_timeout"
                                              : "wait for SYNC of all channels";
     return std::unexpected(Error{.code = code, .stage = Stage::sync, .op = op, .channel = channel});
   }
-  static Result<void> stopped() noexcept { return fail(Errc::cancelled, Stage::sync, "barrier"); }
+  [[nodiscard]] static Result<void> stopped() noexcept { return fail(Errc::cancelled, Stage::sync, "barrier"); }
 
   const unsigned channels_;
   const Barrier mode_;

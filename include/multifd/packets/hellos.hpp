@@ -30,7 +30,7 @@ class Hellos {
 
   /// Checks one channel's hello. Errors: those of compare_announcement(); Errc::uuid_mismatch, duplicate_channel_id
   /// (detail: the id).
-  Result<void> admit(const wire::InitPacket& hello) noexcept {
+  [[nodiscard]] Result<void> admit(const wire::InitPacket& hello) noexcept {
     const engine::Monitor::Lock held = monitor_.lock();
     if (own_ && hello.announced) {
       announced_ = true;
@@ -50,7 +50,7 @@ class Hellos {
 
   /// Waits for all hellos. Errors: Errc::timed_out (channel: the lowest id that is missing), cancelled after stop() or
   /// by `interrupt` (may be null), which is polled every 20 ms.
-  Result<void> wait(std::chrono::milliseconds limit, const Interrupt* interrupt = nullptr) noexcept {
+  [[nodiscard]] Result<void> wait(std::chrono::milliseconds limit, const Interrupt* interrupt = nullptr) noexcept {
     engine::Monitor::Lock held = monitor_.lock();
     const auto deadline = std::chrono::steady_clock::now() + limit;
     while (count_ < seen_.size()) {

@@ -43,8 +43,8 @@ class Inlet {
   /// Allocates everything that receiving will need: a header, one payload buffer of fixed bound, one decoder.
   ///
   /// Params: `link_index`: which of the receiver's links this is; the channel's id comes with the hello.
-  static Result<std::unique_ptr<Inlet>> create(InletShared& shared, unsigned link_index, T link, const C& compressor,
-                                               typename Into::Sink& sink) {
+  [[nodiscard]] static Result<std::unique_ptr<Inlet>> create(InletShared& shared, unsigned link_index, T link,
+                                                             const C& compressor, typename Into::Sink& sink) {
     const std::size_t page_bytes = shared.map.page_bytes();
     const std::size_t pages = shared.map.batch_pages();
     auto decoder = C::Decoder::open(compressor, {.page_bytes = page_bytes});
@@ -117,7 +117,7 @@ class Inlet {
         digest_(std::move(digest)),
         channel_(std::move(channel)) {}
 
-  Result<void> work() noexcept {
+  [[nodiscard]] Result<void> work() noexcept {
     if (auto hello = read_hello(); !hello) return hello;
     clock_ = {};
     for (;;) {
@@ -142,7 +142,7 @@ class Inlet {
     }
   }
 
-  Result<void> read_hello() noexcept {
+  [[nodiscard]] Result<void> read_hello() noexcept {
     wire::InitPacketBytes bytes{};
     constexpr std::size_t magic_bytes = 4;  // enough to refuse a stranger, which may never send a whole hello
     for (std::size_t got = 0; got < bytes.size();) {
@@ -171,7 +171,7 @@ class Inlet {
   }
 
   /// Fills header_, of which `ahead_` bytes may have come with the packet before. False: the stream ended in order.
-  Result<bool> read_header() noexcept {
+  [[nodiscard]] Result<bool> read_header() noexcept {
     // Some packets are shorter than a RAM header, and their first bytes say so: do not wait for bytes that never come.
     const std::size_t size = header_bytes();
     while (ahead_ < size && !(ahead_ >= wire::prefix_bytes && is_foreign())) {  // the caller parses what came
@@ -198,7 +198,7 @@ class Inlet {
 
   /// Reads the rest of a device-state packet and calls the hook. `ahead_` bytes of it are in header_ already, and
   /// perhaps bytes of the packet behind it.
-  Result<void> take_device_state() noexcept {
+  [[nodiscard]] Result<void> take_device_state() noexcept {
     constexpr std::size_t size = wire::device_state_header_bytes;
     if (ahead_ < size) {
       const std::size_t wanted = size - ahead_;
@@ -239,7 +239,7 @@ class Inlet {
     return {};
   }
 
-  Result<void> apply(const wire::PacketHeader& header) noexcept {
+  [[nodiscard]] Result<void> apply(const wire::PacketHeader& header) noexcept {
     if (shared_.first_packet == FirstPacket::sync && counters_.syncs.get() == 0)
       return fail(Errc::data_before_sync, Stage::parse, "data packet");
     // seq_cst, in one order with end_epochs(): either this channel sees the end, or end_epochs() sees this channel's
@@ -255,7 +255,7 @@ class Inlet {
     return applied;
   }
 
-  Result<void> apply_to(BlockId block, const wire::PacketHeader& header) noexcept {
+  [[nodiscard]] Result<void> apply_to(BlockId block, const wire::PacketHeader& header) noexcept {
     // All offsets are decoded now, because the next header may overwrite header_ before the sink has used them.
     const std::size_t count = header.normal_pages + header.zero_pages;
     distinct_.clear();
@@ -286,7 +286,7 @@ class Inlet {
     return {};
   }
 
-  Result<void> read_pages(const wire::PacketHeader& header) noexcept {
+  [[nodiscard]] Result<void> read_pages(const wire::PacketHeader& header) noexcept {
     const std::size_t payload_bytes = wire::payload_bytes(header);
     const ConstBuffers pages = runs_.view();
     std::size_t parts = 0;
@@ -316,7 +316,7 @@ class Inlet {
     return {};
   }
 
-  Result<void> synchronise() noexcept {
+  [[nodiscard]] Result<void> synchronise() noexcept {
     counters_.syncs.add(1);
     counters_.cpu_ns.set(thread_cpu_ns());
     auto passed = shared_.barrier->arrive(id(), [this] { return shared_.moved(); });
@@ -324,13 +324,13 @@ class Inlet {
     return passed;
   }
 
-  Result<void> leave() noexcept {
+  [[nodiscard]] Result<void> leave() noexcept {
     if (has_data_past(counters_.syncs.get())) return fail(Errc::unsynced_end, Stage::read, "end of stream");
     return shared_.barrier->leave(id());
   }
 
   /// Finds a block by its name, which is nearly always that of the packet before.
-  Result<BlockId> find(std::string_view idstr) noexcept {
+  [[nodiscard]] Result<BlockId> find(std::string_view idstr) noexcept {
     if (last_block_ && shared_.map.block(*last_block_).idstr == idstr) return *last_block_;
     const Result<BlockId> block = shared_.map.find(idstr);
     if (block) last_block_ = *block;

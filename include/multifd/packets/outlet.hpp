@@ -48,7 +48,7 @@ template <Transport T, Compressor C>
 class Outlet {
  public:
   /// Allocates everything that sending will need.
-  static Result<Outlet> create(OutletShared& shared, unsigned channel, T link, const C& compressor) {
+  [[nodiscard]] static Result<Outlet> create(OutletShared& shared, unsigned channel, T link, const C& compressor) {
     auto encoder = C::Encoder::open(compressor, {.page_bytes = shared.page_bytes});
     if (!encoder) return std::unexpected(encoder.error());
     Outlet outlet(shared, channel, std::move(link), std::move(*encoder));
@@ -62,14 +62,14 @@ class Outlet {
     return outlet;
   }
 
-  Result<engine::Sent> begin() noexcept {
+  [[nodiscard]] Result<engine::Sent> begin() noexcept {
     const wire::InitPacketBytes hello = wire::encode(wire::InitPacket{
         .uuid = shared_->uuid, .id = static_cast<std::uint8_t>(channel_), .announced = shared_->announced});
     if (auto sent = write_all(link_, std::span<const std::byte>(hello)); !sent) return std::unexpected(sent.error());
     return engine::Sent{.wire_bytes = hello.size()};
   }
 
-  Result<engine::Sent> send(const engine::PageList& pages, engine::Meter& meter) noexcept {
+  [[nodiscard]] Result<engine::Sent> send(const engine::PageList& pages, engine::Meter& meter) noexcept {
     wire::PacketHeader header{.flags = C::method,
                               .pages_alloc = static_cast<std::uint32_t>(packet_pages()),
                               .normal_pages = static_cast<std::uint32_t>(pages.normal_pages),
@@ -119,9 +119,9 @@ class Outlet {
     return engine::Sent{.payload_bytes = payload_bytes, .wire_bytes = header_bytes() + payload_bytes};
   }
 
-  Result<void> push_out(engine::Meter& meter) noexcept { return write_headers(0, meter); }
+  [[nodiscard]] Result<void> push_out(engine::Meter& meter) noexcept { return write_headers(0, meter); }
 
-  Result<engine::Sent> close_epoch(std::uint64_t, engine::Meter& meter) noexcept {
+  [[nodiscard]] Result<engine::Sent> close_epoch(std::uint64_t, engine::Meter& meter) noexcept {
     std::memset(header(), 0, header_bytes());
     wire::encode_header(header(), {.flags = wire::flag_sync, .packet_num = next_packet_num()});
     if (auto written = write_headers(1, meter); !written) return std::unexpected(written.error());
@@ -129,7 +129,7 @@ class Outlet {
   }
 
   /// Writes a whole device-state packet. Never compressed, not ordered by SYNC (format/packets.md section 13).
-  Result<engine::Sent> send_message(const Message& packet, engine::Meter& meter) noexcept {
+  [[nodiscard]] Result<engine::Sent> send_message(const Message& packet, engine::Meter& meter) noexcept {
     if (auto granted = meter.acquire(packet.size); !granted) return std::unexpected(granted.error());
     if (auto written = write_headers(0, meter); !written) return std::unexpected(written.error());
     auto written = write_all(link_, std::span<const std::byte>(packet.bytes.get(), packet.size));
@@ -138,10 +138,10 @@ class Outlet {
     return engine::Sent{.wire_bytes = packet.size};
   }
 
-  Result<void> end() noexcept { return link_.finish(); }
+  [[nodiscard]] Result<void> end() noexcept { return link_.finish(); }
   void shutdown() noexcept { link_.shutdown(); }
 
-  Result<void> confirmation() noexcept { return wait_for_confirmation(link_); }
+  [[nodiscard]] Result<void> confirmation() noexcept { return wait_for_confirmation(link_); }
   std::optional<Error> reason() noexcept {
     if (!shared_->gets_answer()) return std::nullopt;
     return take_reason(link_);
@@ -156,7 +156,7 @@ class Outlet {
       : shared_(&shared), channel_(channel), link_(std::move(link)), encoder_(std::move(encoder)) {}
 
   /// Writes the headers that are held, and `more` behind them.
-  Result<void> write_headers(std::size_t more, engine::Meter& meter) noexcept {
+  [[nodiscard]] Result<void> write_headers(std::size_t more, engine::Meter& meter) noexcept {
     const std::size_t count = std::exchange(held_, 0) + more;
     if (count == 0) return {};
     auto written = write_all(link_, std::span<const std::byte>(headers_.get(), count * header_bytes()));
@@ -174,7 +174,7 @@ class Outlet {
     return {staging_.get(), used};
   }
 
-  Result<void> follow_level() noexcept {
+  [[nodiscard]] Result<void> follow_level() noexcept {
     if constexpr (HasLiveLevel<C>) {
       const std::uint32_t changes = shared_->level_changes.load(std::memory_order_acquire);  // meets set_level()
       if (changes != level_changes_seen_) {

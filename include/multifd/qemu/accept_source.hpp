@@ -58,8 +58,8 @@ namespace detail {
 
 /// The first part of accept_source(): until all connections have come.
 template <class A>
-Result<SourceLinks<typename A::Link>> collect_source(A& acceptor, unsigned channels,
-                                                     const AcceptSourceOptions& options) {
+[[nodiscard]] Result<SourceLinks<typename A::Link>> collect_source(A& acceptor, unsigned channels,
+                                                                   const AcceptSourceOptions& options) {
   using Link = typename A::Link;
   SourceSet<Link> set(channels);
   Clock::time_point deadline = deadline_after(as_timeout(options.first_timeout));

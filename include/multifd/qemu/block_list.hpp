@@ -56,7 +56,7 @@ class BlockList {
   }
 
   /// Parses the word in front of the entries. Errors: Errc::bad_block_list, stream_limit_exceeded.
-  Result<Parsed> parse_total(detail::Cursor& in) noexcept {
+  [[nodiscard]] Result<Parsed> parse_total(detail::Cursor& in) noexcept {
     if (!in.has(ram_word_bytes)) return Parsed::more;
     const auto word = in.be<std::uint64_t>();
     const std::uint64_t flags = word & (page_bytes_ - 1);
@@ -72,7 +72,7 @@ class BlockList {
   /// Parses the next entry; the list is not complete() yet. May peek at up to 16 bytes behind the entry, which every
   /// stream has that does not break off there.
   /// Errors: Errc::bad_block_list, repeated_block_name, bad_used_length, stream_limit_exceeded.
-  Result<Parsed> parse_entry(detail::Cursor& in, BlockFields fields) noexcept {
+  [[nodiscard]] Result<Parsed> parse_entry(detail::Cursor& in, BlockFields fields) noexcept {
     if (!in.has(1)) return Parsed::more;
     const std::size_t length = in.peek();
     if (length == 0) return in.refuse(Errc::bad_block_list, "empty block name");

@@ -46,7 +46,7 @@ class Configuration {
 
   /// Parses the whole section; `in` is at its 0x07. Each attempt begins at the front; because of in.wanted() there is
   /// at most one attempt per field.
-  Result<Parsed> parse(detail::Cursor& in, const MainStreamLimits& limits) noexcept {
+  [[nodiscard]] Result<Parsed> parse(detail::Cursor& in, const MainStreamLimits& limits) noexcept {
     capabilities_.clear();
     uuid_.reset();
     bool page_bits_seen = false;
@@ -97,7 +97,7 @@ class Configuration {
     return std::ranges::find(capabilities_, name) != capabilities_.end();
   }
 
-  Result<Parsed> parse_page_bits(detail::Cursor& in, const MainStreamLimits& limits) noexcept {
+  [[nodiscard]] Result<Parsed> parse_page_bits(detail::Cursor& in, const MainStreamLimits& limits) noexcept {
     if (!in.has(4)) return Parsed::more;
     const auto bits = in.be<std::uint32_t>();
     if (bits == static_cast<std::uint32_t>(std::countr_zero(limits.page_bytes))) return Parsed::whole;
@@ -105,7 +105,7 @@ class Configuration {
     return in.refuse(Errc::page_size_mismatch, "target page bits", theirs, {}, limits.page_bytes);
   }
 
-  Result<Parsed> parse_capabilities(detail::Cursor& in, const MainStreamLimits& limits) noexcept {
+  [[nodiscard]] Result<Parsed> parse_capabilities(detail::Cursor& in, const MainStreamLimits& limits) noexcept {
     if (!in.has(4)) return Parsed::more;
     const auto count = in.be<std::uint32_t>();
     if (count > limits.max_capabilities)
@@ -125,7 +125,7 @@ class Configuration {
     return Parsed::whole;
   }
 
-  Result<Parsed> parse_uuid(detail::Cursor& in) noexcept {
+  [[nodiscard]] Result<Parsed> parse_uuid(detail::Cursor& in) noexcept {
     if (!in.has(sizeof(Uuid))) return Parsed::more;
     std::memcpy(uuid_.emplace().data(), in.take(sizeof(Uuid)).data(), sizeof(Uuid));
     return Parsed::whole;

@@ -34,7 +34,7 @@ constexpr std::size_t max_element_bytes(const MainStreamLimits& limits) noexcept
 }
 
 /// Errors: Errc::bad_page_size, bad_option (detail: the value).
-inline Result<void> check_limits(const MainStreamLimits& limits) noexcept {
+[[nodiscard]] inline Result<void> check_limits(const MainStreamLimits& limits) noexcept {
   const auto bad = [](std::uint64_t value, const char* what) {
     return fail(Errc::bad_option, Stage::setup, what, value);
   };

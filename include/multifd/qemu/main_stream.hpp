@@ -55,7 +55,7 @@ class MainStreamParser {
   /// Params: `limits`: the page size, and bounds on what the source may announce.
   /// Errors: Errc::bad_page_size, bad_option (detail: the value).
   /// Cost: one buffer of 128 KiB or four of the longest elements; no other call allocates.
-  static Result<MainStreamParser> create(const MainStreamLimits& limits) {
+  [[nodiscard]] static Result<MainStreamParser> create(const MainStreamLimits& limits) {
     if (auto good = check_limits(limits); !good) return std::unexpected(good.error());
     return MainStreamParser(limits);
   }
@@ -87,7 +87,7 @@ class MainStreamParser {
   ///
   /// Errors (stage parse; sticky; detail: the refused value, subject(): its name): see the Errc group of the main
   ///   stream in error.hpp; also unknown_block, bad_block_name, offset_past_block.
-  Result<std::optional<Element>> next() noexcept {
+  [[nodiscard]] Result<std::optional<Element>> next() noexcept {
     drop_last_element();
     if (error_) return std::unexpected(*error_);
     if (end_ - begin_ < wanted_) return std::nullopt;
@@ -113,7 +113,7 @@ class MainStreamParser {
   ///
   /// Errors: Errc::truncated_stream (detail: bytes received) if RAM, or the devices' state behind it, is not
   ///   whole (tail() is `inside`).
-  Result<void> finish() noexcept {
+  [[nodiscard]] Result<void> finish() noexcept {
     if (!error_ && tail() == StreamTail::inside)
       error_ = Error{.code = Errc::truncated_stream,
                      .stage = Stage::parse,
@@ -167,7 +167,7 @@ class MainStreamParser {
 
   // The parse_...() functions change the parser's state only when the element is whole.
 
-  Result<Parsed> parse(detail::Cursor& in, Element& out) noexcept {
+  [[nodiscard]] Result<Parsed> parse(detail::Cursor& in, Element& out) noexcept {
     switch (place_) {
       case Place::header: return parse_header(in, out);
       case Place::first_element:
@@ -179,7 +179,7 @@ class MainStreamParser {
     return parse_device_state(in, out);
   }
 
-  Result<Parsed> parse_header(detail::Cursor& in, Element& out) noexcept {
+  [[nodiscard]] Result<Parsed> parse_header(detail::Cursor& in, Element& out) noexcept {
     if (!in.has(4)) return Parsed::more;
     if (const auto magic = in.be<std::uint32_t>(); magic != wire::main_stream_magic)
       return in.refuse(Errc::bad_stream_magic, "main stream's header", magic);
@@ -191,7 +191,7 @@ class MainStreamParser {
     return Parsed::whole;
   }
 
-  Result<Parsed> parse_element(detail::Cursor& in, Element& out) noexcept {
+  [[nodiscard]] Result<Parsed> parse_element(detail::Cursor& in, Element& out) noexcept {
     if (!in.has(1)) return Parsed::more;
     const std::uint8_t type = in.peek();
     switch (type) {
@@ -216,7 +216,7 @@ class MainStreamParser {
     return in.refuse(Errc::unexpected_element, "element type", type);
   }
 
-  Result<Parsed> parse_configuration(detail::Cursor& in, Element& out) noexcept {
+  [[nodiscard]] Result<Parsed> parse_configuration(detail::Cursor& in, Element& out) noexcept {
     const auto parsed = configuration_.parse(in, limits_);
     if (parsed != Parsed::whole) return parsed;
     out.kind = ElementKind::configuration;
@@ -225,7 +225,7 @@ class MainStreamParser {
     return Parsed::whole;
   }
 
-  Result<Parsed> parse_command(detail::Cursor& in, Element& out) noexcept {
+  [[nodiscard]] Result<Parsed> parse_command(detail::Cursor& in, Element& out) noexcept {
     if (!in.has(5)) return Parsed::more;
     in.u8();
     const auto command = in.be<std::uint16_t>();
@@ -263,7 +263,7 @@ class MainStreamParser {
     return Parsed::whole;
   }
 
-  Result<Parsed> parse_section_start(detail::Cursor& in, Element& out) noexcept {
+  [[nodiscard]] Result<Parsed> parse_section_start(detail::Cursor& in, Element& out) noexcept {
     const auto parsed = read_long_header(in, out);
     if (parsed != Parsed::whole) return parsed;
     if (!in.has(8)) return Parsed::more;
@@ -279,7 +279,7 @@ class MainStreamParser {
     return enter_section(out, ElementKind::section_start);
   }
 
-  Result<Parsed> parse_section_header(detail::Cursor& in, Element& out, ElementKind kind) noexcept {
+  [[nodiscard]] Result<Parsed> parse_section_header(detail::Cursor& in, Element& out, ElementKind kind) noexcept {
     if (!in.has(5)) return Parsed::more;
     in.u8();
     out.section_id = in.be<std::uint32_t>();
@@ -291,7 +291,7 @@ class MainStreamParser {
     return enter_section(out, kind);
   }
 
-  Result<Parsed> enter_section(Element& out, ElementKind kind) noexcept {
+  [[nodiscard]] Result<Parsed> enter_section(Element& out, ElementKind kind) noexcept {
     out.kind = kind;
     out.name = ram_section_name;
     place_ = Place::payload;
@@ -299,7 +299,7 @@ class MainStreamParser {
   }
 
   /// Parses the beginning of START and FULL: type, id, name.
-  Result<Parsed> read_long_header(detail::Cursor& in, Element& out) noexcept {
+  [[nodiscard]] Result<Parsed> read_long_header(detail::Cursor& in, Element& out) noexcept {
     if (!in.has(6)) return Parsed::more;
     const std::size_t length = in.peek(5);
     if (!in.has(6 + length)) return Parsed::more;
@@ -310,14 +310,14 @@ class MainStreamParser {
     return Parsed::whole;
   }
 
-  Result<Parsed> refuse_early_device(detail::Cursor& in) noexcept {
+  [[nodiscard]] Result<Parsed> refuse_early_device(detail::Cursor& in) noexcept {
     Element section;
     const auto parsed = read_long_header(in, section);
     if (parsed != Parsed::whole) return parsed;
     return in.refuse(Errc::early_device_refused, "device section ahead of RAM's end", 0, section.name);
   }
 
-  Result<Parsed> parse_payload(detail::Cursor& in, Element& out) noexcept {
+  [[nodiscard]] Result<Parsed> parse_payload(detail::Cursor& in, Element& out) noexcept {
     const auto parsed = ram_.parse(in, out);
     if (parsed != Parsed::whole) return parsed;
     if (out.kind != ElementKind::end_of_records) return Parsed::whole;
@@ -329,7 +329,7 @@ class MainStreamParser {
     return Parsed::whole;
   }
 
-  Result<Parsed> parse_footer(detail::Cursor& in, Element& out) noexcept {
+  [[nodiscard]] Result<Parsed> parse_footer(detail::Cursor& in, Element& out) noexcept {
     if (!in.has(1)) return Parsed::more;
     // All sections of a stream have footers, or none has: START shows it. No element begins as a footer does (section
     // 9.2).
@@ -356,7 +356,7 @@ class MainStreamParser {
     ram_complete_ = ram_ending_;
   }
 
-  Result<Parsed> parse_device_state(detail::Cursor& in, Element& out) noexcept {
+  [[nodiscard]] Result<Parsed> parse_device_state(detail::Cursor& in, Element& out) noexcept {
     if (!in.has(1)) return Parsed::more;
     out.kind = ElementKind::device_state;
     out.data = in.take(in.left());

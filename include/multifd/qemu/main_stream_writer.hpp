@@ -90,7 +90,7 @@ class MainStreamWriter {
  private:
   static constexpr std::size_t capacity = 64 * 1024;
 
-  Result<void> append(std::span<const std::byte> bytes) noexcept {
+  [[nodiscard]] Result<void> append(std::span<const std::byte> bytes) noexcept {
     if (error_) return std::unexpected(*error_);
     if (bytes.size() > capacity - gathered_) {
       if (auto pushed = push_out(); !pushed) return pushed;
@@ -101,7 +101,7 @@ class MainStreamWriter {
     return {};
   }
 
-  Result<void> write(std::span<const std::byte> bytes) noexcept {
+  [[nodiscard]] Result<void> write(std::span<const std::byte> bytes) noexcept {
     if (bytes.empty()) return {};
     auto written = write_all(*link_, bytes);
     if (!written) error_ = written.error();

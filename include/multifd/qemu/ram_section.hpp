@@ -31,7 +31,7 @@ class RamSection {
   }
 
   /// Parses the next part of a payload.
-  Result<Parsed> parse(detail::Cursor& in, Element& out) noexcept {
+  [[nodiscard]] Result<Parsed> parse(detail::Cursor& in, Element& out) noexcept {
     switch (place_) {
       case Place::total: {
         const auto parsed = list_.parse_total(in);
@@ -59,7 +59,7 @@ class RamSection {
  private:
   enum class Place : std::uint8_t { total, list, records };
 
-  Result<Parsed> parse_record(detail::Cursor& in, Element& out) noexcept {
+  [[nodiscard]] Result<Parsed> parse_record(detail::Cursor& in, Element& out) noexcept {
     if (!in.has(ram_word_bytes)) return Parsed::more;
     const auto word = in.be<std::uint64_t>();
     const std::uint64_t flags = word & (page_bytes_ - 1);
@@ -87,8 +87,8 @@ class RamSection {
     return Parsed::whole;
   }
 
-  Result<Parsed> parse_page(detail::Cursor& in, Element& out, ElementKind kind, std::uint64_t flags,
-                            std::uint64_t offset) noexcept {
+  [[nodiscard]] Result<Parsed> parse_page(detail::Cursor& in, Element& out, ElementKind kind, std::uint64_t flags,
+                                          std::uint64_t offset) noexcept {
     const bool continues = (flags & ram_continue) != 0;
     std::uint32_t index = current_;
     if (continues) {

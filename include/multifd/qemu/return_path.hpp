@@ -85,7 +85,7 @@ class ReturnPathParser {
   ///
   /// Errors (stage parse, sticky, detail: the refused value): Errc::unknown_return_message, bad_return_length,
   ///   postcopy_refused. Cost: no allocation. Wire: format/main_stream.md section 9.8.
-  Result<std::optional<ReturnMessage>> next() noexcept {
+  [[nodiscard]] Result<std::optional<ReturnMessage>> next() noexcept {
     drop_last_message();
     if (error_) return std::unexpected(*error_);
     if (end_ - begin_ < return_header_bytes) return std::nullopt;
@@ -114,7 +114,7 @@ class ReturnPathParser {
     last_bytes_ = 0;
   }
 
-  Result<void> check(std::uint16_t type, std::uint16_t length) const noexcept {
+  [[nodiscard]] Result<void> check(std::uint16_t type, std::uint16_t length) const noexcept {
     if (length > max_return_data_bytes) return fail(Errc::bad_return_length, Stage::parse, "return path", length);
     if (shut_) return fail(Errc::unknown_return_message, Stage::parse, "return path after SHUT", type);
     std::uint16_t expected = 0;

@@ -65,13 +65,13 @@ class FaultTransport {
   explicit FaultTransport(Next next, FaultOptions options = {})
       : next_(std::move(next)), options_(options), state_(std::make_unique<State>()) {}
 
-  Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
+  [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
     return transfer(Stage::write, buffers, [this](ConstBuffers some) noexcept { return next_.write_some(some); });
   }
-  Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
+  [[nodiscard]] Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
     return transfer(Stage::read, buffers, [this](MutableBuffers some) noexcept { return next_.read_some(some); });
   }
-  Result<void> finish() noexcept {
+  [[nodiscard]] Result<void> finish() noexcept {
     if (is_hit()) break_off(Stage::close, {}, [](ConstBuffers) noexcept {});
     if (is_broken()) return std::unexpected(error(Stage::close));
     return next_.finish();
@@ -84,12 +84,12 @@ class FaultTransport {
   {
     return next_.is_two_way();
   }
-  Result<std::size_t> write_now(ConstBuffers buffers) noexcept
+  [[nodiscard]] Result<std::size_t> write_now(ConstBuffers buffers) noexcept
     requires HasAnswers<Next>
   {
     return next_.write_now(buffers);
   }
-  Result<std::size_t> read_now(MutableBuffers buffers) noexcept
+  [[nodiscard]] Result<std::size_t> read_now(MutableBuffers buffers) noexcept
     requires HasAnswers<Next>
   {
     return next_.read_now(buffers);
@@ -153,7 +153,7 @@ class FaultTransport {
   }
 
   template <class Call>
-  Result<std::size_t> transfer(Stage stage, std::span<const iovec> buffers, Call call) noexcept {
+  [[nodiscard]] Result<std::size_t> transfer(Stage stage, std::span<const iovec> buffers, Call call) noexcept {
     const bool hit = is_hit();
     if (hit) break_off(stage, buffers, [&](ConstBuffers some) noexcept { (void)call(some); });
     if (is_broken()) {

@@ -36,7 +36,7 @@ class MemoryPipe {
 
   enum class Wait : unsigned char { yes, no };
 
-  Result<std::size_t> write(ConstBuffers buffers, std::size_t limit, Wait wait = Wait::yes) noexcept {
+  [[nodiscard]] Result<std::size_t> write(ConstBuffers buffers, std::size_t limit, Wait wait = Wait::yes) noexcept {
     if (total_bytes(buffers) == 0) return std::size_t{0};
     std::unique_lock lock(mutex_);
     if (wait == Wait::no && cut_ == Cut::none && !finished_ && used_ == ring_.size()) return std::size_t{0};
@@ -55,7 +55,7 @@ class MemoryPipe {
     return done;
   }
 
-  Result<std::size_t> read(MutableBuffers buffers, std::size_t limit, Wait wait = Wait::yes) noexcept {
+  [[nodiscard]] Result<std::size_t> read(MutableBuffers buffers, std::size_t limit, Wait wait = Wait::yes) noexcept {
     if (total_bytes(buffers) == 0) return std::size_t{0};
     std::unique_lock lock(mutex_);
     if (wait == Wait::no && cut_ == Cut::none && !finished_ && used_ == 0) return std::size_t{0};
@@ -73,7 +73,7 @@ class MemoryPipe {
     return done;
   }
 
-  Result<void> finish() noexcept {
+  [[nodiscard]] Result<void> finish() noexcept {
     const std::scoped_lock lock(mutex_);
     if (cut_ != Cut::none) return broken(Stage::close, "finish", Cut::by_writer);
     finished_ = true;
@@ -151,18 +151,22 @@ class MemoryTransport {
   }
   ~MemoryTransport() { close(); }
 
-  Result<std::size_t> write_some(ConstBuffers buffers) noexcept { return out_->write(buffers, options_.max_io_bytes); }
-  Result<std::size_t> read_some(MutableBuffers buffers) noexcept { return in_->read(buffers, options_.max_io_bytes); }
+  [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
+    return out_->write(buffers, options_.max_io_bytes);
+  }
+  [[nodiscard]] Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
+    return in_->read(buffers, options_.max_io_bytes);
+  }
 
   bool is_two_way() const noexcept { return true; }
-  Result<std::size_t> write_now(ConstBuffers buffers) noexcept {
+  [[nodiscard]] Result<std::size_t> write_now(ConstBuffers buffers) noexcept {
     return out_->write(buffers, options_.max_io_bytes, detail::MemoryPipe::Wait::no);
   }
-  Result<std::size_t> read_now(MutableBuffers buffers) noexcept {
+  [[nodiscard]] Result<std::size_t> read_now(MutableBuffers buffers) noexcept {
     return in_->read(buffers, options_.max_io_bytes, detail::MemoryPipe::Wait::no);
   }
 
-  Result<void> finish() noexcept { return out_->finish(); }
+  [[nodiscard]] Result<void> finish() noexcept { return out_->finish(); }
 
   void shutdown() noexcept {
     if (!out_) return;  // moved from

@@ -166,13 +166,13 @@ class BasicAcceptor {
   BasicAcceptor(Listener& listener, Options options)
       : listener_(&listener), options_(std::move(options)), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {}
 
-  Result<void> watch(int fd, std::uint32_t events, std::uint64_t tag) noexcept {
+  [[nodiscard]] Result<void> watch(int fd, std::uint32_t events, std::uint64_t tag) noexcept {
     epoll_event event{.events = events, .data = {.u64 = tag}};
     if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return fail_errno(Stage::accept, "epoll");
     return {};
   }
 
-  Result<void> accept(const Interrupt* interrupt) {
+  [[nodiscard]] Result<void> accept(const Interrupt* interrupt) {
     auto link = listener_->accept(std::chrono::milliseconds(0), interrupt);
     if (!link && link.error().code == Errc::timed_out) return {};  // the connection has gone again
     if (!link) return std::unexpected(link.error());
@@ -213,7 +213,7 @@ struct PlainAcceptorOptions {
   std::function<void(const Error&)> on_refused{};
 
   std::chrono::milliseconds limit() const noexcept { return first_bytes_timeout; }
-  Result<void> check() const noexcept {
+  [[nodiscard]] Result<void> check() const noexcept {
     return check_time_limit("PlainAcceptorOptions::first_bytes_timeout", first_bytes_timeout, Stage::accept);
   }
 };
@@ -230,11 +230,13 @@ class PlainNewcomer {
   static constexpr Stage stage = Stage::accept;
   static constexpr const char* what = "a connection's first bytes";
 
-  static Result<PlainNewcomer> start(FdTransport link, const Options&) { return PlainNewcomer(std::move(link)); }
+  [[nodiscard]] static Result<PlainNewcomer> start(FdTransport link, const Options&) {
+    return PlainNewcomer(std::move(link));
+  }
 
   int native_handle() const noexcept { return link_.native_handle(); }
 
-  Result<FirstSaid> step(std::uint32_t events_now) noexcept {
+  [[nodiscard]] Result<FirstSaid> step(std::uint32_t events_now) noexcept {
     const FirstBytes first = look_at_first_bytes(link_.native_handle());
     if (first.count == 4) return FirstSaid{.done = true, .magic = first.magic};
     const bool ended = first.count == 0 || (events_now & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;

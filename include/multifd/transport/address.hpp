@@ -51,7 +51,7 @@ inline bool is_host_text(std::string_view host) noexcept {
 
 /// Reads `tcp:HOST:PORT` (`tcp::PORT` for any host, `tcp:[::1]:PORT` for IPv6) or `unix:PATH`.
 /// Errors: `bad_address`, whose op names the part that is wrong.
-inline Result<Address> parse_address(std::string_view text) {
+[[nodiscard]] inline Result<Address> parse_address(std::string_view text) {
   const auto bad = [](const char* what) { return fail(Errc::bad_address, Stage::setup, what); };
   if (text.starts_with("unix:")) {
     const std::string_view path = text.substr(5);

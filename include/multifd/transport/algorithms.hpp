@@ -46,7 +46,7 @@ inline std::span<iovec> filled_by(std::span<iovec> buffers, std::size_t bytes) n
 
 /// Makes one call that reads at most what `buffers` hold; `wanted` bytes are still needed.
 template <Transport T>
-Result<std::size_t> read_towards(T& transport, std::span<iovec> buffers, std::size_t wanted) noexcept {
+[[nodiscard]] Result<std::size_t> read_towards(T& transport, std::span<iovec> buffers, std::size_t wanted) noexcept {
   // Waits for the wanted bytes only: nothing says that more bytes will come.
   if constexpr (HasReadFull<T>) {
     constexpr std::size_t worth_waiting = 16 * 1024;
@@ -65,7 +65,7 @@ Result<std::size_t> read_towards(T& transport, std::span<iovec> buffers, std::si
 /// Errors: the transport's. Some of the bytes may have been written by then.
 /// Cost: one call of write_some() for each max_iovecs buffers, and one for each short write.
 template <Transport T>
-Result<void> write_all(T& transport, std::span<iovec> buffers) noexcept {
+[[nodiscard]] Result<void> write_all(T& transport, std::span<iovec> buffers) noexcept {
   buffers = drop_front(buffers, 0);
   while (!buffers.empty()) {
     const Result<std::size_t> written = transport.write_some(detail::one_call(buffers));
@@ -83,7 +83,8 @@ Result<void> write_all(T& transport, std::span<iovec> buffers) noexcept {
 ///   stream ended in order: 0 is an end between two units, anything else a truncated one.
 /// Errors: the transport's.
 template <Transport T>
-Result<std::size_t> read_at_least(T& transport, std::span<iovec> buffers, std::size_t min_bytes) noexcept {
+[[nodiscard]] Result<std::size_t> read_at_least(T& transport, std::span<iovec> buffers,
+                                                std::size_t min_bytes) noexcept {
   std::size_t arrived = 0;
   buffers = drop_front(buffers, 0);
   while (arrived < min_bytes) {
@@ -102,7 +103,8 @@ Result<std::size_t> read_at_least(T& transport, std::span<iovec> buffers, std::s
 /// Errors: `peer_closed` if the stream ended in order before the first byte; `truncated` (detail: bytes that did
 ///   arrive) if it ended later; otherwise the transport's.
 template <Transport T>
-Result<void> read_exact(T& transport, std::span<iovec> buffers, Errc truncated = Errc::truncated_payload) noexcept {
+[[nodiscard]] Result<void> read_exact(T& transport, std::span<iovec> buffers,
+                                      Errc truncated = Errc::truncated_payload) noexcept {
   const std::size_t wanted = total_bytes(buffers);
   const Result<std::size_t> arrived = read_at_least(transport, buffers, wanted);
   if (!arrived) return std::unexpected(arrived.error());
@@ -113,13 +115,14 @@ Result<void> read_exact(T& transport, std::span<iovec> buffers, Errc truncated =
 
 /// The same for contiguous bytes.
 template <Transport T>
-Result<void> write_all(T& transport, std::span<const std::byte> bytes) noexcept {
+[[nodiscard]] Result<void> write_all(T& transport, std::span<const std::byte> bytes) noexcept {
   iovec buffer = const_buffer(bytes);
   return write_all(transport, std::span(&buffer, 1));
 }
 
 template <Transport T>
-Result<void> read_exact(T& transport, std::span<std::byte> bytes, Errc truncated = Errc::truncated_payload) noexcept {
+[[nodiscard]] Result<void> read_exact(T& transport, std::span<std::byte> bytes,
+                                      Errc truncated = Errc::truncated_payload) noexcept {
   iovec buffer = mutable_buffer(bytes);
   return read_exact(transport, std::span(&buffer, 1), truncated);
 }

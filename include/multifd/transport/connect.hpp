@@ -27,14 +27,14 @@ namespace multifd {
 
 namespace detail {
 
-inline Result<FdTransport> adopt_blocking(UniqueFd fd, Stage stage) noexcept {
+[[nodiscard]] inline Result<FdTransport> adopt_blocking(UniqueFd fd, Stage stage) noexcept {
   const int flags = ::fcntl(fd.get(), F_GETFL);
   if (flags < 0 || ::fcntl(fd.get(), F_SETFL, flags & ~O_NONBLOCK) < 0) return fail_errno(stage, "fcntl");
   return FdTransport::adopt(fd.release());
 }
 
-inline Result<FdTransport> connect_tcp(const addrinfo& target, Clock::time_point deadline,
-                                       const SocketOptions& options) noexcept {
+[[nodiscard]] inline Result<FdTransport> connect_tcp(const addrinfo& target, Clock::time_point deadline,
+                                                     const SocketOptions& options) noexcept {
   Result<UniqueFd> fd = open_socket(target.ai_family, target.ai_protocol, Stage::connect);
   if (!fd) return std::unexpected(fd.error());
   if (Result<void> set = apply_options(fd->get(), *target.ai_addr, options, Stage::connect); !set) {
@@ -53,8 +53,8 @@ inline Result<FdTransport> connect_tcp(const addrinfo& target, Clock::time_point
   return adopt_blocking(std::move(*fd), Stage::connect);
 }
 
-inline Result<FdTransport> connect_unix(const Address& address, Clock::time_point deadline,
-                                        const SocketOptions& options) noexcept {
+[[nodiscard]] inline Result<FdTransport> connect_unix(const Address& address, Clock::time_point deadline,
+                                                      const SocketOptions& options) noexcept {
   const Result<sockaddr_un> target = unix_sockaddr(address, Stage::connect);
   if (!target) return std::unexpected(target.error());
   Result<UniqueFd> fd = open_socket(AF_UNIX, 0, Stage::connect);
@@ -78,8 +78,8 @@ inline Result<FdTransport> connect_unix(const Address& address, Clock::time_poin
   return adopt_blocking(std::move(*fd), Stage::connect);
 }
 
-inline Result<FdTransport> connect_unnamed(const Address& address, Clock::time_point deadline,
-                                           const SocketOptions& options) {
+[[nodiscard]] inline Result<FdTransport> connect_unnamed(const Address& address, Clock::time_point deadline,
+                                                         const SocketOptions& options) {
   if (auto checked = check_socket_options(options, Stage::connect); !checked) return std::unexpected(checked.error());
   if (options.interrupt && options.interrupt->triggered()) return fail(Errc::cancelled, Stage::connect, "connect");
   if (address.kind == AddressKind::unix_socket) return connect_unix(address, deadline, options);
@@ -103,8 +103,8 @@ inline Result<FdTransport> connect_unnamed(const Address& address, Clock::time_p
   return std::unexpected(first_error);
 }
 
-inline Result<FdTransport> connect_until(const Address& address, Clock::time_point deadline,
-                                         const SocketOptions& options) {
+[[nodiscard]] inline Result<FdTransport> connect_until(const Address& address, Clock::time_point deadline,
+                                                       const SocketOptions& options) {
   auto link = connect_unnamed(address, deadline, options);
   if (!link) link.error().subject = subject_of(address);
   return link;

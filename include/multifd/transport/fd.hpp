@@ -86,7 +86,7 @@ class FdTransport {
   /// Params `fd`: a stream socket, blocking or not, or a pipe, FIFO or file. What is not a socket is made
   ///   non-blocking, because nothing else lets shutdown() end a write that waits for room.
   /// Errors: `not_supported` for a datagram socket; errno for a bad descriptor.
-  static Result<FdTransport> adopt(int fd) noexcept {
+  [[nodiscard]] static Result<FdTransport> adopt(int fd) noexcept {
     detail::UniqueFd owned(fd);
     int type = 0;
     socklen_t size = sizeof type;
@@ -127,7 +127,7 @@ class FdTransport {
   ~FdTransport() { close(); }
 
   /// Threads: one writing thread.
-  Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
+  [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
     return transfer(Stage::write, "write", POLLOUT, [&]() noexcept -> ssize_t {
       if (kind_ == Kind::file) {
         const detail::SigpipeGuard guard;
@@ -139,36 +139,36 @@ class FdTransport {
   }
 
   /// Threads: one reading thread.
-  Result<std::size_t> read_some(MutableBuffers buffers) noexcept { return read(buffers, 0); }
+  [[nodiscard]] Result<std::size_t> read_some(MutableBuffers buffers) noexcept { return read(buffers, 0); }
 
   /// As above with a time limit for the wait (0: none at all; or no_timeout) and an Interrupt (may be null) that ends it.
   /// When the wait has ended, nothing has been read or written.
   /// Errors: `timed_out`, `cancelled`, beside those above.
-  Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
-                                 const Interrupt* interrupt) noexcept {
+  [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
+                                               const Interrupt* interrupt) noexcept {
     // A socket may be ready for less than all of it, and would block for the rest.
     return in_time(Stage::write, "write", POLLOUT, timeout, interrupt,
                    [&] { return kind_ == Kind::file ? write_some(buffers) : write_now(buffers); });
   }
-  Result<std::size_t> read_some(MutableBuffers buffers, std::chrono::milliseconds timeout,
-                                const Interrupt* interrupt) noexcept {
+  [[nodiscard]] Result<std::size_t> read_some(MutableBuffers buffers, std::chrono::milliseconds timeout,
+                                              const Interrupt* interrupt) noexcept {
     return in_time(Stage::read, "read", POLLIN, timeout, interrupt, [&] { return read_some(buffers); });
   }
 
   /// As read_some(), but a socket waits until all buffers are full. Threads: one reading thread.
-  Result<std::size_t> read_full(MutableBuffers buffers) noexcept { return read(buffers, MSG_WAITALL); }
+  [[nodiscard]] Result<std::size_t> read_full(MutableBuffers buffers) noexcept { return read(buffers, MSG_WAITALL); }
 
   /// Whether bytes can also come back: on sockets. Threads: any.
   bool is_two_way() const noexcept { return kind_ != Kind::file; }
 
   /// write_some() that does not wait for room: 0 then. Sockets only. Threads: one writing thread.
-  Result<std::size_t> write_now(ConstBuffers buffers) noexcept {
+  [[nodiscard]] Result<std::size_t> write_now(ConstBuffers buffers) noexcept {
     const msghdr message = as_message(buffers);
     return unless_it_would_wait(Stage::write, "write", ::sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT));
   }
 
   /// read_some() that does not wait for bytes: 0 then, and at the end. Sockets only. Threads: one reading thread.
-  Result<std::size_t> read_now(MutableBuffers buffers) noexcept {
+  [[nodiscard]] Result<std::size_t> read_now(MutableBuffers buffers) noexcept {
     msghdr message = as_message(buffers);
     return unless_it_would_wait(Stage::read, "read", ::recvmsg(fd_.get(), &message, MSG_DONTWAIT));
   }
@@ -176,7 +176,7 @@ class FdTransport {
   /// Ends the writing direction in order. What is not a socket is closed, for reading too.
   /// Errors: `cancelled` after shutdown(); `already_closed` the second time on what is not a socket; errno.
   /// Threads: the writing thread.
-  Result<void> finish() noexcept {
+  [[nodiscard]] Result<void> finish() noexcept {
     if (shut_down_.load(std::memory_order_relaxed)) return fail(Errc::cancelled, Stage::close, "finish");
     if (fd_.get() < 0) return fail(Errc::already_closed, Stage::close, "finish");
     if (kind_ == Kind::file) {
@@ -221,7 +221,7 @@ class FdTransport {
     return message;
   }
 
-  Result<std::size_t> read(MutableBuffers buffers, int flags) noexcept {
+  [[nodiscard]] Result<std::size_t> read(MutableBuffers buffers, int flags) noexcept {
     return transfer(Stage::read, "read", POLLIN, [&]() noexcept -> ssize_t {
       if (kind_ == Kind::file) return ::readv(fd_.get(), buffers.data(), static_cast<int>(buffers.size()));
       msghdr message = as_message(buffers);
@@ -230,7 +230,7 @@ class FdTransport {
   }
 
   template <class Call>
-  Result<std::size_t> transfer(Stage stage, const char* op, short events, Call call) noexcept {
+  [[nodiscard]] Result<std::size_t> transfer(Stage stage, const char* op, short events, Call call) noexcept {
     if (fd_.get() < 0) return fail(Errc::already_closed, stage, op);
     if (kind_ == Kind::file) {
       if (auto ready = wait_ready(events, stage, op); !ready) return std::unexpected(ready.error());
@@ -249,8 +249,9 @@ class FdTransport {
   }
 
   template <class Call>
-  Result<std::size_t> in_time(Stage stage, const char* op, short events, std::chrono::milliseconds timeout,
-                              const Interrupt* interrupt, Call call) noexcept {
+  [[nodiscard]] Result<std::size_t> in_time(Stage stage, const char* op, short events,
+                                            std::chrono::milliseconds timeout, const Interrupt* interrupt,
+                                            Call call) noexcept {
     if (fd_.get() < 0) return fail(Errc::already_closed, stage, op);
     const auto deadline = detail::deadline_after(timeout);
     for (;;) {
@@ -261,7 +262,7 @@ class FdTransport {
     }
   }
 
-  static Result<std::size_t> unless_it_would_wait(Stage stage, const char* op, ssize_t count) noexcept {
+  [[nodiscard]] static Result<std::size_t> unless_it_would_wait(Stage stage, const char* op, ssize_t count) noexcept {
     if (count >= 0) return static_cast<std::size_t>(count);
     if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return std::size_t{0};
     return fail_errno(stage, op);
@@ -269,9 +270,9 @@ class FdTransport {
 
   /// Waits until a call would not block. What is not a socket is cancelled by shutdown() through a second descriptor; a
   /// socket's own shutdown makes it ready.
-  Result<void> wait_ready(short events, Stage stage, const char* op,
-                          detail::Clock::time_point deadline = detail::Clock::time_point::max(),
-                          const Interrupt* interrupt = nullptr) noexcept {
+  [[nodiscard]] Result<void> wait_ready(short events, Stage stage, const char* op,
+                                        detail::Clock::time_point deadline = detail::Clock::time_point::max(),
+                                        const Interrupt* interrupt = nullptr) noexcept {
     pollfd entries[] = {{.fd = fd_.get(), .events = events, .revents = 0},
                         {.fd = cut_ ? cut_->native_handle() : -1, .events = POLLIN, .revents = 0},
                         {.fd = interrupt != nullptr ? interrupt->native_handle() : -1, .events = POLLIN, .revents = 0}};

@@ -22,7 +22,7 @@ namespace multifd {
 class Interrupt {
  public:
   /// Errors: the errno of eventfd(), when the process has no descriptors left.
-  static Result<Interrupt> create() noexcept {
+  [[nodiscard]] static Result<Interrupt> create() noexcept {
     detail::UniqueFd fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (fd.get() < 0) return fail_errno(Stage::setup, "eventfd");
     return Interrupt(std::move(fd));

@@ -117,7 +117,8 @@ class Listener {
   ///   `bad_address`, `bad_option`, op "resolve" as connect_to(). A socket file on which no process listens is
   ///   replaced.
   /// Threads: any thread. Cost: resolves the host, if it is a name.
-  static Result<Listener> listen(const Address& address, unsigned backlog, const SocketOptions& options = {}) {
+  [[nodiscard]] static Result<Listener> listen(const Address& address, unsigned backlog,
+                                               const SocketOptions& options = {}) {
     auto listener = listen_unnamed(address, backlog, options);
     if (!listener) listener.error().subject = subject_of(address);
     return listener;
@@ -130,7 +131,8 @@ class Listener {
   /// Errors (stage `accept`): `timed_out`; `cancelled` once `interrupt` is triggered (null: that of the options);
   ///   errno, for instance EMFILE.
   /// Threads: any thread.
-  Result<FdTransport> accept(std::chrono::milliseconds timeout, const Interrupt* interrupt = nullptr) noexcept {
+  [[nodiscard]] Result<FdTransport> accept(std::chrono::milliseconds timeout,
+                                           const Interrupt* interrupt = nullptr) noexcept {
     return accept_until(detail::deadline_after(timeout), interrupt);
   }
 
@@ -138,8 +140,8 @@ class Listener {
   /// Params `channels`: 1 to max_channels. `timeout`: for all of them together; 0: no limit.
   /// Errors: `bad_channel_count`; `bad_option` for a negative timeout; those of accept(), detail: how many had come,
   ///   expected: `channels`.
-  Result<std::vector<FdTransport>> accept_channels(unsigned channels, std::chrono::milliseconds timeout,
-                                                   const Interrupt* interrupt = nullptr) {
+  [[nodiscard]] Result<std::vector<FdTransport>> accept_channels(unsigned channels, std::chrono::milliseconds timeout,
+                                                                 const Interrupt* interrupt = nullptr) {
     if (channels < 1 || channels > max_channels) {
       return fail(Errc::bad_channel_count, Stage::accept, "accept", channels);
     }
@@ -169,7 +171,7 @@ class Listener {
   /// Params `is_it`, `is_stranger`: get up to 64 bytes, as many as have come; a stranger's connection is closed.
   /// Errors: those of accept(), without `timed_out`. Threads: any thread.
   template <class IsIt, class IsStranger>
-  Result<bool> any_waiting(IsIt&& is_it, IsStranger&& is_stranger) {
+  [[nodiscard]] Result<bool> any_waiting(IsIt&& is_it, IsStranger&& is_stranger) {
     const std::scoped_lock lock(waiting_->mutex);
     auto& links = waiting_->links;
     while (links.size() < max_waiting_connections) {  // others stay in the kernel's queue
@@ -189,7 +191,7 @@ class Listener {
     return false;
   }
   template <class IsIt>
-  Result<bool> any_waiting(IsIt&& is_it) {
+  [[nodiscard]] Result<bool> any_waiting(IsIt&& is_it) {
     return any_waiting(is_it, [](std::span<const std::byte>) { return false; });
   }
 
@@ -204,7 +206,8 @@ class Listener {
   Listener(detail::UniqueFd fd, Address address, detail::BoundPath path, const Interrupt* interrupt)
       : fd_(std::move(fd)), address_(std::move(address)), path_(std::move(path)), interrupt_(interrupt) {}
 
-  Result<FdTransport> accept_until(detail::Clock::time_point deadline, const Interrupt* interrupt) noexcept {
+  [[nodiscard]] Result<FdTransport> accept_until(detail::Clock::time_point deadline,
+                                                 const Interrupt* interrupt) noexcept {
     {
       const std::scoped_lock lock(waiting_->mutex);
       if (auto& links = waiting_->links; !links.empty()) {
@@ -216,7 +219,8 @@ class Listener {
     return accept_from_system(deadline, interrupt);
   }
 
-  Result<FdTransport> accept_from_system(detail::Clock::time_point deadline, const Interrupt* interrupt) noexcept {
+  [[nodiscard]] Result<FdTransport> accept_from_system(detail::Clock::time_point deadline,
+                                                       const Interrupt* interrupt) noexcept {
     if (!interrupt) interrupt = interrupt_;
     for (;;) {
       const Result<void> waited = detail::wait_for(fd_.get(), POLLIN, deadline, interrupt, Stage::accept, "accept");
@@ -227,7 +231,8 @@ class Listener {
     }
   }
 
-  static Result<Listener> listen_unnamed(const Address& address, unsigned backlog, const SocketOptions& options) {
+  [[nodiscard]] static Result<Listener> listen_unnamed(const Address& address, unsigned backlog,
+                                                       const SocketOptions& options) {
     const int queue = static_cast<int>(std::clamp(backlog, 1U, 65535U));
     if (address.kind == AddressKind::unix_socket) return listen_unix(address, queue, options);
     if (address.host.empty()) {
@@ -245,7 +250,7 @@ class Listener {
     return listen_tcp(address, queue, options);
   }
 
-  static Result<Listener> listen_tcp(const Address& address, int backlog, const SocketOptions& options) {
+  [[nodiscard]] static Result<Listener> listen_tcp(const Address& address, int backlog, const SocketOptions& options) {
     Result<detail::AddrinfoList> targets = detail::resolve(address, AI_PASSIVE, Stage::accept);
     if (!targets) return std::unexpected(targets.error());
     const addrinfo& target = **targets;
@@ -277,7 +282,7 @@ class Listener {
                     options.interrupt);
   }
 
-  static Result<Listener> listen_unix(const Address& address, int backlog, const SocketOptions& options) {
+  [[nodiscard]] static Result<Listener> listen_unix(const Address& address, int backlog, const SocketOptions& options) {
     const Result<sockaddr_un> target = detail::unix_sockaddr(address, Stage::accept);
     if (!target) return std::unexpected(target.error());
     Result<detail::UniqueFd> fd = detail::open_socket(AF_UNIX, 0, Stage::accept);

@@ -110,7 +110,7 @@ using AddrinfoList = std::unique_ptr<addrinfo, FreeAddrinfo>;
 
 /// Resolves a TCP address. Without AI_ADDRCONFIG, which hides loopback on a machine that has no other network. An
 /// address that cannot be reached fails at once anyway, and the next one is tried.
-inline Result<AddrinfoList> resolve(const Address& address, int flags, Stage stage) {
+[[nodiscard]] inline Result<AddrinfoList> resolve(const Address& address, int flags, Stage stage) {
   addrinfo hints{};
   hints.ai_family = AF_UNSPEC;
   hints.ai_socktype = SOCK_STREAM;
@@ -127,7 +127,7 @@ inline Result<AddrinfoList> resolve(const Address& address, int flags, Stage sta
 
 /// The system's form of a UNIX address. Errors: `bad_address` for a path that is empty, too long or has a
 /// NUL.
-inline Result<sockaddr_un> unix_sockaddr(const Address& address, Stage stage) noexcept {
+[[nodiscard]] inline Result<sockaddr_un> unix_sockaddr(const Address& address, Stage stage) noexcept {
   const std::string& path = address.path;
   if (path.empty() || path.size() > max_unix_path || path.find('\0') != path.npos) {
     return fail(Errc::bad_address, stage, "path", path.size());
@@ -138,7 +138,7 @@ inline Result<sockaddr_un> unix_sockaddr(const Address& address, Stage stage) no
   return result;
 }
 
-inline Result<UniqueFd> open_socket(int family, int protocol, Stage stage) noexcept {
+[[nodiscard]] inline Result<UniqueFd> open_socket(int family, int protocol, Stage stage) noexcept {
   UniqueFd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol));
   if (fd.get() < 0) return fail_errno(stage, "socket");
   return fd;
@@ -157,8 +157,8 @@ inline bool is_loopback(const sockaddr& address) noexcept {
 }
 
 /// Sets TCP_CONGESTION. On loopback a failure is ignored, because a host may forbid the algorithm.
-inline Result<void> choose_congestion_control(int fd, const sockaddr& address, const std::string& name,
-                                              Stage stage) noexcept {
+[[nodiscard]] inline Result<void> choose_congestion_control(int fd, const sockaddr& address, const std::string& name,
+                                                            Stage stage) noexcept {
   if (name.empty() && !is_loopback(address)) return {};
   const std::string_view chosen = name.empty() ? std::string_view(loopback_congestion_control) : name;
   const bool ok =
@@ -168,7 +168,7 @@ inline Result<void> choose_congestion_control(int fd, const sockaddr& address, c
 }
 
 /// Checks the ranges. Errors: bad_option (op: the first option that is out of its range).
-inline Result<void> check_socket_options(const SocketOptions& options, Stage stage) noexcept {
+[[nodiscard]] inline Result<void> check_socket_options(const SocketOptions& options, Stage stage) noexcept {
   if (options.send_buffer_bytes < 0) return fail(Errc::bad_option, stage, "SocketOptions::send_buffer_bytes");
   if (options.receive_buffer_bytes < 0) return fail(Errc::bad_option, stage, "SocketOptions::receive_buffer_bytes");
   if (options.keepalive_probes < 0) return fail(Errc::bad_option, stage, "SocketOptions::keepalive_probes");
@@ -184,7 +184,8 @@ inline Result<void> check_socket_options(const SocketOptions& options, Stage sta
 /// Applies the options to an unconnected or listening socket; `address` is what it will connect or be bound to. Buffer
 /// sizes must be set before the connection, which fixes the window scale. Accepted sockets inherit all of it from the
 /// listening one.
-inline Result<void> apply_options(int fd, const sockaddr& address, const SocketOptions& options, Stage stage) noexcept {
+[[nodiscard]] inline Result<void> apply_options(int fd, const sockaddr& address, const SocketOptions& options,
+                                                Stage stage) noexcept {
   if (auto checked = check_socket_options(options, stage); !checked) return checked;
   const auto as_int = [](auto count) {
     return static_cast<int>(std::clamp<std::int64_t>(count, 0, std::numeric_limits<int>::max()));

@@ -52,21 +52,21 @@ class TlsTransport {
   /// For a client whose peer is a QEMU, which reads a channel's first packet before it does the next channel's
   /// handshake: the handshakes of all channels cannot come first.
   /// Errors: those of TlsHandshake::start(); the write has those of TlsHandshake::step().
-  static Result<TlsTransport> on_first_write(FdTransport link, const TlsCredentials& credentials,
-                                             const TlsOptions& options) {
+  [[nodiscard]] static Result<TlsTransport> on_first_write(FdTransport link, const TlsCredentials& credentials,
+                                                           const TlsOptions& options) {
     auto session = detail::TlsSession::create(std::move(link), credentials, options);
     if (!session) return std::unexpected(session.error());
     return TlsTransport(std::move(*session));
   }
 
   /// Threads: one writing thread.
-  Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
+  [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
     if (!session_) return fail(Errc::already_closed, Stage::write, "write");
     return session_->write(buffers, nullptr);
   }
 
   /// Threads: one reading thread.
-  Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
+  [[nodiscard]] Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
     if (!session_) return fail(Errc::already_closed, Stage::read, "read");
     return session_->read(buffers, nullptr);
   }
@@ -74,14 +74,14 @@ class TlsTransport {
   /// The same with a time limit for waits, and an Interrupt (may be null) that ends them. A read that ended so can be
   /// tried again. A write cannot, because how much of it was sent is unknown.
   /// Errors: `timed_out`, `cancelled`, beside those above.
-  Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
-                                 const Interrupt* interrupt) noexcept {
+  [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
+                                               const Interrupt* interrupt) noexcept {
     if (!session_) return fail(Errc::already_closed, Stage::write, "write");
     const detail::TlsWait wait{detail::deadline_after(timeout), interrupt};
     return session_->write(buffers, &wait);
   }
-  Result<std::size_t> read_some(MutableBuffers buffers, std::chrono::milliseconds timeout,
-                                const Interrupt* interrupt) noexcept {
+  [[nodiscard]] Result<std::size_t> read_some(MutableBuffers buffers, std::chrono::milliseconds timeout,
+                                              const Interrupt* interrupt) noexcept {
     if (!session_) return fail(Errc::already_closed, Stage::read, "read");
     const detail::TlsWait wait{detail::deadline_after(timeout), interrupt};
     return session_->read(buffers, &wait);
@@ -89,8 +89,10 @@ class TlsTransport {
 
   /// As FdTransport's. Every TLS connection can carry an answer.
   bool is_two_way() const noexcept { return true; }
-  Result<std::size_t> write_now(ConstBuffers buffers) noexcept { return write_some(buffers, at_once, nullptr); }
-  Result<std::size_t> read_now(MutableBuffers buffers) noexcept {
+  [[nodiscard]] Result<std::size_t> write_now(ConstBuffers buffers) noexcept {
+    return write_some(buffers, at_once, nullptr);
+  }
+  [[nodiscard]] Result<std::size_t> read_now(MutableBuffers buffers) noexcept {
     if (!session_ || !session_->established()) return std::size_t{0};
     const auto arrived = read_some(buffers, at_once, nullptr);
     if (!arrived && arrived.error().code == Errc::timed_out) return std::size_t{0};
@@ -99,7 +101,7 @@ class TlsTransport {
 
   /// Sends close_notify, then FIN. Errors: `cancelled` after shutdown(); the error of an earlier write that failed.
   /// Threads: the writing thread.
-  Result<void> finish() noexcept {
+  [[nodiscard]] Result<void> finish() noexcept {
     if (!session_) return fail(Errc::already_closed, Stage::close, "finish");
     return session_->finish();
   }
@@ -141,7 +143,8 @@ class TlsHandshake {
 
   /// Takes over a connected socket. The caller enforces the time limit and the Interrupt of the options.
   /// Errors (stage `setup`): bad_option for a client that lacks the hostname; GnuTLS' own.
-  static Result<TlsHandshake> start(FdTransport link, const TlsCredentials& credentials, const TlsOptions& options) {
+  [[nodiscard]] static Result<TlsHandshake> start(FdTransport link, const TlsCredentials& credentials,
+                                                  const TlsOptions& options) {
     auto session = detail::TlsSession::create(std::move(link), credentials, options);
     if (!session) return std::unexpected(session.error());
     return TlsHandshake(std::move(*session));
@@ -155,7 +158,7 @@ class TlsHandshake {
   ///   `tls_no_common_ground`; `tls_not_spoken`; `peer_closed`, errno.
   /// Threads: one at a time. Never blocks.
   /// Wire: format/tls.md section 14.
-  Result<Progress> step() noexcept { return session_->step(); }
+  [[nodiscard]] Result<Progress> step() noexcept { return session_->step(); }
 
   int native_handle() const noexcept { return session_->native_handle(); }
 

@@ -34,7 +34,7 @@ struct TlsAcceptorOptions {
   std::function<void(const Error&)> on_refused{};
 
   std::chrono::milliseconds limit() const noexcept { return tls.handshake_timeout; }
-  Result<void> check() const noexcept {
+  [[nodiscard]] Result<void> check() const noexcept {
     if (credentials == nullptr) return fail(Errc::bad_option, Stage::accept, "TlsAcceptorOptions::credentials");
     return check_time_limit("TlsOptions::handshake_timeout", tls.handshake_timeout, Stage::accept);
   }
@@ -51,7 +51,7 @@ class TlsNewcomer {
   static constexpr Stage stage = Stage::handshake;
   static constexpr const char* what = "TLS handshake and first bytes";
 
-  static Result<TlsNewcomer> start(FdTransport link, const Options& options) {
+  [[nodiscard]] static Result<TlsNewcomer> start(FdTransport link, const Options& options) {
     auto handshake = TlsHandshake::start(std::move(link), *options.credentials, options.tls);
     if (!handshake) return std::unexpected(handshake.error());
     return TlsNewcomer(std::move(*handshake));
@@ -59,7 +59,7 @@ class TlsNewcomer {
 
   int native_handle() const noexcept { return link_ ? link_->native_handle() : handshake_.native_handle(); }
 
-  Result<FirstSaid> step(std::uint32_t) noexcept {
+  [[nodiscard]] Result<FirstSaid> step(std::uint32_t) noexcept {
     if (!link_) {
       const auto progress = handshake_.step();
       if (!progress) return std::unexpected(progress.error());

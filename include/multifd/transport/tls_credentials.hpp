@@ -35,7 +35,7 @@ class TlsCredentials {
   /// Params `role`: which pair to read.
   /// Errors (stage `setup`, op: the file): errno, or GnuTLS' own codes for a file that it cannot use.
   /// Threads: any. Cost: reads the files, once. Wire: format/tls.md section 14.
-  static Result<TlsCredentials> x509(const std::string& directory, TlsRole role) {
+  [[nodiscard]] static Result<TlsCredentials> x509(const std::string& directory, TlsRole role) {
     TlsCredentials made(role, Kind::x509);
     if (const int code = ::gnutls_certificate_allocate_credentials(&made.shared_->x509); code < 0)
       return detail::fail_tls(code, Stage::setup, "TLS credentials");
@@ -70,7 +70,8 @@ class TlsCredentials {
   /// Params `user`: for a client: the user whose key it uses; a server accepts every user of the file.
   /// Errors (stage `setup`): errno; bad_option for a file without such a line; GnuTLS' own codes for a bad key.
   /// Threads: any. Cost: reads the file, at most 1 MiB of it.
-  static Result<TlsCredentials> psk(const std::string& file, TlsRole role, const std::string& user = "qemu") {
+  [[nodiscard]] static Result<TlsCredentials> psk(const std::string& file, TlsRole role,
+                                                  const std::string& user = "qemu") {
     const Result<std::string> text = read_small_file(file);
     if (!text) return std::unexpected(text.error());
     const std::string_view key = key_of(*text, role == TlsRole::client ? user : std::string());
@@ -133,12 +134,12 @@ class TlsCredentials {
   TlsCredentials(TlsRole role, Kind kind) : shared_(std::make_shared<Shared>()), role_(role), kind_(kind) {}
 
   /// Checks that a file can be read: GnuTLS itself only says "error while reading file".
-  static Result<void> readable(const std::string& path, const char* name) {
+  [[nodiscard]] static Result<void> readable(const std::string& path, const char* name) {
     if (::access(path.c_str(), R_OK) != 0) return fail_errno(Stage::setup, name);
     return {};
   }
 
-  static Result<std::string> read_small_file(const std::string& path) {
+  [[nodiscard]] static Result<std::string> read_small_file(const std::string& path) {
     constexpr std::size_t most = 1 << 20;
     const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "re"), std::fclose);
     if (!file) return fail_errno(Stage::setup, "file of pre-shared keys");

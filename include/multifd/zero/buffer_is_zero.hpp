@@ -78,8 +78,8 @@ inline const ZeroKernel& best_zero_kernel() noexcept {
 inline const ZeroKernel& choose_zero_kernel() noexcept {
   const ZeroKernel* active = nullptr;
   const ZeroKernel& best = best_zero_kernel();
-  // Release: whoever loads the pointer with acquire sees the list it points into. Acquire: so do we, on
-  // failure.
+  // Release: whoever loads the pointer sees the list it points into; meets chosen_zero_kernel(). Acquire, on failure: so
+  // does this thread; meets another thread's choose_zero_kernel(), or force_zero_kernel().
   if (active_zero_kernel.compare_exchange_strong(active, &best, std::memory_order_acq_rel, std::memory_order_acquire))
     return best;
   return *active;
@@ -101,7 +101,7 @@ inline const ZeroKernel& chosen_zero_kernel() noexcept {
 ///
 /// Errors: unknown_policy (no such kernel is compiled in), not_supported (it does not run on this machine).
 /// Threads: any thread; checks under way in others end with the kernel they began with.
-inline Result<void> force_zero_kernel(std::string_view name) noexcept {
+[[nodiscard]] inline Result<void> force_zero_kernel(std::string_view name) noexcept {
   const ZeroKernel* wanted = nullptr;
   if (name.empty() || name == "auto") wanted = &detail::best_zero_kernel();
   for (const ZeroKernel& kernel : zero_kernels()) {

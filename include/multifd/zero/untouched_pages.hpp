@@ -71,7 +71,7 @@ class UntouchedPages {
   ///   does not have), errno of /proc/self/pagemap, /proc/self/maps and of the files; out of memory.
   /// Cost: one bit a page. System calls per run, not per page: 8 GiB of which 90 % are untouched take milliseconds.
   ///   Nothing becomes resident.
-  static Result<UntouchedPages> snapshot(const RamMap& ram, UntouchedOptions options = {}) {
+  [[nodiscard]] static Result<UntouchedPages> snapshot(const RamMap& ram, UntouchedOptions options = {}) {
     for (const SharedMemoryFile& file : options.files)
       if (!ram.contains(file.block))
         return fail(Errc::bad_range, Stage::setup, "UntouchedPages: block", index(file.block));
@@ -210,7 +210,8 @@ class UntouchedPages {
     std::atomic<bool> forgotten{false};
 
     /// Fills a block's bits.
-    Result<void> find(Block& block, std::size_t bytes, detail::Pagemap& pagemap, int fd, bool has_file) const {
+    [[nodiscard]] Result<void> find(Block& block, std::size_t bytes, detail::Pagemap& pagemap, int fd,
+                                    bool has_file) const {
       struct ::stat file{};
       struct ::statfs system{};
       if (has_file && (::fstat(fd, &file) != 0 || ::fstatfs(fd, &system) != 0))
@@ -233,7 +234,8 @@ class UntouchedPages {
     }
 
     /// Adds the pages of private memory that hold no data.
-    Result<void> add_unmapped(Block& block, const detail::MemoryArea& area, detail::Pagemap& pagemap) const {
+    [[nodiscard]] Result<void> add_unmapped(Block& block, const detail::MemoryArea& area,
+                                            detail::Pagemap& pagemap) const {
       std::uintptr_t at = area.begin;
       auto done = pagemap.for_each_data(area.begin, area.end, [&](std::uintptr_t data, std::uintptr_t data_end) {
         if (at < data) block.add(at, data, page_shift);
@@ -244,7 +246,7 @@ class UntouchedPages {
     }
 
     /// Adds the pages of an area that map holes of a file.
-    Result<void> add_holes(Block& block, const detail::MemoryArea& area, int fd) const noexcept {
+    [[nodiscard]] Result<void> add_holes(Block& block, const detail::MemoryArea& area, int fd) const noexcept {
       const off_t position = ::lseek(fd, 0, SEEK_CUR);
       const auto begin = static_cast<off_t>(area.file_offset);
       const off_t end = begin + static_cast<off_t>(area.end - area.begin);

@@ -17,10 +17,15 @@ namespace {
 
 constexpr auto lie_down = [] { return false; };
 
+Sleepers make_sleepers(unsigned workers) {
+  auto signals = Sleepers::allocate(workers);
+  REQUIRE(signals.has_value());
+  return Sleepers(workers, std::move(*signals));
+}
+
 /// Threads that sleep once each, all of them asleep when it is made.
 struct Beds {
-  explicit Beds(unsigned workers) : woken(workers) {
-    REQUIRE(sleepers.allocate(workers));
+  explicit Beds(unsigned workers) : sleepers(make_sleepers(workers)), woken(workers) {
     for (unsigned w = 0; w < workers; ++w)
       threads.emplace_back([this, w] { woken[w] = sleepers.sleep(w, Signal::forever, lie_down); });
     while (sleepers.awake() != 0) std::this_thread::yield();
@@ -67,8 +72,7 @@ TEST_CASE("send() wakes a thread that sleeps") {
 
 TEST_CASE("Every worker is awake until it sleeps, and again after the time limit") {
   const TimeLimit limit("a sleep with a limit", 60s);
-  Sleepers sleepers;
-  REQUIRE(sleepers.allocate(255));
+  Sleepers sleepers = make_sleepers(255);
   CHECK(sleepers.awake() == 255);
   unsigned seen = 0;
   CHECK_FALSE(sleepers.sleep(254, 1ms, [&] {
@@ -82,8 +86,7 @@ TEST_CASE("Every worker is awake until it sleeps, and again after the time limit
 
 TEST_CASE("A worker that finds work once its bit is set does not sleep, unless another thread is about to wake it") {
   const TimeLimit limit("getting up", 60s);
-  Sleepers sleepers;
-  REQUIRE(sleepers.allocate(3));
+  Sleepers sleepers = make_sleepers(3);
   CHECK_FALSE(sleepers.sleep(1, Signal::forever, [] { return true; }));
   CHECK(sleepers.awake() == 3);
   // Somebody takes it down meanwhile: then it has to take that wake-up with it.
@@ -97,8 +100,7 @@ TEST_CASE("A worker that finds work once its bit is set does not sleep, unless a
 
 TEST_CASE("A wake-up that comes with the end of the time limit is taken, not left for the next sleep") {
   const TimeLimit limit("a late wake-up", 60s);
-  Sleepers sleepers;
-  REQUIRE(sleepers.allocate(1));
+  Sleepers sleepers = make_sleepers(1);
   std::jthread late;
   CHECK(sleepers.sleep(0, 1ms, [&] {
     CHECK(sleepers.take_one() == 0);

@@ -41,8 +41,8 @@ class TlsSession {
   static constexpr const char* silent_peer =
       "TLS handshake: the peer is silent; is it alive, and is TLS on there, too?";
 
-  static Result<std::unique_ptr<TlsSession>> create(FdTransport link, const TlsCredentials& credentials,
-                                                    const TlsOptions& options) {
+  [[nodiscard]] static Result<std::unique_ptr<TlsSession>> create(FdTransport link, const TlsCredentials& credentials,
+                                                                  const TlsOptions& options) {
     if (auto checked = check_time_limit("TlsOptions::handshake_timeout", options.handshake_timeout, Stage::setup);
         !checked)
       return std::unexpected(checked.error());
@@ -60,7 +60,7 @@ class TlsSession {
   }
 
   /// Goes on with the handshake as far as possible without waiting. A failure is sent to the peer as an alert.
-  Result<Progress> step() noexcept {
+  [[nodiscard]] Result<Progress> step() noexcept {
     const TlsWait no_wait{.deadline = Clock::time_point::min()};
     for (;;) {
       socket_.reads = {.wait = &no_wait};
@@ -78,7 +78,7 @@ class TlsSession {
   }
 
   /// Makes the whole handshake, if step() has not: in the writing thread, before anything is read.
-  Result<void> handshake() noexcept {
+  [[nodiscard]] Result<void> handshake() noexcept {
     for (const Clock::time_point deadline = deadline_after(as_timeout(options_.handshake_timeout));;) {
       const auto progress = step();
       if (!progress) return std::unexpected(progress.error());
@@ -92,7 +92,7 @@ class TlsSession {
   }
 
   /// Writes all of `buffers`, in records of the largest size.
-  Result<std::size_t> write(ConstBuffers buffers, const TlsWait* wait) noexcept {
+  [[nodiscard]] Result<std::size_t> write(ConstBuffers buffers, const TlsWait* wait) noexcept {
     if (finished_) return fail(Errc::already_closed, Stage::write, "write");
     if (write_failed_) return std::unexpected(*write_failed_);
     if (!established_) {
@@ -127,7 +127,7 @@ class TlsSession {
   }
 
   /// Reads one record, or the rest of one.
-  Result<std::size_t> read(MutableBuffers buffers, const TlsWait* wait) noexcept {
+  [[nodiscard]] Result<std::size_t> read(MutableBuffers buffers, const TlsWait* wait) noexcept {
     const std::scoped_lock lock(reading_);
     std::size_t arrived = 0;
     for (const iovec& buffer : buffers) {
@@ -152,14 +152,14 @@ class TlsSession {
     std::size_t count = 0;
     bool ended = false;
   };
-  Result<Ahead> look(const TlsWait* wait) noexcept {
+  [[nodiscard]] Result<Ahead> look(const TlsWait* wait) noexcept {
     const std::scoped_lock lock(reading_);
     return look_under_lock(wait);
   }
 
   /// Checks, without waiting, whether an alert of the peer has come. Errors: that alert, or another break of the
   /// stream.
-  Result<void> probe() noexcept {
+  [[nodiscard]] Result<void> probe() noexcept {
     if (!established_) {
       auto progress = step();
       return progress ? Result<void>{} : std::unexpected(progress.error());
@@ -170,7 +170,7 @@ class TlsSession {
   }
 
   /// Sends close_notify, then FIN.
-  Result<void> finish() noexcept {
+  [[nodiscard]] Result<void> finish() noexcept {
     if (finished_) return {};
     if (write_failed_) {
       Error error = *write_failed_;
@@ -234,17 +234,17 @@ class TlsSession {
     return 0;
   }
 
-  static Result<Progress> blocked(const Direction& direction, Progress progress) noexcept {
+  [[nodiscard]] static Result<Progress> blocked(const Direction& direction, Progress progress) noexcept {
     if (direction.error->code == Errc::timed_out) return progress;
     return std::unexpected(*direction.error);
   }
 
-  Result<void> flush() noexcept {
+  [[nodiscard]] Result<void> flush() noexcept {
     if (gathered_ == 0) return {};
     return send(record_.data(), std::exchange(gathered_, 0));
   }
 
-  Result<void> send(const std::byte* bytes, std::size_t size) noexcept {
+  [[nodiscard]] Result<void> send(const std::byte* bytes, std::size_t size) noexcept {
     ssize_t sent = ::gnutls_record_send(session_, bytes, size);
     while (sent == GNUTLS_E_INTERRUPTED || (sent == GNUTLS_E_AGAIN && !socket_.writes.error))
       sent = ::gnutls_record_send(session_, nullptr, 0);  // the rest of the same record
@@ -263,7 +263,7 @@ class TlsSession {
     return std::unexpected(*write_failed_);
   }
 
-  Result<Ahead> look_under_lock(const TlsWait* wait) noexcept {
+  [[nodiscard]] Result<Ahead> look_under_lock(const TlsWait* wait) noexcept {
     bool ended = false;
     while (ahead_bytes_ < ahead_.size() && !ended) {
       const auto count = receive(ahead_.data() + ahead_bytes_, ahead_.size() - ahead_bytes_, wait);
@@ -282,7 +282,7 @@ class TlsSession {
     return count;
   }
 
-  Result<std::size_t> receive(std::byte* to, std::size_t room, const TlsWait* wait) noexcept {
+  [[nodiscard]] Result<std::size_t> receive(std::byte* to, std::size_t room, const TlsWait* wait) noexcept {
     if (read_failed_) return std::unexpected(*read_failed_);
     socket_.reads = {.wait = wait};
     for (;;) {

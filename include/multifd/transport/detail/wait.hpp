@@ -40,8 +40,8 @@ inline int poll_timeout(Clock::time_point deadline) noexcept {
 
 /// Waits until `fd` (or nothing: -1) has one of `events`, an error or a hang-up.
 /// Errors: `cancelled` once `interrupt` (may be null) is triggered, `timed_out` at the deadline, errno.
-inline Result<void> wait_for(int fd, short events, Clock::time_point deadline, const Interrupt* interrupt, Stage stage,
-                             const char* op) noexcept {
+[[nodiscard]] inline Result<void> wait_for(int fd, short events, Clock::time_point deadline, const Interrupt* interrupt,
+                                           Stage stage, const char* op) noexcept {
   pollfd entries[] = {{.fd = fd, .events = events, .revents = 0},
                       {.fd = interrupt ? interrupt->native_handle() : -1, .events = POLLIN, .revents = 0}};
   for (;;) {

@@ -42,7 +42,7 @@ struct MemoryArea {
 ///
 /// Errors: errno where /proc is missing; what on_area returns.
 template <class OnArea>
-Result<void> for_each_memory_area(OnArea&& on_area) {
+[[nodiscard]] Result<void> for_each_memory_area(OnArea&& on_area) {
   std::FILE* const maps = std::fopen("/proc/self/maps", "re");
   if (maps == nullptr) return fail_errno(Stage::setup, "open /proc/self/maps");
   char* line = nullptr;

@@ -1,9 +1,0 @@
-// expect: ZeroPagePolicy: needs  bool is_zero(PageRef) const noexcept
-// SPDX-License-Identifier: MIT
-#include "multifd/zero/policy.hpp"
-
-struct Ballooned {
-  static constexpr std::string_view name = "ballooned";
-  static constexpr multifd::ZeroStage stage = multifd::ZeroStage::channel;
-};
-static_assert(multifd::check_zero_page_policy<Ballooned>());

@@ -1,9 +1,0 @@
-// expect: ZeroPagePolicy: needs  static constexpr std::string_view name
-// SPDX-License-Identifier: MIT
-#include "multifd/zero/policy.hpp"
-
-struct Ballooned {
-  static constexpr multifd::ZeroStage stage = multifd::ZeroStage::channel;
-  bool is_zero(multifd::PageRef) const noexcept { return true; }
-};
-static_assert(multifd::check_zero_page_policy<Ballooned>());

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: MIT
+"""Rules of the house that no compiler holds.
+
+    python3 tests/house.py RULE      one of those below; without a name: all
+    python3 tests/house.py --self-test
+
+lines      no header has more than 400 lines, and the toy format of tests/system/file_outlet_test.cpp stays below 150
+nodiscard  whatever returns a Result in include/ is [[nodiscard]]
+orders     each acquire in include/ says which release it meets ("meets push()"), and each release which acquire; the
+           function that is named has one
+programs   what examples/ and benchmarks/ include, by the table below
+"""
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MOST_LINES = 400
+TOY = "tests/system/file_outlet_test.cpp"
+MOST_TOY_LINES = 149
+
+# Who may include which names in quotes. The first row that fits a file counts. Of the library, everybody may include
+# what is public; "(own)" is a name in the file's own folder, written with or without the folder.
+PROGRAMS = [
+    ("examples/common/", "common/"),  # no program: a program's parts are its own
+    ("examples/*/", "(own) common/"),
+    ("examples/", "common/"),
+    ("benchmarks/advise/", "(own) common/ corpus.hpp null_transport.hpp"),  # a program, too
+    ("benchmarks/pipeline/", "(own) corpus.hpp null_transport.hpp socket_pump.hpp support/tls_files.hpp"),
+    ("benchmarks/*/", "(own) corpus.hpp"),
+    ("benchmarks/", "(own)"),
+]
+# What is not public of the library: how it is made.
+PRIVATE = re.compile(r"multifd/(?:engine|packets)/|multifd/(?:\w+/)*detail/")
+# Who may include it all the same, and why.
+PRIVATE_FOR = {
+    "benchmarks/handoff/": "multifd/engine/",  # measures the hand-off by itself, and other designs in its place
+}
+
+
+def headers(root, *folders):
+    return sorted(path for folder in folders for path in (root / folder).rglob("*.hpp"))
+
+
+def without_comments(text):
+    """The same text with comments and strings as blanks: every character keeps its place."""
+    token = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'', re.S)
+    return token.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
+
+
+def lines(root):
+    problems = []
+    for path in headers(root, "include", "examples", "benchmarks"):
+        count = len(path.read_text().splitlines())
+        if count > MOST_LINES:
+            problems.append(f"{path.relative_to(root)} has {count} lines, and a header may have {MOST_LINES}")
+    toy = re.search(r"// \[format\]\n(.*)// \[format end\]", (root / TOY).read_text(), re.S)
+    if not toy or toy[1].count("\n") > MOST_TOY_LINES:
+        problems.append(f"{TOY}: a format of its own is to take less than 150 lines between its [format] marks")
+    return problems
+
+
+TYPE = r"(?:multifd::)?Result<(?:[^<>;{}()]|<(?:[^<>;{}]|<[^<>;{}]*>)*>)*>"
+SPECIFIER = r"(?:inline|static|constexpr|consteval|friend|virtual|extern)"
+DECLARATION = re.compile(
+    rf"^[ \t]*((?:{SPECIFIER}\s+|\[\[[^\n]*?\]\]\s*)*)(?:{TYPE}\s+|auto\s+)((?:\w+::)*(?:operator\W{{1,3}}|\w+))\s*\(",
+    re.M)
+RETURNS_RESULT = re.compile(rf"[^;{{}}]*->\s*(?:{TYPE}|decltype\(make\(\)\))\s*[;{{]")
+
+
+def nodiscard(root):
+    problems = []
+    found = 0
+    for path in headers(root, "include"):
+        text = without_comments(path.read_text())
+        for match in DECLARATION.finditer(text):
+            if re.search(r"\bauto\s", match[0]) and not RETURNS_RESULT.match(text, match.end()):
+                continue
+            if "friend" in match[1] and re.match(r"[^{};]*;", text[match.end():]):
+                continue  # says it again of a function that is declared elsewhere, and must not have the attribute
+            found += 1
+            line = text.count("\n", 0, match.start(2)) + 1
+            if re.search(r"\bvirtual\b", match[1]) and not match[2].startswith("do_"):
+                problems.append(f"{path.relative_to(root)}:{line}: {match[2]}() is virtual, and GCC does not warn when the "
+                                f"result of a virtual call is dropped: a function around do_{match[2]}()")
+            if "[[nodiscard" not in match[1]:
+                problems.append(f"{path.relative_to(root)}:{line}: {match[2]}() returns a Result and is not "
+                                f"[[nodiscard]]: an error could be dropped without a warning")
+    if not found:
+        problems.append("include/: no function returns a Result")
+    return problems
+
+
+ACQUIRES = ("memory_order_acquire", "memory_order_acq_rel", "memory_order_seq_cst")
+RELEASES = ("memory_order_release", "memory_order_acq_rel", "memory_order_seq_cst")
+ORDERED = re.compile(r"memory_order_(acquire|release|acq_rel)\b")
+MEETS = re.compile(r"\b[Mm]eets\b([^.;]*)")
+
+
+def bodies(text):
+    """The bodies of all functions by name: {"push": ["{ ... }"], ...}"""
+    found = {}
+    for match in re.finditer(r"(~?\w+)\s*\((?:[^(){};]|\([^(){};]*\))*\)[^(){};=]*(?::[^{};]*)?\{", text):
+        depth, at = 1, match.end()
+        while depth and at < len(text):
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            at += 1
+        found.setdefault(match[1], []).append(text[match.end():at])
+    return found
+
+
+def comment_of(source, number):
+    """The comments of a statement's lines, and those that stand right above it."""
+    first = last = number
+    code = [re.sub(r"//.*", "", line).strip() for line in source]
+    while first > 0 and code[first - 1] and code[first - 1][-1] not in ";{}:":
+        first -= 1
+    while code[last] and code[last][-1] not in ";{}" and last + 1 < len(source):
+        last += 1
+    while first > 0 and source[first - 1].lstrip().startswith("//"):
+        first -= 1
+    comments = (re.sub(r"^\s*/*", "", line[line.index("//"):]) for line in source[first:last + 1] if "//" in line)
+    return " ".join(comments)
+
+
+def orders(root):
+    problems = []
+    found = 0
+    for path in headers(root, "include"):
+        text = path.read_text()
+        source = text.splitlines()
+        code = without_comments(text)
+        functions = None
+        for number, line in enumerate(code.splitlines()):
+            kinds = set(ORDERED.findall(line))
+            if not kinds:
+                continue
+            found += 1
+            functions = functions or bodies_of_library(root)
+            place = f"{path.relative_to(root)}:{number + 1}"
+            named = re.findall(r"(~?\w+)\(\)", " ".join(MEETS.findall(comment_of(source, number))))
+            if not named:
+                problems.append(f"{place}: a comment at the {' or '.join(sorted(kinds))} has to say what it meets: "
+                                f"\"meets push()\"")
+            for name in named:
+                other = RELEASES * (kinds != {"release"}) + ACQUIRES * (kinds != {"acquire"})
+                if not any(order in body for body in functions.get(name, []) for order in other):
+                    problems.append(f"{place}: meets {name}(), where nothing is ordered against it")
+    if not found:
+        problems.append("include/: no acquire and no release")
+    return problems
+
+
+def bodies_of_library(root):
+    all_of_them = {}
+    for path in headers(root, "include"):
+        for name, texts in bodies(without_comments(path.read_text())).items():
+            all_of_them.setdefault(name, []).extend(texts)
+    return all_of_them
+
+
+def row_of(name):
+    for room, may in PROGRAMS:
+        if re.match(re.escape(room).replace(r"\*", r"\w+"), name):
+            return may.split()
+    return None
+
+
+def programs(root):
+    problems = []
+    found = 0
+    for path in sorted(path for folder in ("examples", "benchmarks") for path in (root / folder).rglob("*.[ch]pp")):
+        name = str(path.relative_to(root))
+        may = row_of(name)
+        folder = name.split("/")[1] + "/"
+        for include in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.M):
+            found += 1
+            if include.startswith("multifd/"):
+                allowed = [what for room, what in PRIVATE_FOR.items() if name.startswith(room)]
+                if PRIVATE.match(include) and not include.startswith(tuple(allowed)):
+                    problems.append(f"{name} must not include {include}: that is how the library is made")
+                continue
+            own = "(own)" in may and (path.parent / include.removeprefix(folder)).is_file()
+            if not own and not include.startswith(tuple(each for each in may if each != "(own)")):
+                problems.append(f"{name} must not include {include}; it may: {' '.join(may) or 'the library'}")
+    if not found:
+        problems.append("examples/ and benchmarks/ include nothing")
+    return problems
+
+
+RULES = {rule.__name__: rule for rule in (lines, nodiscard, orders, programs)}
+
+# What must be found, and a good neighbour of each that must not: file, text, what the rule says of it.
+BROKEN = {
+    "lines": [
+        ("include/multifd/long.hpp", "\n" * 401, "include/multifd/long.hpp has 401 lines"),
+        ("examples/common/long.hpp", "\n" * 401, "examples/common/long.hpp has 401 lines"),
+        ("benchmarks/short.hpp", "\n" * 400, None),
+        (TOY, "// [format]\n" + "\n" * 150 + "// [format end]\n", "less than 150 lines"),
+    ],
+    "nodiscard": [
+        ("include/multifd/a.hpp", "Result<void> f();\n", "a.hpp:1: f()"),
+        ("include/multifd/b.hpp", "struct B {\n  static Result<std::pair<int, std::vector<int>>> g(int);\n};\n",
+         "b.hpp:2: g()"),
+        ("include/multifd/c.hpp", 'struct C {\n  [[deprecated("f()")]] Result<void>\n  h();\n};\n', "c.hpp:3: h()"),
+        ("include/multifd/d.hpp", "template <class T>\ninline auto i(T t) -> Result<T> {\n}\n", "d.hpp:2: i()"),
+        ("include/multifd/e.hpp",
+         "struct E {\n  friend Result<E> operator+(E, E) { return E{}; }\n  friend Result<E> a(E);\n};\n",
+         "e.hpp:2: operator+()"),
+        ("include/multifd/v.hpp", "struct V {\n  [[nodiscard]] virtual Result<int> v() = 0;\n"
+         "  [[nodiscard]] virtual Result<int> do_w() = 0;\n};\n", "v.hpp:2: v() is virtual"),
+        ("include/multifd/ok.hpp", "[[nodiscard]] inline Result<void> f();\n// Result<void> g();\nauto j() -> int {}\n"
+         "void k() {\n  Result<int> done = f();\n  auto l = [&]() -> Result<void> { return {}; };\n}\n", None),
+    ],
+    "orders": [
+        ("include/multifd/a.hpp", "int f() { return x.load(std::memory_order_acquire); }\n",
+         "a.hpp:1: a comment at the acquire"),
+        ("include/multifd/b.hpp", "void g() {\n  x.store(1, std::memory_order_release);  // meets h()\n}\n"
+         "int h() { return x.load(std::memory_order_relaxed); }\n", "b.hpp:2: meets h()"),
+        ("include/multifd/c.hpp", "void i() {\n  // meets gone()\n  x.store(1, std::memory_order_release);\n}\n",
+         "c.hpp:3: meets gone()"),
+        ("include/multifd/ok.hpp", "struct S {\n  S() : x(1) {\n    // Sees what\n    // was put: meets push().\n"
+         "    if (a &&\n        x.load(std::memory_order_acquire)) y();\n  }\n"
+         "  void push() { x.store(1, std::memory_order_release); }  // meets S()\n};\n", None),
+    ],
+    "programs": [
+        ("examples/common/a.cpp", '#include "qemu_relay/b.hpp"\n', "common/a.cpp must not include qemu_relay/b.hpp"),
+        ("examples/qemu_relay/b.hpp", '#include "common/c.hpp"\n#include "multifd/multifd.hpp"\n', None),
+        ("examples/qemu_relay/c.cpp", '#include "qemu_relay/b.hpp"\n#include "b.hpp"\n', None),
+        ("examples/live_migration/d.cpp", '#include "qemu_relay/b.hpp"\n', "d.cpp must not include qemu_relay/b.hpp"),
+        ("examples/e.cpp", '#include "qemu_relay/b.hpp"\n', "examples/e.cpp must not include qemu_relay/b.hpp"),
+        ("examples/f.cpp", '#include "multifd/engine/pipeline.hpp"\n', "f.cpp must not include multifd/engine/"),
+        ("examples/g.cpp", '#include "multifd/qemu/detail/cursor.hpp"\n', "g.cpp must not include multifd/qemu/"),
+        ("examples/h.cpp", '#include "multifd/packets/outlet.hpp"\n', "h.cpp must not include multifd/packets/"),
+        ("benchmarks/codec/i.cpp", '#include "common/c.hpp"\n', "i.cpp must not include common/c.hpp"),
+        ("benchmarks/handoff/j.cpp", '#include "multifd/engine/ring.hpp"\n#include "corpus.hpp"\n', None),
+        ("benchmarks/kernels/k.cpp", '#include "multifd/engine/ring.hpp"\n', "k.cpp must not include multifd/engine/"),
+    ],
+}
+
+
+def self_test():
+    wrong = []
+    for name, cases in BROKEN.items():
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            for file, text, _ in [(TOY, "// [format]\n// [format end]\n", None), *cases]:
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
+                (root / file).write_text(text)
+            said = RULES[name](root)
+        expected = [what for _, _, what in cases if what]
+        wrong += [f"{name}: not found: {what}" for what in expected if sum(what in each for each in said) != 1]
+        wrong += [f"{name}: found too much: {each}" for each in said if not any(what in each for what in expected)]
+    return wrong
+
+
+def main():
+    if sys.argv[1:] == ["--self-test"]:
+        problems = self_test()
+    else:
+        problems = [problem for name in sys.argv[1:] or RULES for problem in RULES[name](ROOT)]
+    print(*problems, sep="\n")
+    print(f"{len(problems)} wrong")
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()
