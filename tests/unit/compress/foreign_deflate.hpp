@@ -8,7 +8,7 @@
 
 #include "unit/compress/packets.hpp"
 
-namespace packets {
+namespace codec_payloads {
 
 /// A sender that is not ours: plain zlib.
 class ForeignDeflate {
@@ -62,4 +62,4 @@ inline bool ends_with_marker(const Bytes& payload) {
   return payload.size() > 4 && Bytes(payload.end() - 4, payload.end()) == sync_marker;
 }
 
-}  // namespace packets
+}  // namespace codec_payloads

@@ -15,7 +15,7 @@
 #include "unit/compress/foreign_deflate.hpp"
 
 using namespace multifd;
-using namespace packets;
+using namespace codec_payloads;
 
 namespace {
 

@@ -20,7 +20,7 @@
 #include "multifd/error.hpp"
 #include "multifd/result.hpp"
 
-namespace packets {
+namespace codec_payloads {
 
 using Bytes = std::vector<std::byte>;
 
@@ -116,7 +116,7 @@ inline Bytes bytes_of(std::initializer_list<int> values) {
   return bytes;
 }
 
-}  // namespace packets
+}  // namespace codec_payloads
 
 namespace doctest {
 template <>

@@ -14,7 +14,7 @@
 #include "unit/compress/packets.hpp"
 
 using namespace multifd;
-using namespace packets;
+using namespace codec_payloads;
 
 static_assert(Compressor<NoComp> && Compressor<Zlib> && Compressor<Zstd>);
 

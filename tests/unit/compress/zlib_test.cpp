@@ -19,7 +19,7 @@
 #endif
 
 using namespace multifd;
-using namespace packets;
+using namespace codec_payloads;
 
 namespace {
 

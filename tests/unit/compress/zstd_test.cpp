@@ -13,7 +13,7 @@
 #include "unit/compress/packets.hpp"
 
 using namespace multifd;
-using namespace packets;
+using namespace codec_payloads;
 
 namespace {
 

@@ -846,7 +846,7 @@ TEST_CASE("Under TLS whoever speaks none, is not trusted or says nothing is clos
         destination.listener(),
         {.credentials = &server, .on_refused = [&](const Error& error) { refused.push_back(error); }});
     REQUIRE(acceptor.has_value());
-    FdTransport http = destination.connect("GET / HTTP/1.1\r\n\r\n");
+    FdTransport browser = destination.connect("GET / HTTP/1.1\r\n\r\n");
     FdTransport plain_channel = destination.connect(greeting(1));
     FdTransport silent = destination.connect();
     FdTransport half_record = destination.connect("\x16\x03\x01");
@@ -870,7 +870,7 @@ TEST_CASE("Under TLS whoever speaks none, is not trusted or says nothing is clos
     };
     CHECK(count(Errc::tls_not_spoken) == 2);
     CHECK(acceptor->pending());  // the silent ones
-    CHECK(is_closed(http));
+    CHECK(is_closed(browser));
     CHECK(is_closed(plain_channel));
     CHECK_FALSE(is_closed(silent, 0ms));
     acceptor = std::unexpected(Error{});
