@@ -327,8 +327,9 @@ TEST_CASE("a read and a write with a time limit end by it, by an Interrupt, and 
     CAPTURE(kind.name);
     FdPair pair = kind.make();
     Interrupt interrupt = Interrupt::create().value();
-    std::vector<std::byte> bytes(1 << 20);
-    const iovec in = mutable_buffer(bytes);
+    const std::vector<std::byte> bytes(1 << 20);
+    std::vector<std::byte> room(1 << 20);
+    const iovec in = mutable_buffer(room);
     const iovec out = const_buffer(std::span<const std::byte>(bytes));
     const auto read = [&](std::chrono::milliseconds limit, const Interrupt* by = nullptr) {
       return pair.second.read_some(std::span(&in, 1), limit, by);
