@@ -76,15 +76,13 @@ class IntoMemory::Sink {
    private:
     explicit Channel(Sink& sink) noexcept : sink_(&sink) {}
 
-    /// Marks the normal pages, adjacent ones in one step.
+    /// Marks the normal pages, by the runs that place() has made of them.
     void mark(ReceivedPages& in, const ArrivingPages& pages) const noexcept {
-      const std::size_t page_bytes = sink_->map_.page_bytes();
-      for (std::size_t first = 0; first < pages.normal_pages;) {
-        std::size_t end = first + 1;
-        while (end < pages.normal_pages && pages.offsets[end] == pages.offsets[end - 1] + page_bytes) ++end;
-        in.set(pages.block, pages.offsets[first], end - first);
-        first = end;
-      }
+      const RamMap& map = sink_->map_;
+      const std::byte* const host = map.block(pages.block).host.data();
+      for (const iovec& run : pages.runs)
+        in.set(pages.block, static_cast<std::uint64_t>(static_cast<const std::byte*>(run.iov_base) - host),
+               run.iov_len / map.page_bytes());
     }
 
     Sink* sink_;

@@ -9,6 +9,7 @@
 #include <memory>
 #include <span>
 
+#include "multifd/buffers.hpp"
 #include "multifd/memory/page_runs.hpp"
 #include "multifd/memory/ram_map.hpp"
 #include "multifd/options.hpp"
@@ -22,6 +23,7 @@ struct ArrivingPages {
   std::span<const std::uint64_t> offsets;
   std::size_t normal_pages = 0;
   std::uint32_t channel = no_channel;
+  ConstBuffers runs{};  ///< where the normal pages' bytes go, as place() has gathered them; empty before
 
   std::span<const std::uint64_t> normal() const noexcept { return offsets.first(normal_pages); }
   std::span<const std::uint64_t> zeros() const noexcept { return offsets.subspan(normal_pages); }

@@ -263,14 +263,15 @@ class Inlet {
       offsets_[i] = wire::load_offset(header_.get(), i);
       distinct_.add(offsets_[i]);
     }
-    const ArrivingPages pages{.block = block,
-                              .offsets = std::span(offsets_.get(), count),
-                              .normal_pages = header.normal_pages,
-                              .channel = id()};
+    ArrivingPages pages{.block = block,
+                        .offsets = std::span(offsets_.get(), count),
+                        .normal_pages = header.normal_pages,
+                        .channel = id()};
     // Every offset is checked before the first byte of memory changes.
     runs_.clear();
     if (auto placed = channel_.place(pages, runs_); !placed) return placed;
     if (auto distinct = distinct_.check(shared_.map.block(block).bytes); !distinct) return distinct;
+    pages.runs = runs_.view();
     channel_.begin(pages);
     clock_.lap(counters_.check_ns);
     // `header` keeps the numbers; its idstr, which lies in header_, is not used again.
