@@ -110,6 +110,7 @@ struct AnySenderOptions {
   unsigned depth = 0;
   std::chrono::milliseconds progress_timeout = SenderOptions<NoComp, ZeroPagesNone>{}.progress_timeout;
   std::chrono::milliseconds confirm_timeout = SenderOptions<NoComp, ZeroPagesNone>{}.confirm_timeout;
+  const Interrupt* interrupt = nullptr;
   Digest digest = Digest::off;
   ThreadHook thread_hook{};
   ErrorHook on_error{};
@@ -304,6 +305,7 @@ template <Compressor C, PageSource From = FromGuest, ZeroPagePolicy Z, Transport
                                              .depth = options.depth,
                                              .progress_timeout = options.progress_timeout,
                                              .confirm_timeout = options.confirm_timeout,
+                                             .interrupt = options.interrupt,
                                              .digest = options.digest,
                                              .thread_hook = std::move(options.thread_hook),
                                              .on_error = std::move(options.on_error)});
