@@ -111,7 +111,8 @@ struct ReceivedPacket {
   PageBuffer& pages;  ///< the normal pages, one after the other; may be swapped for another buffer
 };
 
-/// Takes each packet that has pages. An error that it returns ends the migration.
+/// Takes each packet that has pages. An error that it returns ends the migration. It must not throw, and must leave a
+/// buffer with memory in `pages`.
 ///
 /// Threads: runs on the channel's thread, on several at once. Packets of one epoch come in any order; none comes before
 ///   the barrier has let its channel into the epoch. A call that blocks holds back its channel only.

@@ -111,7 +111,9 @@ class Receiver {
   }
 
   /// finish() that waits no longer than `limit`, whatever arrives meanwhile; 0 looks once. Then the error is timed_out
-  /// and nothing else changes: the channels go on, and either finish() may be called again. A negative limit: bad_option.
+  /// and the channels go on; either finish() may be called again. As with finish(), no epoch may follow: with
+  /// Barrier::manual a SYNC that comes later is sync_mismatch. A negative limit: bad_option. Where a PacketHook blocks
+  /// when another channel fails, the call waits for it beyond the limit: whoever the hook waits for has to be cancelled.
   [[nodiscard]] Result<void> finish(std::chrono::milliseconds limit) noexcept {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
@@ -142,7 +144,8 @@ class Receiver {
   /// Makes every call, blocked or to come, return Errc::cancelled (or the error that came before). The peer sees a
   /// broken stream.
   ///
-  /// Threads: any; it must have begun before the destructor does. Bounded: it waits for no thread and no peer.
+  /// Threads: any; it must have returned before the destructor begins, as every call of another thread must. Bounded: it
+  /// waits for no thread and no peer.
   void cancel() noexcept { checked().shared.error.raise({.code = Errc::cancelled, .op = "Receiver::cancel"}); }
 
   /// Threads: any. Allocates the snapshot.

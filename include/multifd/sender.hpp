@@ -224,7 +224,8 @@ class Sender {
   /// Makes every call, blocked or to come, return Errc::cancelled (or the error that came before). The peer sees a
   /// broken stream.
   ///
-  /// Threads: any; it must have begun before the destructor does. Bounded: it waits for no thread and no peer.
+  /// Threads: any; it must have returned before the destructor begins, as every call of another thread must. Bounded: it
+  /// waits for no thread and no peer.
   void cancel() noexcept { checked().cancel("Sender::cancel"); }
 
   /// Changes the bandwidth cap; 0 lifts it. Threads: any.
