@@ -4,7 +4,7 @@
     python3 tests/house.py RULE      one of those below; without a name: all
     python3 tests/house.py --self-test
 
-lines      no header has more than 400 lines, and the toy format of tests/system/file_outlet_test.cpp stays below 150
+lines      no header has more than 400 lines, and the format of tests/exemplar/file_outlet.hpp stays below 150
 nodiscard  whatever returns a Result in include/ is [[nodiscard]]
 orders     each acquire in include/ says which release it meets ("meets push()"), and each release which acquire; the
            function that is named has one
@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_LINES = 400
-TOY = "tests/system/file_outlet_test.cpp"
+TOY = "tests/exemplar/file_outlet.hpp"
 MOST_TOY_LINES = 149
 
 # Who may include which names in quotes. The first row that fits a file counts. Of the library, everybody may include
