@@ -126,8 +126,9 @@ class OutletCheck {
   }
 
   /// Sends a list as the worker does. What the list lies in is overwritten afterwards, as the next batch would.
-  static Result<engine::Sent> send(Trial& trial, unsigned channel, BlockId block,
-                                   const std::vector<std::size_t>& normal, const std::vector<std::size_t>& zero) {
+  [[nodiscard]] static Result<engine::Sent> send(Trial& trial, unsigned channel, BlockId block,
+                                                 const std::vector<std::size_t>& normal,
+                                                 const std::vector<std::size_t>& zero) {
     const std::size_t page_bytes = trial.map.page_bytes();
     std::vector<std::uint64_t> offsets;
     auto runs = PageRuns::create(trial.map.batch_pages());
