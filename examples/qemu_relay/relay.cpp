@@ -42,7 +42,7 @@ bool wait_for(const Interrupt& wanted, std::chrono::milliseconds limit, const In
   std::array<pollfd, 2> entries{
       {{.fd = wanted.native_handle(), .events = POLLIN, .revents = 0},
        {.fd = other != nullptr ? other->native_handle() : -1, .events = POLLIN, .revents = 0}}};
-  const auto deadline = detail::deadline_after(limit);
+  const auto deadline = deadline_after(limit);
   while (::poll(entries.data(), entries.size(), detail::poll_timeout(deadline)) < 0 && errno == EINTR) {
   }
   return wanted.triggered();
