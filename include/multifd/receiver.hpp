@@ -132,7 +132,7 @@ class Receiver {
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
     if (s.finished) return fail(Errc::already_closed, Stage::close);
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
-    if (auto ended = s.shared.barrier->end(); !ended) return std::unexpected(s.first_error(ended.error()));
+    if (auto ended = s.shared.barrier->end_epochs(); !ended) return std::unexpected(s.first_error(ended.error()));
     s.shared.epochs_ended.store(true, std::memory_order_seq_cst);
     for (const auto& channel : s.crew)
       if (channel->has_data_past(s.shared.barrier->epochs()))
@@ -164,7 +164,7 @@ class Receiver {
 
   /// How many channels have ended in order. For who knows from a main stream that more must come: a source that gives up
   /// may leave nothing else to be seen. Threads: any.
-  unsigned ended_channels() const noexcept { return checked().shared.barrier->ended(); }
+  unsigned ended_channels() const noexcept { return checked().shared.barrier->ended_channels(); }
 
   /// Which pages have arrived, as bytes or as zero. Threads: any.
   const ReceivedPages& received() const noexcept
@@ -258,8 +258,8 @@ class Receiver {
                                       const char* late) noexcept {
       if (shared.error.failed()) return std::unexpected(shared.error.get());
       if (finished) return fail(Errc::already_closed, Stage::close);
-      if (auto ended = shared.barrier->end(); !ended) return std::unexpected(first_error(ended.error()));
-      const auto ended = shared.barrier->wait_for_ends(limit, progress, late);
+      if (auto ended = shared.barrier->end_epochs(); !ended) return std::unexpected(first_error(ended.error()));
+      const auto ended = shared.barrier->wait_for_channels(limit, progress, late);
       // First: a channel that nobody reads may be why the others stand still.
       if (auto alone = refuse_more_channels(); !alone) return std::unexpected(first_error(alone.error()));
       if (!ended) return ended;

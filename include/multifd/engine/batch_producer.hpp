@@ -227,7 +227,7 @@ class BatchProducer {
       if (auto closed = close_epoch(); !closed) return std::unexpected(closed.error());
     }
     finished_ = true;
-    shared_.handoff->finish();
+    shared_.handoff->end();
     return {};
   }
   bool finished() const noexcept { return finished_; }

@@ -143,7 +143,7 @@ class Pipeline {
     if (confirmed_within != nullptr) shared_.wants_confirmation.store(true, std::memory_order_relaxed);
     if (auto finished = producer.finish(); !finished) return finished;
     auto watch = shared_.watch();
-    shared_.epochs.wait_for_ends(watch.slice(), [&] { shared_.check_progress(watch); });
+    shared_.epochs.wait_for_channels(watch.slice(), [&] { shared_.check_progress(watch); });
     if (confirmed_within != nullptr) wait_for_confirmation(*confirmed_within);
     crew_.join();
     if (shared_.error.failed()) return std::unexpected(shared_.error.get());

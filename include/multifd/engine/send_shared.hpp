@@ -66,7 +66,7 @@ struct SendShared {
   RateLimiter limiter;
   ClosedEpochs epochs;
   FirstError error;
-  std::atomic<bool> wants_confirmation{false};  ///< from channel 0; set before the hand-off is finished
+  std::atomic<bool> wants_confirmation{false};  ///< from channel 0; set before the hand-off has ended
 };
 
 }  // namespace multifd::engine

@@ -327,7 +327,7 @@ class Inlet {
 
   [[nodiscard]] Result<void> leave() noexcept {
     if (has_data_past(counters_.syncs.get())) return fail(Errc::unsynced_end, Stage::read, "end of stream");
-    return shared_.barrier->leave(id());
+    return shared_.barrier->channel_ended(id());
   }
 
   /// Finds a block by its name, which is nearly always that of the packet before.
