@@ -15,6 +15,7 @@
 #include <span>
 
 #include "multifd/engine/batch_handoff.hpp"
+#include "multifd/engine/spin.hpp"
 
 namespace rivals {
 
@@ -96,7 +97,7 @@ class SpscPairs {
     for (;;) {
       if (std::optional<Work> work = next_work(mine)) return *work;
       for (unsigned i = 0; i < spins; ++i) {
-        spin_pause();
+        engine::spin_pause();
         if (has_work(mine)) break;
       }
       const std::uint32_t ticket = mine.signal.load(std::memory_order_acquire);
@@ -217,14 +218,6 @@ class SpscPairs {
   void wake_producer() noexcept {
     producer_signal_.fetch_add(1, std::memory_order_release);  // meets the acquire in sleep_until_room()
     producer_signal_.notify_one();
-  }
-
-  static void spin_pause() noexcept {
-#if MULTIFD_X86_64
-    __builtin_ia32_pause();
-#elif MULTIFD_AARCH64
-    asm volatile("yield");
-#endif
   }
 
   const unsigned channel_count_;

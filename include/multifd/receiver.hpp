@@ -235,7 +235,7 @@ class Receiver {
         crew.add(std::move(*inlet));
       }
       if (auto started = crew.start("recv", options.thread_hook, shared.error); !started) return started;
-      if (auto complete = shared.hellos.wait(engine::ProgressWatch::bounded(options.hello_timeout), options.interrupt);
+      if (auto complete = shared.hellos.wait(ProgressWatch::bounded(options.hello_timeout), options.interrupt);
           !complete)
         return std::unexpected(first_error(complete.error()));
       if (auto alone = refuse_more_channels(); !alone) return std::unexpected(first_error(alone.error()));

@@ -34,6 +34,7 @@
 #include "multifd/engine/core_demand.hpp"
 #include "multifd/engine/shared_ring.hpp"
 #include "multifd/engine/sleepers.hpp"
+#include "multifd/engine/spin.hpp"
 #include "multifd/limits.hpp"
 #include "multifd/memory/page_batch.hpp"
 #include "multifd/result.hpp"
@@ -363,14 +364,6 @@ class BatchHandoff {
       }
     } while (std::chrono::steady_clock::now() < end);
     return false;
-  }
-
-  static void spin_pause() noexcept {
-#if MULTIFD_X86_64
-    __builtin_ia32_pause();
-#elif MULTIFD_AARCH64
-    asm volatile("yield");
-#endif
   }
 
   const unsigned channel_count_;

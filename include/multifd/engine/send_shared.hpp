@@ -16,9 +16,9 @@
 #include "multifd/engine/closed_epochs.hpp"
 #include "multifd/engine/counters.hpp"
 #include "multifd/engine/first_error.hpp"
-#include "multifd/engine/progress_watch.hpp"
 #include "multifd/engine/rate_limiter.hpp"
 #include "multifd/memory/ram_map.hpp"
+#include "multifd/progress_watch.hpp"
 
 namespace multifd::engine {
 

@@ -16,8 +16,8 @@
 #include <new>
 
 #include "multifd/engine/monitor.hpp"
-#include "multifd/engine/progress_watch.hpp"
 #include "multifd/options.hpp"
+#include "multifd/progress_watch.hpp"
 #include "multifd/result.hpp"
 
 namespace multifd::packets {
@@ -159,7 +159,7 @@ class EpochBarrier {
   /// False: nothing moved for `limit`.
   template <class Ready, class Progress>
   bool wait(Monitor::Lock& held, std::chrono::milliseconds limit, Ready&& ready, Progress&& progress) noexcept {
-    engine::ProgressWatch watch(limit, 0);  // progress() may stop everything: never called while this is held
+    ProgressWatch watch(limit, 0);  // progress() may stop everything: never called while this is held
     return monitor_.wait(held, watch.slice(), ready, [&] { return !watch.stalled(progress()); });
   }
 

@@ -16,7 +16,7 @@
 
 #include "multifd/format/constants.hpp"
 #include "multifd/limits.hpp"
-#include "multifd/qemu/detail/source_set.hpp"
+#include "multifd/qemu/source_set.hpp"
 #include "multifd/transport/acceptor.hpp"
 #include "multifd/transport/listen.hpp"
 
@@ -144,13 +144,13 @@ template <Acceptor A>
   if (!source) return source;
   if constexpr (!requires { A::Link::secured(); }) {
     // Who has connected by now and not spoken yet may be a channel too many, whose pages would be missed.
-    for (const auto soon = detail::deadline_after(std::chrono::milliseconds(200)); acceptor.pending();) {
+    for (const auto soon = deadline_after(std::chrono::milliseconds(200)); acceptor.pending();) {
       auto next = acceptor.next(soon, options.interrupt);
       if (!next && next.error().code == Errc::timed_out) break;
       if (!next) return std::unexpected(next.error());
       if (!*next) continue;  // what becomes of the source's own connections, their readers learn
       const bool of_another = std::ranges::any_of(
-          source->channels, [&](const auto& channel) { return detail::are_of_two_sources(channel, (*next)->link); });
+          source->channels, [&](const auto& channel) { return are_of_two_sources(channel, (*next)->link); });
       if ((*next)->magic == wire::magic && !of_another)
         return fail(Errc::too_many_channels, Stage::accept, "accept", channels + 1);
       if (options.on_stranger) options.on_stranger((*next)->magic.value_or(0));

@@ -61,13 +61,14 @@ concept Acceptor = requires(A& acceptor, const typename A::Link& link, const Int
   { acceptor.pending() } -> std::same_as<bool>;
 };
 
-namespace detail {
-
-/// Whether an error means that this process or its system has run out of something. It says nothing about the peer.
+/// Whether an error means that this process or its system has run out of something. It says nothing
+/// about the peer: what waits goes on waiting, and next() may be called again.
 inline bool is_limit(const std::error_code& error) noexcept {
   if (error.category() != std::system_category()) return false;
   return error.value() == EMFILE || error.value() == ENFILE || error.value() == ENOMEM || error.value() == ENOBUFS;
 }
+
+namespace detail {
 
 /// What a connection has sent so far.
 struct FirstSaid {
@@ -127,7 +128,7 @@ class BasicAcceptor {
       const auto at = std::ranges::find(newcomers_, tag, [](const Waiting& each) { return each.number + first_tag; });
       if (at == newcomers_.end()) continue;
       const auto said = at->newcomer.step(event.events);
-      if (!said && detail::is_limit(said.error().code)) return std::unexpected(said.error());
+      if (!said && is_limit(said.error().code)) return std::unexpected(said.error());
       if (!said) {
         refuse(at, said.error());
       } else if (said->done) {
@@ -179,7 +180,7 @@ class BasicAcceptor {
     auto newcomer = Newcomer::start(std::move(*link), options_);
     if (!newcomer) return std::unexpected(newcomer.error());
     if (newcomers_.size() == max_waiting_connections) newcomers_.pop_front();
-    newcomers_.push_back({std::move(*newcomer), detail::deadline_after(as_timeout(options_.limit())), accepted_++});
+    newcomers_.push_back({std::move(*newcomer), deadline_after(as_timeout(options_.limit())), accepted_++});
     const Waiting& waiting = newcomers_.back();
     return watch(waiting.newcomer.native_handle(), Newcomer::events, waiting.number + first_tag);
   }

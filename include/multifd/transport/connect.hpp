@@ -119,7 +119,7 @@ namespace detail {
 /// Threads: any thread.
 /// Example: `auto link = multifd::connect_to({.host = "192.0.2.7", .port = 4444});`
 [[nodiscard]] inline Result<FdTransport> connect_to(const Address& address, const SocketOptions& options = {}) {
-  return detail::connect_until(address, detail::deadline_after(as_timeout(options.connect_timeout)), options);
+  return detail::connect_until(address, deadline_after(as_timeout(options.connect_timeout)), options);
 }
 
 /// Connects once for each channel, one after the other; a channel's id is its index.
@@ -132,7 +132,7 @@ namespace detail {
   if (channels < 1 || channels > max_channels) {
     return fail(Errc::bad_channel_count, Stage::connect, "connect", channels);
   }
-  const detail::Clock::time_point deadline = detail::deadline_after(as_timeout(options.connect_timeout));
+  const detail::Clock::time_point deadline = deadline_after(as_timeout(options.connect_timeout));
   std::vector<FdTransport> links;
   links.reserve(channels);
   for (unsigned id = 0; id < channels; ++id) {

@@ -253,7 +253,7 @@ class FdTransport {
                                             std::chrono::milliseconds timeout, const Interrupt* interrupt,
                                             Call call) noexcept {
     if (fd_.get() < 0) return fail(Errc::already_closed, stage, op);
-    const auto deadline = detail::deadline_after(timeout);
+    const auto deadline = deadline_after(timeout);
     for (;;) {
       if (auto ready = wait_ready(events, stage, op, deadline, interrupt); !ready)
         return std::unexpected(ready.error());

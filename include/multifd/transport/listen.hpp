@@ -133,7 +133,7 @@ class Listener {
   /// Threads: any thread.
   [[nodiscard]] Result<FdTransport> accept(std::chrono::milliseconds timeout,
                                            const Interrupt* interrupt = nullptr) noexcept {
-    return accept_until(detail::deadline_after(timeout), interrupt);
+    return accept_until(deadline_after(timeout), interrupt);
   }
 
   /// Waits for `channels` connections, in the order in which they come. Which channel a connection is, its hello says.
@@ -148,7 +148,7 @@ class Listener {
     if (auto checked = check_time_limit("accept_channels: timeout", timeout, Stage::accept); !checked) {
       return std::unexpected(checked.error());
     }
-    const detail::Clock::time_point deadline = detail::deadline_after(as_timeout(timeout));
+    const detail::Clock::time_point deadline = deadline_after(as_timeout(timeout));
     std::vector<FdTransport> links;
     links.reserve(channels);
     while (links.size() < channels) {
@@ -325,7 +325,7 @@ class Listener {
 ///   `truncated_hello` (detail: bytes) before the fourth; errno, ENOTSOCK for what is not a socket.
 [[nodiscard]] inline Result<std::uint32_t> peek_magic(FdTransport& transport, std::chrono::milliseconds timeout,
                                                       const Interrupt* interrupt = nullptr) noexcept {
-  const detail::Clock::time_point deadline = detail::deadline_after(timeout);
+  const detail::Clock::time_point deadline = deadline_after(timeout);
   // Bytes that were only peeked keep a descriptor readable, so poll() would spin while the rest is missing.
   // Edge-triggered epoll reports each arrival once.
   const detail::UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));

@@ -77,13 +77,13 @@ class TlsTransport {
   [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
                                                const Interrupt* interrupt) noexcept {
     if (!session_) return fail(Errc::already_closed, Stage::write, "write");
-    const detail::TlsWait wait{detail::deadline_after(timeout), interrupt};
+    const detail::TlsWait wait{deadline_after(timeout), interrupt};
     return session_->write(buffers, &wait);
   }
   [[nodiscard]] Result<std::size_t> read_some(MutableBuffers buffers, std::chrono::milliseconds timeout,
                                               const Interrupt* interrupt) noexcept {
     if (!session_) return fail(Errc::already_closed, Stage::read, "read");
-    const detail::TlsWait wait{detail::deadline_after(timeout), interrupt};
+    const detail::TlsWait wait{deadline_after(timeout), interrupt};
     return session_->read(buffers, &wait);
   }
 
@@ -186,7 +186,7 @@ class TlsHandshake {
 [[nodiscard]] inline Result<std::vector<TlsTransport>> tls_handshakes(std::vector<FdTransport> links,
                                                                       const TlsCredentials& credentials,
                                                                       const TlsOptions& options = {}) {
-  const detail::Clock::time_point deadline = detail::deadline_after(as_timeout(options.handshake_timeout));
+  const detail::Clock::time_point deadline = deadline_after(as_timeout(options.handshake_timeout));
   std::vector<TlsHandshake> running;
   running.reserve(links.size());
   for (FdTransport& link : links) {
@@ -252,7 +252,7 @@ class TlsHandshake {
 /// read. Params, Errors, Wire: as there. Threads: the reading thread.
 [[nodiscard]] inline Result<std::uint32_t> peek_magic(TlsTransport& transport, std::chrono::milliseconds timeout,
                                                       const Interrupt* interrupt = nullptr) noexcept {
-  const detail::TlsWait wait{detail::deadline_after(timeout), interrupt};
+  const detail::TlsWait wait{deadline_after(timeout), interrupt};
   const auto ahead = transport.session_->look(&wait);
   if (!ahead) {
     Error error = ahead.error();

@@ -26,8 +26,8 @@
 #include "multifd/memory/pagemap.hpp"
 #include "multifd/memory/ram_map.hpp"
 #include "multifd/result.hpp"
-#include "multifd/zero/detail/file_holes.hpp"
 #include "multifd/zero/detail/memory_areas.hpp"
+#include "multifd/zero/file_holes.hpp"
 #include "multifd/zero/policy.hpp"
 
 namespace multifd {
@@ -216,7 +216,7 @@ class UntouchedPages {
       struct ::statfs system{};
       if (has_file && (::fstat(fd, &file) != 0 || ::fstatfs(fd, &system) != 0))
         return fail_errno(Stage::setup, "UntouchedPages: file");
-      const bool on_tmpfs = has_file && detail::file_holes(system) == detail::FileHoles::zero_and_named;
+      const bool on_tmpfs = has_file && file_holes(system) == FileHoles::zero_and_named;
       const auto begin = reinterpret_cast<std::uintptr_t>(block.host);
       bool file_seen = false;
       auto done = detail::for_each_memory_area([&](detail::MemoryArea area) -> Result<void> {

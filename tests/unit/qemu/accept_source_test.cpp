@@ -788,7 +788,7 @@ TEST_CASE("An acceptor closes what says nothing for its time limit, and tells wh
   REQUIRE(acceptor.has_value());
   FdTransport silent = destination.connect();
   FdTransport slow = destination.connect("\x11\x22");
-  const auto next = acceptor->next(multifd::detail::deadline_after(1s));
+  const auto next = acceptor->next(multifd::deadline_after(1s));
   CHECK(error_of(next).code == Errc::timed_out);
   REQUIRE(refused.size() == 2);
   for (const Error& error : refused) CHECK(error.code == Errc::timed_out);
@@ -808,7 +808,7 @@ TEST_CASE("An acceptor's wait ends by its deadline however many strangers wait t
   CHECK(error_of(acceptor->next(multifd::detail::Clock::now())).code == Errc::timed_out);
   pollfd listener{.fd = destination.listener().native_handle(), .events = POLLIN, .revents = 0};
   CHECK(::poll(&listener, 1, 0) == 1);
-  CHECK(error_of(acceptor->next(multifd::detail::deadline_after(50ms))).code == Errc::timed_out);
+  CHECK(error_of(acceptor->next(multifd::deadline_after(50ms))).code == Errc::timed_out);
   CHECK(::poll(&listener, 1, 0) == 0);
 }
 
@@ -863,7 +863,7 @@ TEST_CASE("Under TLS whoever speaks none, is not trusted or says nothing is clos
     check_accepted(std::move(source));
     // The untrusted source may still be at its handshakes; until its last one is refused, nothing else comes.
     while (refused.size() < 3 + 1 + source_channels)
-      REQUIRE(error_of(acceptor->next(multifd::detail::deadline_after(100ms))).code == Errc::timed_out);
+      REQUIRE(error_of(acceptor->next(multifd::deadline_after(100ms))).code == Errc::timed_out);
     (void)untrusted.get();
     const auto count = [&](Errc code) {
       return std::ranges::count_if(refused, [&](const Error& error) { return error.code == code; });

@@ -9,8 +9,11 @@
 
 #include "multifd/time_limit.hpp"
 
-namespace multifd::engine {
+namespace multifd {
 
+/// Watches a sum of bytes, or of anything that grows as long as the work goes on: what Sender and Receiver wait by, for a
+/// main connection beside them.
+///
 /// Threads: one, which calls stalled() at least every slice() while it waits.
 class ProgressWatch {
  public:
@@ -48,4 +51,4 @@ class ProgressWatch {
   Clock::time_point since_;
 };
 
-}  // namespace multifd::engine
+}  // namespace multifd
