@@ -270,7 +270,8 @@ class Receiver {
       return {};
     }
 
-    /// Errors: Errc::too_many_channels (detail: the id of one).
+    /// Errors: Errc::too_many_channels (detail: the id of one), and no other. That nobody could look (no descriptor, no
+    /// memory, the listener's own Interrupt) says nothing about the migration; its next call looks again.
     [[nodiscard]] Result<void> refuse_more_channels() noexcept {
       if (options.listener == nullptr || shared.hellos.announced()) return {};
       std::uint64_t id = 0;
@@ -281,8 +282,8 @@ class Receiver {
       };
       const auto more = catch_bad_alloc(Stage::accept, "look for more channels",
                                         [&] { return options.listener->any_waiting(is_one_more); });
-      if (!more) return std::unexpected(more.error());
-      return *more ? fail(Errc::too_many_channels, Stage::accept, "accept", id, shared.channels) : Result<void>{};
+      if (!more.value_or(false)) return {};
+      return fail(Errc::too_many_channels, Stage::accept, "accept", id, shared.channels);
     }
 
     Uuid peer_uuid() const noexcept { return shared.hellos.uuid(); }
