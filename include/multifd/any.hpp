@@ -56,9 +56,8 @@ class AnySender {
     return do_queue_dirty(block, bitmap, on_zero);
   }
   [[nodiscard]] Result<Queued> queue_zero(BlockId block, std::uint64_t offset) { return do_queue_zero(block, offset); }
-  /// queue_zero() for all pages of a range; `on_zero` is called for those that are Queued::zero_on_main, and must take
-  /// them.
-  /// Errors: also Errc::bad_option when `on_zero` is empty and is needed.
+  /// `on_zero` is called for the pages that are Queued::zero_on_main, and must take them.
+  /// Errors: also Errc::bad_option when `on_zero` is empty and is needed: nothing is queued.
   [[nodiscard]] Result<void> queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                          const OnZero& on_zero) {
     return do_queue_zeros(block, offset, bytes, on_zero);
@@ -187,8 +186,7 @@ namespace detail {
 template <Transport T, Compressor C, ZeroPagePolicy Z, PageSource From>
 class SenderOf final : public AnySender {
  public:
-  SenderOf(Sender<T, C, Z, From> sender, std::size_t page_bytes)
-      : sender_(std::move(sender)), page_bytes_(page_bytes) {}
+  explicit SenderOf(Sender<T, C, Z, From> sender) : sender_(std::move(sender)) {}
 
   [[nodiscard]] Result<QueuedPages> do_queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                                    const OnZero& on_zero) override {
@@ -209,14 +207,10 @@ class SenderOf final : public AnySender {
   }
   [[nodiscard]] Result<void> do_queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                             const OnZero& on_zero) override {
-    for (const std::uint64_t end = offset + bytes; offset < end; offset += page_bytes_) {
-      const auto queued = sender_.queue_zero(block, offset);
-      if (!queued) return std::unexpected(queued.error());
-      if (*queued != Queued::zero_on_main) continue;
-      if (!on_zero) return fail(Errc::bad_option, Stage::produce, "queue_zeros: on_zero is empty");
-      on_zero(offset);
-    }
-    return {};
+    if (Z::stage == ZeroStage::producer && !on_zero && bytes > 0)
+      return fail(Errc::bad_option, Stage::produce, "queue_zeros: on_zero is empty");
+    const auto queued = sender_.queue_zeros(block, offset, bytes, asked(on_zero));
+    return queued ? Result<void>{} : std::unexpected(queued.error());
   }
   [[nodiscard]] Result<QueuedPages> do_queue_copies(BlockId block, std::span<const std::uint64_t> offsets,
                                                     std::size_t normal_pages, PageBuffer& pages,
@@ -245,7 +239,6 @@ class SenderOf final : public AnySender {
   }
 
   Sender<T, C, Z, From> sender_;
-  const std::size_t page_bytes_;
 };
 
 template <Transport T, Compressor C, PageSink Into>
@@ -310,7 +303,7 @@ template <Compressor C, PageSource From = FromGuest, ZeroPagePolicy Z, Transport
                                              .thread_hook = std::move(options.thread_hook),
                                              .on_error = std::move(options.on_error)});
   if (!sender) return std::unexpected(sender.error());
-  return std::make_unique<detail::SenderOf<T, C, Z, From>>(std::move(*sender), ram.page_bytes());
+  return std::make_unique<detail::SenderOf<T, C, Z, From>>(std::move(*sender));
 }
 
 /// Opens the Sender whose policies the options name.

@@ -114,11 +114,33 @@ class Sender {
     return producer().queue_dirty(block, bitmap, first_page, on_zero);
   }
 
-  /// Queues a page that the caller knows to be zero; nobody reads it.
+  /// Queues a page that the caller knows to be zero, without a zero check. Where the policy has a form for zero pages,
+  /// nobody reads the page. With ZeroPagesNone it travels as bytes: FromGuest reads them from memory when the page
+  /// leaves, FromCopies writes zeros.
   ///
   /// Returns, Errors, Threads: as queue_page().
   [[nodiscard]] Result<Queued> queue_zero(BlockId block, std::uint64_t offset) noexcept {
     return producer().queue_zero(block, offset);
+  }
+
+  /// queue_zero() for all pages of a range.
+  ///
+  /// Params: `offset`, `bytes`: as queue_range(); `on_zero(offset)`: needed by policies that report zero pages to the
+  ///   caller (ZeroPagesLegacy). It is called for each page, and has to put all of them on the main stream: what it
+  ///   returns does not count.
+  /// Errors, Threads: as queue_range().
+  template <engine::ZeroSink<Z> OnZero = engine::NoZeroSink>
+  [[nodiscard]] Result<QueuedPages> queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                                OnZero&& on_zero = {}) {
+    if (auto good = producer().check_range(block, offset, bytes); !good) return std::unexpected(good.error());
+    QueuedPages done;
+    for (const std::uint64_t end = offset + bytes; offset < end; offset += pipeline_->map().page_bytes()) {
+      const auto queued = queue_zero(block, offset);
+      if (!queued) return std::unexpected(queued.error());
+      if (*queued == Queued::zero_on_main) static_cast<void>(on_zero(offset));
+      ++(*queued == Queued::zero_on_main ? done.zero_on_main : done.queued);
+    }
+    return done;
   }
 
   /// Queues one packet's pages as copies: for a relay. Nothing is copied again: the buffer is swapped for an empty one,

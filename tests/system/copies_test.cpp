@@ -222,6 +222,10 @@ TEST_CASE("queue_zero refuses places that are no page, and the sender goes on") 
     for (const std::uint64_t offset : {std::uint64_t{1}, 4 * page, std::uint64_t{0} - page, ~std::uint64_t{0}})
       CHECK(code_of(tx.queue_zero(BlockId{0}, offset)) == Errc::bad_range);
     CHECK(code_of(tx.queue_zero(BlockId{1}, 0)) == Errc::bad_range);
+    CHECK(code_of(tx.queue_zeros(BlockId{0}, 3 * page, 2 * page)) == Errc::bad_range);
+    CHECK(code_of(tx.queue_zeros(BlockId{0}, page, std::uint64_t{0} - page)) == Errc::bad_range);
+    CHECK(code_of(tx.queue_zeros(BlockId{0}, 0, page / 2)) == Errc::bad_range);
+    CHECK(tx.queue_zeros(BlockId{0}, 4 * page, 0)->queued == 0);
     CHECK(tx.queue_zero(BlockId{0}, 3 * page) == Queued::queued);
     const Sent sent(sending.close());
     CHECK(sent.epochs == std::vector{std::map<Place, int>{{Place("pc.ram", 3 * page), -1}}});
