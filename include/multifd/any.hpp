@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <new>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -121,7 +122,7 @@ struct AnySenderOptions {
 /// received() returns false.
 class AnyReceiver {
  public:
-  using WhileHeld = std::function<Result<void>()>;
+  using WhileHeld = std::function<Result<void>()>;  ///< empty: nothing to do
 
   virtual ~AnyReceiver() = default;
   [[nodiscard]] Result<std::uint64_t> release_epoch() { return do_release_epoch(); }
@@ -248,7 +249,7 @@ class ReceiverOf final : public AnyReceiver {
 
   [[nodiscard]] Result<std::uint64_t> do_release_epoch() override { return receiver_.release_epoch(); }
   [[nodiscard]] Result<std::uint64_t> do_release_epoch(const WhileHeld& while_held) override {
-    return receiver_.release_epoch(while_held);
+    return while_held ? receiver_.release_epoch(while_held) : receiver_.release_epoch();
   }
   [[nodiscard]] Result<void> do_finish() override { return receiver_.finish(); }
   [[nodiscard]] Result<void> do_finish(std::chrono::milliseconds limit) override { return receiver_.finish(limit); }
@@ -281,11 +282,19 @@ class ReceiverOf final : public AnyReceiver {
   Receiver<T, C, Into> receiver_;
 };
 
+/// Puts an opened Sender or Receiver on the heap, as an `Of`. Errors: ENOMEM; then it is destroyed, which cancels.
+template <class Any, class Of, class Open>
+[[nodiscard]] Result<std::unique_ptr<Any>> hidden(Open open) noexcept {
+  std::unique_ptr<Any> any(new (std::nothrow) Of(std::move(open)));
+  if (!any) return fail_errno(Stage::setup, "hide a stack behind AnySender or AnyReceiver", ENOMEM);
+  return any;
+}
+
 }  // namespace detail
 
 /// Opens the Sender of one stack whose zero policy is the caller's, and hides its type.
 ///
-/// Params `options`: its `zero_pages` is ignored. Errors: those of Sender::open().
+/// Params `options`: its `zero_pages` is ignored. Errors: those of Sender::open(), ENOMEM among them.
 template <Compressor C, PageSource From = FromGuest, ZeroPagePolicy Z, Transport T>
 [[nodiscard]] Result<std::unique_ptr<AnySender>> open_any_sender_of(Z zero_pages, const RamMap& ram,
                                                                     std::vector<T> links, AnySenderOptions options) {
@@ -303,7 +312,7 @@ template <Compressor C, PageSource From = FromGuest, ZeroPagePolicy Z, Transport
                                              .thread_hook = std::move(options.thread_hook),
                                              .on_error = std::move(options.on_error)});
   if (!sender) return std::unexpected(sender.error());
-  return std::make_unique<detail::SenderOf<T, C, Z, From>>(std::move(*sender));
+  return detail::hidden<AnySender, detail::SenderOf<T, C, Z, From>>(std::move(*sender));
 }
 
 /// Opens the Sender whose policies the options name.
@@ -344,7 +353,7 @@ template <class... Cs, Transport T, PageSink Into = IntoMemory>
                                                 .thread_hook = std::move(options.thread_hook),
                                                 .on_error = std::move(options.on_error)});
     if (!receiver) return std::unexpected(receiver.error());
-    return std::make_unique<detail::ReceiverOf<T, C, Into>>(std::move(*receiver));
+    return detail::hidden<AnyReceiver, detail::ReceiverOf<T, C, Into>>(std::move(*receiver));
   });
 }
 
