@@ -266,7 +266,8 @@ class Receiver {
       join();
       if (shared.error.failed()) return std::unexpected(shared.error.get());
       finished = true;
-      confirm();
+      // A cancel() that came in between has told the sender that this side gives up.
+      if (!confirm() && shared.error.failed()) return std::unexpected(shared.error.get());
       return {};
     }
 
@@ -307,11 +308,11 @@ class Receiver {
     }
 
     /// Tells a sender of ours that everything has arrived. Whether that reaches it nobody here can know, so whether it
-    /// can be written is no reason to fail: the memory is whole.
-    void confirm() noexcept {
-      if (!shared.peer_takes_answer.load(std::memory_order_relaxed)) return;
-      for (const auto& channel : crew)
-        if (channel->id() == 0) channel->confirm();
+    /// can be written is no reason to fail: the memory is whole. False: another answer has been given.
+    [[nodiscard]] bool confirm() noexcept {
+      if (!shared.peer_takes_answer.load(std::memory_order_relaxed)) return true;
+      const auto first = std::ranges::find(crew, 0u, [](const auto& channel) { return channel->id(); });
+      return first == crew.end() || (*first)->confirm();
     }
 
     void join() noexcept {
