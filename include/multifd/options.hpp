@@ -35,7 +35,8 @@ struct ThreadInfo {
   std::uint32_t channel;  ///< a sender's channel id; a receiver's index of the link, because no hello is read yet
 };
 
-/// Called in each new worker before its first packet: for placement, priority, accounting. Must not throw.
+/// Called in each new worker before its first packet: for placement, priority, accounting. Must return soon, must not
+/// throw.
 using ThreadHook = std::function<void(const ThreadInfo&)>;
 
 /// Called once, with the first error, by the thread that raised it (or the one that called cancel()). It wakes a caller

@@ -31,7 +31,8 @@ namespace multifd {
 /// Threads: cancel() and stats() from any thread; release_epoch(), finish() and end_epochs() from one at a time.
 /// Errors: the first error stops all channels and is what every later call returns. Error::channel is the id from
 ///   the hello.
-/// Lifetime: the destructor cancels if finish() has not been called, joins, and never waits for the peer.
+/// Lifetime: the destructor cancels if finish() has not been called, joins, and never waits for the peer. It waits for
+///   hooks that run.
 template <Transport T, Compressor C, PageSink Into = IntoMemory>
 class Receiver {
  public:
@@ -93,7 +94,8 @@ class Receiver {
   }
 
   /// Waits until every channel has ended in order, and joins the workers. After it all memory is final, and a sender of
-  /// ours that waits for it in Sender::finish() is told so. On any error, a sender of ours is told why.
+  /// ours that waits for it in Sender::finish() is told so. On any error, a sender of ours is told why, and the call waits
+  /// for the hooks that run, at most ReceiverOptions::progress_timeout.
   ///
   /// An orderly end says that the last epoch is whole, not that it was the last one of the guest: a source that dies
   /// between two epochs looks the same on the wire. Whether it was the last, only a main stream can say.
@@ -112,8 +114,8 @@ class Receiver {
 
   /// finish() that waits no longer than `limit`, whatever arrives meanwhile; 0 looks once. Then the error is timed_out
   /// and the channels go on; either finish() may be called again. As with finish(), no epoch may follow: with
-  /// Barrier::manual a SYNC that comes later is sync_mismatch. A negative limit: bad_option. Where a PacketHook blocks
-  /// when another channel fails, the call waits for it beyond the limit: whoever the hook waits for has to be cancelled.
+  /// Barrier::manual a SYNC that comes later is sync_mismatch. A negative limit: bad_option. Where a hook blocks when a
+  /// channel fails, the call returns that first error at the limit, and the hook goes on until it returns by itself.
   [[nodiscard]] Result<void> finish(std::chrono::milliseconds limit) noexcept {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
@@ -258,11 +260,17 @@ class Receiver {
                                       const char* late) noexcept {
       if (shared.error.failed()) return std::unexpected(shared.error.get());
       if (finished) return fail(Errc::already_closed, Stage::close);
+      engine::ProgressWatch watch(limit, 0);
       if (auto ended = shared.barrier->end(); !ended) return std::unexpected(first_error(ended.error()));
       const auto ended = shared.barrier->wait_for_ends(limit, progress, late);
       // First: a channel that nobody reads may be why the others stand still.
       if (auto alone = refuse_more_channels(); !alone) return std::unexpected(first_error(alone.error()));
       if (!ended) return ended;
+      if (shared.error.failed()) {
+        // A hook may hold a worker; the destructor waits for that.
+        if (limit.count() == 0 ? crew.over() : crew.wait_until_over(watch, progress)) join();
+        return std::unexpected(shared.error.get());
+      }
       join();
       if (shared.error.failed()) return std::unexpected(shared.error.get());
       finished = true;
