@@ -73,8 +73,9 @@ class Receiver {
   /// Waits until every channel has read its SYNC, with all pages before it in memory, and lets the channels into the
   /// next epoch: what a VMM does when its main stream closes an epoch. Returns the number of the epoch that ended.
   ///
-  /// Errors: Errc::not_supported with Barrier::automatic; unsynced_end when a channel ended instead (Error::channel);
-  ///   timed_out when a channel's SYNC does not come and nothing moves; the first error.
+  /// Errors: Errc::not_supported with Barrier::automatic; already_closed behind finish(), finish(limit) or end_epochs(),
+  ///   at once, and the channels go on; unsynced_end when a channel ended instead (Error::channel); timed_out when a
+  ///   channel's SYNC does not come and nothing moves; the first error.
   /// Wire: format/packets.md section 6.5.
   ///
   /// `while_held()` is called in between: every page of the epoch has arrived, and none of the next has been taken. A
@@ -85,7 +86,7 @@ class Receiver {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
-    if (s.finished) return fail(Errc::already_closed, Stage::sync);
+    if (s.finished || s.shared.barrier->has_ended()) return fail(Errc::already_closed, Stage::sync);
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
     if (auto alone = s.refuse_more_channels(); !alone) return std::unexpected(s.first_error(alone.error()));
     const auto epoch = s.shared.barrier->release_when_all([&s] { return s.poll(); }, while_held);
