@@ -149,25 +149,25 @@ class Receiver {
   ///
   /// Threads: any; it must have returned before the destructor begins, as every call of another thread must. Bounded: it
   /// waits for no thread and no peer.
-  void cancel() noexcept { checked().shared.error.raise({.code = Errc::cancelled, .op = "Receiver::cancel"}); }
+  void cancel() noexcept { visit()->shared.error.raise({.code = Errc::cancelled, .op = "Receiver::cancel"}); }
 
   /// Threads: any. Allocates the snapshot.
   ReceiverStats stats() const {
-    const State& s = checked();
+    const auto s = visit();
     ReceiverStats stats;
-    for (const auto& channel : s.crew) {
+    for (const auto& channel : s->crew) {
       stats.channels.push_back(channel->stats());
       stats.pages_verified += channel->pages_verified();
     }
-    if constexpr (std::same_as<Into, IntoMemory>) stats.zeros_written = s.sink->zeros_written();
+    if constexpr (std::same_as<Into, IntoMemory>) stats.zeros_written = s->sink->zeros_written();
     std::ranges::sort(stats.channels, {}, &ChannelStats::id);
-    stats.epochs = s.shared.barrier->epochs();
+    stats.epochs = s->shared.barrier->epochs();
     return stats;
   }
 
   /// How many channels have ended in order. For who knows from a main stream that more must come: a source that gives up
   /// may leave nothing else to be seen. Threads: any.
-  unsigned ended_channels() const noexcept { return checked().shared.barrier->ended(); }
+  unsigned ended_channels() const noexcept { return visit()->shared.barrier->ended(); }
 
   /// Which pages have arrived, as bytes or as zero. Threads: any.
   const ReceivedPages& received() const noexcept
@@ -191,14 +191,16 @@ class Receiver {
   [[nodiscard]] Result<void> apply_zero(BlockId block, std::uint64_t offset) noexcept
     requires std::same_as<Into, IntoMemory>
   {
-    if (auto known = checked().check_block(block); !known) return known;
-    return checked().sink->apply_zero(block, offset);
+    const auto s = visit();
+    if (auto known = s->check_block(block); !known) return known;
+    return s->sink->apply_zero(block, offset);
   }
   [[nodiscard]] Result<void> apply_page(BlockId block, std::uint64_t offset, std::span<const std::byte> bytes) noexcept
     requires std::same_as<Into, IntoMemory>
   {
-    if (auto known = checked().check_block(block); !known) return known;
-    return checked().sink->apply_page(block, offset, bytes);
+    const auto s = visit();
+    if (auto known = s->check_block(block); !known) return known;
+    return s->sink->apply_page(block, offset, bytes);
   }
 
   /// The uuid that the peer said.
@@ -220,6 +222,8 @@ class Receiver {
               [this] { stop(); }, std::move(options.on_error)) {}
 
     ~State() {
+      if (visitors.entered() || caller.entered())
+        MULTIFD_MISUSE("a Receiver is destroyed while another thread is in one of its calls", {}, 0);
       if (crew.started() && !finished) shared.error.abandon("Receiver destroyed");
       join();
       shared.error.wait_stopped();
@@ -336,6 +340,7 @@ class Receiver {
     bool finished = false;
     [[no_unique_address]] engine::OneCallerOfBuild caller{
         "two threads are in a Receiver's release_epoch(), finish() or end_epochs() at once"};
+    [[no_unique_address]] engine::VisitorsOfBuild visitors;  ///< threads in the calls that any may make
   };
 
   explicit Receiver(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
@@ -344,6 +349,8 @@ class Receiver {
     if (MULTIFD_CHECKED != 0 && !state_) MULTIFD_MISUSE("a Receiver is used that was moved from", {}, 0);
     return *state_;
   }
+
+  engine::Visited<State> visit() const noexcept { return engine::Visited(checked()); }
 
   std::unique_ptr<State> state_;
 };

@@ -233,6 +233,7 @@ class BatchProducer {
     return {};
   }
   bool finished() const noexcept { return finished_; }
+  bool entered() const noexcept { return checks_.entered(); }
 
   /// Errors: the first error; Errc::already_closed behind finish().
   [[nodiscard]] Result<void> check_open() const noexcept {

@@ -64,6 +64,8 @@ class Pipeline {
   Pipeline(const Pipeline&) = delete;
   Pipeline& operator=(const Pipeline&) = delete;
   ~Pipeline() {
+    if (visitors.entered() || producer.entered())
+      MULTIFD_MISUSE("a Sender is destroyed while another thread is in one of its calls", {}, 0);
     if (crew_.started() && !producer.finished()) shared_.error.abandon("Sender destroyed");
     crew_.join();
     shared_.error.wait_stopped();
@@ -176,6 +178,7 @@ class Pipeline {
 
  public:
   BatchProducer<Z, From> producer;
+  [[no_unique_address]] VisitorsOfBuild visitors;  ///< threads in the calls that any may make
 };
 
 }  // namespace multifd::engine
