@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -45,6 +46,9 @@ using ThreadHook = std::function<void(const ThreadInfo&)>;
 using ErrorHook = std::function<void(const Error&)>;
 
 // ---- Sender
+
+/// The default of SenderOptions::progress_timeout.
+inline constexpr std::chrono::milliseconds default_send_progress_timeout{120'000};
 
 /// Whether packets carry a digest of their page data (an extension of our own, see wire::digest_offset).
 enum class Digest : std::uint8_t {

@@ -16,6 +16,7 @@
 #include "multifd/ends/page_source.hpp"
 #include "multifd/engine/counters.hpp"
 #include "multifd/engine/misuse.hpp"
+#include "multifd/engine/outlet.hpp"
 #include "multifd/engine/send_shared.hpp"
 #include "multifd/memory/dirty_bitmap.hpp"
 #include "multifd/options.hpp"
@@ -36,7 +37,7 @@ concept ZeroSink = std::invocable<OnZero&, std::uint64_t> &&
 /// The calls are Sender's, and are explained there.
 ///
 /// Threads: one, the producer; the counters may be read by any.
-template <ZeroPagePolicy Z, PageSource From>
+template <Outlet O, ZeroPagePolicy Z, PageSource From>
 class BatchProducer {
  public:
   BatchProducer(SendShared& shared, const Z& zero) noexcept
@@ -195,8 +196,10 @@ class BatchProducer {
     return done;
   }
 
-  /// Queues a message of the format's own (HasMessages). It belongs to no epoch, and leaves without a close_epoch().
-  [[nodiscard]] Result<void> queue_message(Message message) noexcept {
+  /// Queues a message of the format's own. It belongs to no epoch, and leaves without a close_epoch().
+  [[nodiscard]] Result<void> queue_message(Message message) noexcept
+    requires HasMessages<O>
+  {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (auto ready = check_open(); !ready) return ready;
     if (auto put = put_open(); !put) return put;
