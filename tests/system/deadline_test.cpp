@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include <array>
+#include <atomic>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -243,6 +244,71 @@ std::vector<Setting> settings() {
 }
 
 }  // namespace
+
+TEST_CASE("finish(limit) returns at its limit whatever a hook does, and again when the hook has returned") {
+  enum class Hook { packet, device_state, error };
+  for (const Hook hook : {Hook::packet, Hook::device_state, Hook::error})
+    for (const bool fails : {false, true}) {
+      if (hook == Hook::error && !fails) continue;
+      CAPTURE(static_cast<int>(hook));
+      CAPTURE(fails);
+      const Watchdog watchdog("finish(limit) beside a hook that blocks");
+      RamMap ram;
+      REQUIRE(ram.add_elsewhere("pc.ram", 8 * page).has_value());
+      std::atomic<bool> inside = false, go_on = false;
+      const auto block = [&] {
+        inside = true;
+        inside.notify_all();
+        go_on.wait(false);
+      };
+      auto links = memory_links(2);
+      const auto send = [&](unsigned channel, const RawStream& stream) {
+        REQUIRE(write_all(links.sender[channel], std::span<const std::byte>(stream.bytes())).has_value());
+      };
+      RawStream stream;
+      stream.hello(0);
+      if (hook == Hook::packet) stream.packet({.normal = {0}, .payload = Bytes(page)});
+      if (hook == Hook::device_state) {
+        Bytes packet(276 + 100);
+        put(packet, 0, 0x11223344, 4);
+        put(packet, 4, 1, 4);
+        put(packet, 8, 0x40, 4);
+        packet[12] = std::byte{'v'};
+        put(packet, 272, 100, 4);
+        stream.raw(packet);
+      }
+      send(0, stream.sync());
+      send(1, fails ? RawStream().hello(1) : RawStream().hello(1).sync());
+      auto rx = Receiver<MemoryTransport, NoComp, IntoHook>::open(
+          ram, std::move(links.receiver),
+          {.into = {[&](ReceivedPacket&) -> Result<void> { return block(), Result<void>{}; }},
+           .on_device_state = {.take = [&](const DeviceState&) -> Result<void> { return block(), Result<void>{}; }},
+           .on_error = [&](const Error&) {
+             if (hook == Hook::error) block();
+           }});
+      REQUIRE_MESSAGE(rx.has_value(), text(rx));
+      if (hook != Hook::error) inside.wait(false);
+      std::thread later;
+      if (fails)
+        later = std::thread([&] {
+          std::this_thread::sleep_for(20ms);  // nothing tells that finish() waits; a failure before must do as well
+          send(1, RawStream().raw("GET / HTTP/1.1\r\n\r\n"));
+        });
+      else
+        for (auto& link : links.sender) REQUIRE(link.finish().has_value());
+      const auto code = make_error_code(fails ? Errc::bad_magic : Errc::timed_out);
+      auto finished = rx->finish(200ms);
+      CHECK_MESSAGE(code_of(finished) == code, text(finished));
+      if (later.joinable()) later.join();
+      inside.wait(false);
+      finished = rx->finish(0ms);
+      CHECK_MESSAGE(code_of(finished) == code, text(finished));
+      go_on = true;
+      go_on.notify_all();
+      finished = rx->finish(no_hang);
+      CHECK_MESSAGE(code_of(finished) == (fails ? code : std::error_code()), text(finished));
+    }
+}
 
 TEST_CASE("Every time limit: 0 is none, a negative one is refused by its name") {
   const Watchdog watchdog("time limits of 0");

@@ -34,7 +34,7 @@
 namespace multifd::packets {
 
 /// Threads: run() is the body of the channel's thread; give_reason(), shutdown(), id() and has_data_past() from any,
-///   confirm() after run().
+///   confirm() after run(). Of give_reason() and confirm(), which write, only the first that comes does.
 template <Transport T, Compressor C, PageSink Into>
 class Inlet {
   using Channel = typename Into::Sink::Channel;
@@ -90,10 +90,13 @@ class Inlet {
     if (!answered_.exchange(true, std::memory_order_relaxed)) give_answer(link_, answer);
   }
 
-  /// Writes that everything has arrived, and ends the stream in order. Threads: any, after run().
-  void confirm() noexcept {
-    give_reason(wire::encode_answer());
+  /// Writes that everything has arrived, and ends the stream in order. False, and nothing is written, when
+  /// give_reason() has come before, or the peer takes no answer. Threads: any, after run().
+  [[nodiscard]] bool confirm() noexcept {
+    if (answered_.exchange(true, std::memory_order_relaxed)) return false;
+    give_answer(link_, wire::encode_answer());
     (void)link_.finish();
+    return true;
   }
 
   void shutdown() noexcept { link_.shutdown(); }
@@ -358,7 +361,7 @@ class Inlet {
   std::optional<BlockId> last_block_;
   std::atomic<std::uint64_t> data_epoch_ = 0;  ///< the epoch of the last packet with pages, counted from 1
   std::atomic<std::uint32_t> id_{no_channel};  ///< known after the hello
-  std::atomic<bool> answered_{false};          ///< the answer is written, or the peer asks for none
+  std::atomic<bool> answered_{false};          ///< somebody writes the answer, or has, or the peer asks for none
   engine::StageClock clock_;
   engine::Counter pages_verified_;
 };
