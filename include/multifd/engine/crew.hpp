@@ -11,7 +11,7 @@
 
 #include "multifd/engine/first_error.hpp"
 #include "multifd/engine/monitor.hpp"
-#include "multifd/engine/progress_watch.hpp"
+#include "multifd/progress_watch.hpp"
 #include "multifd/options.hpp"
 #include "multifd/thread.hpp"
 
