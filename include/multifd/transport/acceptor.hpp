@@ -95,7 +95,7 @@ class BasicAcceptor {
     if (auto checked = options.check(); !checked) return std::unexpected(checked.error());
     BasicAcceptor opened(listener, std::move(options));
     if (opened.epoll_.get() < 0) return fail_errno(Stage::accept, "epoll");
-    if (auto watched = opened.watch(listener.native_handle(), EPOLLIN, listener_tag); !watched)
+    if (auto watched = opened.watch(listener.poll_handle(), EPOLLIN, listener_tag); !watched)
       return std::unexpected(watched.error());
     return opened;
   }
