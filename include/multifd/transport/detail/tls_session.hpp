@@ -48,9 +48,11 @@ class TlsSession {
       return std::unexpected(checked.error());
     if (credentials.verifies_hostname() && options.hostname.empty())
       return fail(Errc::bad_option, Stage::setup, "TLS: the name to expect in the server's certificate is missing");
-    std::unique_ptr<TlsSession> made(new TlsSession(std::move(link), credentials, options));
-    if (const int code = made->init(); code < 0) return fail_tls(code, Stage::setup, "TLS session");
-    return made;
+    return catch_bad_alloc(Stage::setup, "TLS session", [&]() -> Result<std::unique_ptr<TlsSession>> {
+      std::unique_ptr<TlsSession> made(new TlsSession(std::move(link), credentials, options));
+      if (const int code = made->init(); code < 0) return fail_tls(code, Stage::setup, "TLS session");
+      return made;
+    });
   }
 
   TlsSession(const TlsSession&) = delete;
@@ -63,8 +65,8 @@ class TlsSession {
   [[nodiscard]] Result<Progress> step() noexcept {
     const TlsWait no_wait{.deadline = Clock::time_point::min()};
     for (;;) {
-      socket_.reads = {.wait = &no_wait};
-      socket_.writes = {.wait = &no_wait};
+      const Call reading(socket_.reads, &no_wait);
+      const Call writing(socket_.writes, &no_wait);
       const int code = ::gnutls_handshake(session_);
       if (code == GNUTLS_E_SUCCESS) {
         established_ = true;
@@ -101,7 +103,7 @@ class TlsSession {
         return std::unexpected(done.error());
       }
     }
-    socket_.writes = {.wait = wait};
+    const Call writing(socket_.writes, wait);
     for (const iovec& buffer : buffers) {
       const auto* bytes = static_cast<const std::byte*>(buffer.iov_base);
       for (std::size_t left = buffer.iov_len; left > 0;) {
@@ -177,7 +179,7 @@ class TlsSession {
       error.stage = Stage::close;
       return std::unexpected(error);
     }
-    socket_.writes = {};
+    const Call writing(socket_.writes, nullptr);
     int code = 0;
     do code = ::gnutls_bye(session_, GNUTLS_SHUT_WR);
     while (code == GNUTLS_E_INTERRUPTED || (code == GNUTLS_E_AGAIN && !socket_.writes.error));
@@ -204,6 +206,19 @@ class TlsSession {
   static constexpr std::size_t record_bytes = 16 * 1024;  // the most that a record holds
 
   using Direction = TlsSocket::Direction;
+
+  /// Begins a call in a direction, and takes what ends its waits away again when the call returns: a time limit lies on
+  /// the caller's stack. GnuTLS may read or write outside of any call of that direction, for instance an alert.
+  class Call {
+   public:
+    Call(Direction& direction, const TlsWait* wait) noexcept : direction_(direction) { direction_ = {.wait = wait}; }
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+    ~Call() { direction_.wait = nullptr; }
+
+   private:
+    Direction& direction_;
+  };
 
   TlsSession(FdTransport link, const TlsCredentials& credentials, const TlsOptions& options)
       : socket_(std::move(link)), credentials_(credentials), options_(options) {}
@@ -284,7 +299,7 @@ class TlsSession {
 
   [[nodiscard]] Result<std::size_t> receive(std::byte* to, std::size_t room, const TlsWait* wait) noexcept {
     if (read_failed_) return std::unexpected(*read_failed_);
-    socket_.reads = {.wait = wait};
+    const Call reading(socket_.reads, wait);
     for (;;) {
       const ssize_t count = ::gnutls_record_recv(session_, to, room);
       if (count >= 0) return static_cast<std::size_t>(count);
