@@ -340,7 +340,7 @@ TEST_CASE("Silent connections keep nobody waiting, and are closed in the end") {
   }
 }
 
-TEST_CASE("Nobody fills the process with silent connections: the oldest gives way") {
+TEST_CASE("Nobody fills the process with silent connections: the oldest gives way, and on_refused() is told") {
   constexpr unsigned most = 512;
   rlimit old{};
   REQUIRE(::getrlimit(RLIMIT_NOFILE, &old) == 0);
@@ -353,7 +353,11 @@ TEST_CASE("Nobody fills the process with silent connections: the oldest gives wa
   REQUIRE(::setrlimit(RLIMIT_NOFILE, &more) == 0);
   {
     Destination destination(AddressKind::unix_socket);
-    auto accepted = destination.accept(source_channels);
+    std::vector<Error> refused;
+    auto acceptor = PlainAcceptor::open(destination.listener(),
+                                        {.on_refused = [&](const Error& error) { refused.push_back(error); }});
+    REQUIRE(acceptor.has_value());
+    auto accepted = std::async(std::launch::async, [&] { return accept_source(*acceptor, source_channels); });
     std::vector<FdTransport> silent, links;
     for (unsigned i = 0; i < most; ++i) silent.push_back(destination.connect());
     CHECK_FALSE(is_closed(silent.front(), 20ms));
@@ -363,6 +367,16 @@ TEST_CASE("Nobody fills the process with silent connections: the oldest gives wa
     for (unsigned connection = 0; connection <= source_channels; ++connection)
       links.push_back(destination.connect(greeting(connection)));
     check_accepted(accepted.get());
+    // The source's connections have taken the place of others, too, unless the ones before had been returned.
+    REQUIRE(refused.size() >= 1 + 1);
+    REQUIRE(refused.size() <= 1 + 1 + source_channels);
+    for (const Error& error : refused) {
+      CHECK_MESSAGE(error.code == std::errc::no_buffer_space, describe(error));
+      CHECK(error.detail == most);
+    }
+    CHECK(is_closed(silent[refused.size() - 1]));
+    CHECK_FALSE(is_closed(silent[refused.size()], 0ms));
+    acceptor = std::unexpected(Error{});
     CHECK(is_closed(silent.back()));
   }
   ::setrlimit(RLIMIT_NOFILE, &old);
