@@ -11,8 +11,8 @@
 
 #include "multifd/engine/first_error.hpp"
 #include "multifd/engine/monitor.hpp"
-#include "multifd/progress_watch.hpp"
 #include "multifd/options.hpp"
+#include "multifd/progress_watch.hpp"
 #include "multifd/thread.hpp"
 
 namespace multifd::engine {

@@ -145,13 +145,19 @@ class Inlet {
     }
   }
 
+  /// Reads into the first `parts` entries of in_, at least `wanted` bytes unless the stream ends.
+  [[nodiscard]] Result<std::size_t> read(std::size_t parts, std::size_t wanted) noexcept {
+    return read_at_least(link_, std::span(in_.get(), parts), wanted,
+                         [this](std::size_t bytes) noexcept { counters_.moved_bytes.add(bytes); });
+  }
+
   [[nodiscard]] Result<void> read_hello() noexcept {
     wire::InitPacketBytes bytes{};
     constexpr std::size_t magic_bytes = 4;  // enough to refuse a stranger, which may never send a whole hello
     for (std::size_t got = 0; got < bytes.size();) {
       const std::size_t wanted = got < magic_bytes ? magic_bytes - got : bytes.size() - got;
       in_[0] = mutable_buffer(std::span(bytes).subspan(got));
-      const auto arrived = read_at_least(link_, std::span(in_.get(), 1), wanted);
+      const auto arrived = read(1, wanted);
       if (!arrived) {
         Error error = arrived.error();
         error.stage = Stage::hello;
@@ -183,7 +189,7 @@ class Inlet {
                                                                    : size;
       const std::size_t wanted = next - ahead_;
       in_[0] = {header_.get() + ahead_, size - ahead_};
-      const auto arrived = read_at_least(link_, std::span(in_.get(), 1), wanted);
+      const auto arrived = read(1, wanted);
       if (!arrived) return std::unexpected(arrived.error());
       ahead_ += *arrived;
       counters_.wire_bytes.add(*arrived);
@@ -206,7 +212,7 @@ class Inlet {
     if (ahead_ < size) {
       const std::size_t wanted = size - ahead_;
       in_[0] = {header_.get() + ahead_, header_bytes() - ahead_};
-      const auto arrived = read_at_least(link_, std::span(in_.get(), 1), wanted);
+      const auto arrived = read(1, wanted);
       if (!arrived) return std::unexpected(arrived.error());
       ahead_ += *arrived;
       counters_.wire_bytes.add(*arrived);
@@ -228,7 +234,7 @@ class Inlet {
     std::memcpy(bytes.data(), header_.get() + size, here);
     if (here < bytes.size()) {
       in_[0] = mutable_buffer(bytes.subspan(here));
-      const auto arrived = read_at_least(link_, std::span(in_.get(), 1), bytes.size() - here);
+      const auto arrived = read(1, bytes.size() - here);
       if (!arrived) return std::unexpected(arrived.error());
       counters_.wire_bytes.add(*arrived);
       if (const std::size_t got = here + *arrived; got < bytes.size())
@@ -301,7 +307,7 @@ class Inlet {
     }
     // If the next header has arrived already, this read takes it along: one system call less per packet.
     in_[parts++] = {header_.get(), header_bytes()};
-    const auto arrived = read_at_least(link_, std::span(in_.get(), parts), payload_bytes);
+    const auto arrived = read(parts, payload_bytes);
     clock_.lap(counters_.io_ns);
     if (!arrived) return std::unexpected(arrived.error());
     counters_.wire_bytes.add(*arrived);
