@@ -190,7 +190,7 @@ TEST_CASE("An acceptor that gets no memory loses no connection: the next call ge
     Result<std::optional<Arrival<FdTransport>>> next;
     {
       const FailAllocation short_of_memory(at % 3);
-      next = acceptor->next(detail::deadline_after(10s));
+      next = acceptor->next(deadline_after(10s));
     }
     if (!next) {
       CHECK_MESSAGE(next.error().code == no_memory(), text(next));
@@ -211,7 +211,7 @@ TEST_CASE("A connection that cannot be watched is an error, and is accepted once
   auto links = source(listener);
   for (int twice = 0; twice < 2; ++twice) {
     watches_left = 0;
-    const auto failed = acceptor->next(detail::deadline_after(10s));
+    const auto failed = acceptor->next(deadline_after(10s));
     watches_left = -1;
     REQUIRE_FALSE(failed.has_value());
     CHECK_MESSAGE(failed.error().code == std::errc::no_space_on_device, text(failed));
@@ -219,7 +219,7 @@ TEST_CASE("A connection that cannot be watched is an error, and is accepted once
   }
   std::string said(3, ' ');
   for (int i = 0; i < 3; ++i) {
-    auto next = acceptor->next(detail::deadline_after(10s));
+    auto next = acceptor->next(deadline_after(10s));
     REQUIRE_MESSAGE((next && *next), text(next));
     REQUIRE((*next)->number < 3);
     said[(*next)->number] = letter((*next)->link);

@@ -807,7 +807,7 @@ TEST_CASE("The next source's connections, which were looked at for a channel too
     CHECK(read(second->front(), 5) == greeting(1));
     std::vector<std::string> said(2);
     for (int i = 0; i < 2; ++i) {
-      auto other = acceptor->next(multifd::detail::deadline_after(20s));
+      auto other = acceptor->next(multifd::deadline_after(20s));
       REQUIRE_MESSAGE((other && *other), describe(other.error()));
       REQUIRE((*other)->number < 2);
       said[(*other)->number] = read((*other)->link, 5);
@@ -832,7 +832,7 @@ TEST_CASE("Whoever waits for a connection gets it, also when another thread has 
         FdTransport link = destination.connect();
         if (with_acceptor) {
           auto saying = std::async(std::launch::async, [&] { say(link, greeting(1)); });
-          auto next = acceptor->next(multifd::detail::deadline_after(20s));
+          auto next = acceptor->next(multifd::deadline_after(20s));
           if (!next || !*next) outcome = next ? "none" : describe(next.error());
           saying.get();
         } else if (auto accepted = destination.listener().accept(20s); !accepted) {
