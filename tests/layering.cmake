@@ -20,6 +20,7 @@ set(table [[
 1  result.hpp           0 +
 1  stats.hpp            0 +
 1  time_limit.hpp       0 +
+1  progress_watch.hpp   0 +
 2  memory/              0-1 +
 3  options.hpp          0-2
 4  thread.hpp           0-3

@@ -7,13 +7,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <multifd/transport/detail/unique_fd.hpp>
 #include <multifd/zero/buffer_is_zero.hpp>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 
+#include "common/descriptor.hpp"
 #include "common/program.hpp"
 #include "corpus.hpp"
 
@@ -40,7 +40,7 @@ void read_at(int fd, std::span<std::byte> to, std::uint64_t at, const std::strin
 
 Image read_image(const std::string& path, std::uint64_t sample_bytes) {
   // Not blocking: opening a pipe would wait for its writer before anybody can see that it is no file.
-  const multifd::detail::UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  const program::Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   struct stat status{};
   if (fd.get() < 0 || ::fstat(fd.get(), &status) != 0) throw Failure(fmt::format("{}: {}", path, std::strerror(errno)));
   if (!S_ISREG(status.st_mode)) throw Failure(path + ": not a regular file");

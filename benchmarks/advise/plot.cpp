@@ -11,8 +11,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <multifd/transport/detail/unique_fd.hpp>
-
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -26,6 +24,7 @@
 #include <tuple>
 
 #include "advise/rate.hpp"
+#include "common/descriptor.hpp"
 #include "common/program.hpp"
 
 extern "C" char** environ;
@@ -124,7 +123,7 @@ std::string script_for(const Findings& findings, const program::PartFile& pictur
 class Scratch {
  public:
   Scratch() : path_(std::string(std::getenv("TMPDIR") != nullptr ? std::getenv("TMPDIR") : "/tmp") + "/adviseXXXXXX") {
-    fd_ = multifd::detail::UniqueFd(::mkostemp(path_.data(), O_CLOEXEC));
+    fd_ = program::Descriptor(::mkostemp(path_.data(), O_CLOEXEC));
     if (fd_.get() < 0) throw Failure(fmt::format("{}: {}", path_, std::strerror(errno)));
   }
   ~Scratch() { ::unlink(path_.c_str()); }
@@ -134,7 +133,7 @@ class Scratch {
 
  private:
   std::string path_;
-  multifd::detail::UniqueFd fd_;
+  program::Descriptor fd_;
 };
 
 /// Starts gnuplot and waits, at most 30 seconds; returns its exit status. Its messages go to `messages`.
@@ -152,7 +151,7 @@ int run_gnuplot(const char* argument, const std::string& messages) {
   ::posix_spawn_file_actions_destroy(&actions);
   if (error != 0) throw Failure(fmt::format("gnuplot: {}: {}", std::strerror(error), install_hint));
   // The bare call: pidfd_open() of glibc 2.36 is declared without C linkage.
-  const multifd::detail::UniqueFd handle(static_cast<int>(::syscall(SYS_pidfd_open, child, 0)));
+  const program::Descriptor handle(static_cast<int>(::syscall(SYS_pidfd_open, child, 0)));
   pollfd ended{.fd = handle.get(), .events = POLLIN, .revents = 0};
   const bool in_time = ::poll(&ended, 1, 30'000) == 1;
   if (!in_time) ::kill(child, SIGKILL);

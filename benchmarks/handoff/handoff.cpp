@@ -131,7 +131,7 @@ Result run(unsigned workers, std::uint64_t work_us, bool slow, std::uint64_t bat
     batch->push(i);
     on_put([&] { batch = put(handoff, batch); });
   }
-  handoff.finish();
+  handoff.end();
   threads.clear();
   result.seconds = std::chrono::duration<double>(Clock::now() - began).count();
   const Usage after = Usage::now();

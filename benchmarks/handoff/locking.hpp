@@ -48,10 +48,10 @@ class Semaphores {
     }
   }
 
-  void finish() {
+  void end() {
     for (std::size_t i = 0; i < channels_.size(); ++i) wait(ready_);  // all are idle
     for (Channel& channel : channels_) {
-      channel.finished = true;
+      channel.ended = true;
       sem_post(&channel.work);
     }
   }
@@ -61,7 +61,7 @@ class Semaphores {
     sem_post(&ready_);
     wait(mine.work);
     const std::lock_guard lock(mine.mutex);
-    if (mine.finished) return {.kind = Work::Kind::finished};
+    if (mine.ended) return {.kind = Work::Kind::end};
     return {.kind = Work::Kind::batch, .batch = mine.batch};
   }
 
@@ -79,7 +79,7 @@ class Semaphores {
     std::mutex mutex;
     PageBatch* batch = nullptr;
     bool pending = false;
-    bool finished = false;
+    bool ended = false;
   };
 
   static void wait(sem_t& semaphore) {
@@ -116,16 +116,16 @@ class CondVar {
     return batch;
   }
 
-  void finish() {
+  void end() {
     const std::lock_guard lock(mutex_);
-    finished_ = true;
+    ended_ = true;
     work_.notify_all();
   }
 
   Work take(unsigned) {
     std::unique_lock lock(mutex_);
-    work_.wait(lock, [&] { return finished_ || !full_.empty(); });
-    if (full_.empty()) return {.kind = Work::Kind::finished};
+    work_.wait(lock, [&] { return ended_ || !full_.empty(); });
+    if (full_.empty()) return {.kind = Work::Kind::end};
     PageBatch* const batch = full_.front();
     full_.pop_front();
     return {.kind = Work::Kind::batch, .batch = batch};
@@ -146,7 +146,7 @@ class CondVar {
   std::vector<PageBatch*> empty_;
   std::vector<std::unique_ptr<std::uint64_t[]>> slots_;
   std::vector<std::unique_ptr<PageBatch>> batches_;
-  bool finished_ = false;
+  bool ended_ = false;
 };
 
 }  // namespace rivals

@@ -15,6 +15,7 @@
 #include <span>
 
 #include "multifd/engine/batch_handoff.hpp"
+#include "multifd/engine/spin.hpp"
 
 namespace rivals {
 
@@ -22,7 +23,7 @@ using namespace multifd;
 
 /// Hand-off between one producer and N workers.
 ///
-/// Threads: put(), close_epoch(), push_out(), finish() by the producer; take(c), give_back(c) by worker c; stop() by
+/// Threads: put(), close_epoch(), push_out(), end() by the producer; take(c), give_back(c) by worker c; stop() by
 ///   any.
 /// Progress: put() blocks when every channel is full; take() blocks when there is nothing to do; the rest never does.
 /// Cost: nothing is allocated after create(); two ring operations a batch; a system call only to wake a sleeper.
@@ -77,9 +78,9 @@ class SpscPairs {
   /// Lets workers see batches that they were not woken for.
   void push_out() noexcept { wake_all(); }
 
-  /// No more batches and epochs: workers drain what is there, then get Kind::finished.
-  void finish() noexcept {
-    finished_.store(true, std::memory_order_seq_cst);
+  /// No more batches and epochs: workers drain what is there, then get Kind::end.
+  void end() noexcept {
+    ended_.store(true, std::memory_order_seq_cst);
     wake_all();
   }
 
@@ -96,7 +97,7 @@ class SpscPairs {
     for (;;) {
       if (std::optional<Work> work = next_work(mine)) return *work;
       for (unsigned i = 0; i < spins; ++i) {
-        spin_pause();
+        engine::spin_pause();
         if (has_work(mine)) break;
       }
       const std::uint32_t ticket = mine.signal.load(std::memory_order_acquire);
@@ -169,8 +170,8 @@ class SpscPairs {
 
   std::optional<Work> next_work(Channel& mine) noexcept {
     if (stopped_.load(std::memory_order_acquire)) return Work{.kind = Work::Kind::stopped};
-    // In this order: finished, then closed, then the ring. What was put before is seen when the later one is.
-    const bool finished = finished_.load(std::memory_order_acquire);
+    // In this order: ended, then closed, then the ring. What was put before is seen when the later one is.
+    const bool ended = ended_.load(std::memory_order_acquire);
     const std::uint64_t closed = closed_.load(std::memory_order_acquire);  // meets close_epoch()
     if (mine.full.read_available() != 0) {
       PageBatch* batch = mine.full.front();
@@ -180,14 +181,14 @@ class SpscPairs {
       return Work{.kind = Work::Kind::batch, .batch = batch, .epoch = batch->epoch};
     }
     if (closed > mine.synced) return Work{.kind = Work::Kind::close_epoch, .epoch = mine.synced++};
-    if (finished) return Work{.kind = Work::Kind::finished};
+    if (ended) return Work{.kind = Work::Kind::end};
     return std::nullopt;
   }
 
   bool has_work(const Channel& mine) const noexcept {
     return mine.pushed.load(std::memory_order_seq_cst) != mine.taken ||
            closed_.load(std::memory_order_seq_cst) > mine.synced || stopped_.load(std::memory_order_seq_cst) ||
-           finished_.load(std::memory_order_seq_cst);
+           ended_.load(std::memory_order_seq_cst);
   }
 
   /// One system call per sleep, not per batch: the thread that clears the flag wakes.
@@ -219,14 +220,6 @@ class SpscPairs {
     producer_signal_.notify_one();
   }
 
-  static void spin_pause() noexcept {
-#if MULTIFD_X86_64
-    __builtin_ia32_pause();
-#elif MULTIFD_AARCH64
-    asm volatile("yield");
-#endif
-  }
-
   const unsigned channel_count_;
   const unsigned depth_;
   std::unique_ptr<Channel[]> channels_;
@@ -235,7 +228,7 @@ class SpscPairs {
   unsigned next_channel_ = 0;  ///< the producer's own
 
   alignas(cache_line) std::atomic<std::uint64_t> closed_{0};  ///< epochs closed; also the number of the open one
-  std::atomic<bool> finished_{false};
+  std::atomic<bool> ended_{false};
   std::atomic<bool> stopped_{false};
   alignas(cache_line) std::atomic<std::uint32_t> returned_{0};
   alignas(cache_line) std::atomic<std::uint32_t> producer_signal_{0};

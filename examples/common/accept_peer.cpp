@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <sys/socket.h>
 #include <multifd/qemu/accept_source.hpp>
+#include <multifd/qemu/source_set.hpp>
 #include <multifd/transport/acceptor.hpp>
 
 #include <array>
@@ -21,12 +22,12 @@ namespace program {
 namespace {
 
 using namespace std::chrono_literals;
+using multifd::deadline_after;
 using multifd::Errc;
 using multifd::Result;
-using multifd::detail::Clock;
-using multifd::detail::deadline_after;
 namespace wire = multifd::wire;
 
+using Clock = std::chrono::steady_clock;
 using Arrival = multifd::Arrival<Link>;
 
 /// The beginning of a main connection, read as its bytes come, so that a slow one delays no other.
@@ -100,7 +101,7 @@ class Setup {
         if (!next && next.error().code == Errc::timed_out && Clock::now() < limit) continue;
         if (!next && next.error().code == Errc::timed_out) {
           time_out(next.error());
-        } else if (!next && multifd::detail::is_limit(next.error().code) && !set_.has_main() &&
+        } else if (!next && multifd::is_limit(next.error().code) && !set_.has_main() &&
                    Clock::now() < limit_deadline()) {
           // The source's main connection may be among those that have sent nothing yet: tell it the reason.
           std::this_thread::sleep_for(10ms);
@@ -220,7 +221,7 @@ class Setup {
     if (!set_.has_main() || !hello_) return false;
     if (uuid_.kind == multifd::UuidCheck::Kind::exact) {
       const std::size_t others = set_.drop_channels([&](const Link& link) {
-        const auto uuid = multifd::detail::look_at_channel_uuid(link);
+        const auto uuid = multifd::look_at_channel_uuid(link);
         return uuid && *uuid != uuid_.uuid;
       });
       if (others > 0) tell_other_try();
@@ -264,7 +265,7 @@ class Setup {
   const unsigned insisted_;
   const multifd::Interrupt& interrupt_;
   const TimeLimits& limits_;
-  using Set = multifd::detail::SourceSet<Link>;
+  using Set = multifd::SourceSet<Link>;
   Set set_{multifd::max_channels};
   std::uint64_t main_number_ = 0;  ///< the set's main connection, in the order in which connections were accepted
   HelloReader reader_;

@@ -156,17 +156,11 @@ void Control::give_up(const Failure& noticed) {
 }
 
 bool Control::wait_for_message(std::chrono::milliseconds timeout) {
-  if (link_.secured()) {  // no message is shorter than the four bytes that are looked at
-    const auto first = peek_magic(link_, multifd::as_timeout(timeout), interrupt_);
-    if (!first && first.error().code == multifd::Errc::cancelled) throw Failure(first.error());
-    return first || first.error().code != multifd::Errc::timed_out;  // the read says what else it is
-  }
-  const auto deadline = multifd::detail::deadline_after(multifd::as_timeout(timeout));
-  const auto ready = multifd::detail::wait_for(link_.native_handle(), POLLIN, deadline, interrupt_,
-                                               multifd::Stage::read, "main connection");
-  if (!ready && ready.error().code != multifd::Errc::timed_out)
-    throw Failure(multifd::Error{.code = ready.error().code});
-  return ready.has_value();
+  // No message is shorter than the four bytes that are looked at.
+  const auto first = peek_magic(link_, multifd::as_timeout(timeout), interrupt_);
+  if (!first && first.error().code == multifd::Errc::cancelled)
+    throw Failure(multifd::Error{.code = first.error().code});
+  return first || first.error().code != multifd::Errc::timed_out;  // the read says what else it is
 }
 
 std::size_t Control::moved(const multifd::Result<std::size_t>& bytes, const char* too_late_because,

@@ -10,7 +10,7 @@
 #include <multifd/format/constants.hpp>
 #include <multifd/memory/page_digest.hpp>
 #include <multifd/zero/buffer_is_zero.hpp>
-#include <multifd/zero/detail/file_holes.hpp>
+#include <multifd/zero/file_holes.hpp>
 #include <multifd/zero/untouched_pages.hpp>
 
 #include <algorithm>
@@ -51,8 +51,7 @@ void add(std::vector<Run>& runs, std::uint64_t begin, std::uint64_t end, std::si
 ///   page that was left out as a hole would be lost.
 std::vector<Run> data_of_file(int fd, std::uint64_t bytes, std::size_t page_bytes) {
   struct statfs system{};
-  if (::fstatfs(fd, &system) != 0 || multifd::detail::file_holes(system) == multifd::detail::FileHoles::unknown)
-    return {{0, bytes}};
+  if (::fstatfs(fd, &system) != 0 || multifd::file_holes(system) == multifd::FileHoles::unknown) return {{0, bytes}};
   // A file with blocks for all its bytes has no hole; tmpfs would check each page to find that, 50 ns each.
   struct stat status{};
   if (::fstat(fd, &status) == 0 && status.st_blocks * 512 >= status.st_size) return {{0, bytes}};
@@ -130,7 +129,7 @@ bool advise(std::span<std::byte> bytes, int advice, const multifd::Interrupt* in
 
 }  // namespace
 
-void detail::Unmap::operator()(std::byte* memory) const noexcept { ::munmap(memory, length); }
+void Mapping::Unmap::operator()(std::byte* memory) const noexcept { ::munmap(memory, length); }
 
 Mapping Mapping::map(std::uint64_t bytes, int protection, int flags, Descriptor file, const std::string& what) {
   const bool of_file = file.get() >= 0;
@@ -142,7 +141,7 @@ Mapping Mapping::map(std::uint64_t bytes, int protection, int flags, Descriptor 
                               what, length / unit, format_bytes(static_cast<double>(unit))));
   if (memory == MAP_FAILED) fail_path(what);
   Mapping mapping;
-  mapping.memory_ = {static_cast<std::byte*>(memory), detail::Unmap{length}};
+  mapping.memory_ = {static_cast<std::byte*>(memory), Unmap{length}};
   mapping.bytes_ = {mapping.memory_.get(), bytes};
   if (!of_file) return mapping;
   mapping.source_.file = std::move(file);

@@ -26,22 +26,6 @@ struct Run {
   std::uint64_t bytes = 0;
 };
 
-namespace detail {
-
-struct Unmap {
-  std::size_t length = 0;
-  void operator()(std::byte* memory) const noexcept;
-};
-
-/// The file behind a mapping.
-struct MappingSource {
-  Descriptor file;
-  struct stat then{};
-  std::unique_ptr<MappedFile> watched;
-};
-
-}  // namespace detail
-
 /// A range of mapped memory.
 class Mapping {
  public:
@@ -78,11 +62,22 @@ class Mapping {
  private:
   friend class NewFile;
 
+  struct Unmap {
+    std::size_t length;
+    void operator()(std::byte* memory) const noexcept;
+  };
+  /// The file behind it, if there is one.
+  struct Source {
+    Descriptor file;
+    struct stat then;
+    std::unique_ptr<MappedFile> watched;
+  };
+
   static Mapping map(std::uint64_t bytes, int protection, int flags, Descriptor file, const std::string& what);
 
-  std::unique_ptr<std::byte, detail::Unmap> memory_;
+  std::unique_ptr<std::byte, Unmap> memory_;
   std::span<std::byte> bytes_;
-  detail::MappingSource source_;  // goes first
+  Source source_{};  // goes first
 };
 
 /// A file that is being received: a PartFile that is mapped.

@@ -42,15 +42,6 @@ int rename_to_free_name(const std::string& from, const std::string& to) {
 
 }  // namespace
 
-Descriptor::Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
-  std::swap(fd_, other.fd_);
-  return *this;
-}
-Descriptor::~Descriptor() {
-  if (fd_ >= 0) ::close(fd_);
-}
-
 void fail_path(const std::string& path, int error) { throw Failure(fmt::format("{}: {}", path, error_text(error))); }
 void fail_path(const std::string& path) { fail_path(path, errno); }
 

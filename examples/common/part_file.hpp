@@ -9,22 +9,10 @@
 #include <string>
 #include <string_view>
 
+#include "common/descriptor.hpp"
 #include "common/program.hpp"
 
 namespace program {
-
-/// A descriptor, closed with its owner.
-class Descriptor {
- public:
-  explicit Descriptor(int fd = -1) noexcept : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept;
-  Descriptor& operator=(Descriptor&& other) noexcept;
-  ~Descriptor();
-  int get() const noexcept { return fd_; }
-
- private:
-  int fd_;
-};
 
 /// open() that does not wait for the other end of a FIFO, and accepts regular files only. Throws Failure.
 Descriptor open_regular(const std::string& path, int flags, unsigned mode = 0);

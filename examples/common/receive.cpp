@@ -2,6 +2,7 @@
 #include "common/receive.hpp"
 
 #include <fmt/format.h>
+#include <multifd/progress_watch.hpp>
 
 #include "common/progress.hpp"
 #include "common/report.hpp"
@@ -42,7 +43,7 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
         limits.hint);
     const auto moved = [&] { return multifd::total(receiver->stats().channels).wire_bytes; };
     for (bool more = true; more;) {
-      multifd::engine::ProgressWatch standing_still(limits.progress, moved());
+      multifd::ProgressWatch standing_still(limits.progress, moved());
       unsigned silences = 0;
       while (!source.control.wait_for_message(std::chrono::ceil<std::chrono::milliseconds>(standing_still.slice()))) {
         if (!standing_still.stalled(moved())) continue;
@@ -52,7 +53,7 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
         if (receiver->ended_channels() < channels || ++silences == patience)
           throw Failure(multifd::Error{.code = multifd::Errc::timed_out},
                         "nothing has arrived for " + limits.progress_limit().text());
-        standing_still = multifd::engine::ProgressWatch(limits.progress, moved());
+        standing_still = multifd::ProgressWatch(limits.progress, moved());
       }
       Message message = source.control.receive(large_message);
       switch (message.type) {

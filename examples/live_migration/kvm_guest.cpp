@@ -21,13 +21,15 @@
 #include <cerrno>
 #include <cstring>
 #include <thread>
-#include <utility>
 
+#include "common/descriptor.hpp"
 #include "guest_code.hpp"
 #include "guest_memory.hpp"
 
 namespace live {
 namespace {
+
+using program::Descriptor;
 
 constexpr std::size_t gib = std::size_t{1} << 30;
 
@@ -50,24 +52,6 @@ constexpr std::uint64_t pte_present = 1 << 0, pte_write = 1 << 1, pte_accessed =
 /// KVM_SET_SIGNAL_MASK. Its number contains the size of a struct that C++, unlike C, takes for 8 bytes
 /// instead of 4.
 constexpr unsigned long set_signal_mask = _IOW(KVMIO, 0x8b, std::uint32_t);
-
-class Descriptor {
- public:
-  Descriptor() = default;
-  explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~Descriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  int get() const { return fd_; }
-
- private:
-  int fd_ = -1;
-};
 
 /// An ioctl that must work.
 template <class Argument>

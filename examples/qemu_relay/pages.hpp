@@ -15,24 +15,15 @@
 #pragma once
 
 #include <multifd/memory/received_pages.hpp>
-#include <multifd/qemu/main_stream_writer.hpp>
 
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <vector>
 
-#include "common/stacks.hpp"
+#include "qemu_relay/destination.hpp"
 
 namespace relay {
-
-using MainStreamWriter = multifd::qemu::MainStreamWriter<program::Link>;
-
-/// What is known about the destination's memory before the first page.
-enum class OutMemory : std::uint8_t {
-  unknown,  ///< anything: firmware, a file that was in use, an nvdimm; every zero page is sent so that it is written
-  fresh,    ///< the user says that main memory (see fresh_blocks()) is zero
-};
 
 /// Which blocks count as zero at the destination if the user says so about main memory: all blocks over 64 MiB, and a
 /// smaller one only if it is larger than every other block and its name is no flash's. ROMs and firmware are never
@@ -44,7 +35,7 @@ class Pages {
  public:
   /// Opens the sender. Throws program::Failure.
   ///
-  /// `ram`: the source's blocks, without memory.
+  /// `ram`: the source's blocks, without memory; must outlive this object.
   Pages(const multifd::RamMap& ram, const program::StackOptions& out, OutMemory memory,
         std::vector<program::Link> links);
 
@@ -80,12 +71,13 @@ class Pages {
   multifd::Result<void> queue_as_bytes(multifd::BlockId block, std::uint64_t offset);
   multifd::Result<void> flush_bytes();
 
-  const multifd::RamMap ram_;
+  const multifd::RamMap& ram_;
   const std::vector<bool> fresh_;  ///< by block
   const bool by_record_;
   const bool by_list_;
   std::unique_ptr<program::AnySender> sender_;
-  // Many channels feed one producer; taken once a packet, beside half a megabyte of copying and compressing.
+  /// Guards the sender's producer calls, for many channels feed one producer, and all members below. Taken once a
+  /// packet, beside half a megabyte of copying and compressing.
   mutable std::mutex mutex_;
   std::vector<ZeroRun> zero_runs_;  ///< of this epoch, for the main stream
   std::uint64_t zero_records_ = 0;

@@ -25,6 +25,15 @@ constexpr std::chrono::milliseconds as_timeout(std::chrono::milliseconds limit) 
   return limit.count() == 0 ? no_timeout : limit;
 }
 
+/// When a wait of `timeout` that starts now is over. Without overflow for any value: behind no_timeout, never.
+inline std::chrono::steady_clock::time_point deadline_after(std::chrono::milliseconds timeout) noexcept {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point now = Clock::now();
+  if (timeout.count() <= 0) return now;
+  const auto room = std::chrono::floor<std::chrono::milliseconds>(Clock::time_point::max() - now);
+  return timeout >= room ? Clock::time_point::max() : now + timeout;
+}
+
 /// Checks a setting. Params: `name`: the setting's, static text. Errors: Errc::bad_option (op: the name) when it is
 /// negative.
 template <class Duration>

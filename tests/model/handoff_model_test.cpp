@@ -68,7 +68,7 @@ struct Shared {
           expect(work.epoch == synced[c], "SYNCs one by one");
           ++synced[c];
           break;
-        case Work::Kind::finished: ++ended; return;
+        case Work::Kind::end: ++ended; return;
         case Work::Kind::stopped:
           expect(stopped, "nobody was stopped without a reason");
           ++ended;
@@ -124,7 +124,7 @@ Explored epochs(unsigned channels, unsigned batches) {
       shared->close();
       shared->put(batch, 1);
       shared->close();
-      shared->handoff->finish();
+      shared->handoff->end();
     });
     spawn_workers(run, shared, channels);
     run.at_end([=] { check_all(shared, channels); });

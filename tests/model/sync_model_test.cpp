@@ -48,11 +48,12 @@ TEST_CASE("No channel passes the barrier before all have arrived, and then all d
            for (unsigned c = 0; c < 2; ++c) {
              run.spawn([=] {
                expect(shared->pass(c) && shared->pass(c), "both epochs are passed");
-               expect(shared->point->leave(c).has_value(), "an end in order");
+               expect(shared->point->channel_ended(c).has_value(), "an end in order");
              });
            }
-           run.spawn(
-               [=] { expect(shared->point->wait_for_ends(1h, no_progress, "ends").has_value(), "all ends are seen"); });
+           run.spawn([=] {
+             expect(shared->point->wait_for_channels(1h, no_progress, "ends").has_value(), "all ends are seen");
+           });
            run.at_end([=] { expect(shared->point->epochs() == 2, "two epochs"); });
          }));
   report("manual", model::explore(1 + model::preemptions(), [](Run& run) {
@@ -91,9 +92,9 @@ TEST_CASE("stop() ends every wait at the barrier and at the epochs") {
          }));
   report("epochs", model::explore(1 + model::preemptions(), [](Run& run) {
            auto epochs = std::make_shared<ClosedEpochs>(2);
-           run.spawn([=] { epochs->closed(0), epochs->closed(1), epochs->ended(); });
+           run.spawn([=] { epochs->closed(0), epochs->closed(1), epochs->channel_ended(); });
            run.spawn([=] { epochs->wait(0, 1h, [] {}); });
-           run.spawn([=] { expect(!epochs->wait_for_ends(1h, [] {}), "one channel has not left"); });
+           run.spawn([=] { expect(!epochs->wait_for_channels(1h, [] {}), "one channel has not left"); });
            run.spawn([=] { epochs->stop(); });
          }));
 }
@@ -102,9 +103,9 @@ TEST_CASE("An epoch is out when all have written it, the end when all have left"
   report("epochs", model::explore(1 + model::preemptions(), [](Run& run) {
            auto epochs = std::make_shared<ClosedEpochs>(2);
            auto written = std::make_shared<unsigned>(0);
-           for (unsigned c = 0; c < 2; ++c) run.spawn([=] { ++*written, epochs->closed(c), epochs->ended(); });
+           for (unsigned c = 0; c < 2; ++c) run.spawn([=] { ++*written, epochs->closed(c), epochs->channel_ended(); });
            run.spawn([=] { expect(epochs->wait(0, 1h, [] {}) && *written == 2, "both have written"); });
-           run.spawn([=] { expect(epochs->wait_for_ends(1h, [] {}), "both have left"); });
+           run.spawn([=] { expect(epochs->wait_for_channels(1h, [] {}), "both have left"); });
          }));
 }
 

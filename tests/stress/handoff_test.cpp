@@ -81,7 +81,7 @@ struct Recorder {
         handoff.give_back(channel, work.batch);
       }
       log.push_back(entry);
-      if (work.kind == Work::Kind::finished || work.kind == Work::Kind::stopped) return;
+      if (work.kind == Work::Kind::end || work.kind == Work::Kind::stopped) return;
     }
   }
 };
@@ -136,7 +136,7 @@ std::string broken_rule(const std::vector<Recorder>& recorders, const Produced& 
       } else if (entry.kind == Work::Kind::close_epoch) {
         if (entry.epoch != syncs) return "SYNCs count up";
         ++syncs;
-      } else if (entry.kind != Work::Kind::finished || i + 1 != recorder.log.size()) {
+      } else if (entry.kind != Work::Kind::end || i + 1 != recorder.log.size()) {
         return "the end comes last, in order";
       }
     }
@@ -180,7 +180,7 @@ TEST_CASE(
         for (unsigned c = 0; c < channels; ++c)
           threads.emplace_back([&, c] { recorders[c].run(*handoff, c, seed + c); });
         produced = produce(*handoff, 600, seed);
-        handoff->finish();
+        handoff->end();
       }
       CHECK(broken_rule(recorders, produced) == "");
     }
@@ -199,7 +199,7 @@ TEST_CASE("A batch put and its epoch closed while the worker polls: the batch st
       std::uint64_t syncs = 0;
       for (;;) {
         const Work work = handoff->take(c);
-        if (work.kind == Work::Kind::finished) return;
+        if (work.kind == Work::Kind::end) return;
         if (work.kind == Work::Kind::close_epoch) {
           ++syncs;
         } else {
@@ -219,7 +219,7 @@ TEST_CASE("A batch put and its epoch closed while the worker polls: the batch st
     if (epoch % 4 != 0)
       for (unsigned spin = 0; spin < 2000 && done.load(std::memory_order_relaxed) < 3 * epoch + 2; ++spin) continue;
   }
-  handoff->finish();
+  handoff->end();
   threads.clear();
   CHECK(late.load() == 0);
   CHECK(done.load() == 3 * epochs);
@@ -243,7 +243,7 @@ TEST_CASE("A throttled channel stalls neither the others nor close_epoch()") {
           if (c == 0 && !holds_a_batch) hold.wait();
           for (;;) {
             const Work work = handoff->take(c);
-            if (work.kind == Work::Kind::finished) return;
+            if (work.kind == Work::Kind::end) return;
             if (work.kind == Work::Kind::close_epoch) ++syncs[c];
             if (work.kind != Work::Kind::batch) continue;
             if (c == 0 && holds_a_batch) hold.wait();
@@ -264,7 +264,7 @@ TEST_CASE("A throttled channel stalls neither the others nor close_epoch()") {
       CHECK(taken_by_held.load() == 0);
       CHECK(taken_by_others + std::uint64_t{channels} * depth >= batches);
       hold.release();
-      handoff->finish();
+      handoff->end();
       threads.clear();
       CHECK(taken_by_held + taken_by_others == batches);
       for (const std::uint64_t each : syncs) CHECK(each == epochs);
@@ -285,7 +285,7 @@ TEST_CASE("More busy workers than cores: everything gets through, also when thos
     threads.emplace_back([&, c] {
       for (;;) {
         const Work work = handoff->take(c);
-        if (work.kind == Work::Kind::finished) return;
+        if (work.kind == Work::Kind::end) return;
         if (work.kind != Work::Kind::batch) continue;
         // All but one, whoever comes first: those are the ones that do not rest.
         if (holding && held.fetch_add(1) < channels - 1) hold.wait();
@@ -308,7 +308,7 @@ TEST_CASE("More busy workers than cores: everything gets through, also when thos
   handoff->close_epoch();
   CHECK(taken + 2 * channels >= batches);
   hold.release();
-  handoff->finish();
+  handoff->end();
   threads.clear();
   CHECK(taken == batches);
 }
@@ -328,7 +328,7 @@ TEST_CASE("A single channel that moves is enough, however many do not") {
           if (c != channels - 1) hold.wait();
           for (;;) {
             const Work work = handoff->take(c);
-            if (work.kind == Work::Kind::finished) return;
+            if (work.kind == Work::Kind::end) return;
             if (work.kind != Work::Kind::batch) continue;
             ++taken[c];
             handoff->give_back(c, work.batch);
@@ -341,7 +341,7 @@ TEST_CASE("A single channel that moves is enough, however many do not") {
         batch = handoff->put(batch, ignore_waits);
       }
       hold.release();
-      handoff->finish();
+      handoff->end();
       threads.clear();
       // The others, once released, get at most what was queued then.
       CHECK(taken[channels - 1] + channels * depth >= 1000);
@@ -422,7 +422,7 @@ TEST_CASE("A batch for which no worker was woken is taken after push_out()") {
     handoff->push_out();
     taken.acquire();
   }
-  handoff->finish();
+  handoff->end();
 }
 
 TEST_CASE("An epoch that is closed wakes every worker for its SYNC, without push_out()") {
@@ -439,7 +439,7 @@ TEST_CASE("An epoch that is closed wakes every worker for its SYNC, without push
     handoff->close_epoch();
     for (unsigned c = 0; c < channels; ++c) synced.acquire();
   }
-  handoff->finish();
+  handoff->end();
 }
 
 TEST_CASE("Nothing is allocated after create(), however long the run") {
@@ -457,7 +457,7 @@ TEST_CASE("Nothing is allocated after create(), however long the run") {
       started.release();
       for (;;) {
         const Work work = handoff->take(c);
-        if (work.kind == Work::Kind::finished) break;
+        if (work.kind == Work::Kind::end) break;
         if (work.kind != Work::Kind::batch) continue;
         handoff->give_back(c, work.batch);
         taken.fetch_add(1, std::memory_order_relaxed);
@@ -475,7 +475,7 @@ TEST_CASE("Nothing is allocated after create(), however long the run") {
     batch = handoff->put(batch, ignore_waits);
     if (i % 1000 == 0) handoff->close_epoch();
   }
-  handoff->finish();
+  handoff->end();
   while (taken.load(std::memory_order_relaxed) < batches) std::this_thread::yield();
   const std::uint64_t after = test::allocations();
   end.release();

@@ -32,6 +32,15 @@ using exemplar::FileSender;
 
 namespace {
 
+// What has no messages takes none.
+template <class Producer>
+concept TakesMessages = requires(Producer& producer, Message message) { producer.queue_message(std::move(message)); };
+struct WithMessages : FileOutlet {
+  Result<engine::Sent> send_message(const Message&, engine::Meter&) noexcept { return engine::Sent{}; }
+};
+static_assert(!TakesMessages<engine::BatchProducer<FileOutlet, ZeroPagesNone, FromGuest>>);
+static_assert(TakesMessages<engine::BatchProducer<WithMessages, ZeroPagesNone, FromGuest>>);
+
 /// One whose first list of pages waits, whichever channel has it.
 class GatedOutlet : public FileOutlet {
  public:

@@ -34,6 +34,7 @@
 #include "multifd/engine/core_demand.hpp"
 #include "multifd/engine/shared_ring.hpp"
 #include "multifd/engine/sleepers.hpp"
+#include "multifd/engine/spin.hpp"
 #include "multifd/limits.hpp"
 #include "multifd/memory/page_batch.hpp"
 #include "multifd/result.hpp"
@@ -45,7 +46,7 @@ struct Work {
   enum class Kind : std::uint8_t {
     batch,        ///< send `batch`, then give_back() it
     close_epoch,  ///< close epoch `epoch`: a SYNC, on a multifd channel
-    finished,     ///< everything is sent: end the channel in order
+    end,          ///< everything is sent: end the channel in order
     stopped,      ///< give up at once
   };
   Kind kind;
@@ -55,7 +56,7 @@ struct Work {
 
 /// Hand-off between one producer and N workers.
 ///
-/// Threads: put(), close_epoch(), push_out(), finish() by the producer; take(c), give_back(c) by worker c; stop() by
+/// Threads: put(), close_epoch(), push_out(), end() by the producer; take(c), give_back(c) by worker c; stop() by
 ///   any.
 /// Progress: put() blocks when every channel is full; take() blocks when there is nothing to do; no other call blocks.
 /// Cost: nothing is allocated after create(); two ring operations a batch; a system call only to wake a sleeper.
@@ -140,9 +141,9 @@ class BatchHandoff {
     }
   }
 
-  /// Says that no more batches and epochs come: workers drain the ring, then get Kind::finished.
-  void finish() noexcept {
-    finished_.store(true, std::memory_order_seq_cst);
+  /// Says that no more batches and epochs come: workers drain the ring, then get Kind::end.
+  void end() noexcept {
+    ended_.store(true, std::memory_order_seq_cst);
     wake_all();
   }
 
@@ -240,7 +241,7 @@ class BatchHandoff {
     if (stopped_.load(std::memory_order_acquire)) return Work{.kind = Work::Kind::stopped};  // meets stop()
     // The reads go against the order of the producer's writes, which is: batches, then the epoch's close, then the end.
     // So a worker that sees the end sees every close, and a worker that sees a close sees every batch of that epoch.
-    const bool finished = finished_.load(std::memory_order_acquire);       // meets finish()
+    const bool ended = ended_.load(std::memory_order_acquire);             // meets end()
     const std::uint64_t closed = closed_.load(std::memory_order_acquire);  // meets close_epoch()
     switch (const auto [first, batch] = ring_.take(mine.synced); first) {
       case SharedRing::First::taken: return Work{.kind = Work::Kind::batch, .batch = batch, .epoch = mine.synced};
@@ -248,7 +249,7 @@ class BatchHandoff {
       case SharedRing::First::none: break;
     }
     if (closed > mine.synced) return Work{.kind = Work::Kind::close_epoch, .epoch = mine.synced++};
-    if (finished) return Work{.kind = Work::Kind::finished};
+    if (ended) return Work{.kind = Work::Kind::end};
     return std::nullopt;
   }
 
@@ -256,7 +257,7 @@ class BatchHandoff {
 
   bool has_more_than_batches(const Channel& mine) const noexcept {
     return closed_.load(std::memory_order_seq_cst) > mine.synced || stopped_.load(std::memory_order_seq_cst) ||
-           finished_.load(std::memory_order_seq_cst);
+           ended_.load(std::memory_order_seq_cst);
   }
 
   /// Called when this worker has found work: if much more is waiting, another worker is woken for it.
@@ -365,14 +366,6 @@ class BatchHandoff {
     return false;
   }
 
-  static void spin_pause() noexcept {
-#if MULTIFD_X86_64
-    __builtin_ia32_pause();
-#elif MULTIFD_AARCH64
-    asm volatile("yield");
-#endif
-  }
-
   const unsigned channel_count_;
   const unsigned depth_;
   std::unique_ptr<Channel[]> channels_;
@@ -386,7 +379,7 @@ class BatchHandoff {
 
   SharedRing ring_;
   alignas(cache_line) std::atomic<std::uint64_t> closed_{0};  ///< epochs closed; also the number of the open one
-  std::atomic<bool> finished_{false};
+  std::atomic<bool> ended_{false};
   std::atomic<bool> stopped_{false};
   std::atomic<std::uint32_t> searching_{0};  ///< workers awake without a batch
   Sleepers sleepers_;

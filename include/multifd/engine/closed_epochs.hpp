@@ -13,7 +13,7 @@
 
 namespace multifd::engine {
 
-/// Threads: closed(), ended(), confirmed() by the workers; the waits and stop() by any.
+/// Threads: closed(), channel_ended(), confirmed() by the workers; the waits and stop() by any.
 ///
 /// Every wait calls `check()` once in each `slice`; `check()` may call stop(). A wait returns whether its condition
 /// came true.
@@ -26,8 +26,8 @@ class ClosedEpochs {
     monitor_.update([&] { ++closed_[channel]; });
   }
   /// A channel's worker has ended.
-  void ended() noexcept {
-    monitor_.update([&] { ++ended_; });
+  void channel_ended() noexcept {
+    monitor_.update([&] { ++ended_channels_; });
   }
   /// The receiver has confirmed that everything has arrived.
   void confirmed() noexcept {
@@ -41,8 +41,8 @@ class ClosedEpochs {
   }
   /// Waits until every channel has ended.
   template <class Check>
-  bool wait_for_ends(std::chrono::nanoseconds slice, Check&& check) noexcept {
-    return wait_for([&] { return ended_ == closed_.size(); }, slice, check);
+  bool wait_for_channels(std::chrono::nanoseconds slice, Check&& check) noexcept {
+    return wait_for([&] { return ended_channels_ == closed_.size(); }, slice, check);
   }
   /// Waits for confirmed().
   template <class Check>
@@ -65,7 +65,7 @@ class ClosedEpochs {
 
   Monitor monitor_;
   std::vector<std::uint64_t> closed_;
-  std::size_t ended_ = 0;
+  std::size_t ended_channels_ = 0;
   bool confirmed_ = false;
 };
 

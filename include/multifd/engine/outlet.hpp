@@ -49,6 +49,10 @@ class Meter {
     return granted ? Result<void>{} : fail(Errc::cancelled, Stage::write);
   }
 
+  /// Called by an outlet as often as bytes leave, also for a part of what it writes. Without such calls a write that takes
+  /// longer than SenderOptions::progress_timeout counts as standing still.
+  void moved(std::size_t bytes) noexcept { counters_.moved_bytes.add(bytes); }
+
   // Each adds the time since the call before to the stage that it names. A worker calls the first two, its outlet the
   // others.
   void idled() noexcept { clock_.lap(counters_.idle_ns); }

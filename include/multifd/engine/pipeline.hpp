@@ -22,7 +22,7 @@ namespace multifd::engine {
 struct PipelineOptions {
   std::uint64_t bandwidth = 0;
   unsigned depth = 0;
-  std::chrono::milliseconds progress_timeout{120'000};
+  std::chrono::milliseconds progress_timeout = default_send_progress_timeout;
   std::function<bool()> interrupted{};  ///< polled while the producer or a waiting thread waits; true: cancel
   ThreadHook thread_hook{};
   ErrorHook on_error{};
@@ -64,6 +64,8 @@ class Pipeline {
   Pipeline(const Pipeline&) = delete;
   Pipeline& operator=(const Pipeline&) = delete;
   ~Pipeline() {
+    if (visitors.entered() || producer.entered())
+      MULTIFD_MISUSE("a Sender is destroyed while another thread is in one of its calls", {}, 0);
     if (crew_.started() && !producer.finished()) shared_.error.abandon("Sender destroyed");
     crew_.join();
     shared_.error.wait_stopped();
@@ -143,7 +145,7 @@ class Pipeline {
     if (confirmed_within != nullptr) shared_.wants_confirmation.store(true, std::memory_order_relaxed);
     if (auto finished = producer.finish(); !finished) return finished;
     auto watch = shared_.watch();
-    shared_.epochs.wait_for_ends(watch.slice(), [&] { shared_.check_progress(watch); });
+    shared_.epochs.wait_for_channels(watch.slice(), [&] { shared_.check_progress(watch); });
     if (confirmed_within != nullptr) wait_for_confirmation(*confirmed_within);
     crew_.join();
     if (shared_.error.failed()) return std::unexpected(shared_.error.get());
@@ -175,7 +177,8 @@ class Pipeline {
   Crew<Worker> crew_;
 
  public:
-  BatchProducer<Z, From> producer;
+  BatchProducer<O, Z, From> producer;
+  [[no_unique_address]] VisitorsOfBuild visitors;  ///< threads in the calls that any may make
 };
 
 }  // namespace multifd::engine

@@ -45,9 +45,9 @@ class SendWorker {
     Result<void> ended = work();
     counters().cpu_ns.set(thread_cpu_ns());
     if (!ended) raise(ended.error());
-    shared_.epochs.ended();
+    shared_.epochs.channel_ended();
     if constexpr (HasAnswer<O>) {
-      // Relaxed: the value is set before the hand-off is finished, and a worker that ends in order has seen that end.
+      // Relaxed: the value is set before the hand-off has ended, and a worker that ends in order has seen that end.
       if (channel_ != 0 || !ended || !shared_.wants_confirmation.load(std::memory_order_relaxed)) return;
       if (auto confirmed = outlet_.confirmation(); !confirmed) shared_.error.raise(confirmed.error());
       shared_.epochs.confirmed();
@@ -96,7 +96,7 @@ class SendWorker {
         case Work::Kind::close_epoch:
           if (auto closed = close_epoch(work.epoch); !closed) return closed;
           break;
-        case Work::Kind::finished: return outlet_.end();
+        case Work::Kind::end: return outlet_.end();
         case Work::Kind::stopped: return {};  // the reason is the first error already
       }
     }

@@ -16,13 +16,13 @@
 #include <new>
 
 #include "multifd/engine/monitor.hpp"
-#include "multifd/engine/progress_watch.hpp"
 #include "multifd/options.hpp"
+#include "multifd/progress_watch.hpp"
 #include "multifd/result.hpp"
 
 namespace multifd::packets {
 
-/// Threads: arrive() and leave() by the channels' workers; release_when_all() by the caller; stop() by any.
+/// Threads: arrive() and channel_ended() by the channels' workers; release_when_all() by the caller; stop() by any.
 ///
 /// Time limits: a wait for a *missing* channel fails with Errc::timed_out when `limit` passes in which `progress()`
 /// did not change; a wait for the *caller* has no limit.
@@ -48,8 +48,8 @@ class EpochBarrier {
   [[nodiscard]] Result<void> arrive(std::uint32_t channel, Progress&& progress) noexcept {
     Monitor::Lock held = monitor_.lock();
     if (monitor_.stopped(held)) return stopped();
-    if (left_ > 0) return blame(Errc::unsynced_end, first_with(State::left));
-    if (ended_) return blame(Errc::sync_mismatch, channel);
+    if (ended_channels_ > 0) return blame(Errc::unsynced_end, first_with(State::ended));
+    if (epochs_ended_) return blame(Errc::sync_mismatch, channel);
     present_[channel] = State::waiting;
     ++waiting_;
     const std::uint64_t mine = epochs_;
@@ -73,11 +73,11 @@ class EpochBarrier {
   /// Reports the orderly end of `channel`.
   ///
   /// Errors: Errc::unsynced_end if other channels wait for its SYNC.
-  [[nodiscard]] Result<void> leave(std::uint32_t channel) noexcept {
+  [[nodiscard]] Result<void> channel_ended(std::uint32_t channel) noexcept {
     const Monitor::Lock held = monitor_.lock();
     if (monitor_.stopped(held)) return stopped();
-    present_[channel] = State::left;
-    ++left_;
+    present_[channel] = State::ended;
+    ++ended_channels_;
     monitor_.notify();
     if (waiting_ > 0) return blame(Errc::unsynced_end, channel);
     return {};
@@ -91,11 +91,11 @@ class EpochBarrier {
   template <class Progress, class WhileHeld = Nothing>
   [[nodiscard]] Result<std::uint64_t> release_when_all(Progress&& progress, WhileHeld&& while_held = {}) {
     Monitor::Lock held = monitor_.lock();
-    const auto ready = [&] { return left_ > 0 || waiting_ == channels_; };
+    const auto ready = [&] { return ended_channels_ > 0 || waiting_ == channels_; };
     if (!wait(held, limit_, ready, progress))
       return std::unexpected(blame(Errc::timed_out, first_with(State::reading)).error());
     if (monitor_.stopped(held)) return std::unexpected(stopped().error());
-    if (waiting_ != channels_) return std::unexpected(blame(Errc::unsynced_end, first_with(State::left)).error());
+    if (waiting_ != channels_) return std::unexpected(blame(Errc::unsynced_end, first_with(State::ended)).error());
     held.unlock();  // nobody arrives or leaves while all wait; only stop() may come
     if (Result<void> done = while_held(); !done) return std::unexpected(done.error());
     held.lock();
@@ -107,21 +107,27 @@ class EpochBarrier {
   /// Says that the caller closes no more epochs (manual mode): a channel that waits, or comes to wait, has sent a
   /// SYNC too many.
   /// Errors: Errc::sync_mismatch for a channel that waits already.
-  [[nodiscard]] Result<void> end() noexcept {
+  [[nodiscard]] Result<void> end_epochs() noexcept {
     const Monitor::Lock held = monitor_.lock();
-    ended_ = mode_ == Barrier::manual;
-    if (ended_ && waiting_ > 0) return blame(Errc::sync_mismatch, first_with(State::waiting));
+    epochs_ended_ = mode_ == Barrier::manual;
+    if (epochs_ended_ && waiting_ > 0) return blame(Errc::sync_mismatch, first_with(State::waiting));
     return {};
   }
 
-  /// Waits until every channel has left, or stop(). `limit`: of this call; 0 checks once and does not wait.
+  /// Whether end_epochs() has been called in manual mode.
+  bool epochs_ended() const noexcept {
+    const Monitor::Lock held = monitor_.lock();
+    return epochs_ended_;
+  }
+
+  /// Waits until every channel has ended, or stop(). `limit`: of this call; 0 checks once and does not wait.
   /// Errors: Errc::timed_out (`op`) when `limit` passes in which `progress()` did not change; Error::channel is the
-  ///   first that has not left.
+  ///   first that has not ended.
   template <class Progress>
-  [[nodiscard]] Result<void> wait_for_ends(std::chrono::milliseconds limit, Progress&& progress,
-                                           const char* op) noexcept {
+  [[nodiscard]] Result<void> wait_for_channels(std::chrono::milliseconds limit, Progress&& progress,
+                                               const char* op) noexcept {
     Monitor::Lock held = monitor_.lock();
-    const auto ended = [&] { return monitor_.stopped(held) || left_ == channels_; };
+    const auto ended = [&] { return monitor_.stopped(held) || ended_channels_ == channels_; };
     if (limit.count() == 0 ? ended() : wait(held, limit, ended, progress)) return {};
     Error error{.code = Errc::timed_out, .stage = Stage::read, .op = op};
     error.channel = first_with(State::reading);
@@ -132,9 +138,9 @@ class EpochBarrier {
   void stop() noexcept { monitor_.stop(); }
 
   /// How many channels have ended.
-  unsigned ended() const noexcept {
+  unsigned ended_channels() const noexcept {
     const Monitor::Lock held = monitor_.lock();
-    return left_;
+    return ended_channels_;
   }
 
   std::uint64_t epochs() const noexcept {
@@ -144,7 +150,7 @@ class EpochBarrier {
 
  private:
   using Monitor = engine::Monitor;
-  enum class State : std::uint8_t { reading, waiting, left };
+  enum class State : std::uint8_t { reading, waiting, ended };
 
   EpochBarrier(unsigned channels, Barrier mode, std::chrono::milliseconds limit) noexcept
       : channels_(channels), mode_(mode), limit_(limit), present_(new(std::nothrow) State[channels]{}) {}
@@ -159,7 +165,7 @@ class EpochBarrier {
   /// False: nothing moved for `limit`.
   template <class Ready, class Progress>
   bool wait(Monitor::Lock& held, std::chrono::milliseconds limit, Ready&& ready, Progress&& progress) noexcept {
-    engine::ProgressWatch watch(limit, 0);  // progress() may stop everything: never called while this is held
+    ProgressWatch watch(limit, 0);  // progress() may stop everything: never called while this is held
     return monitor_.wait(held, watch.slice(), ready, [&] { return !watch.stalled(progress()); });
   }
 
@@ -182,9 +188,9 @@ class EpochBarrier {
   Monitor monitor_;
   std::unique_ptr<State[]> present_;
   unsigned waiting_ = 0;
-  unsigned left_ = 0;
+  unsigned ended_channels_ = 0;
   std::uint64_t epochs_ = 0;
-  bool ended_ = false;
+  bool epochs_ended_ = false;
 };
 
 }  // namespace multifd::packets

@@ -43,8 +43,7 @@ struct PageSinkContractOptions {
   /// What memory holds before the first page comes. Zeros are right for every sink; other bytes show whether a zero page
   /// is written over them.
   std::byte old_content{};
-  /// How long stop() may take. Only a sink that fails needs so long.
-  std::chrono::milliseconds patience = std::chrono::seconds(5);
+  std::chrono::milliseconds patience = std::chrono::seconds(5);  ///< how long stop() may take; only a bad one needs it
 };
 
 namespace testing::detail {

@@ -119,12 +119,12 @@ namespace detail {
 /// Threads: any thread.
 /// Example: `auto link = multifd::connect_to({.host = "192.0.2.7", .port = 4444});`
 [[nodiscard]] inline Result<FdTransport> connect_to(const Address& address, const SocketOptions& options = {}) {
-  return detail::connect_until(address, detail::deadline_after(as_timeout(options.connect_timeout)), options);
+  return detail::connect_until(address, deadline_after(as_timeout(options.connect_timeout)), options);
 }
 
 /// Connects once for each channel, one after the other; a channel's id is its index.
 /// Params `channels`: 1 to max_channels.
-/// Errors: `bad_channel_count`; those of connect_to(), with the channel that failed. `options.connect_timeout` holds
+/// Errors: `bad_channel_count`; ENOMEM; those of connect_to(), with the channel that failed. `options.connect_timeout` holds
 ///   for all of them together. One failure closes all.
 /// Threads: any thread. Cost: resolves a name once for each channel.
 [[nodiscard]] inline Result<std::vector<FdTransport>> connect_channels(const Address& address, unsigned channels,
@@ -132,9 +132,14 @@ namespace detail {
   if (channels < 1 || channels > max_channels) {
     return fail(Errc::bad_channel_count, Stage::connect, "connect", channels);
   }
-  const detail::Clock::time_point deadline = detail::deadline_after(as_timeout(options.connect_timeout));
-  std::vector<FdTransport> links;
-  links.reserve(channels);
+  const detail::Clock::time_point deadline = deadline_after(as_timeout(options.connect_timeout));
+  auto room = catch_bad_alloc(Stage::connect, "connect", [&]() -> Result<std::vector<FdTransport>> {
+    std::vector<FdTransport> empty;
+    empty.reserve(channels);
+    return empty;
+  });
+  if (!room) return room;
+  std::vector<FdTransport> links = std::move(*room);
   for (unsigned id = 0; id < channels; ++id) {
     Result<FdTransport> link = detail::connect_until(address, deadline, options);
     if (!link) {

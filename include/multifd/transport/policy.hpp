@@ -36,8 +36,8 @@ concept HasShutdown = requires(T& transport) {
 };
 
 /// Optional: a transport that can wait for many bytes in one call, so that the reader is not woken for each part of
-/// them. `read_full(buffers)` is read_some() that returns fewer bytes than `buffers` hold only at an end, an error, or
-/// a signal.
+/// them. `read_full(buffers)` is read_some() that returns fewer bytes than `buffers` hold only at an end, an error,
+/// a signal, or after a while, so that the bytes of a slow peer are seen to move.
 template <class T>
 concept HasReadFull = requires(T& transport, MutableBuffers buffers) {
   { transport.read_full(buffers) } noexcept -> std::same_as<Result<std::size_t>>;

@@ -125,14 +125,14 @@ TEST_CASE("Batches of an epoch come before the SYNC that ends it, in the order t
   for (std::uint64_t page = 3; page < 5; ++page) batch = put_page(*handoff, batch, page);
   CHECK(handoff->close_epoch() == 1);
   put_page(*handoff, batch, 5);
-  handoff->finish();
+  handoff->end();
 
   for (std::uint64_t page = 0; page < 3; ++page) check_batch(*handoff, 0, page, 0);
   check_sync(*handoff, 0, 0);
   for (std::uint64_t page = 3; page < 5; ++page) check_batch(*handoff, 0, page, 1);
   check_sync(*handoff, 0, 1);
   check_batch(*handoff, 0, 5, 2);
-  CHECK(handoff->take(0).kind == Work::Kind::finished);
+  CHECK(handoff->take(0).kind == Work::Kind::end);
 }
 
 TEST_CASE("An epoch that is still open gets no SYNC, although its batches are all taken") {
@@ -143,19 +143,19 @@ TEST_CASE("An epoch that is still open gets no SYNC, although its batches are al
   check_batch(*handoff, 0, 1, 0);
   check_sync(*handoff, 0, 0);
   check_batch(*handoff, 0, 2, 1);
-  handoff->finish();
-  CHECK(handoff->take(0).kind == Work::Kind::finished);  // and no SYNC of epoch 1
+  handoff->end();
+  CHECK(handoff->take(0).kind == Work::Kind::end);  // and no SYNC of epoch 1
 }
 
 TEST_CASE("Idle channels get every SYNC, too") {
   const auto handoff = make(3, 4);
   put_page(*handoff, handoff->first_batch(), 7);
   for (std::uint64_t epoch = 0; epoch < 4; ++epoch) CHECK(handoff->close_epoch() == epoch);
-  handoff->finish();
+  handoff->end();
   check_batch(*handoff, 0, 7, 0);
   for (unsigned channel = 0; channel < 3; ++channel) {
     for (std::uint64_t epoch = 0; epoch < 4; ++epoch) check_sync(*handoff, channel, epoch);
-    CHECK(handoff->take(channel).kind == Work::Kind::finished);
+    CHECK(handoff->take(channel).kind == Work::Kind::end);
   }
 }
 
@@ -171,19 +171,19 @@ TEST_CASE("Finished comes after everything, and stays") {
   const auto handoff = make(2, 4);
   put_page(*handoff, handoff->first_batch(), 1);
   handoff->close_epoch();
-  handoff->finish();
+  handoff->end();
   check_batch(*handoff, 0, 1, 0);
   for (const unsigned channel : {0u, 1u}) {
     check_sync(*handoff, channel, 0);
-    for (int i = 0; i < 3; ++i) CHECK(handoff->take(channel).kind == Work::Kind::finished);
+    for (int i = 0; i < 3; ++i) CHECK(handoff->take(channel).kind == Work::Kind::end);
   }
 }
 
 TEST_CASE("An end without any epoch or batch is just an end") {
   const auto handoff = make(2, 2);
-  handoff->finish();
-  CHECK(handoff->take(0).kind == Work::Kind::finished);
-  CHECK(handoff->take(1).kind == Work::Kind::finished);
+  handoff->end();
+  CHECK(handoff->take(0).kind == Work::Kind::end);
+  CHECK(handoff->take(1).kind == Work::Kind::end);
 }
 
 TEST_CASE("Each batch goes to the channel that asks for one first, in the order they were put") {
@@ -225,7 +225,7 @@ TEST_CASE("stop() comes before everything that is queued, for put() and take(), 
   const auto handoff = make(2, 4);
   PageBatch* batch = put_page(*handoff, handoff->first_batch(), 1);
   handoff->close_epoch();
-  handoff->finish();
+  handoff->end();
   handoff->stop();
   for (int i = 0; i < 2; ++i) {
     CHECK(handoff->take(0).kind == Work::Kind::stopped);

@@ -68,18 +68,18 @@ TEST_CASE("A wait calls its check meanwhile, and the check may stop the wait") {
 
 TEST_CASE("The end is when every channel has left") {
   ClosedEpochs epochs(2);
-  epochs.ended();
+  epochs.channel_ended();
   int looks = 0;
   {
     std::jthread last;
-    CHECK(epochs.wait_for_ends(1ms, [&] {
-      if (++looks == 2) last = std::jthread([&] { epochs.ended(); });
+    CHECK(epochs.wait_for_channels(1ms, [&] {
+      if (++looks == 2) last = std::jthread([&] { epochs.channel_ended(); });
     }));
     CHECK(looks >= 2);
   }
   epochs.stop();
-  CHECK(epochs.wait_for_ends(1h, nothing));
+  CHECK(epochs.wait_for_channels(1h, nothing));
   ClosedEpochs other(1);
   other.stop();
-  CHECK_FALSE(other.wait_for_ends(1h, nothing));
+  CHECK_FALSE(other.wait_for_channels(1h, nothing));
 }

@@ -81,7 +81,7 @@ TEST_CASE("Automatic: the last channel to arrive releases all, every epoch anew"
             for (const auto& other : reached)
               if (other < epoch + 1 || other > epoch + 2) ++failures;
           }
-          if (!point->leave(c)) failures += 1000;
+          if (!point->channel_ended(c)) failures += 1000;
         });
       }
     }
@@ -191,7 +191,7 @@ TEST_CASE("Manual: while_held does not run when a channel is missing or has ende
   };
   check_blamed(make(1, Barrier::manual, 20ms)->release_when_all(no_progress, never_called), Errc::timed_out, 0);
   const auto point = make(2, Barrier::manual);
-  CHECK(point->leave(1));
+  CHECK(point->channel_ended(1));
   check_blamed(point->release_when_all(no_progress, never_called), Errc::unsynced_end, 1);
   point->stop();
   CHECK(point->release_when_all(no_progress, never_called).error().code == Errc::cancelled);
@@ -240,7 +240,7 @@ TEST_CASE("A wait goes on while something moves, and ends one limit after the la
 TEST_CASE("A channel that ends while others wait for its SYNC is refused and named") {
   const auto point = make(2, Barrier::automatic);
   Arrival waiting(*point, 0);
-  check_blamed(point->leave(1), Errc::unsynced_end, 1);
+  check_blamed(point->channel_ended(1), Errc::unsynced_end, 1);
   point->stop();  // as the first error does
   CHECK(waiting.result().error().code == Errc::cancelled);
 }
@@ -248,7 +248,7 @@ TEST_CASE("A channel that ends while others wait for its SYNC is refused and nam
 TEST_CASE("A SYNC after another channel's end is refused, naming the one that ended") {
   for (const Barrier mode : {Barrier::automatic, Barrier::manual}) {
     const auto point = make(3, mode);
-    CHECK(point->leave(2));
+    CHECK(point->channel_ended(2));
     check_blamed(point->arrive(0, no_progress), Errc::unsynced_end, 2);
   }
 }
@@ -258,14 +258,14 @@ TEST_CASE(
     "waits") {
   {
     const auto point = make(2, Barrier::manual);
-    CHECK(point->leave(1));
+    CHECK(point->channel_ended(1));
     check_blamed(point->release_when_all(no_progress), Errc::unsynced_end, 1);
   }
   {
     const auto point = make(2, Barrier::manual);
     std::jthread leaver;
     const auto result = point->release_when_all([&] {
-      if (!leaver.joinable()) leaver = std::jthread([&] { (void)point->leave(0); });
+      if (!leaver.joinable()) leaver = std::jthread([&] { (void)point->channel_ended(0); });
       return std::uint64_t{0};
     });
     check_blamed(result, Errc::unsynced_end, 0);
@@ -276,16 +276,16 @@ TEST_CASE("All channels may end when none waits") {
   const auto point = make(3, Barrier::manual);
   unsigned ended = 0;
   for (const std::uint32_t channel : {1u, 0u, 2u}) {
-    CHECK(point->ended() == ended++);
-    CHECK(point->leave(channel));
+    CHECK(point->ended_channels() == ended++);
+    CHECK(point->channel_ended(channel));
   }
-  CHECK(point->ended() == 3);
-  CHECK(point->end());
+  CHECK(point->ended_channels() == 3);
+  CHECK(point->end_epochs());
 }
 
 TEST_CASE("Manual: a SYNC after the caller's end is one too many, and its channel is named") {
   const auto point = make(2, Barrier::manual);
-  CHECK(point->end());
+  CHECK(point->end_epochs());
   check_blamed(point->arrive(1, no_progress), Errc::sync_mismatch, 1);
 }
 
@@ -293,7 +293,7 @@ TEST_CASE("Manual: a SYNC too many is found by whoever comes second, the channel
   for (int round = 0; round < 50; ++round) {
     const auto point = make(2, Barrier::manual);
     Arrival extra(*point, 1, Barrier::manual);
-    const Result<void> ended = point->end();
+    const Result<void> ended = point->end_epochs();
     point->stop();
     if (ended) {
       const Result<void> result = extra.result();
@@ -309,7 +309,7 @@ TEST_CASE("Manual: a SYNC too many is found by whoever comes second, the channel
 
 TEST_CASE("Automatic: end() is nothing to the channels, which release themselves") {
   const auto point = make(1, Barrier::automatic);
-  CHECK(point->end());
+  CHECK(point->end_epochs());
   CHECK(point->arrive(0, no_progress));
 }
 
@@ -322,7 +322,7 @@ TEST_CASE("stop() ends every wait, now and later") {
     CHECK(zero.result().error().code == Errc::cancelled);
     CHECK(one.result().error().code == Errc::cancelled);
     CHECK(point->arrive(2, no_progress).error().code == Errc::cancelled);
-    CHECK(point->leave(2).error().code == Errc::cancelled);
+    CHECK(point->channel_ended(2).error().code == Errc::cancelled);
   }
   {
     const auto point = make(2, Barrier::manual);

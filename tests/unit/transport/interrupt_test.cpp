@@ -48,7 +48,7 @@ TEST_CASE("a wait ends by deadline, by interrupt, by readiness, in bounded time"
   test::FdPair pair = test::unix_pair();
   const int fd = pair.second.native_handle();
   const auto wait = [&](std::chrono::milliseconds timeout) {
-    return detail::wait_for(fd, POLLIN, detail::deadline_after(timeout), &*interrupt, Stage::read, "wait");
+    return detail::wait_for(fd, POLLIN, deadline_after(timeout), &*interrupt, Stage::read, "wait");
   };
 
   const test::Stopwatch time;

@@ -20,14 +20,6 @@ namespace detail {
 
 using Clock = std::chrono::steady_clock;
 
-/// When a wait of `timeout` that starts now is over; without overflow for any value.
-inline Clock::time_point deadline_after(std::chrono::milliseconds timeout) noexcept {
-  const Clock::time_point now = Clock::now();
-  if (timeout.count() <= 0) return now;
-  const auto room = std::chrono::floor<std::chrono::milliseconds>(Clock::time_point::max() - now);
-  return timeout >= room ? Clock::time_point::max() : now + timeout;
-}
-
 /// Milliseconds to a deadline, for poll() and epoll_wait(). Rounded up, so that no wait returns early and spins.
 inline int poll_timeout(Clock::time_point deadline) noexcept {
   if (deadline == Clock::time_point::max()) return -1;

@@ -9,8 +9,11 @@
 
 #include "multifd/time_limit.hpp"
 
-namespace multifd::engine {
+namespace multifd {
 
+/// Watches a sum of bytes, or of anything that grows as long as the work goes on: what Sender and Receiver wait by, for a
+/// main connection beside them.
+///
 /// Threads: one, which calls stalled() at least every slice() while it waits.
 class ProgressWatch {
  public:
@@ -32,14 +35,15 @@ class ProgressWatch {
     return std::clamp<std::chrono::nanoseconds>(limit_ / 8, 1ms, 250ms);
   }
 
-  /// Whether the sum has stayed the same for `limit` and `longer` together. `sum`: what it is now.
-  bool stalled(std::uint64_t sum, std::chrono::nanoseconds longer = {}) noexcept {
+  /// Whether the sum has stayed the same for `limit`. `sum`: what it is now. `excused`: that this side itself holds
+  /// everything back now, and the limit begins anew.
+  bool stalled(std::uint64_t sum, bool excused = false) noexcept {
     const auto now = Clock::now();
-    if (sum != sum_) {
+    if (sum != sum_ || excused) {
       sum_ = sum;
       since_ = now;
     }
-    return now - since_ >= limit_ + longer;
+    return now - since_ >= limit_;
   }
 
  private:
@@ -48,4 +52,4 @@ class ProgressWatch {
   Clock::time_point since_;
 };
 
-}  // namespace multifd::engine
+}  // namespace multifd

@@ -19,7 +19,7 @@
 #include "multifd/format/constants.hpp"
 #include "multifd/transport/acceptor.hpp"
 
-namespace multifd::detail {
+namespace multifd {
 
 /// A channel's hello up to its id, if it can be peeked: not under TLS, and not before it has come.
 template <class Link>
@@ -59,6 +59,10 @@ bool are_of_two_sources(const Link& one, const Link& other) noexcept {
   return id && its_id && (*id == *its_id || look_at_channel_uuid(one) != look_at_channel_uuid(other));
 }
 
+/// What accept_source() collects by, for a program whose main connection has a format of its own: the program's Acceptor
+/// brings the connections, the set says which of them belong together.
+///
+/// Threads: one.
 template <class Link>
 class SourceSet {
  public:
@@ -69,6 +73,7 @@ class SourceSet {
     too_many,
   };
 
+  /// Params `channels`: how many there will be at the most.
   explicit SourceSet(unsigned channels) : channels_(channels) { members_.reserve(channels + 1); }
 
   bool whole() const noexcept { return has_main() && channels() == channels_; }
@@ -122,6 +127,7 @@ class SourceSet {
     const auto at = std::ranges::find_if(members_, [](const Member& each) { return each.is_main; });
     return at == members_.end() ? nullptr : &at->link;
   }
+  /// Takes the main connection out of the set.
   std::optional<Link> take_main() {
     Link* const there = main();
     if (there == nullptr) return std::nullopt;
@@ -160,9 +166,11 @@ class SourceSet {
     return ended;
   }
 
+  /// Takes the main connection and the channels out of the set. Contract: has_main().
   std::pair<Link, std::vector<Link>> take() {
     std::optional<Link> main;
     std::vector<Link> links;
+    links.reserve(channels());
     for (Member& each : members_)
       if (each.is_main)
         main = std::move(each.link);
@@ -192,4 +200,4 @@ class SourceSet {
   std::optional<std::uint64_t> newer_;  ///< the first connection of the new try, while some of the old one may remain
 };
 
-}  // namespace multifd::detail
+}  // namespace multifd

@@ -9,15 +9,16 @@
 
 #include <cstdint>
 
-namespace multifd::detail {
+namespace multifd {
 
+/// What holes of a file system mean, as lseek(SEEK_DATA) finds them.
 enum class FileHoles : std::uint8_t {
   unknown,         ///< everything is data
   zero,            ///< SEEK_DATA finds a page from the first write through a mapping on
   zero_and_named,  ///< also, /proc/self/maps shows the device number of fstat()
 };
 
-/// Params: `system`: fstatfs() of the file.
+/// Tells it by the file system's type. Params: `system`: fstatfs() of the file.
 inline FileHoles file_holes(const struct ::statfs& system) noexcept {
   switch (static_cast<std::uint32_t>(system.f_type)) {
     case 0x01021994: return FileHoles::zero_and_named;  // tmpfs, memfd
@@ -28,4 +29,4 @@ inline FileHoles file_holes(const struct ::statfs& system) noexcept {
   }
 }
 
-}  // namespace multifd::detail
+}  // namespace multifd
