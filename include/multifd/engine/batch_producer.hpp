@@ -34,9 +34,7 @@ template <class OnZero, class Z>
 concept ZeroSink = std::invocable<OnZero&, std::uint64_t> &&
                    (Z::stage != ZeroStage::producer || !std::same_as<std::remove_cvref_t<OnZero>, NoZeroSink>);
 
-/// The calls are Sender's, and are explained there.
-///
-/// Threads: one, the producer; the counters may be read by any.
+/// The calls are Sender's, and are explained there. Threads: one, the producer; the counters may be read by any.
 template <Outlet O, ZeroPagePolicy Z, PageSource From>
 class BatchProducer {
  public:
