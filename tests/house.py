@@ -4,10 +4,13 @@
     python3 tests/house.py RULE      one of those below; without a name: all
     python3 tests/house.py --self-test
 
-lines      no source of include/, examples/ and benchmarks/ has more than 400 lines, a header not even 400, and the toy format of tests/system/file_outlet_test.cpp stays below 150
+lines      no source of include/, examples/ and benchmarks/ has more than 400 lines, a header not even 400, and the format
+           of tests/exemplar/file_outlet.hpp stays below 150
 nodiscard  whatever returns a Result in include/ is [[nodiscard]]
 orders     each acquire in include/ says which release it meets ("meets push()"), and each release which acquire; the
            function that is named has one
+policies   each concept that users may write a model of says all of: semantics, errors, threads, cost, models, exemplar,
+           contract; exemplar, contract and tests/compile/ are there and are about that concept
 programs   what examples/ and benchmarks/ include, and what names of the library they use, by the table below
 """
 
@@ -18,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_LINES = 400
-TOY = "tests/system/file_outlet_test.cpp"
+TOY = "tests/exemplar/file_outlet.hpp"
 MOST_TOY_LINES = 149
 
 # Who may include which names in quotes. The first row that fits a file counts. Of the library, everybody may include
@@ -167,6 +170,54 @@ def bodies_of_library(root):
     return all_of_them
 
 
+# What a policy's text has. What stands behind the last two is a file.
+SECTIONS = ("Semantics", "Errors", "Threads", "Cost", "Models", "Exemplar", "Contract")
+CONCEPT = re.compile(r"((?:^[ \t]*///[^\n]*\n)*)template <[^\n]*>\nconcept (\w+)", re.M)
+# Concepts that are no policy. Those that begin with Has are a policy's single members.
+NO_POLICY = {"ZeroSink": "the shape of a callable"}
+# Policies that lack something. The rule says when they lack nothing any more.
+NOT_YET = {"Acceptor"}
+
+
+def policies(root):
+    problems = []
+    found = 0
+    tests = "".join(path.read_text() for path in sorted((root / "tests").rglob("*_test.cpp")))
+    compiled = "".join(path.read_text() for path in sorted((root / "tests/compile").glob("*.cpp")))
+    for path in headers(root, "include"):
+        text = path.read_text()
+        for comment, name in CONCEPT.findall(text):
+            if name.startswith("Has") or name in NO_POLICY:
+                continue
+            found += 1
+            mine = []
+            comment = " ".join(re.sub(r"^[ \t]*/// ?", "", comment, flags=re.M).split())
+            mine += [f"its text has no \"{section}:\"" for section in SECTIONS if f"{section}:" not in comment]
+            check = "check" + re.sub(r"([A-Z])", lambda m: "_" + m[1].lower(), name)
+            if f"consteval bool {check}()" not in text:
+                mine.append(f"there is no {check}(), which says what member is missing")
+            if not re.search(rf"\b{check}<|\b{name}<", compiled):
+                mine.append("tests/compile/ has no case of it")
+            if exemplar := re.search(r"Exemplar: ([\w./]+\w)", comment):
+                file = root / exemplar[1]
+                if not file.is_file() or f"{check}<" not in file.read_text():
+                    mine.append(f"{exemplar[1]} has no model with {check}<...>()")
+                elif file.suffix == ".hpp" and f'"{exemplar[1].removeprefix("tests/")}"' not in tests:
+                    mine.append(f"no test includes its exemplar {exemplar[1]}")
+            if contract := re.search(r"Contract: ([\w./]+\w)", comment):
+                file = root / "include" / contract[1]
+                if not contract[1].startswith("multifd/testing/") or not file.is_file() or name not in file.read_text():
+                    mine.append(f"{contract[1]} has no contract of it")
+                elif f'"{contract[1]}"' not in tests:
+                    mine.append(f"no test includes its contract {contract[1]}")
+            if name in NOT_YET:
+                mine = [] if mine else ["lacks nothing any more: strike it from NOT_YET in tests/house.py"]
+            problems += [f"{path.relative_to(root)}: {name}: {each}" for each in mine]
+    if not found:
+        problems.append("include/: no policy")
+    return problems
+
+
 def row_of(name):
     for room, may in PROGRAMS:
         if re.match(re.escape(room).replace(r"\*", r"\w+"), name):
@@ -204,7 +255,23 @@ def programs(root):
     return problems
 
 
-RULES = {rule.__name__: rule for rule in (lines, nodiscard, orders, programs)}
+RULES = {rule.__name__: rule for rule in (lines, nodiscard, orders, policies, programs)}
+
+def policy(name):
+    """A policy that lacks nothing, for BROKEN."""
+    small = name.lower()
+    return f"""/// Works.
+///
+/// Semantics: all. Errors: none. Threads: any. Cost: none. Models: one.
+///   Exemplar: tests/exemplar/{small}.hpp. Contract: multifd/testing/{small}.hpp.
+template <class N>
+concept {name} = true;
+template <class N>
+consteval bool check_{small}() {{
+"""
+
+
+SMALL = ("antenna", "beacon", "cable", "dial", "echo", "fuse", "gate", "acceptor")
 
 # What must be found, and a good neighbour of each that must not: file, text, what the rule says of it.
 BROKEN = {
@@ -240,6 +307,38 @@ BROKEN = {
         ("include/multifd/ok.hpp", "struct S {\n  S() : x(1) {\n    // Sees what\n    // was put: meets push().\n"
          "    if (a &&\n        x.load(std::memory_order_acquire)) y();\n  }\n"
          "  void push() { x.store(1, std::memory_order_release); }  // meets S()\n};\n", None),
+    ],
+    "policies": [
+        ("include/multifd/a.hpp", policy("Antenna").replace("Exemplar:", "See"),
+         'a.hpp: Antenna: its text has no "Exemplar:"'),
+        ("include/multifd/testing/antenna.hpp", "/// Antenna\n", None),
+        ("include/multifd/b.hpp", policy("Beacon").replace("Threads: any. ", ""),
+         "b.hpp: Beacon: its text has no \"Threads:\""),
+        ("tests/exemplar/beacon.hpp", "static_assert(check_beacon<Lamp>());\n", None),
+        ("include/multifd/testing/beacon.hpp", "/// Beacon\n", None),
+        ("include/multifd/c.hpp", policy("Cable"), "c.hpp: Cable: tests/exemplar/cable.hpp has no model"),
+        ("tests/exemplar/cable.hpp", "static_assert(check_beacon<Lamp>());\n", None),
+        ("include/multifd/testing/cable.hpp", "/// Cable\n", None),
+        ("include/multifd/d.hpp", policy("Dial"), "d.hpp: Dial: multifd/testing/dial.hpp has no contract"),
+        ("tests/exemplar/dial.hpp", "static_assert(check_dial<Knob>());\n", None),
+        ("include/multifd/e.hpp", policy("Echo"), "e.hpp: Echo: no test includes its contract"),
+        ("tests/exemplar/echo.hpp", "static_assert(check_echo<Wall>());\n", None),
+        ("include/multifd/testing/echo.hpp", "/// Echo\n", None),
+        ("include/multifd/f.hpp", policy("Fuse").replace("check_fuse", "check_f"),
+         "f.hpp: Fuse: there is no check_fuse()"),
+        ("tests/exemplar/fuse.hpp", "static_assert(check_fuse<Wire>());\n", None),
+        ("include/multifd/testing/fuse.hpp", "/// Fuse\n", None),
+        ("include/multifd/g.hpp", policy("Gate"), "g.hpp: Gate: tests/compile/ has no case"),
+        ("tests/exemplar/gate.hpp", "static_assert(check_gate<Door>());\n", None),
+        ("include/multifd/testing/gate.hpp", "/// Gate\n", None),
+        ("include/multifd/h.hpp", "template <class A>\nconcept HasA = true;\n" + policy("Acceptor"),
+         "h.hpp: Acceptor: lacks nothing any more"),
+        ("tests/exemplar/acceptor.hpp", "static_assert(check_acceptor<Door>());\n", None),
+        ("include/multifd/testing/acceptor.hpp", "/// Acceptor\n", None),
+        ("tests/compile/all.cpp", "".join(f"check_{each}<A>();\n" for each in SMALL if each != "gate"), None),
+        ("tests/contract/exemplar_test.cpp", "".join(f'#include "exemplar/{each}.hpp"\n' for each in SMALL), None),
+        ("tests/contract/contract_test.cpp",
+         "".join(f'#include "multifd/testing/{each}.hpp"\n' for each in SMALL if each != "echo"), None),
     ],
     "programs": [
         ("examples/common/a.cpp", '#include "qemu_relay/b.hpp"\n', "common/a.cpp must not include qemu_relay/b.hpp"),

@@ -145,7 +145,7 @@ QemuSource::Links QemuSource::accept() {
 }
 
 bool QemuSource::any_more() const noexcept {
-  pollfd listener{.fd = listener_.native_handle(), .events = POLLIN, .revents = 0};
+  pollfd listener{.fd = listener_.poll_handle(), .events = POLLIN, .revents = 0};
   return acceptor_->pending() || ::poll(&listener, 1, 0) == 1;
 }
 

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <new>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -56,9 +57,8 @@ class AnySender {
     return do_queue_dirty(block, bitmap, on_zero);
   }
   [[nodiscard]] Result<Queued> queue_zero(BlockId block, std::uint64_t offset) { return do_queue_zero(block, offset); }
-  /// queue_zero() for all pages of a range; `on_zero` is called for those that are Queued::zero_on_main, and must take
-  /// them.
-  /// Errors: also Errc::bad_option when `on_zero` is empty and is needed.
+  /// `on_zero` is called for the pages that are Queued::zero_on_main, and must take them.
+  /// Errors: also Errc::bad_option when `on_zero` is empty and is needed: nothing is queued.
   [[nodiscard]] Result<void> queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                          const OnZero& on_zero) {
     return do_queue_zeros(block, offset, bytes, on_zero);
@@ -122,7 +122,7 @@ struct AnySenderOptions {
 /// received() returns false.
 class AnyReceiver {
  public:
-  using WhileHeld = std::function<Result<void>()>;
+  using WhileHeld = std::function<Result<void>()>;  ///< empty: nothing to do
 
   virtual ~AnyReceiver() = default;
   [[nodiscard]] Result<std::uint64_t> release_epoch() { return do_release_epoch(); }
@@ -187,8 +187,7 @@ namespace detail {
 template <Transport T, Compressor C, ZeroPagePolicy Z, PageSource From>
 class SenderOf final : public AnySender {
  public:
-  SenderOf(Sender<T, C, Z, From> sender, std::size_t page_bytes)
-      : sender_(std::move(sender)), page_bytes_(page_bytes) {}
+  explicit SenderOf(Sender<T, C, Z, From> sender) : sender_(std::move(sender)) {}
 
   [[nodiscard]] Result<QueuedPages> do_queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                                    const OnZero& on_zero) override {
@@ -209,14 +208,10 @@ class SenderOf final : public AnySender {
   }
   [[nodiscard]] Result<void> do_queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                             const OnZero& on_zero) override {
-    for (const std::uint64_t end = offset + bytes; offset < end; offset += page_bytes_) {
-      const auto queued = sender_.queue_zero(block, offset);
-      if (!queued) return std::unexpected(queued.error());
-      if (*queued != Queued::zero_on_main) continue;
-      if (!on_zero) return fail(Errc::bad_option, Stage::produce, "queue_zeros: on_zero is empty");
-      on_zero(offset);
-    }
-    return {};
+    if (Z::stage == ZeroStage::producer && !on_zero && bytes > 0)
+      return fail(Errc::bad_option, Stage::produce, "queue_zeros: on_zero is empty");
+    const auto queued = sender_.queue_zeros(block, offset, bytes, asked(on_zero));
+    return queued ? Result<void>{} : std::unexpected(queued.error());
   }
   [[nodiscard]] Result<QueuedPages> do_queue_copies(BlockId block, std::span<const std::uint64_t> offsets,
                                                     std::size_t normal_pages, PageBuffer& pages,
@@ -245,7 +240,6 @@ class SenderOf final : public AnySender {
   }
 
   Sender<T, C, Z, From> sender_;
-  const std::size_t page_bytes_;
 };
 
 template <Transport T, Compressor C, PageSink Into>
@@ -255,7 +249,7 @@ class ReceiverOf final : public AnyReceiver {
 
   [[nodiscard]] Result<std::uint64_t> do_release_epoch() override { return receiver_.release_epoch(); }
   [[nodiscard]] Result<std::uint64_t> do_release_epoch(const WhileHeld& while_held) override {
-    return receiver_.release_epoch(while_held);
+    return while_held ? receiver_.release_epoch(while_held) : receiver_.release_epoch();
   }
   [[nodiscard]] Result<void> do_finish() override { return receiver_.finish(); }
   [[nodiscard]] Result<void> do_finish(std::chrono::milliseconds limit) override { return receiver_.finish(limit); }
@@ -288,11 +282,19 @@ class ReceiverOf final : public AnyReceiver {
   Receiver<T, C, Into> receiver_;
 };
 
+/// Puts an opened Sender or Receiver on the heap, as an `Of`. Errors: ENOMEM; then it is destroyed, which cancels.
+template <class Any, class Of, class Open>
+[[nodiscard]] Result<std::unique_ptr<Any>> hidden(Open open) noexcept {
+  std::unique_ptr<Any> any(new (std::nothrow) Of(std::move(open)));
+  if (!any) return fail_errno(Stage::setup, "hide a stack behind AnySender or AnyReceiver", ENOMEM);
+  return any;
+}
+
 }  // namespace detail
 
 /// Opens the Sender of one stack whose zero policy is the caller's, and hides its type.
 ///
-/// Params `options`: its `zero_pages` is ignored. Errors: those of Sender::open().
+/// Params `options`: its `zero_pages` is ignored. Errors: those of Sender::open(), ENOMEM among them.
 template <Compressor C, PageSource From = FromGuest, ZeroPagePolicy Z, Transport T>
 [[nodiscard]] Result<std::unique_ptr<AnySender>> open_any_sender_of(Z zero_pages, const RamMap& ram,
                                                                     std::vector<T> links, AnySenderOptions options) {
@@ -310,7 +312,7 @@ template <Compressor C, PageSource From = FromGuest, ZeroPagePolicy Z, Transport
                                              .thread_hook = std::move(options.thread_hook),
                                              .on_error = std::move(options.on_error)});
   if (!sender) return std::unexpected(sender.error());
-  return std::make_unique<detail::SenderOf<T, C, Z, From>>(std::move(*sender), ram.page_bytes());
+  return detail::hidden<AnySender, detail::SenderOf<T, C, Z, From>>(std::move(*sender));
 }
 
 /// Opens the Sender whose policies the options name.
@@ -351,7 +353,7 @@ template <class... Cs, Transport T, PageSink Into = IntoMemory>
                                                 .thread_hook = std::move(options.thread_hook),
                                                 .on_error = std::move(options.on_error)});
     if (!receiver) return std::unexpected(receiver.error());
-    return std::make_unique<detail::ReceiverOf<T, C, Into>>(std::move(*receiver));
+    return detail::hidden<AnyReceiver, detail::ReceiverOf<T, C, Into>>(std::move(*receiver));
   });
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -35,7 +36,8 @@ struct ThreadInfo {
   std::uint32_t channel;  ///< a sender's channel id; a receiver's index of the link, because no hello is read yet
 };
 
-/// Called in each new worker before its first packet: for placement, priority, accounting. Must not throw.
+/// Called in each new worker before its first packet: for placement, priority, accounting. Must return soon, must not
+/// throw.
 using ThreadHook = std::function<void(const ThreadInfo&)>;
 
 /// Called once, with the first error, by the thread that raised it (or the one that called cancel()). It wakes a caller
@@ -44,6 +46,9 @@ using ThreadHook = std::function<void(const ThreadInfo&)>;
 using ErrorHook = std::function<void(const Error&)>;
 
 // ---- Sender
+
+/// The default of SenderOptions::progress_timeout.
+inline constexpr std::chrono::milliseconds default_send_progress_timeout{120'000};
 
 /// Whether packets carry a digest of their page data (an extension of our own, see wire::digest_offset).
 enum class Digest : std::uint8_t {

@@ -35,14 +35,15 @@ class ProgressWatch {
     return std::clamp<std::chrono::nanoseconds>(limit_ / 8, 1ms, 250ms);
   }
 
-  /// Whether the sum has stayed the same for `limit` and `longer` together. `sum`: what it is now.
-  bool stalled(std::uint64_t sum, std::chrono::nanoseconds longer = {}) noexcept {
+  /// Whether the sum has stayed the same for `limit`. `sum`: what it is now. `excused`: that this side itself holds
+  /// everything back now, and the limit begins anew.
+  bool stalled(std::uint64_t sum, bool excused = false) noexcept {
     const auto now = Clock::now();
-    if (sum != sum_) {
+    if (sum != sum_ || excused) {
       sum_ = sum;
       since_ = now;
     }
-    return now - since_ >= limit_ + longer;
+    return now - since_ >= limit_;
   }
 
  private:

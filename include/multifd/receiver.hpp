@@ -31,7 +31,8 @@ namespace multifd {
 /// Threads: cancel() and stats() from any thread; release_epoch(), finish() and end_epochs() from one at a time.
 /// Errors: the first error stops all channels and is what every later call returns. Error::channel is the id from
 ///   the hello.
-/// Lifetime: the destructor cancels if finish() has not been called, joins, and never waits for the peer.
+/// Lifetime: the destructor cancels if finish() has not been called, joins, and never waits for the peer. It waits for
+///   hooks that run.
 template <Transport T, Compressor C, PageSink Into = IntoMemory>
 class Receiver {
  public:
@@ -72,8 +73,9 @@ class Receiver {
   /// Waits until every channel has read its SYNC, with all pages before it in memory, and lets the channels into the
   /// next epoch: what a VMM does when its main stream closes an epoch. Returns the number of the epoch that ended.
   ///
-  /// Errors: Errc::not_supported with Barrier::automatic; unsynced_end when a channel ended instead (Error::channel);
-  ///   timed_out when a channel's SYNC does not come and nothing moves; the first error.
+  /// Errors: Errc::not_supported with Barrier::automatic; already_closed behind finish(), finish(limit) or end_epochs(),
+  ///   at once, and the channels go on; unsynced_end when a channel ended instead (Error::channel); timed_out when a
+  ///   channel's SYNC does not come and nothing moves; the first error.
   /// Wire: format/packets.md section 6.5.
   ///
   /// `while_held()` is called in between: every page of the epoch has arrived, and none of the next has been taken. A
@@ -84,7 +86,7 @@ class Receiver {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
     if (s.shared.error.failed()) return std::unexpected(s.shared.error.get());
-    if (s.finished) return fail(Errc::already_closed, Stage::sync);
+    if (s.finished || s.shared.barrier->epochs_ended()) return fail(Errc::already_closed, Stage::sync);
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
     if (auto alone = s.refuse_more_channels(); !alone) return std::unexpected(s.first_error(alone.error()));
     const auto epoch = s.shared.barrier->release_when_all([&s] { return s.poll(); }, while_held);
@@ -93,7 +95,8 @@ class Receiver {
   }
 
   /// Waits until every channel has ended in order, and joins the workers. After it all memory is final, and a sender of
-  /// ours that waits for it in Sender::finish() is told so. On any error, a sender of ours is told why.
+  /// ours that waits for it in Sender::finish() is told so. On any error, a sender of ours is told why, and the call waits
+  /// for the hooks that run, at most ReceiverOptions::progress_timeout.
   ///
   /// An orderly end says that the last epoch is whole, not that it was the last one of the guest: a source that dies
   /// between two epochs looks the same on the wire. Whether it was the last, only a main stream can say.
@@ -112,8 +115,8 @@ class Receiver {
 
   /// finish() that waits no longer than `limit`, whatever arrives meanwhile; 0 looks once. Then the error is timed_out
   /// and the channels go on; either finish() may be called again. As with finish(), no epoch may follow: with
-  /// Barrier::manual a SYNC that comes later is sync_mismatch. A negative limit: bad_option. Where a PacketHook blocks
-  /// when another channel fails, the call waits for it beyond the limit: whoever the hook waits for has to be cancelled.
+  /// Barrier::manual a SYNC that comes later is sync_mismatch. A negative limit: bad_option. Where a hook blocks when a
+  /// channel fails, the call returns that first error at the limit, and the hook goes on until it returns by itself.
   [[nodiscard]] Result<void> finish(std::chrono::milliseconds limit) noexcept {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
@@ -146,25 +149,25 @@ class Receiver {
   ///
   /// Threads: any; it must have returned before the destructor begins, as every call of another thread must. Bounded: it
   /// waits for no thread and no peer.
-  void cancel() noexcept { checked().shared.error.raise({.code = Errc::cancelled, .op = "Receiver::cancel"}); }
+  void cancel() noexcept { visit()->shared.error.raise({.code = Errc::cancelled, .op = "Receiver::cancel"}); }
 
   /// Threads: any. Allocates the snapshot.
   ReceiverStats stats() const {
-    const State& s = checked();
+    const auto s = visit();
     ReceiverStats stats;
-    for (const auto& channel : s.crew) {
+    for (const auto& channel : s->crew) {
       stats.channels.push_back(channel->stats());
       stats.pages_verified += channel->pages_verified();
     }
-    if constexpr (std::same_as<Into, IntoMemory>) stats.zeros_written = s.sink->zeros_written();
+    if constexpr (std::same_as<Into, IntoMemory>) stats.zeros_written = s->sink->zeros_written();
     std::ranges::sort(stats.channels, {}, &ChannelStats::id);
-    stats.epochs = s.shared.barrier->epochs();
+    stats.epochs = s->shared.barrier->epochs();
     return stats;
   }
 
   /// How many channels have ended in order. For who knows from a main stream that more must come: a source that gives up
   /// may leave nothing else to be seen. Threads: any.
-  unsigned ended_channels() const noexcept { return checked().shared.barrier->ended_channels(); }
+  unsigned ended_channels() const noexcept { return visit()->shared.barrier->ended_channels(); }
 
   /// Which pages have arrived, as bytes or as zero. Threads: any.
   const ReceivedPages& received() const noexcept
@@ -188,14 +191,16 @@ class Receiver {
   [[nodiscard]] Result<void> apply_zero(BlockId block, std::uint64_t offset) noexcept
     requires std::same_as<Into, IntoMemory>
   {
-    if (auto known = checked().check_block(block); !known) return known;
-    return checked().sink->apply_zero(block, offset);
+    const auto s = visit();
+    if (auto known = s->check_block(block); !known) return known;
+    return s->sink->apply_zero(block, offset);
   }
   [[nodiscard]] Result<void> apply_page(BlockId block, std::uint64_t offset, std::span<const std::byte> bytes) noexcept
     requires std::same_as<Into, IntoMemory>
   {
-    if (auto known = checked().check_block(block); !known) return known;
-    return checked().sink->apply_page(block, offset, bytes);
+    const auto s = visit();
+    if (auto known = s->check_block(block); !known) return known;
+    return s->sink->apply_page(block, offset, bytes);
   }
 
   /// The uuid that the peer said.
@@ -217,6 +222,8 @@ class Receiver {
               [this] { stop(); }, std::move(options.on_error)) {}
 
     ~State() {
+      if (visitors.entered() || caller.entered())
+        MULTIFD_MISUSE("a Receiver is destroyed while another thread is in one of its calls", {}, 0);
       if (crew.started() && !finished) shared.error.abandon("Receiver destroyed");
       join();
       shared.error.wait_stopped();
@@ -258,19 +265,27 @@ class Receiver {
                                       const char* late) noexcept {
       if (shared.error.failed()) return std::unexpected(shared.error.get());
       if (finished) return fail(Errc::already_closed, Stage::close);
+      ProgressWatch watch(limit, 0);
       if (auto ended = shared.barrier->end_epochs(); !ended) return std::unexpected(first_error(ended.error()));
       const auto ended = shared.barrier->wait_for_channels(limit, progress, late);
       // First: a channel that nobody reads may be why the others stand still.
       if (auto alone = refuse_more_channels(); !alone) return std::unexpected(first_error(alone.error()));
       if (!ended) return ended;
+      if (shared.error.failed()) {
+        // A hook may hold a worker; the destructor waits for that.
+        if (limit.count() == 0 ? crew.over() : crew.wait_until_over(watch, progress)) join();
+        return std::unexpected(shared.error.get());
+      }
       join();
       if (shared.error.failed()) return std::unexpected(shared.error.get());
       finished = true;
-      confirm();
+      // A cancel() that came in between has told the sender that this side gives up.
+      if (!confirm() && shared.error.failed()) return std::unexpected(shared.error.get());
       return {};
     }
 
-    /// Errors: Errc::too_many_channels (detail: the id of one).
+    /// Errors: Errc::too_many_channels (detail: the id of one), and no other. That nobody could look (no descriptor, no
+    /// memory, the listener's own Interrupt) says nothing about the migration; its next call looks again.
     [[nodiscard]] Result<void> refuse_more_channels() noexcept {
       if (options.listener == nullptr || shared.hellos.announced()) return {};
       std::uint64_t id = 0;
@@ -281,8 +296,8 @@ class Receiver {
       };
       const auto more = catch_bad_alloc(Stage::accept, "look for more channels",
                                         [&] { return options.listener->any_waiting(is_one_more); });
-      if (!more) return std::unexpected(more.error());
-      return *more ? fail(Errc::too_many_channels, Stage::accept, "accept", id, shared.channels) : Result<void>{};
+      if (!more.value_or(false)) return {};
+      return fail(Errc::too_many_channels, Stage::accept, "accept", id, shared.channels);
     }
 
     Uuid peer_uuid() const noexcept { return shared.hellos.uuid(); }
@@ -306,11 +321,11 @@ class Receiver {
     }
 
     /// Tells a sender of ours that everything has arrived. Whether that reaches it nobody here can know, so whether it
-    /// can be written is no reason to fail: the memory is whole.
-    void confirm() noexcept {
-      if (!shared.peer_takes_answer.load(std::memory_order_relaxed)) return;
-      for (const auto& channel : crew)
-        if (channel->id() == 0) channel->confirm();
+    /// can be written is no reason to fail: the memory is whole. False: another answer has been given.
+    [[nodiscard]] bool confirm() noexcept {
+      if (!shared.peer_takes_answer.load(std::memory_order_relaxed)) return true;
+      const auto first = std::ranges::find(crew, 0u, [](const auto& channel) { return channel->id(); });
+      return first == crew.end() || (*first)->confirm();
     }
 
     void join() noexcept {
@@ -325,6 +340,7 @@ class Receiver {
     bool finished = false;
     [[no_unique_address]] engine::OneCallerOfBuild caller{
         "two threads are in a Receiver's release_epoch(), finish() or end_epochs() at once"};
+    [[no_unique_address]] engine::VisitorsOfBuild visitors;  ///< threads in the calls that any may make
   };
 
   explicit Receiver(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
@@ -333,6 +349,8 @@ class Receiver {
     if (MULTIFD_CHECKED != 0 && !state_) MULTIFD_MISUSE("a Receiver is used that was moved from", {}, 0);
     return *state_;
   }
+
+  engine::Visited<State> visit() const noexcept { return engine::Visited(checked()); }
 
   std::unique_ptr<State> state_;
 };

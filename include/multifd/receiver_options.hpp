@@ -39,7 +39,8 @@ struct ReceiverOptions {
   std::chrono::milliseconds hello_timeout{10'000};
   /// Where the links were accepted. With it, a channel more than the links, which waits there to be accepted, is
   /// too_many_channels; without it the pages of that channel are lost unnoticed. Set it for QEMU's sources, which do
-  /// not announce their number of channels as ours do. Plain sockets only. Not owned, may be null.
+  /// not announce their number of channels as ours do. open(), release_epoch() and finish() look; a look that fails (no
+  /// descriptor left, for instance) fails none of them. Plain sockets only. Not owned, may be null.
   Listener* listener = nullptr;
   /// Cancels from outside: open(), where there is nobody to cancel() yet, and later whatever release_epoch() and finish()
   /// wait for; noticed within 250 ms. Not owned, may be null.

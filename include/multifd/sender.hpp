@@ -114,11 +114,33 @@ class Sender {
     return producer().queue_dirty(block, bitmap, first_page, on_zero);
   }
 
-  /// Queues a page that the caller knows to be zero; nobody reads it.
+  /// Queues a page that the caller knows to be zero, without a zero check. Where the policy has a form for zero pages,
+  /// nobody reads the page. With ZeroPagesNone it travels as bytes: FromGuest reads them from memory when the page
+  /// leaves, FromCopies writes zeros.
   ///
   /// Returns, Errors, Threads: as queue_page().
   [[nodiscard]] Result<Queued> queue_zero(BlockId block, std::uint64_t offset) noexcept {
     return producer().queue_zero(block, offset);
+  }
+
+  /// queue_zero() for all pages of a range.
+  ///
+  /// Params: `offset`, `bytes`: as queue_range(); `on_zero(offset)`: needed by policies that report zero pages to the
+  ///   caller (ZeroPagesLegacy). It is called for each page, and has to put all of them on the main stream: what it
+  ///   returns does not count.
+  /// Errors, Threads: as queue_range().
+  template <engine::ZeroSink<Z> OnZero = engine::NoZeroSink>
+  [[nodiscard]] Result<QueuedPages> queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
+                                                OnZero&& on_zero = {}) {
+    if (auto good = producer().check_range(block, offset, bytes); !good) return std::unexpected(good.error());
+    QueuedPages done;
+    for (const std::uint64_t end = offset + bytes; offset < end; offset += pipeline_->map().page_bytes()) {
+      const auto queued = queue_zero(block, offset);
+      if (!queued) return std::unexpected(queued.error());
+      if (*queued == Queued::zero_on_main) static_cast<void>(on_zero(offset));
+      ++(*queued == Queued::zero_on_main ? done.zero_on_main : done.queued);
+    }
+    return done;
   }
 
   /// Queues one packet's pages as copies: for a relay. Nothing is copied again: the buffer is swapped for an empty one,
@@ -176,7 +198,7 @@ class Sender {
   /// Waits until every channel has written (not: the peer has read) the SYNC of an epoch that close_epoch() returned.
   ///
   /// Errors: Errc::bad_range for an epoch that is not closed; the first error. Threads: any.
-  [[nodiscard]] Result<void> wait(std::uint64_t epoch) noexcept { return checked().wait(epoch); }
+  [[nodiscard]] Result<void> wait(std::uint64_t epoch) noexcept { return visit()->wait(epoch); }
 
   /// close_epoch(), then wait().
   [[nodiscard]] Result<std::uint64_t> close_epoch_and_wait() noexcept {
@@ -196,7 +218,7 @@ class Sender {
   [[nodiscard]] Result<void> finish() noexcept {
     if (auto ready = producer().check_open(); !ready) return ready;
     if (!format_->shared.gets_answer()) return fail(Errc::peer_lacks_confirmation, Stage::close, "Sender::finish");
-    return pipeline_->finish_confirmed(format_->confirm_timeout);
+    return visit()->finish_confirmed(format_->confirm_timeout);
   }
 
   /// Ends the channels in order: closes the epoch if pages were queued since the last close_epoch(), waits until
@@ -208,7 +230,7 @@ class Sender {
   ///
   /// Errors: the first error; Errc::already_closed. Threads: producer. Blocks on the peer, at most progress_timeout after
   ///   the last byte that moved; cancel() ends that.
-  [[nodiscard]] Result<void> close_channels() noexcept { return checked().finish(); }
+  [[nodiscard]] Result<void> close_channels() noexcept { return visit()->finish(); }
 
   [[nodiscard]] [[deprecated(
       "its success says nothing about the receiver: finish(), or close_channels()")]] Result<void>
@@ -226,10 +248,10 @@ class Sender {
   ///
   /// Threads: any; it must have returned before the destructor begins, as every call of another thread must. Bounded: it
   /// waits for no thread and no peer.
-  void cancel() noexcept { checked().cancel("Sender::cancel"); }
+  void cancel() noexcept { visit()->cancel("Sender::cancel"); }
 
   /// Changes the bandwidth cap; 0 lifts it. Threads: any.
-  void set_bandwidth(std::uint64_t bytes_per_s) noexcept { checked().set_bandwidth(bytes_per_s); }
+  void set_bandwidth(std::uint64_t bytes_per_s) noexcept { visit()->set_bandwidth(bytes_per_s); }
 
   /// Changes the compression level from each channel's next packet on. An impossible level fails the migration with
   /// Errc::bad_option. Threads: any.
@@ -237,7 +259,7 @@ class Sender {
   /// Errors: Errc::not_supported by compressors whose stream cannot change its level.
   [[nodiscard]] Result<void> set_level(int level) noexcept {
     if constexpr (HasLiveLevel<C>) {
-      (void)checked();
+      [[maybe_unused]] const auto visiting = visit();
       format_->shared.level.store(level, std::memory_order_relaxed);
       format_->shared.level_changes.fetch_add(1, std::memory_order_release);  // meets follow_level()
       return {};
@@ -247,7 +269,7 @@ class Sender {
   }
 
   /// Threads: any. Allocates the snapshot.
-  SenderStats stats() const { return checked().stats(); }
+  SenderStats stats() const { return visit()->stats(); }
 
   Sender(Sender&&) noexcept = default;
   Sender& operator=(Sender&& other) noexcept {
@@ -284,6 +306,7 @@ class Sender {
     if (MULTIFD_CHECKED != 0 && !pipeline_) MULTIFD_MISUSE("a Sender is used that was moved from", {}, 0);
     return *pipeline_;
   }
+  engine::Visited<Pipeline> visit() const noexcept { return engine::Visited(checked()); }
   auto& producer() noexcept { return checked().producer; }
 
   std::unique_ptr<Format> format_;      // before the pipeline, whose outlets use it

@@ -46,7 +46,7 @@ struct SenderOptions {
 
   /// How long no channel may take a byte while a call waits for the channels: for room, an epoch, or the end. Longer
   /// survives longer outages of the network; shorter notices a dead peer sooner.
-  std::chrono::milliseconds progress_timeout{120'000};
+  std::chrono::milliseconds progress_timeout = default_send_progress_timeout;
   /// How long finish() waits for the receiver's confirmation behind the last byte. It must be as long as the receiver
   /// may need to take in what is under way, and to come to its own finish().
   std::chrono::milliseconds confirm_timeout{120'000};

@@ -9,6 +9,9 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <fstream>
+#include <iterator>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -31,13 +34,13 @@ constexpr std::uint64_t page = 4096;
 /// A sender of which nobody reads the far end, so that pages stay where they are.
 template <class Z = ZeroPagesNone>
 struct Guest {
-  Guest() {
-    auto made = Sender<MemoryTransport, NoComp, Z>::open(ram.map, std::move(links.sender));
+  explicit Guest(SenderOptions<NoComp, Z> options = {}, std::size_t room = 8 << 20) : links(memory_links(1, room)) {
+    auto made = Sender<MemoryTransport, NoComp, Z>::open(ram.map, std::move(links.sender), std::move(options));
     REQUIRE(made.has_value());
     tx.emplace(std::move(*made));
   }
   GuestRam ram{256};
-  Links<MemoryTransport> links = memory_links(1, 8 << 20);
+  Links<MemoryTransport> links;
   std::optional<Sender<MemoryTransport, NoComp, Z>> tx;
 };
 
@@ -178,6 +181,91 @@ TEST_CASE("Two threads in a receiver's calls at once are reported, whichever the
   CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.finish(std::chrono::milliseconds(0)); }); }) == told);
   CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.end_epochs(); }); }) == told);
   CHECK(said_by([&] { meet([](Rx& rx) { (void)rx.stats(); }); }) == "no misuse");
+}
+
+namespace {
+
+/// Runs `call` in a thread, and `destroy` when that thread sleeps in it.
+template <class Call, class Destroy>
+void destroy_during(Call&& call, Destroy&& destroy) {
+  std::atomic<pid_t> id = 0;
+  std::thread caller([&] {
+    id = ::gettid();
+    call();
+  });
+  const auto asleep = [&] {
+    if (id == 0) return false;
+    std::ifstream stat("/proc/self/task/" + std::to_string(id) + "/stat");
+    const std::string line((std::istreambuf_iterator<char>(stat)), std::istreambuf_iterator<char>());
+    const std::size_t name_end = line.rfind(')');
+    return name_end != std::string::npos && line.substr(name_end, 3) == ") S";
+  };
+  while (!asleep()) std::this_thread::yield();
+  destroy();
+  caller.join();
+}
+
+/// A hook of the first error that never returns.
+void block(const Error&) {
+  static std::atomic<bool> never = false;
+  never.wait(false);
+}
+
+}  // namespace
+
+TEST_CASE("A Sender that is destroyed while another thread is in a call of it is reported, whichever the call") {
+  const std::string told = "multifd: misuse: a Sender is destroyed while another thread is in one of its calls\n";
+  CHECK(said_by([] {
+          Guest guest({}, page);  // a packet has no room
+          (void)guest.tx->queue_page(guest.ram.block, 0);
+          (void)guest.tx->close_epoch();
+          destroy_during([&] { (void)guest.tx->wait(0); }, [&] { guest.tx.reset(); });
+        }) == told);
+  CHECK(said_by([] {
+          Guest guest({.on_error = block});
+          destroy_during([&] { guest.tx->cancel(); }, [&] { guest.tx.reset(); });
+        }) == told);
+  CHECK(said_by([] {
+          Guest guest({}, page);
+          (void)guest.tx->queue_page(guest.ram.block, 0);
+          destroy_during([&] { (void)guest.tx->close_channels(); }, [&] { guest.tx.reset(); });
+        }) == told);
+  CHECK(said_by([] {  // a producer's call, when no batch is left
+          Guest guest({.depth = 2}, page);
+          const auto all = [&] {
+            return guest.tx->queue_range(guest.ram.block, 0, guest.ram.memory.size()).has_value();
+          };
+          destroy_during(
+              [&] {
+                while (all() && guest.tx->close_epoch()) continue;
+              },
+              [&] { guest.tx.reset(); });
+        }) == told);
+  CHECK(said_by([] {
+          Guest guest;
+          std::thread([&] {
+            (void)guest.tx->stats();
+            guest.tx->cancel();
+          }).join();
+        }) == "no misuse");
+}
+
+TEST_CASE("A Receiver that is destroyed while another thread is in a call of it is reported, whichever the call") {
+  using Rx = Receiver<MemoryTransport, NoComp>;
+  const auto during = [](auto&& call, ErrorHook hook) {
+    GuestRam target(1);
+    auto links = memory_links(1);
+    const auto hello = wire::encode(wire::InitPacket{});
+    (void)write_all(links.sender[0], std::span<const std::byte>(hello));
+    std::optional<Rx> rx(
+        Rx::open(target.map, std::move(links.receiver), {.barrier = Barrier::manual, .on_error = std::move(hook)})
+            .value());
+    destroy_during([&] { call(*rx); }, [&] { rx.reset(); });
+  };
+  const std::string told = "multifd: misuse: a Receiver is destroyed while another thread is in one of its calls\n";
+  CHECK(said_by([&] { during([](Rx& rx) { (void)rx.release_epoch(); }, {}); }) == told);
+  CHECK(said_by([&] { during([](Rx& rx) { (void)rx.finish(); }, {}); }) == told);
+  CHECK(said_by([&] { during([](Rx& rx) { rx.cancel(); }, block); }) == told);
 }
 
 TEST_CASE("The use of a moved-from Sender or Receiver is reported") {

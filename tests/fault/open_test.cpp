@@ -16,6 +16,7 @@
 
 #include "fault/failing_threads.hpp"
 #include "fault/tally.hpp"
+#include "multifd/any.hpp"
 #include "multifd/compress/nocomp.hpp"
 #include "multifd/compress/zlib.hpp"
 #include "multifd/compress/zstd.hpp"
@@ -141,6 +142,26 @@ struct ReceiverSide {
   }
 };
 
+/// The same behind AnySender, or AnyReceiver: what hides the stack is allocated, too.
+struct AnySenderSide : SenderSide<NoComp, ZeroPagesMultifd> {
+  using Object = std::unique_ptr<AnySender>;
+  static auto open(Guest& guest, std::vector<MemoryTransport> links, bool) {
+    return open_any_sender(PolicyList<NoComp, Zstd>{}, PolicyList<ZeroPagesMultifd>{}, guest.map, std::move(links),
+                           {.depth = 2});
+  }
+  static void use(Guest& guest, Object& tx) {
+    CHECK(tx->queue_range(guest.block, 0, page, {}).has_value());
+    CHECK(tx->close_channels().has_value());
+  }
+};
+struct AnyReceiverSide : ReceiverSide<NoComp> {
+  using Object = std::unique_ptr<AnyReceiver>;
+  static auto open(Guest& guest, std::vector<MemoryTransport> links, bool) {
+    return open_any_receiver(PolicyList<NoComp, Zstd>{}, guest.map, std::move(links));
+  }
+  static void use(Guest&, Object& rx) { CHECK(rx->finish().has_value()); }
+};
+
 /// The peer cannot take it for an end in order.
 void check_cut(MemoryTransport& peer) {
   Bytes bytes(100);
@@ -252,12 +273,12 @@ TEST_CASE_TEMPLATE("A sender that gets no memory says so and leaves nothing behi
                    SenderSide<NoComp, ZeroPagesMultifd>, SenderSide<Zlib, ZeroPagesNone>,
                    SenderSide<Zlib, ZeroPagesLegacy>, SenderSide<Zlib, ZeroPagesMultifd>,
                    SenderSide<Zstd, ZeroPagesNone>, SenderSide<Zstd, ZeroPagesLegacy>,
-                   SenderSide<Zstd, ZeroPagesMultifd>) {
+                   SenderSide<Zstd, ZeroPagesMultifd>, AnySenderSide) {
   sweep_memory<S>();
 }
 
 TEST_CASE_TEMPLATE("A receiver that gets no memory says so and leaves nothing behind" * needs_failing_new, S,
-                   ReceiverSide<NoComp>, ReceiverSide<Zlib>, ReceiverSide<Zstd>) {
+                   ReceiverSide<NoComp>, ReceiverSide<Zlib>, ReceiverSide<Zstd>, AnyReceiverSide) {
   sweep_memory<S>();
 }
 
@@ -265,6 +286,40 @@ TEST_CASE_TEMPLATE("A sender or receiver that gets no thread says so and leaves 
                    SenderSide<NoComp, ZeroPagesNone>, SenderSide<Zlib, ZeroPagesLegacy>,
                    SenderSide<Zstd, ZeroPagesMultifd>, ReceiverSide<NoComp>, ReceiverSide<Zlib>, ReceiverSide<Zstd>) {
   sweep_threads<S>();
+}
+
+TEST_CASE("A map of RAM blocks, or of their pages, for which there is no memory says so and is as it was" *
+          needs_failing_new) {
+  std::uint64_t injected = 0;
+  for (std::uint64_t at = 0, tries = 1; tries > 0 && at < 20; ++at) {
+    CAPTURE(at);
+    Guest guest;
+    Block third(page);
+    const auto add = [&] {
+      return guest.map.add("0000:00:03.0/another name of that length, longer than the room", third.bytes());
+    };
+    Result<BlockId> block;
+    Result<ReceivedPages> received = std::unexpected(Error{});
+    bool threw = false;
+    {
+      const FailAllocation short_of_memory(at);
+      try {
+        block = add();
+        if (block) received = ReceivedPages::create(guest.map);
+      } catch (const std::bad_alloc&) {
+        threw = true;
+      }
+      tries = short_of_memory.happened();
+    }
+    injected += tries;
+    CHECK_FALSE(threw);
+    const std::error_code none(ENOMEM, std::system_category());
+    CHECK((tries == 0 || code_of(block) == none || code_of(received) == none));
+    CHECK(guest.map.blocks().size() == (block ? 3 : 2));
+    if (!block) CHECK(add().has_value());
+    if (tries == 0) CHECK(received.has_value());
+  }
+  CHECK(injected >= 4);  // the name, the list of blocks; the bits, their list
 }
 
 TEST_CASE("Device state for which there is no memory is refused, and the sender goes on" * needs_failing_new) {

@@ -108,10 +108,94 @@ TEST_CASE("An AnySender without anybody for zero pages sends them as bytes, or s
   REQUIRE(rx.has_value());
   REQUIRE((*tx)->queue_range(guests.block, 0, guests.source.size(), {}).has_value());
   CHECK(code_of((*tx)->queue_zeros(guests.block, 0, page, {})) == Errc::bad_option);
+  CHECK((*tx)->stats().zero_on_main == 0);  // nobody was there to take the page
   REQUIRE((*tx)->close_epoch().has_value());
-  REQUIRE((*rx)->release_epoch().has_value());
+  REQUIRE((*rx)->release_epoch(AnyReceiver::WhileHeld()).has_value());  // nothing to do while they are held
   CHECK(guests.source == guests.target);
   CHECK(total((*rx)->stats().channels).normal_pages == pages);
+}
+
+TEST_CASE("An Interrupt cancels an AnySender that waits for room, for an epoch, or for the end") {
+  for (const int call : {0, 1, 2}) {
+    CAPTURE(call);
+    const Watchdog watchdog("any: interrupt");
+    Guests guests;
+    auto links = memory_links(1, page);  // nobody reads, and there is no room for a packet
+    Interrupt interrupt = Interrupt::create().value();
+    auto tx = open_any_sender(Compressors{}, ZeroPolicies{}, guests.source_map, Link::all_of(std::move(links.sender)),
+                              {.zero_pages = "none", .depth = 2, .interrupt = &interrupt});
+    REQUIRE_MESSAGE(tx.has_value(), text(tx));
+    std::thread trigger([&] {
+      std::this_thread::sleep_for(20ms);  // nothing tells that a call waits; one that comes early must do as well
+      interrupt.trigger();
+    });
+    const auto cancelled = [&]() -> Result<void> {
+      for (;;) {
+        const auto queued = (*tx)->queue_range(guests.block, 0, guests.source.size(), {});
+        if (!queued) return std::unexpected(queued.error());
+        if (call == 2) return (*tx)->close_channels();
+        const auto epoch = (*tx)->close_epoch();
+        if (!epoch) return std::unexpected(epoch.error());
+        if (call == 1) return (*tx)->wait(*epoch);
+      }
+    }();
+    trigger.join();
+    CHECK_MESSAGE(code_of(cancelled) == Errc::cancelled, text(cancelled));
+    CHECK(code_of((*tx)->close_channels()) == Errc::cancelled);
+  }
+}
+
+TEST_CASE("queue_zeros takes whole pages of a block, and refuses any other range before it begins") {
+  const Watchdog watchdog("any");
+  constexpr std::uint64_t all = ~std::uint64_t{0};
+  constexpr std::uint64_t size = pages * page;
+  for (const std::string_view zero_pages : ZeroPolicies::names) {
+    CAPTURE(zero_pages);
+    Guests guests;
+    guests.source.fill(std::byte{0});
+    guests.target.fill(std::byte{0xee});
+    auto [tx, rx] = open_both(guests, {.zero_pages = zero_pages}, true);
+    REQUIRE(tx.has_value());
+    REQUIRE(rx.has_value());
+    std::vector<std::uint64_t> on_main;
+    const auto on_zero = [&](std::uint64_t offset) {
+      on_main.push_back(offset);
+      return true;
+    };
+    const std::pair<std::uint64_t, std::uint64_t> ranges[] = {{0, 1},
+                                                              {0, page - 1},
+                                                              {page / 2, page},
+                                                              {1, 0},
+                                                              {size, page},
+                                                              {0, size + page},
+                                                              {size - page, 2 * page},
+                                                              {page, all - page + 1},
+                                                              {size - page, all - size + 2 * page + 1},
+                                                              {all - page + 1, page},
+                                                              {all - page + 1, 2 * page},
+                                                              {all, all}};
+    for (const auto& [offset, bytes] : ranges) {
+      CAPTURE(offset);
+      CAPTURE(bytes);
+      const auto queued = (*tx)->queue_zeros(guests.block, offset, bytes, on_zero);
+      REQUIRE_MESSAGE(code_of(queued) == Errc::bad_range, text(queued));
+      CHECK(queued.error().detail == offset);
+      CHECK(queued.error().subject.view() == "pc.ram");
+    }
+    CHECK(code_of((*tx)->queue_zeros(BlockId{1}, 0, page, on_zero)) == Errc::bad_range);
+    CHECK((*tx)->stats().queued_pages + (*tx)->stats().zero_on_main == 0);
+    CHECK((*tx)->queue_zeros(guests.block, 0, 0, on_zero).has_value());
+    CHECK((*tx)->queue_zeros(guests.block, size, 0, {}).has_value());
+    CHECK((*tx)->stats().queued_pages + (*tx)->stats().zero_on_main == 0);
+    CHECK((*tx)->queue_zeros(guests.block, page, size - page, on_zero).has_value());
+    CHECK((*tx)->queue_zeros(guests.block, 0, page, on_zero).has_value());
+    CHECK((*tx)->stats().queued_pages + (*tx)->stats().zero_on_main == pages);
+    CHECK(on_main.size() == (zero_pages == "legacy" ? pages : 0));
+    REQUIRE((*tx)->close_epoch().has_value());
+    for (const std::uint64_t offset : on_main) REQUIRE((*rx)->apply_zero(guests.block, offset).has_value());
+    REQUIRE((*rx)->release_epoch().has_value());
+    CHECK(guests.source == guests.target);
+  }
 }
 
 TEST_CASE("What a stack does not have is not_supported, and a name that no list has is unknown_policy") {

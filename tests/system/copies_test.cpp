@@ -222,6 +222,10 @@ TEST_CASE("queue_zero refuses places that are no page, and the sender goes on") 
     for (const std::uint64_t offset : {std::uint64_t{1}, 4 * page, std::uint64_t{0} - page, ~std::uint64_t{0}})
       CHECK(code_of(tx.queue_zero(BlockId{0}, offset)) == Errc::bad_range);
     CHECK(code_of(tx.queue_zero(BlockId{1}, 0)) == Errc::bad_range);
+    CHECK(code_of(tx.queue_zeros(BlockId{0}, 3 * page, 2 * page)) == Errc::bad_range);
+    CHECK(code_of(tx.queue_zeros(BlockId{0}, page, std::uint64_t{0} - page)) == Errc::bad_range);
+    CHECK(code_of(tx.queue_zeros(BlockId{0}, 0, page / 2)) == Errc::bad_range);
+    CHECK(tx.queue_zeros(BlockId{0}, 4 * page, 0)->queued == 0);
     CHECK(tx.queue_zero(BlockId{0}, 3 * page) == Queued::queued);
     const Sent sent(sending.close());
     CHECK(sent.epochs == std::vector{std::map<Place, int>{{Place("pc.ram", 3 * page), -1}}});
@@ -514,6 +518,40 @@ TEST_CASE("A packet that is refused does not reach the hook") {
                     Then::end_of_stream, {.into = {collector.hook()}})
                     .result) == Errc::corrupt_payload);
   CHECK(collector.seen.empty());
+}
+
+TEST_CASE("A packet hook that leaves no buffer ends the migration, by the names of the block and the channel") {
+  for (const std::size_t normal : {1u, 3u, 0u}) {
+    CAPTURE(normal);
+    const Watchdog watchdog("a hook that keeps the buffer");
+    RamMap ram;
+    REQUIRE(ram.add_elsewhere("vga.vram", 8 * page).has_value());
+    REQUIRE(ram.add_elsewhere("pc.ram", 8 * page).has_value());
+    Packet packet{.zero = {7 * page}, .payload = Bytes(normal * page, std::byte{3})};
+    for (std::size_t p = 0; p < normal; ++p) packet.normal.push_back(p * page);
+    // A second packet with pages: its buffer would be missing.
+    const Bytes stream = RawStream()
+                             .hello(1)
+                             .packet(packet)
+                             .packet({.normal = {0}, .payload = Bytes(page, std::byte{4})})
+                             .sync()
+                             .bytes();
+    PageBuffer kept;
+    unsigned calls = 0;
+    auto outcome = feed<NoComp, IntoHook>(ram, {stream, RawStream().hello(0).sync().bytes()}, Then::end_of_stream,
+                                          {.into = {[&](ReceivedPacket& received) -> Result<void> {
+                                             ++calls;
+                                             kept = std::move(received.pages);
+                                             return {};
+                                           }}});
+    REQUIRE_MESSAGE(code_of(outcome.result) == Errc::bad_option, text(outcome.result));
+    CHECK(outcome.result.error().subject.view() == "pc.ram");
+    CHECK(outcome.result.error().channel == 1);
+    CHECK(outcome.result.error().packet == 0);
+    CHECK(text(outcome.result).contains("on_packet"));
+    CHECK(calls == 1);
+    CHECK(kept.data() != nullptr);
+  }
 }
 
 TEST_CASE("With a packet hook nothing is kept of which pages arrived") {

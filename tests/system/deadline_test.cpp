@@ -5,8 +5,13 @@
 // accepting in unit/transport.
 #include <doctest/doctest.h>
 
+#include <sys/socket.h>
+
 #include <array>
+#include <atomic>
 #include <functional>
+#include <future>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -98,7 +103,7 @@ TEST_CASE("A receiver whose peers are silent ends, and says which channel it wou
 
 TEST_CASE("A receiver that gets a packet now and then goes on") {
   const Watchdog watchdog("a slow source");
-  constexpr auto long_limit = 2s;
+  constexpr auto long_limit = 2000ms;
   GuestRam target(4096);
   auto links = memory_links(1);
   std::jthread peer([&] {
@@ -119,6 +124,123 @@ TEST_CASE("A receiver that gets a packet now and then goes on") {
   REQUIRE(rx.has_value());
   const auto finished = rx->finish();
   CHECK_MESSAGE(finished.has_value(), text(finished));
+}
+
+namespace {
+
+// For bytes that trickle: pauses so short that a busy machine does not make one that is over the limit, and so many that
+// the limit passes inside of one packet.
+constexpr auto slow_limit = 2000ms;
+constexpr auto short_pause = slow_limit / 10;
+constexpr int pauses = 14;
+constexpr std::size_t trickle = 16 * 1024;
+
+Bytes device_state_packet(std::size_t size) {
+  Bytes packet(276 + size);
+  put(packet, 0, 0x11223344, 4);
+  put(packet, 4, 1, 4);
+  put(packet, 8, 0x40, 4);
+  packet[12] = std::byte{'v'};
+  put(packet, 272, size, 4);
+  return packet;
+}
+
+enum class What { pages, device_state };
+
+/// A sender whose peer takes what is one packet a little at a time. Returns its outcome.
+template <class T>
+std::string send_slowly(Links<T> links, What what) {
+  GuestRam source(128);
+  using Tx = Sender<T, NoComp, ZeroPagesNone>;
+  auto tx = Tx::open(source.map, std::move(links.sender), {.progress_timeout = slow_limit});
+  if (!tx) return text(tx);
+  std::jthread peer([&] {
+    Bytes room(trickle / 2);  // less than a UNIX socket's unit, which is then longer than the socket's own time limit
+    const auto read = [&] {
+      const iovec buffer = mutable_buffer(std::span(room));
+      const auto got = links.receiver[0].read_some(std::span(&buffer, 1));
+      return got && *got > 0;
+    };
+    for (int i = 0; i < pauses; ++i, std::this_thread::sleep_for(short_pause))
+      if (!read()) return;
+    while (read()) {
+    }
+  });
+  Result<void> queued;
+  if (what == What::device_state)
+    queued = tx->queue_device_state({"vfio", 0, Bytes(1 << 20, std::byte{5})});
+  else if (auto pages = tx->queue_range(source.block, 0, source.memory.size()); !pages)
+    queued = std::unexpected(pages.error());
+  if (queued) queued = tx->close_channels();
+  return text(queued);
+}
+
+/// A receiver whose peer sends what is one packet a little at a time. Returns its outcome.
+template <class T>
+std::string receive_slowly(Links<T> links, What what) {
+  GuestRam target(128);
+  Packet pages{.payload = Bytes(128 * page, std::byte{7})};
+  for (std::uint64_t i = 0; i < 128; ++i) pages.normal.push_back(i * page);
+  RawStream stream;
+  stream.hello(0);
+  what == What::pages ? stream.packet(pages) : stream.raw(device_state_packet(1 << 20));
+  stream.sync();
+  std::jthread peer([&] {
+    std::span<const std::byte> rest = stream.bytes();
+    for (std::size_t part = 2000; !rest.empty(); part = trickle) {  // first the hello and the header
+      const bool slow = rest.size() + pauses * trickle > stream.size();
+      const auto now = slow ? rest.first(std::min(part, rest.size())) : rest;
+      if (!write_all(links.sender[0], now)) return;
+      rest = rest.subspan(now.size());
+      std::this_thread::sleep_for(short_pause);
+    }
+    (void)links.sender[0].finish();
+  });
+  auto rx = Receiver<T, NoComp>::open(
+      target.map, std::move(links.receiver),
+      {.progress_timeout = slow_limit, .on_device_state = {.take = [](const DeviceState&) { return Result<void>{}; }}});
+  return rx ? text(rx->finish()) : text(rx);
+}
+
+/// Sockets that hold little, as a slow link does.
+Links<FdTransport> narrow(Links<FdTransport> links) {
+  const int bytes = trickle;
+  for (const FdTransport& link : links.sender)
+    REQUIRE(::setsockopt(link.native_handle(), SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes) == 0);
+  return links;
+}
+
+}  // namespace
+
+TEST_CASE("Bytes that trickle are no lack of progress: inside of a packet or of device state, on either side") {
+  const Watchdog watchdog("bytes that trickle");
+  // All at once, because each takes longer than the limit.
+  std::vector<std::pair<std::string, std::future<std::string>>> all;
+  const auto both_ways = [&](const char* name, auto make) {
+    for (const What what : {What::pages, What::device_state}) {
+      const std::string label = std::string(name) + (what == What::pages ? ", pages" : ", device state");
+      all.emplace_back("to a slow peer: " + label,
+                       std::async(std::launch::async, [make, what, links = make()]() mutable {
+                         return send_slowly(std::move(links), what);
+                       }));
+      all.emplace_back("from a slow peer: " + label, std::async(std::launch::async, [links = make(), what]() mutable {
+                         return receive_slowly(std::move(links), what);
+                       }));
+    }
+  };
+  both_ways("memory", [] { return memory_links(1, 1000); });
+  both_ways("UNIX socket", [] { return narrow(unix_links(1)); });
+#if defined(MULTIFD_HAS_TLS)
+  both_ways("TLS", [] { return tls_links(narrow(unix_links(1))); });
+#endif
+  for (const What what : {What::pages, What::device_state})
+    all.emplace_back("from a slow peer: TCP", std::async(std::launch::async, [links = tcp_links(1), what]() mutable {
+                       return receive_slowly(std::move(links), what);
+                     }));
+  for (auto& [name, outcome] : all) {
+    CAPTURE(name);
+    CHECK(outcome.get() == "ok");
+  }
 }
 
 TEST_CASE("No limit, as people write it, is one") {
@@ -244,6 +366,71 @@ std::vector<Setting> settings() {
 
 }  // namespace
 
+TEST_CASE("finish(limit) returns at its limit whatever a hook does, and again when the hook has returned") {
+  enum class Hook { packet, device_state, error };
+  for (const Hook hook : {Hook::packet, Hook::device_state, Hook::error})
+    for (const bool fails : {false, true}) {
+      if (hook == Hook::error && !fails) continue;
+      CAPTURE(static_cast<int>(hook));
+      CAPTURE(fails);
+      const Watchdog watchdog("finish(limit) beside a hook that blocks");
+      RamMap ram;
+      REQUIRE(ram.add_elsewhere("pc.ram", 8 * page).has_value());
+      std::atomic<bool> inside = false, go_on = false;
+      const auto block = [&] {
+        inside = true;
+        inside.notify_all();
+        go_on.wait(false);
+      };
+      auto links = memory_links(2);
+      const auto send = [&](unsigned channel, const RawStream& stream) {
+        REQUIRE(write_all(links.sender[channel], std::span<const std::byte>(stream.bytes())).has_value());
+      };
+      RawStream stream;
+      stream.hello(0);
+      if (hook == Hook::packet) stream.packet({.normal = {0}, .payload = Bytes(page)});
+      if (hook == Hook::device_state) {
+        Bytes packet(276 + 100);
+        put(packet, 0, 0x11223344, 4);
+        put(packet, 4, 1, 4);
+        put(packet, 8, 0x40, 4);
+        packet[12] = std::byte{'v'};
+        put(packet, 272, 100, 4);
+        stream.raw(packet);
+      }
+      send(0, stream.sync());
+      send(1, fails ? RawStream().hello(1) : RawStream().hello(1).sync());
+      auto rx = Receiver<MemoryTransport, NoComp, IntoHook>::open(
+          ram, std::move(links.receiver),
+          {.into = {[&](ReceivedPacket&) -> Result<void> { return block(), Result<void>{}; }},
+           .on_device_state = {.take = [&](const DeviceState&) -> Result<void> { return block(), Result<void>{}; }},
+           .on_error = [&](const Error&) {
+             if (hook == Hook::error) block();
+           }});
+      REQUIRE_MESSAGE(rx.has_value(), text(rx));
+      if (hook != Hook::error) inside.wait(false);
+      std::thread later;
+      if (fails)
+        later = std::thread([&] {
+          std::this_thread::sleep_for(20ms);  // nothing tells that finish() waits; a failure before must do as well
+          send(1, RawStream().raw("GET / HTTP/1.1\r\n\r\n"));
+        });
+      else
+        for (auto& link : links.sender) REQUIRE(link.finish().has_value());
+      const auto code = make_error_code(fails ? Errc::bad_magic : Errc::timed_out);
+      auto finished = rx->finish(200ms);
+      CHECK_MESSAGE(code_of(finished) == code, text(finished));
+      if (later.joinable()) later.join();
+      inside.wait(false);
+      finished = rx->finish(0ms);
+      CHECK_MESSAGE(code_of(finished) == code, text(finished));
+      go_on = true;
+      go_on.notify_all();
+      finished = rx->finish(no_hang);
+      CHECK_MESSAGE(code_of(finished) == (fails ? code : std::error_code()), text(finished));
+    }
+}
+
 TEST_CASE("Every time limit: 0 is none, a negative one is refused by its name") {
   const Watchdog watchdog("time limits of 0");
   for (const Setting& setting : settings()) {
@@ -299,4 +486,19 @@ TEST_CASE("Waiting for this side's own bandwidth cap is no lack of progress") {
   const auto ended = tx->finish();
   CHECK_MESSAGE(ended.has_value(), text(ended));
   destination.join();
+}
+
+TEST_CASE(
+    "Device state larger than the cap lets pass in progress_timeout is no lack of progress, and delays no page for "
+    "long") {
+  const Watchdog watchdog("device state under a cap");
+  GuestRam source(4096);
+  using Tx = Sender<CaptureTransport, NoComp, ZeroPagesNone>;
+  auto tape = captures(1);
+  auto tx = Tx::open(source.map, std::move(tape.links), {.bandwidth = 2 << 20, .progress_timeout = 100ms});
+  REQUIRE(tx.has_value());
+  REQUIRE(tx->queue_device_state({"vfio", 0, Bytes(5 << 20, std::byte{5})}).has_value());
+  REQUIRE(tx->queue_range(source.block, 0, page).has_value());
+  const auto closed = tx->close_channels();
+  CHECK_MESSAGE(closed.has_value(), text(closed));
 }

@@ -4,6 +4,7 @@
 // compares before any page travels; the receiver answers that everything has arrived, or why it gives up. And that
 // others neither get nor miss any of it.
 #include <doctest/doctest.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -15,6 +16,7 @@
 #include "multifd/compress/zstd.hpp"
 #include "multifd/receiver.hpp"
 #include "multifd/sender.hpp"
+#include "support/allocation_count.hpp"
 #include "support/feed.hpp"
 #include "support/memory.hpp"
 #if defined(MULTIFD_HAS_TLS)
@@ -373,6 +375,89 @@ TEST_CASE("A channel that nobody accepted is found at its listener, and the next
       }
     }
   }
+}
+
+namespace {
+
+/// While it lives this process gets no descriptor.
+class NoDescriptor {
+ public:
+  NoDescriptor() {
+    REQUIRE(::getrlimit(RLIMIT_NOFILE, &before_) == 0);
+    const int next = ::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3);
+    REQUIRE(next >= 0);
+    ::close(next);
+    rlimit now = before_;
+    now.rlim_cur = static_cast<rlim_t>(next);
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &now) == 0);
+  }
+  NoDescriptor(const NoDescriptor&) = delete;
+  NoDescriptor& operator=(const NoDescriptor&) = delete;
+  ~NoDescriptor() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+
+ private:
+  rlimit before_{};
+};
+
+}  // namespace
+
+TEST_CASE("A look for one more channel that fails itself fails no migration, and the next call looks again") {
+  enum class Lack { descriptor, listener_interrupted, memory };
+  for (const Lack lack : {Lack::descriptor, Lack::listener_interrupted, Lack::memory})
+    for (const bool one_more : {false, true}) {
+      // open() itself needs memory.
+      if (one_more && lack == Lack::memory) continue;
+      CAPTURE(static_cast<int>(lack));
+      CAPTURE(one_more);
+      const Watchdog watchdog("a look that fails");
+      GuestRam target(4);
+      Interrupt interrupt = Interrupt::create().value();
+      auto listener = Listener::listen({.host = "127.0.0.1"}, 8, {.interrupt = &interrupt});
+      REQUIRE(listener.has_value());
+      std::vector<FdTransport> source;
+      const auto connect = [&](unsigned id) {
+        auto link = connect_to(listener->local_address());
+        REQUIRE(link.has_value());
+        const Bytes hello = RawStream().hello(id).sync().bytes();
+        REQUIRE(write_all(*link, std::span<const std::byte>(hello)).has_value());
+        source.push_back(std::move(*link));
+      };
+      connect(0);
+      auto links = listener->accept_channels(1, 10s);
+      REQUIRE(links.has_value());
+      connect(one_more ? 1 : 0);
+      /// `call()` while the look cannot be made.
+      const auto without = [&](auto&& call) {
+        std::optional<NoDescriptor> no_descriptor;
+        std::optional<FailAllocation> no_memory;
+        if (lack == Lack::descriptor) no_descriptor.emplace();
+        if (lack == Lack::listener_interrupted) interrupt.trigger();
+        if (lack == Lack::memory) no_memory.emplace(0, Shortage::from_then_on);
+        auto result = call();
+        no_memory.reset();
+        no_descriptor.reset();
+        if (lack == Lack::listener_interrupted) interrupt = Interrupt::create().value();
+        return result;
+      };
+      const auto open = [&] {
+        return Receiver<FdTransport, NoComp>::open(target.map, std::move(*links),
+                                                   {.barrier = Barrier::manual, .listener = &*listener});
+      };
+      auto rx = lack == Lack::memory ? open() : without(open);
+      REQUIRE_MESSAGE(rx.has_value(), text(rx));
+      const auto epoch = without([&] { return rx->release_epoch(); });
+      CHECK_MESSAGE(epoch == std::uint64_t{0}, text(epoch));
+      REQUIRE(source[0].finish().has_value());
+      REQUIRE(eventually([&] { return rx->ended_channels() == 1; }));
+      const auto finish = [&] { return rx->finish(); };
+      const auto finished = one_more ? finish() : without(finish);
+      if (one_more) {
+        REQUIRE_MESSAGE(code_of(finished) == Errc::too_many_channels, text(finished));
+        CHECK(finished.error().detail == 1);
+      } else {
+        CHECK_MESSAGE(finished.has_value(), text(finished));
+      }
+    }
 }
 
 #if defined(MULTIFD_HAS_TLS)

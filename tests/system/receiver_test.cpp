@@ -375,6 +375,39 @@ TEST_CASE("sync after a finish that went well changes nothing") {
   CHECK(code_of(rx->finish()) == Errc::already_closed);
 }
 
+TEST_CASE(
+    "finish(limit) and end_epochs() end the epochs: none can be released, and a SYNC that comes is one too many") {
+  const Watchdog watchdog("no epoch behind the end");
+  for (const bool by_finish : {true, false})
+    for (const bool sync_comes : {true, false}) {
+      CAPTURE(by_finish);
+      CAPTURE(sync_comes);
+      GuestRam target(4, std::byte{0});
+      auto links = memory_links(1);
+      const auto send = [&](const RawStream& stream) {
+        REQUIRE(write_all(links.sender[0], std::span<const std::byte>(stream.bytes())).has_value());
+      };
+      send(RawStream().hello(0).sync());
+      auto rx = MemoryReceiver::open(target.map, std::move(links.receiver), {.barrier = Barrier::manual});
+      REQUIRE(rx.has_value());
+      CHECK(rx->release_epoch() == std::uint64_t{0});
+      if (by_finish)
+        CHECK(code_of(rx->finish(0ms)) == Errc::timed_out);
+      else
+        CHECK(rx->end_epochs().has_value());
+      CHECK(code_of(rx->release_epoch()) == Errc::already_closed);
+      if (sync_comes) {
+        send(RawStream().sync());
+        CHECK(code_of(rx->finish(no_hang)) == Errc::sync_mismatch);
+        CHECK(code_of(rx->release_epoch()) == Errc::sync_mismatch);
+      } else {  // that call has cost nothing
+        REQUIRE(links.sender[0].finish().has_value());
+        CHECK(rx->finish(no_hang).has_value());
+        CHECK(code_of(rx->release_epoch()) == Errc::already_closed);
+      }
+    }
+}
+
 TEST_CASE("An epoch of nothing but zero pages on the main stream ends with SYNCs at close") {
   const Watchdog watchdog("zero epoch");
   GuestRam source(4, std::byte{0});

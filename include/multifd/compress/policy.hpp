@@ -89,7 +89,8 @@ concept HasLiveLevel = requires(typename C::Encoder& encoder, int level) {
 /// Errors: Errc::payload_too_large, corrupt_payload, bad_payload_size, bad_option; stage `encode` or `decode`.
 /// Threads: an Encoder or Decoder is used by one thread at a time, its channel's. open() is called on another thread.
 /// Cost: nothing may be allocated after open().
-/// Models: NoComp, Zlib, Igzip, Zstd. Contract: multifd/testing/compressor_contract.hpp.
+/// Models: NoComp, Zlib, Igzip, Zstd. Exemplar: examples/custom_policy.cpp (WordRuns).
+///   Contract: multifd/testing/compressor_contract.hpp.
 template <class C>
 concept Compressor = std::copyable<C> && std::default_initializable<C> && HasCompressorName<C> && HasMethod<C> &&
                      HasPayloadForm<C> && HasEncoder<C> && HasDecoder<C>;

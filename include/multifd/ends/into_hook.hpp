@@ -16,7 +16,9 @@ namespace multifd {
 struct IntoHook {
   static constexpr bool writes_memory = false;
 
-  PacketHook on_packet{};  ///< takes the pages; must be set, otherwise Receiver::open() fails
+  /// Takes the pages. Must be set, otherwise Receiver::open() fails. A hook that leaves no buffer in
+  /// ReceivedPacket::pages ends the migration with Errc::bad_option, whose subject is the packet's RAM block.
+  PacketHook on_packet{};
 
   class Sink;
 };
@@ -45,7 +47,11 @@ class IntoHook::Sink {
                             .offsets = pages.offsets,
                             .normal_pages = pages.normal_pages,
                             .pages = pages_};
-      return sink_->on_packet_(packet);
+      if (auto taken = sink_->on_packet_(packet); !taken) return taken;
+      if (pages_.data() == nullptr)  // the next pages would be read into nothing
+        return fail(Errc::bad_option, Stage::read, "IntoHook::on_packet left no buffer in ReceivedPacket::pages", 0, 0,
+                    sink_->map_.block(pages.block).idstr);
+      return {};
     }
 
    private:

@@ -129,7 +129,8 @@ class IntoMemory::Sink {
                                         std::span<const std::byte> bytes) noexcept {
     const auto page = map_.resolve(block, offset);
     if (!page) return std::unexpected(page.error());
-    if (bytes.size() != page->size()) return fail(Errc::bad_range, Stage::parse, "page", bytes.size(), page->size());
+    if (bytes.size() != page->size())
+      return fail(Errc::bad_range, Stage::parse, "page", bytes.size(), page->size(), map_.block(block).idstr);
     filled_.set(block, offset, 1);
     std::memcpy(page->data(), bytes.data(), bytes.size());
     received_.set(block, offset, 1);
@@ -145,14 +146,16 @@ class IntoMemory::Sink {
 
   /// Makes a page zero, whose offset has been checked.
   void zero(BlockId block, std::uint64_t offset) noexcept {
-    received_.set(block, offset, 1);
-    // No bytes have come here: fresh memory is still zero, and a read would make a hole of a file resident.
-    if (destination_ == DestinationMemory::zeroed && !filled_.test(block, offset)) return;
-    std::byte* const page = map_.block(block).host.data() + offset;
-    const std::size_t page_bytes = map_.page_bytes();
-    if (buffer_is_zero(page, page_bytes)) return;  // reading is cheaper than dirtying, on memory and on files
-    std::memset(page, 0, page_bytes);
-    zeros_written_.fetch_add(1, std::memory_order_relaxed);
+    // Where no bytes have come, fresh memory is still zero, and a read would make a hole of a file resident.
+    if (destination_ == DestinationMemory::unknown || filled_.test(block, offset)) {
+      std::byte* const page = map_.block(block).host.data() + offset;
+      const std::size_t page_bytes = map_.page_bytes();
+      if (!buffer_is_zero(page, page_bytes)) {  // reading is cheaper than dirtying, on memory and on files
+        std::memset(page, 0, page_bytes);
+        zeros_written_.fetch_add(1, std::memory_order_relaxed);
+      }
+    }
+    received_.set(block, offset, 1);  // last: who sees the mark finds the zeros
   }
 
   const RamMap& map_;

@@ -5,22 +5,48 @@
 
 #include <concepts>
 #include <cstddef>
+#include <type_traits>
 
 #include "multifd/memory/page_batch.hpp"
 #include "multifd/memory/ram_block.hpp"
 
 namespace multifd {
 
-/// Says where the bytes of a queued page are. `S::copies`: they are in the batch's buffer, which queue_copies() swaps
-/// in; otherwise they are in the map's memory.
-///
-/// Threads: called at once on every channel's thread.
-/// Models: FromGuest, FromCopies.
 template <class S>
-concept PageSource = requires(const RamBlock& block, const PageBatch& batch, std::size_t i, std::size_t page_bytes) {
-  { S::copies } -> std::convertible_to<bool>;
+concept HasCopies = requires { typename std::bool_constant<S::copies>; };
+
+template <class S>
+concept HasPage = requires(const RamBlock& block, const PageBatch& batch, std::size_t i, std::size_t page_bytes) {
   { S::page(block, batch, i, page_bytes) } noexcept -> std::same_as<std::byte*>;
 };
+
+/// Says where the bytes of a queued page are.
+///
+/// Semantics:
+///   `copies`: whether the bytes come in the batch's buffer, which queue_copies() swaps in; otherwise they are in the
+///     map's memory, and queue_page(), queue_range() and queue_dirty() queue pages. With `copies` a block may have no
+///     memory, and `block.host` is empty then.
+///   `page(block, batch, i, page_bytes)` returns the address of the page_bytes bytes of the page that batch.offsets()[i]
+///     names, where i is less than the number of pages that are not known to be zero. Offsets before number i may have been
+///     rearranged by then. Each call stands for itself, in any order. The bytes stay there until
+///     the batch is given back; the guest may change them. Nobody writes through the address.
+/// Errors: none. All offsets have been checked when the page was queued.
+/// Threads: called at once on every channel's thread, with batches of their own.
+/// Cost: called for each page, so: no lock, no allocation, no look at the bytes.
+/// Models: FromGuest, FromCopies. Exemplar: tests/exemplar/page_source.hpp.
+///   Contract: multifd/testing/page_source_contract.hpp.
+template <class S>
+concept PageSource = HasCopies<S> && HasPage<S>;
+
+/// Fails to compile with a message that says which member to write.
+template <class S>
+consteval bool check_page_source() {
+  static_assert(HasCopies<S>, "PageSource: needs  static constexpr bool copies");
+  static_assert(HasPage<S>,
+                "PageSource: needs  static std::byte* page(const RamBlock&, const PageBatch&, std::size_t i, "
+                "std::size_t page_bytes) noexcept");
+  return PageSource<S>;
+}
 
 /// Pages lie in the map's memory, to which the guest may be writing.
 struct FromGuest {

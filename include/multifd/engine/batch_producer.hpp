@@ -16,6 +16,7 @@
 #include "multifd/ends/page_source.hpp"
 #include "multifd/engine/counters.hpp"
 #include "multifd/engine/misuse.hpp"
+#include "multifd/engine/outlet.hpp"
 #include "multifd/engine/send_shared.hpp"
 #include "multifd/memory/dirty_bitmap.hpp"
 #include "multifd/options.hpp"
@@ -36,7 +37,7 @@ concept ZeroSink = std::invocable<OnZero&, std::uint64_t> &&
 /// The calls are Sender's, and are explained there.
 ///
 /// Threads: one, the producer; the counters may be read by any.
-template <ZeroPagePolicy Z, PageSource From>
+template <Outlet O, ZeroPagePolicy Z, PageSource From>
 class BatchProducer {
  public:
   BatchProducer(SendShared& shared, const Z& zero) noexcept
@@ -127,8 +128,7 @@ class BatchProducer {
       if constexpr (!listed && !From::copies) {
         if (auto queued = append_page(block, offset); !queued) return std::unexpected(queued.error());
       } else {
-        // In a batch the listed zero pages come last, and no bytes can follow them. So each kind has batches of its
-        // own.
+        // In a batch the listed zero pages come last. No bytes can follow, so each kind has batches of its own.
         if (open_->block != block || open_->empty() || (open_->known_zeros != 0) != listed) {
           if (auto put = put_and_open(block); !put) return std::unexpected(put.error());
         }
@@ -158,9 +158,12 @@ class BatchProducer {
     if (!is_open() || !fits(block, 0, 0)) [[unlikely]]
       return std::unexpected(refusal(block, 0));
     if (offsets.empty() || offsets.size() > shared_.map.batch_pages() || normal_pages > offsets.size())
-      return fail(Errc::bad_range, Stage::produce, "queue_copies", offsets.size());
+      return fail(Errc::bad_range, Stage::produce, "queue_copies: number of pages", offsets.size(),
+                  shared_.map.batch_pages(), shared_.map.block(block).idstr);
     // Without normal pages, too: the buffer is swapped in, and zero pages may be written to it as bytes.
-    if (pages.data() == nullptr) return fail(Errc::bad_option, Stage::produce, "queue_copies: buffer without memory");
+    if (pages.data() == nullptr)
+      return fail(Errc::bad_option, Stage::produce, "queue_copies: buffer without memory", 0, 0,
+                  shared_.map.block(block).idstr);
     for (const std::uint64_t offset : offsets)
       if (auto checked = shared_.map.check(block, offset); !checked) return std::unexpected(checked.error());
 
@@ -193,8 +196,10 @@ class BatchProducer {
     return done;
   }
 
-  /// Queues a message of the format's own (HasMessages). It belongs to no epoch, and leaves without a close_epoch().
-  [[nodiscard]] Result<void> queue_message(Message message) noexcept {
+  /// Queues a message of the format's own. It belongs to no epoch, and leaves without a close_epoch().
+  [[nodiscard]] Result<void> queue_message(Message message) noexcept
+    requires HasMessages<O>
+  {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (auto ready = check_open(); !ready) return ready;
     if (auto put = put_open(); !put) return put;
@@ -231,10 +236,16 @@ class BatchProducer {
     return {};
   }
   bool finished() const noexcept { return finished_; }
+  bool entered() const noexcept { return checks_.entered(); }
 
   /// Errors: the first error; Errc::already_closed behind finish().
   [[nodiscard]] Result<void> check_open() const noexcept {
     return is_open() ? Result<void>{} : std::unexpected(refusal(BlockId{}, 0));
+  }
+
+  /// Errors: as check_open(); Errc::bad_range.
+  [[nodiscard]] Result<void> check_range(BlockId block, std::uint64_t offset, std::uint64_t bytes) const noexcept {
+    return is_open() && fits(block, offset, bytes) ? Result<void>{} : std::unexpected(refusal(block, offset));
   }
 
   Counter zero_on_main, queued_pages, waits, wait_ns;

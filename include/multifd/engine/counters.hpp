@@ -25,7 +25,11 @@ class Counter {
 
 struct alignas(cache_line) ChannelCounters {
   Counter packets, syncs, normal_pages, zero_pages, payload_bytes, wire_bytes;
+  Counter moved_bytes;  ///< as each call of the transport moves them; wire_bytes counts whole packets
   Counter idle_ns, check_ns, codec_ns, capped_ns, io_ns, cpu_ns;
+
+  /// A number that changes while bytes move, be it ever so slowly.
+  std::uint64_t progress() const noexcept { return moved_bytes.get() + wire_bytes.get(); }
 
   ChannelStats snapshot(std::uint32_t id) const noexcept {
     return {.id = id,

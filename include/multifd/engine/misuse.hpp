@@ -44,10 +44,34 @@ class OneCaller {
   };
 
   Turn enter() noexcept { return Turn(owner_, misuse_); }
+  bool entered() const noexcept { return owner_.load(std::memory_order_relaxed) != nullptr; }
 
  private:
   const char* misuse_;
   std::atomic<const void*> owner_{nullptr};
+};
+
+/// Counts the threads that are in an object's calls, of which any number may be.
+class Visitors {
+ public:
+  class Visit {
+   public:
+    explicit Visit(std::atomic<unsigned>& inside) noexcept : inside_(inside) {
+      inside_.fetch_add(1, std::memory_order_relaxed);
+    }
+    Visit(const Visit&) = delete;
+    Visit& operator=(const Visit&) = delete;
+    ~Visit() { inside_.fetch_sub(1, std::memory_order_relaxed); }
+
+   private:
+    std::atomic<unsigned>& inside_;
+  };
+
+  Visit enter() noexcept { return Visit(inside_); }
+  bool entered() const noexcept { return inside_.load(std::memory_order_relaxed) != 0; }
+
+ private:
+  std::atomic<unsigned> inside_{0};
 };
 
 /// Finds pages that are queued twice in an epoch, and two threads in the producer's calls at once.
@@ -86,6 +110,12 @@ struct AnyCaller {
   struct Turn {};
   explicit AnyCaller(const char*) noexcept {}
   Turn enter() const noexcept { return {}; }
+  bool entered() const noexcept { return false; }
+};
+struct AnyVisitors {
+  struct Visit {};
+  Visit enter() const noexcept { return {}; }
+  bool entered() const noexcept { return false; }
 };
 struct NoProducerChecks : AnyCaller {
   explicit NoProducerChecks(const RamMap&) noexcept : AnyCaller("") {}
@@ -95,6 +125,19 @@ struct NoProducerChecks : AnyCaller {
 };
 
 using OneCallerOfBuild = std::conditional_t<MULTIFD_CHECKED != 0, OneCaller, AnyCaller>;
+using VisitorsOfBuild = std::conditional_t<MULTIFD_CHECKED != 0, Visitors, AnyVisitors>;
 using ProducerChecksOfBuild = std::conditional_t<MULTIFD_CHECKED != 0, ProducerChecks, NoProducerChecks>;
+
+/// An object, and a visit to it for as long as one expression takes: `visit()->call()`. The object has `visitors`.
+template <class Object>
+class Visited {
+ public:
+  explicit Visited(Object& object) noexcept : object_(object), visit_(object.visitors.enter()) {}
+  Object* operator->() const noexcept { return &object_; }
+
+ private:
+  Object& object_;
+  [[no_unique_address]] [[maybe_unused]] const VisitorsOfBuild::Visit visit_;
+};
 
 }  // namespace multifd::engine

@@ -49,6 +49,10 @@ class Meter {
     return granted ? Result<void>{} : fail(Errc::cancelled, Stage::write);
   }
 
+  /// Called by an outlet as often as bytes leave, also for a part of what it writes. Without such calls a write that takes
+  /// longer than SenderOptions::progress_timeout counts as standing still.
+  void moved(std::size_t bytes) noexcept { counters_.moved_bytes.add(bytes); }
+
   // Each adds the time since the call before to the stage that it names. A worker calls the first two, its outlet the
   // others.
   void idled() noexcept { clock_.lap(counters_.idle_ns); }
@@ -66,28 +70,72 @@ class Meter {
   StageClock clock_;
 };
 
+template <class O>
+concept HasBeginOutlet = requires(O& outlet) {
+  { outlet.begin() } noexcept -> std::same_as<Result<Sent>>;
+};
+
+template <class O>
+concept HasSend = requires(O& outlet, const PageList& pages, Meter& meter) {
+  { outlet.send(pages, meter) } noexcept -> std::same_as<Result<Sent>>;
+};
+
+template <class O>
+concept HasPushOut = requires(O& outlet, Meter& meter) {
+  { outlet.push_out(meter) } noexcept -> std::same_as<Result<void>>;
+};
+
+template <class O>
+concept HasCloseEpoch = requires(O& outlet, std::uint64_t epoch, Meter& meter) {
+  { outlet.close_epoch(epoch, meter) } noexcept -> std::same_as<Result<Sent>>;
+};
+
+template <class O>
+concept HasEnd = requires(O& outlet) {
+  { outlet.end() } noexcept -> std::same_as<Result<void>>;
+};
+
+template <class O>
+concept HasOutletShutdown = requires(O& outlet) {
+  { outlet.shutdown() } noexcept;
+};
+
 /// Writes one channel's pages in some format.
 ///
-/// Semantics: begin() comes once, before everything; then send() and close_epoch() in any number; end() comes last, and
-///   only if no call failed. `send(pages)`: all pages of a list belong to one epoch. The outlet may hold bytes back
-///   until its next call; push_out() is called before the worker waits for more work, and writes them.
-///   `close_epoch(n)`: pages sent before belong to epoch n or an earlier one, pages sent after it to a later one.
-///   Other channels may still write pages of epoch n then. A format whose reader does not order epochs, as the reader of
-///   packets does, has to wait in close_epoch() until every channel has come to it.
-/// Errors: whatever any of them returns ends the transfer, on all channels.
-/// Threads: one, the channel's worker; but shutdown() from any: it ends a call that blocks, bounded.
+/// Semantics:
+///   `begin()` comes once, before everything; then send(), push_out() and close_epoch() in any number; `end()` comes last,
+///     and only if no call failed.
+///   `send(pages, meter)`: all pages of a list belong to one epoch. Before it writes, it asks `meter.acquire()` for what it
+///     is about to write: that is the bandwidth cap. List and bytes are the engine's again when it returns.
+///   `push_out(meter)`: the outlet may hold bytes back until its next call; push_out() is called before the worker waits
+///     for more work, and writes them.
+///   `close_epoch(n, meter)`: pages sent before belong to epoch n or an earlier one, pages sent after it to a later one.
+///     Other channels may still write pages of epoch n then. A format whose reader does not order epochs, as the reader of
+///     packets does, has to wait in close_epoch() until every channel has come to it.
+///   `shutdown()` ends a call that blocks, now and from now on, bounded; any number of times.
+///   Sent::wire_bytes counts all that a call has written or holds back, payload_bytes the page data among them.
+/// Errors: whatever any of them returns ends the transfer, on all channels. Errc::cancelled, or what the stream says, from
+///   a call that shutdown() ends.
+/// Threads: one, the channel's worker; but shutdown() from any.
 /// Cost: nothing may be allocated after it was made.
-/// Models: packets::Outlet. tests/system/file_outlet_test.cpp has one that writes no packets.
+/// Models: packets::Outlet. Exemplar: tests/exemplar/file_outlet.hpp, which writes no packets.
+///   Contract: multifd/testing/outlet_contract.hpp.
 template <class O>
-concept Outlet =
-    std::move_constructible<O> && requires(O& outlet, const PageList& pages, std::uint64_t epoch, Meter& meter) {
-      { outlet.begin() } noexcept -> std::same_as<Result<Sent>>;
-      { outlet.send(pages, meter) } noexcept -> std::same_as<Result<Sent>>;
-      { outlet.push_out(meter) } noexcept -> std::same_as<Result<void>>;
-      { outlet.close_epoch(epoch, meter) } noexcept -> std::same_as<Result<Sent>>;
-      { outlet.end() } noexcept -> std::same_as<Result<void>>;
-      { outlet.shutdown() } noexcept;
-    };
+concept Outlet = std::move_constructible<O> && HasBeginOutlet<O> && HasSend<O> && HasPushOut<O> && HasCloseEpoch<O> &&
+                 HasEnd<O> && HasOutletShutdown<O>;
+
+/// Fails to compile with a message that says which member to write.
+template <class O>
+consteval bool check_outlet() {
+  static_assert(std::move_constructible<O>, "Outlet: needs a move constructor");
+  static_assert(HasBeginOutlet<O>, "Outlet: needs  Result<Sent> begin() noexcept");
+  static_assert(HasSend<O>, "Outlet: needs  Result<Sent> send(const PageList&, Meter&) noexcept");
+  static_assert(HasPushOut<O>, "Outlet: needs  Result<void> push_out(Meter&) noexcept");
+  static_assert(HasCloseEpoch<O>, "Outlet: needs  Result<Sent> close_epoch(std::uint64_t epoch, Meter&) noexcept");
+  static_assert(HasEnd<O>, "Outlet: needs  Result<void> end() noexcept");
+  static_assert(HasOutletShutdown<O>, "Outlet: needs  void shutdown() noexcept");
+  return Outlet<O>;
+}
 
 /// Optional: an outlet for messages, bytes that travel among the pages in no order with them.
 template <class O>

@@ -22,7 +22,7 @@ namespace multifd::engine {
 struct PipelineOptions {
   std::uint64_t bandwidth = 0;
   unsigned depth = 0;
-  std::chrono::milliseconds progress_timeout{120'000};
+  std::chrono::milliseconds progress_timeout = default_send_progress_timeout;
   std::function<bool()> interrupted{};  ///< polled while the producer or a waiting thread waits; true: cancel
   ThreadHook thread_hook{};
   ErrorHook on_error{};
@@ -64,6 +64,8 @@ class Pipeline {
   Pipeline(const Pipeline&) = delete;
   Pipeline& operator=(const Pipeline&) = delete;
   ~Pipeline() {
+    if (visitors.entered() || producer.entered())
+      MULTIFD_MISUSE("a Sender is destroyed while another thread is in one of its calls", {}, 0);
     if (crew_.started() && !producer.finished()) shared_.error.abandon("Sender destroyed");
     crew_.join();
     shared_.error.wait_stopped();
@@ -175,7 +177,8 @@ class Pipeline {
   Crew<Worker> crew_;
 
  public:
-  BatchProducer<Z, From> producer;
+  BatchProducer<O, Z, From> producer;
+  [[no_unique_address]] VisitorsOfBuild visitors;  ///< threads in the calls that any may make
 };
 
 }  // namespace multifd::engine

@@ -44,11 +44,16 @@ class RateLimiter {
       next_ = start + std::chrono::nanoseconds(
                           static_cast<std::int64_t>(static_cast<double>(bytes) * 1e9 / static_cast<double>(rate)));
       const std::uint64_t mine = generation_;
+      waiting_.fetch_add(1, std::memory_order_relaxed);
       monitor_.wait_until(held, start, [&] { return generation_ != mine; });
+      waiting_.fetch_sub(1, std::memory_order_relaxed);
       if (!monitor_.stopped(held) && generation_ == mine) return true;
     }
     return false;
   }
+
+  /// Whether a thread waits for the cap just now. Relaxed: whoever asks looks again soon.
+  bool holds_back() const noexcept { return waiting_.load(std::memory_order_relaxed) != 0; }
 
   /// Ends every wait, now and later.
   void stop() noexcept { monitor_.stop(); }
@@ -57,6 +62,7 @@ class RateLimiter {
   static constexpr std::chrono::milliseconds burst{20};
 
   std::atomic<std::uint64_t> rate_;
+  std::atomic<unsigned> waiting_{0};  ///< threads in acquire()
   Monitor monitor_;
   Clock::time_point next_{};  ///< when the bytes granted so far are used up
   std::uint64_t generation_ = 0;

@@ -4,7 +4,6 @@
 // first error.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -34,21 +33,19 @@ struct SendShared {
         epochs(channel_count),
         error(std::move(stop), std::move(hook)) {}
 
-  /// Bytes that have left on all channels.
+  /// A number that changes while bytes leave on any channel.
   std::uint64_t moved() const noexcept {
     std::uint64_t sum = 0;
-    for (unsigned i = 0; i < channels; ++i) sum += counters[i].wire_bytes.get();
+    for (unsigned i = 0; i < channels; ++i) sum += counters[i].progress();
     return sum;
   }
 
   /// Called now and then by a thread that waits for the channels. Raises Errc::timed_out, which stops everything, when
-  /// no channel has moved a byte for progress_timeout. Under a bandwidth cap the limit is longer by the time that the
-  /// cap lets pass between two packets.
+  /// no channel has moved a byte for progress_timeout. The time in which the bandwidth cap holds bytes back does not
+  /// count.
   void check_progress(ProgressWatch& watch) noexcept {
     check_interrupt();
-    const std::uint64_t rate = limiter.rate();
-    const std::uint64_t seconds = rate == 0 ? 0 : 2 * batch_bytes / rate + 1;
-    if (watch.stalled(moved(), std::chrono::seconds(std::min<std::uint64_t>(seconds, 1 << 30))))
+    if (watch.stalled(moved(), limiter.holds_back()))
       error.raise(
           {.code = Errc::timed_out, .stage = Stage::write, .op = "no channel took a byte for progress_timeout"});
   }

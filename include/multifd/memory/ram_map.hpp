@@ -30,12 +30,12 @@ class RamMap {
   ///
   /// Params: `idstr`: 1 to 255 bytes, no NUL; `host`: a whole number of pages, at least one.
   /// Errors: Errc::bad_page_size, bad_block_idstr, bad_block_size, block_without_memory (`host` is null),
-  ///   duplicate_block. The map is unchanged then.
+  ///   duplicate_block; ENOMEM. The map is unchanged then.
   /// Threads: one, and no other call meanwhile. Cost: linear in the blocks; copies the name, not the memory.
   /// Wire: the idstr is that of format/packets.md section 3.1 and format/main_stream.md section 9.5.
   [[nodiscard]] Result<BlockId> add(std::string_view idstr, std::span<std::byte> host,
                                     Access access = Access::read_write) {
-    return insert({.idstr = std::string(idstr), .host = host, .bytes = host.size(), .access = access});
+    return insert(idstr, host, host.size(), access);
   }
 
   /// Registers a block that only a Sender may use. Params, Errors: as add().
@@ -47,7 +47,7 @@ class RamMap {
   ///
   /// Params: `bytes`: its size, a whole number of pages. Errors: as add().
   [[nodiscard]] Result<BlockId> add_elsewhere(std::string_view idstr, std::uint64_t bytes) {
-    return insert({.idstr = std::string(idstr), .host = {}, .bytes = bytes, .access = Access::none});
+    return insert(idstr, {}, bytes, Access::none);
   }
 
   /// Finds a block by its name. Errors: Errc::unknown_block (subject: the name). Threads: any. Cost: linear in the
@@ -108,18 +108,21 @@ class RamMap {
   }
 
  private:
-  [[nodiscard]] Result<BlockId> insert(RamBlock block) {
+  [[nodiscard]] Result<BlockId> insert(std::string_view idstr, std::span<std::byte> host, std::uint64_t bytes,
+                                       Access access) {
     constexpr auto stage = Stage::setup;
     if (!valid_page_bytes(page_bytes_)) return fail(Errc::bad_page_size, stage, "RamMap::add", page_bytes_);
-    if (block.idstr.empty() || block.idstr.size() > max_idstr_length || block.idstr.contains('\0'))
-      return fail(Errc::bad_block_idstr, stage, "RamMap::add", block.idstr.size());
-    if (block.bytes == 0 || block.bytes % page_bytes_ != 0)
-      return fail(Errc::bad_block_size, stage, "RamMap::add", block.bytes, page_bytes_, block.idstr);
-    if (block.access != Access::none && block.host.data() == nullptr)
-      return fail(Errc::block_without_memory, stage, "RamMap::add: null pointer", 0, 0, block.idstr);
-    if (find(block.idstr)) return fail(Errc::duplicate_block, stage, "RamMap::add", 0, 0, block.idstr);
-    blocks_.push_back(std::move(block));
-    return BlockId{static_cast<std::uint32_t>(blocks_.size() - 1)};
+    if (idstr.empty() || idstr.size() > max_idstr_length || idstr.contains('\0'))
+      return fail(Errc::bad_block_idstr, stage, "RamMap::add", idstr.size());
+    if (bytes == 0 || bytes % page_bytes_ != 0)
+      return fail(Errc::bad_block_size, stage, "RamMap::add", bytes, page_bytes_, idstr);
+    if (access != Access::none && host.data() == nullptr)
+      return fail(Errc::block_without_memory, stage, "RamMap::add: null pointer", 0, 0, idstr);
+    if (find(idstr)) return fail(Errc::duplicate_block, stage, "RamMap::add", 0, 0, idstr);
+    return catch_bad_alloc(stage, "RamMap::add", [&]() -> Result<BlockId> {
+      blocks_.push_back({.idstr = std::string(idstr), .host = host, .bytes = bytes, .access = access});
+      return BlockId{static_cast<std::uint32_t>(blocks_.size() - 1)};
+    });
   }
 
   std::size_t page_bytes_;

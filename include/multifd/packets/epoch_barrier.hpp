@@ -114,6 +114,12 @@ class EpochBarrier {
     return {};
   }
 
+  /// Whether end_epochs() has been called in manual mode.
+  bool epochs_ended() const noexcept {
+    const Monitor::Lock held = monitor_.lock();
+    return epochs_ended_;
+  }
+
   /// Waits until every channel has ended, or stop(). `limit`: of this call; 0 checks once and does not wait.
   /// Errors: Errc::timed_out (`op`) when `limit` passes in which `progress()` did not change; Error::channel is the
   ///   first that has not ended.

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -49,25 +50,30 @@ class Hellos {
   }
 
   /// Waits for all hellos. Errors: Errc::timed_out (channel: the lowest id that is missing), cancelled after stop() or
-  /// by `interrupt` (may be null), which is polled every 20 ms.
-  [[nodiscard]] Result<void> wait(std::chrono::milliseconds limit, const Interrupt* interrupt = nullptr) noexcept {
-    engine::Monitor::Lock held = monitor_.lock();
+  /// once `interrupted()` is true. That is polled every 20 ms, beside the monitor: the channels are never held up by it.
+  template <std::predicate Interrupted>
+  [[nodiscard]] Result<void> wait(std::chrono::milliseconds limit, Interrupted&& interrupted) noexcept {
     const auto deadline = std::chrono::steady_clock::now() + limit;
-    while (count_ < seen_.size()) {
-      if (monitor_.stopped(held) || (interrupt != nullptr && interrupt->triggered()))
-        return fail(Errc::cancelled, Stage::hello, "wait for initial packets");
-      const auto now = std::chrono::steady_clock::now();
-      if (now >= deadline) break;
-      const auto poll = now + std::chrono::milliseconds(20);
-      monitor_.wait_until(held, interrupt != nullptr ? std::min(poll, deadline) : deadline,
-                          [&] { return count_ == seen_.size(); });
-    }
-    if (count_ == seen_.size()) return {};
+    bool cancelled = interrupted();
+    engine::Monitor::Lock held = monitor_.lock();
+    const auto complete = [&] { return count_ == seen_.size(); };
+    if (!cancelled)
+      monitor_.wait(held, std::min<std::chrono::milliseconds>(limit, std::chrono::milliseconds(20)), complete, [&] {
+        cancelled = interrupted();
+        return !cancelled && std::chrono::steady_clock::now() < deadline;
+      });
+    if (complete()) return {};
+    if (cancelled || monitor_.stopped(held)) return fail(Errc::cancelled, Stage::hello, "wait for initial packets");
     Error error{
         .code = Errc::timed_out, .stage = Stage::hello, .op = "no initial packet of this channel within hello_timeout"};
     for (std::uint32_t id = 0; error.channel == no_channel; ++id)
       if (!seen_[id]) error.channel = id;
     return std::unexpected(error);
+  }
+
+  /// The same with an Interrupt, which may be null.
+  [[nodiscard]] Result<void> wait(std::chrono::milliseconds limit, const Interrupt* interrupt = nullptr) noexcept {
+    return wait(limit, [interrupt] { return interrupt != nullptr && interrupt->triggered(); });
   }
 
   /// Whether the peer is a sender of ours, whose settings have been compared; after wait().

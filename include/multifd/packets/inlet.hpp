@@ -34,7 +34,7 @@
 namespace multifd::packets {
 
 /// Threads: run() is the body of the channel's thread; give_reason(), shutdown(), id() and has_data_past() from any,
-///   confirm() after run().
+///   confirm() after run(). Of give_reason() and confirm(), which write, only the first that comes does.
 template <Transport T, Compressor C, PageSink Into>
 class Inlet {
   using Channel = typename Into::Sink::Channel;
@@ -90,10 +90,13 @@ class Inlet {
     if (!answered_.exchange(true, std::memory_order_relaxed)) give_answer(link_, answer);
   }
 
-  /// Writes that everything has arrived, and ends the stream in order. Threads: any, after run().
-  void confirm() noexcept {
-    give_reason(wire::encode_answer());
+  /// Writes that everything has arrived, and ends the stream in order. False, and nothing is written, when
+  /// give_reason() has come before, or the peer takes no answer. Threads: any, after run().
+  [[nodiscard]] bool confirm() noexcept {
+    if (answered_.exchange(true, std::memory_order_relaxed)) return false;
+    give_answer(link_, wire::encode_answer());
     (void)link_.finish();
+    return true;
   }
 
   void shutdown() noexcept { link_.shutdown(); }
@@ -142,13 +145,19 @@ class Inlet {
     }
   }
 
+  /// Reads into the first `parts` entries of in_, at least `wanted` bytes unless the stream ends.
+  [[nodiscard]] Result<std::size_t> read(std::size_t parts, std::size_t wanted) noexcept {
+    return read_at_least(link_, std::span(in_.get(), parts), wanted,
+                         [this](std::size_t bytes) noexcept { counters_.moved_bytes.add(bytes); });
+  }
+
   [[nodiscard]] Result<void> read_hello() noexcept {
     wire::InitPacketBytes bytes{};
     constexpr std::size_t magic_bytes = 4;  // enough to refuse a stranger, which may never send a whole hello
     for (std::size_t got = 0; got < bytes.size();) {
       const std::size_t wanted = got < magic_bytes ? magic_bytes - got : bytes.size() - got;
       in_[0] = mutable_buffer(std::span(bytes).subspan(got));
-      const auto arrived = read_at_least(link_, std::span(in_.get(), 1), wanted);
+      const auto arrived = read(1, wanted);
       if (!arrived) {
         Error error = arrived.error();
         error.stage = Stage::hello;
@@ -180,7 +189,7 @@ class Inlet {
                                                                    : size;
       const std::size_t wanted = next - ahead_;
       in_[0] = {header_.get() + ahead_, size - ahead_};
-      const auto arrived = read_at_least(link_, std::span(in_.get(), 1), wanted);
+      const auto arrived = read(1, wanted);
       if (!arrived) return std::unexpected(arrived.error());
       ahead_ += *arrived;
       counters_.wire_bytes.add(*arrived);
@@ -203,7 +212,7 @@ class Inlet {
     if (ahead_ < size) {
       const std::size_t wanted = size - ahead_;
       in_[0] = {header_.get() + ahead_, header_bytes() - ahead_};
-      const auto arrived = read_at_least(link_, std::span(in_.get(), 1), wanted);
+      const auto arrived = read(1, wanted);
       if (!arrived) return std::unexpected(arrived.error());
       ahead_ += *arrived;
       counters_.wire_bytes.add(*arrived);
@@ -225,7 +234,7 @@ class Inlet {
     std::memcpy(bytes.data(), header_.get() + size, here);
     if (here < bytes.size()) {
       in_[0] = mutable_buffer(bytes.subspan(here));
-      const auto arrived = read_at_least(link_, std::span(in_.get(), 1), bytes.size() - here);
+      const auto arrived = read(1, bytes.size() - here);
       if (!arrived) return std::unexpected(arrived.error());
       counters_.wire_bytes.add(*arrived);
       if (const std::size_t got = here + *arrived; got < bytes.size())
@@ -298,7 +307,7 @@ class Inlet {
     }
     // If the next header has arrived already, this read takes it along: one system call less per packet.
     in_[parts++] = {header_.get(), header_bytes()};
-    const auto arrived = read_at_least(link_, std::span(in_.get(), parts), payload_bytes);
+    const auto arrived = read(parts, payload_bytes);
     clock_.lap(counters_.io_ns);
     if (!arrived) return std::unexpected(arrived.error());
     counters_.wire_bytes.add(*arrived);
@@ -358,7 +367,7 @@ class Inlet {
   std::optional<BlockId> last_block_;
   std::atomic<std::uint64_t> data_epoch_ = 0;  ///< the epoch of the last packet with pages, counted from 1
   std::atomic<std::uint32_t> id_{no_channel};  ///< known after the hello
-  std::atomic<bool> answered_{false};          ///< the answer is written, or the peer asks for none
+  std::atomic<bool> answered_{false};          ///< somebody writes the answer, or has, or the peer asks for none
   engine::StageClock clock_;
   engine::Counter pages_verified_;
 };

@@ -29,10 +29,10 @@ struct InletShared {
         hellos(channel_count, uuid_check, announcement_of(map, channel_count, method)),
         error(std::move(stop), std::move(hook)) {}
 
-  /// Bytes that have come on all channels: a number that changes while anything moves.
+  /// A number that changes while bytes come on any channel.
   std::uint64_t moved() const noexcept {
     std::uint64_t sum = 0;
-    for (unsigned i = 0; i < channels; ++i) sum += counters[i].wire_bytes.get();
+    for (unsigned i = 0; i < channels; ++i) sum += counters[i].progress();
     return sum;
   }
 

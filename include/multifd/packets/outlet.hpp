@@ -5,6 +5,7 @@
 //   hello, { header + payload, ... , SYNC }, { ... , SYNC }, end of stream
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -112,7 +113,7 @@ class Outlet {
     } else {
       out_[0] = const_buffer(headers_.get(), (held_ + 1) * header_bytes());
       held_ = 0;
-      auto written = write_all(link_, std::span(out_.get(), out_count));
+      auto written = write_all(link_, std::span(out_.get(), out_count), counted_by(meter));
       meter.wrote();
       if (!written) return std::unexpected(written.error());
     }
@@ -130,11 +131,16 @@ class Outlet {
 
   /// Writes a whole device-state packet. Never compressed, not ordered by SYNC (format/packets.md section 13).
   [[nodiscard]] Result<engine::Sent> send_message(const Message& packet, engine::Meter& meter) noexcept {
-    if (auto granted = meter.acquire(packet.size); !granted) return std::unexpected(granted.error());
     if (auto written = write_headers(0, meter); !written) return std::unexpected(written.error());
-    auto written = write_all(link_, std::span<const std::byte>(packet.bytes.get(), packet.size));
-    meter.wrote();
-    if (!written) return std::unexpected(written.error());
+    // In pieces: under a cap other channels go on meanwhile, and no call of the transport takes long.
+    for (std::span<const std::byte> rest(packet.bytes.get(), packet.size); !rest.empty();) {
+      const auto piece = rest.first(std::min(rest.size(), message_piece_bytes));
+      if (auto granted = meter.acquire(piece.size()); !granted) return std::unexpected(granted.error());
+      auto written = write_all(link_, piece, counted_by(meter));
+      meter.wrote();
+      if (!written) return std::unexpected(written.error());
+      rest = rest.subspan(piece.size());
+    }
     return engine::Sent{.wire_bytes = packet.size};
   }
 
@@ -151,6 +157,11 @@ class Outlet {
   /// A packet of zero pages only is just a header. Such headers wait for the next packet's write while there is work:
   /// one write for each would cost more than the check of its pages, on both sides.
   static constexpr std::size_t most_headers = 16;
+  static constexpr std::size_t message_piece_bytes = 64 * 1024;
+
+  static auto counted_by(engine::Meter& meter) noexcept {
+    return [&meter](std::size_t bytes) noexcept { meter.moved(bytes); };
+  }
 
   Outlet(OutletShared& shared, unsigned channel, T link, typename C::Encoder encoder) noexcept
       : shared_(&shared), channel_(channel), link_(std::move(link)), encoder_(std::move(encoder)) {}
@@ -159,7 +170,8 @@ class Outlet {
   [[nodiscard]] Result<void> write_headers(std::size_t more, engine::Meter& meter) noexcept {
     const std::size_t count = std::exchange(held_, 0) + more;
     if (count == 0) return {};
-    auto written = write_all(link_, std::span<const std::byte>(headers_.get(), count * header_bytes()));
+    auto written =
+        write_all(link_, std::span<const std::byte>(headers_.get(), count * header_bytes()), counted_by(meter));
     meter.wrote();
     return written;
   }

@@ -128,7 +128,7 @@ template <class A>
 ///   closes them.
 /// Errors (stage accept): bad_option (a negative time limit); timed_out, whose op says what is missing, and whose
 ///   detail how many channels came; peer_closed when a source came and gave up, and no other in retry_timeout;
-///   bad_channel_count; too_many_channels when one more comes meanwhile that is not, by the uuid or the id in its
+///   bad_channel_count; ENOMEM; too_many_channels when one more comes meanwhile that is not, by the uuid or the id in its
 ///   hello, another source's; cancelled; errno. Under TLS no hello can be seen ahead of its reader: a channel more than
 ///   expected is found only if it comes before the main connection.
 /// Threads: one for an acceptor.
@@ -140,7 +140,8 @@ template <Acceptor A>
                                     std::pair("AcceptSourceOptions::timeout", options.timeout),
                                     std::pair("AcceptSourceOptions::retry_timeout", options.retry_timeout)})
     if (auto checked = check_time_limit(name, limit, Stage::accept); !checked) return std::unexpected(checked.error());
-  auto source = detail::collect_source(acceptor, channels, options);
+  auto source =
+      catch_bad_alloc(Stage::accept, "accept", [&] { return detail::collect_source(acceptor, channels, options); });
   if (!source) return source;
   if constexpr (!requires { A::Link::secured(); }) {
     // Who has connected by now and not spoken yet may be a channel too many, whose pages would be missed.

@@ -53,11 +53,12 @@ class MainStreamParser {
   /// Allocates everything that the parser will ever need.
   ///
   /// Params: `limits`: the page size, and bounds on what the source may announce.
-  /// Errors: Errc::bad_page_size, bad_option (detail: the value).
+  /// Errors: Errc::bad_page_size, bad_option (detail: the value); ENOMEM.
   /// Cost: one buffer of 128 KiB or four of the longest elements; no other call allocates.
   [[nodiscard]] static Result<MainStreamParser> create(const MainStreamLimits& limits) {
     if (auto good = check_limits(limits); !good) return std::unexpected(good.error());
-    return MainStreamParser(limits);
+    return catch_bad_alloc(Stage::setup, "main stream",
+                           [&]() -> Result<MainStreamParser> { return MainStreamParser(limits); });
   }
 
   /// The buffer for the connection's next bytes. Not empty after next() returned no element; empty after an error.

@@ -170,6 +170,7 @@ class SourceSet {
   std::pair<Link, std::vector<Link>> take() {
     std::optional<Link> main;
     std::vector<Link> links;
+    links.reserve(channels());
     for (Member& each : members_)
       if (each.is_main)
         main = std::move(each.link);

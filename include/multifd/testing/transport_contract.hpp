@@ -8,12 +8,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <functional>
 #include <memory>
-#include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 #include <type_traits>
@@ -23,6 +20,7 @@
 #include "multifd/buffers.hpp"
 #include "multifd/result.hpp"
 #include "multifd/testing/contract_report.hpp"
+#include "multifd/testing/timed_call.hpp"
 #include "multifd/transport/algorithms.hpp"
 #include "multifd/transport/policy.hpp"
 
@@ -44,37 +42,6 @@ struct TransportContractOptions {
 };
 
 namespace testing::detail {
-
-/// Runs a call in a thread of its own and waits for it with a limit. A call that never returns keeps its thread and
-/// what the thread owns: nothing can end it, and the check must go on to report it.
-template <class Value>
-class TimedCall {
- public:
-  template <class Call>
-  explicit TimedCall(Call call) : state_(std::make_shared<State>()) {
-    std::thread([state = state_, call = std::move(call)]() mutable {
-      Value value = call();
-      const std::scoped_lock lock(state->mutex);
-      state->value.emplace(std::move(value));
-      state->done.notify_all();
-    }).detach();
-  }
-
-  /// Waits for the call's result. Null: the call did not return in time.
-  const Value* wait(std::chrono::milliseconds patience) {
-    std::unique_lock lock(state_->mutex);
-    const bool done = state_->done.wait_for(lock, patience, [&] { return state_->value.has_value(); });
-    return done ? &*state_->value : nullptr;
-  }
-
- private:
-  struct State {
-    std::mutex mutex;
-    std::condition_variable done;
-    std::optional<Value> value;
-  };
-  std::shared_ptr<State> state_;
-};
 
 inline std::byte pattern_byte(std::size_t position) {
   return static_cast<std::byte>((position * 0x9e3779b97f4a7c15ULL) >> 56);

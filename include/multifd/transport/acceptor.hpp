@@ -81,7 +81,7 @@ struct FirstSaid {
 /// Accepts connections, and waits for the first four bytes of all of them at once.
 ///
 /// At most max_waiting_connections connections wait for their first bytes: beyond them the oldest is closed for each
-/// new one, so that silent connections do not fill the process.
+/// new one, and `on_refused` is told (ENOBUFS), so that silent connections do not fill the process.
 /// Threads: one. Lifetime: the Listener must outlive the acceptor, whose destructor closes the connections that next()
 ///   has not returned.
 /// Cost: one descriptor (epoll). A connection costs an allocation and one or two system calls per arrival of bytes.
@@ -96,7 +96,7 @@ class BasicAcceptor {
     if (auto checked = options.check(); !checked) return std::unexpected(checked.error());
     BasicAcceptor opened(listener, std::move(options));
     if (opened.epoll_.get() < 0) return fail_errno(Stage::accept, "epoll");
-    if (auto watched = opened.watch(listener.native_handle(), EPOLLIN, listener_tag); !watched)
+    if (auto watched = opened.watch(listener.poll_handle(), EPOLLIN, listener_tag); !watched)
       return std::unexpected(watched.error());
     return opened;
   }
@@ -106,7 +106,8 @@ class BasicAcceptor {
   ///
   /// Params `interrupt`: null: the listener's. Returns none when a connection that watch_end() watches has ended.
   /// Errors (stage accept): timed_out at the deadline, however many strangers connect; cancelled; errno, EMFILE for
-  ///   instance.
+  ///   instance. After any of them next() may be called again: a connection that was not taken in for want of memory, of
+  ///   descriptors or of a place in epoll waits at the listener.
   [[nodiscard]] Result<std::optional<Arrival<Link>>> next(std::chrono::steady_clock::time_point deadline,
                                                           const Interrupt* interrupt = nullptr) {
     if (!interrupt) interrupt = listener_->interrupt();
@@ -127,13 +128,13 @@ class BasicAcceptor {
       }
       const auto at = std::ranges::find(newcomers_, tag, [](const Waiting& each) { return each.number + first_tag; });
       if (at == newcomers_.end()) continue;
-      const auto said = at->newcomer.step(event.events);
+      const auto said = at->newcomer->step(event.events);
       if (!said && is_limit(said.error().code)) return std::unexpected(said.error());
       if (!said) {
         refuse(at, said.error());
       } else if (said->done) {
-        ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, at->newcomer.native_handle(), nullptr);
-        Arrival<Link> arrival{at->newcomer.take(), at->number, said->magic};
+        ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, at->newcomer->native_handle(), nullptr);
+        Arrival<Link> arrival{at->newcomer->take(), at->number, said->magic};
         newcomers_.erase(at);
         return arrival;
       }
@@ -153,9 +154,9 @@ class BasicAcceptor {
 
  private:
   struct Waiting {
-    Newcomer newcomer;
-    detail::Clock::time_point deadline;
-    std::uint64_t number;
+    std::optional<Newcomer> newcomer{};  ///< set in every element of newcomers_
+    detail::Clock::time_point deadline{};
+    std::uint64_t number = 0;
   };
   using Place = typename std::list<Waiting>::iterator;
 
@@ -173,16 +174,40 @@ class BasicAcceptor {
     return {};
   }
 
+  /// Takes in the connection that came first. A connection that cannot be watched goes back to the listener, and the
+  /// next call of next() tries it again.
   [[nodiscard]] Result<void> accept(const Interrupt* interrupt) {
+    std::list<Waiting> place;  // its memory comes first: without it the connection stays at the listener
+    auto room = catch_bad_alloc(Stage::accept, "accept", [&]() -> Result<void> {
+      place.emplace_back();
+      return {};
+    });
+    if (!room) return room;
     auto link = listener_->accept(std::chrono::milliseconds(0), interrupt);
     if (!link && link.error().code == Errc::timed_out) return {};  // the connection has gone again
     if (!link) return std::unexpected(link.error());
+    Waiting& waiting = place.front();
+    waiting.number = accepted_;
+    if (auto watched = watch(link->native_handle(), Newcomer::events, waiting.number + first_tag); !watched) {
+      listener_->put_back(std::move(*link));
+      return watched;
+    }
+    ++accepted_;
     auto newcomer = Newcomer::start(std::move(*link), options_);
-    if (!newcomer) return std::unexpected(newcomer.error());
-    if (newcomers_.size() == max_waiting_connections) newcomers_.pop_front();
-    newcomers_.push_back({std::move(*newcomer), deadline_after(as_timeout(options_.limit())), accepted_++});
-    const Waiting& waiting = newcomers_.back();
-    return watch(waiting.newcomer.native_handle(), Newcomer::events, waiting.number + first_tag);
+    if (!newcomer) {
+      if (options_.on_refused) options_.on_refused(newcomer.error());
+      return std::unexpected(newcomer.error());
+    }
+    waiting.newcomer.emplace(std::move(*newcomer));
+    waiting.deadline = deadline_after(as_timeout(options_.limit()));
+    if (newcomers_.size() == max_waiting_connections) {
+      constexpr const char* reason = "the oldest connection whose first bytes are missing is closed for a new one";
+      Error error = fail_errno(Stage::accept, reason, ENOBUFS).error();
+      error.detail = max_waiting_connections;
+      refuse(newcomers_.begin(), error);
+    }
+    newcomers_.splice(newcomers_.end(), place);
+    return {};
   }
 
   /// Closes newcomers whose time limit has passed. Returns when the next limit passes.

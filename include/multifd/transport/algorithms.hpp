@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -58,19 +59,26 @@ template <Transport T>
   return transport.read_some(one_call(buffers));
 }
 
+/// Stands for `moved` where nobody counts.
+struct NotCounted {
+  void operator()(std::size_t) const noexcept {}
+};
+
 }  // namespace detail
 
 /// Writes every byte of every buffer, in order.
-/// Params `buffers`: any number, none and empty ones included; their entries are changed.
+/// Params `buffers`: any number, none and empty ones included; their entries are changed. `moved(bytes)`: called after
+///   each call of the transport, for whoever watches that bytes move.
 /// Errors: the transport's. Some of the bytes may have been written by then.
 /// Cost: one call of write_some() for each max_iovecs buffers, and one for each short write.
-template <Transport T>
-[[nodiscard]] Result<void> write_all(T& transport, std::span<iovec> buffers) noexcept {
+template <Transport T, std::invocable<std::size_t> Moved = detail::NotCounted>
+[[nodiscard]] Result<void> write_all(T& transport, std::span<iovec> buffers, Moved&& moved = {}) noexcept {
   buffers = drop_front(buffers, 0);
   while (!buffers.empty()) {
     const Result<std::size_t> written = transport.write_some(detail::one_call(buffers));
     if (!written) return std::unexpected(written.error());
     if (*written == 0) return fail_errno(Stage::write, "write_some wrote nothing", EIO);  // the loop would never end
+    moved(*written);
     buffers = drop_front(buffers, *written);
   }
   return {};
@@ -78,13 +86,14 @@ template <Transport T>
 
 /// Reads until at least `min_bytes` have arrived. A call may return more, so that the next packet's header can come
 /// with this packet's pages; no further call is made for it.
-/// Params `buffers`: at least `min_bytes` in all; their entries are changed. `min_bytes` 0 reads nothing.
+/// Params `buffers`: at least `min_bytes` in all; their entries are changed. `min_bytes` 0 reads nothing. `moved`: as
+///   write_all().
 /// Returns how many bytes arrived, in order from the first buffer's first byte. Fewer than `min_bytes` means that the
 ///   stream ended in order: 0 is an end between two units, anything else a truncated one.
 /// Errors: the transport's.
-template <Transport T>
-[[nodiscard]] Result<std::size_t> read_at_least(T& transport, std::span<iovec> buffers,
-                                                std::size_t min_bytes) noexcept {
+template <Transport T, std::invocable<std::size_t> Moved = detail::NotCounted>
+[[nodiscard]] Result<std::size_t> read_at_least(T& transport, std::span<iovec> buffers, std::size_t min_bytes,
+                                                Moved&& moved = {}) noexcept {
   std::size_t arrived = 0;
   buffers = drop_front(buffers, 0);
   while (arrived < min_bytes) {
@@ -92,6 +101,7 @@ template <Transport T>
     const Result<std::size_t> count = detail::read_towards(transport, buffers, min_bytes - arrived);
     if (!count) return std::unexpected(count.error());
     if (*count == 0) break;
+    moved(*count);
     arrived += *count;
     buffers = drop_front(buffers, *count);
   }
@@ -114,10 +124,10 @@ template <Transport T>
 }
 
 /// The same for contiguous bytes.
-template <Transport T>
-[[nodiscard]] Result<void> write_all(T& transport, std::span<const std::byte> bytes) noexcept {
+template <Transport T, std::invocable<std::size_t> Moved = detail::NotCounted>
+[[nodiscard]] Result<void> write_all(T& transport, std::span<const std::byte> bytes, Moved&& moved = {}) noexcept {
   iovec buffer = const_buffer(bytes);
-  return write_all(transport, std::span(&buffer, 1));
+  return write_all(transport, std::span(&buffer, 1), moved);
 }
 
 template <Transport T>

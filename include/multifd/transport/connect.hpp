@@ -124,7 +124,7 @@ namespace detail {
 
 /// Connects once for each channel, one after the other; a channel's id is its index.
 /// Params `channels`: 1 to max_channels.
-/// Errors: `bad_channel_count`; those of connect_to(), with the channel that failed. `options.connect_timeout` holds
+/// Errors: `bad_channel_count`; ENOMEM; those of connect_to(), with the channel that failed. `options.connect_timeout` holds
 ///   for all of them together. One failure closes all.
 /// Threads: any thread. Cost: resolves a name once for each channel.
 [[nodiscard]] inline Result<std::vector<FdTransport>> connect_channels(const Address& address, unsigned channels,
@@ -133,8 +133,13 @@ namespace detail {
     return fail(Errc::bad_channel_count, Stage::connect, "connect", channels);
   }
   const detail::Clock::time_point deadline = deadline_after(as_timeout(options.connect_timeout));
-  std::vector<FdTransport> links;
-  links.reserve(channels);
+  auto room = catch_bad_alloc(Stage::connect, "connect", [&]() -> Result<std::vector<FdTransport>> {
+    std::vector<FdTransport> empty;
+    empty.reserve(channels);
+    return empty;
+  });
+  if (!room) return room;
+  std::vector<FdTransport> links = std::move(*room);
   for (unsigned id = 0; id < channels; ++id) {
     Result<FdTransport> link = detail::connect_until(address, deadline, options);
     if (!link) {

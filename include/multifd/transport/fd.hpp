@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -22,6 +23,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <ctime>
 #include <optional>
 #include <utility>
@@ -79,11 +81,13 @@ class SigpipeGuard {
 ///
 /// Errors: the errno of the failing call; `Errc::cancelled` after this side's own shutdown(), whatever the operating
 ///   system calls it; `Errc::timed_out` when the program has set SO_RCVTIMEO or SO_SNDTIMEO and it passed.
-/// Cost: one system call per read or write (three more on what is not a socket); nothing is allocated.
+/// Cost: one system call per read or write (three more on what is not a socket), and four a second while a socket's call
+///   waits; nothing is allocated.
 class FdTransport {
  public:
   /// Takes over a connected descriptor; closes it even when it fails.
-  /// Params `fd`: a stream socket, blocking or not, or a pipe, FIFO or file. What is not a socket is made
+  /// Params `fd`: a stream socket, blocking or not, or a pipe, FIFO or file. A socket gets time limits (SO_RCVTIMEO,
+  ///   SO_SNDTIMEO), unless it has some, so that its calls do not hide for long what a slow peer moves. What is not a socket is made
   ///   non-blocking, because nothing else lets shutdown() end a write that waits for room.
   /// Errors: `not_supported` for a datagram socket; errno for a bad descriptor.
   [[nodiscard]] static Result<FdTransport> adopt(int fd) noexcept {
@@ -108,6 +112,7 @@ class FdTransport {
   FdTransport(FdTransport&& other) noexcept
       : fd_(std::move(other.fd_)),
         cut_(std::move(other.cut_)),
+        own_limit_us_(other.own_limit_us_),
         kind_(other.kind_),
         finished_(other.finished_),
         shut_down_(other.shut_down_.load(std::memory_order_relaxed)) {}
@@ -117,6 +122,7 @@ class FdTransport {
     close();
     fd_ = std::move(other.fd_);
     cut_ = std::move(other.cut_);
+    own_limit_us_ = other.own_limit_us_;
     kind_ = other.kind_;
     finished_ = other.finished_;
     shut_down_.store(other.shut_down_.load(std::memory_order_relaxed), std::memory_order_relaxed);
@@ -212,6 +218,27 @@ class FdTransport {
   FdTransport(detail::UniqueFd fd, Kind kind, std::optional<Interrupt> cut) noexcept
       : fd_(std::move(fd)), cut_(std::move(cut)), kind_(kind) {
     if (kind_ == Kind::tcp) reset_on_close(true);  // from now on: a process that is killed closes without asking us
+    if (kind_ != Kind::file) limit_calls();
+  }
+
+  /// Gives a socket SO_RCVTIMEO and SO_SNDTIMEO, unless the program has. A call that waits for long then returns with
+  /// what has moved by then, and whoever counts sees the bytes of a slow peer as they move. A call that nothing has come
+  /// of is repeated. A write to a UNIX socket is limited for each buffer of the kernel (16 KiB or more) by itself, so
+  /// that a packet may take up to eight seconds unseen.
+  void limit_calls() noexcept {
+    const timeval often{.tv_sec = 0, .tv_usec = 260'000};  // in ticks of every kernel, and no program's choice
+    for (const int option : {SO_RCVTIMEO, SO_SNDTIMEO}) {
+      if (limit_us(option) != 0 || ::setsockopt(fd_.get(), SOL_SOCKET, option, &often, sizeof often) != 0) continue;
+      own_limit_us_ = limit_us(option);
+    }
+  }
+
+  /// SO_RCVTIMEO or SO_SNDTIMEO; 0: none.
+  std::int64_t limit_us(int option) const noexcept {
+    timeval limit{};
+    socklen_t size = sizeof limit;
+    ::getsockopt(fd_.get(), SOL_SOCKET, option, &limit, &size);
+    return std::int64_t{limit.tv_sec} * 1'000'000 + limit.tv_usec;
   }
 
   static msghdr as_message(std::span<const iovec> buffers) noexcept {
@@ -243,7 +270,11 @@ class FdTransport {
       if (shut_down_.load(std::memory_order_relaxed)) return fail(Errc::cancelled, stage, op);
       if (error == 0) return std::size_t{0};
       if (error != EAGAIN && error != EWOULDBLOCK) return fail_errno(stage, op, error);
-      if ((::fcntl(fd_.get(), F_GETFL) & O_NONBLOCK) == 0) return fail(Errc::timed_out, stage, op);
+      if ((::fcntl(fd_.get(), F_GETFL) & O_NONBLOCK) == 0) {
+        const std::int64_t limit = limit_us(events == POLLOUT ? SO_SNDTIMEO : SO_RCVTIMEO);
+        if (limit == own_limit_us_ && limit != 0) continue;
+        return fail(Errc::timed_out, stage, op);
+      }
       if (auto ready = wait_ready(events, stage, op); !ready) return std::unexpected(ready.error());
     }
   }
@@ -318,7 +349,8 @@ class FdTransport {
   }
 
   detail::UniqueFd fd_;
-  std::optional<Interrupt> cut_;  ///< ends poll() on what is not a socket
+  std::optional<Interrupt> cut_;   ///< ends poll() on what is not a socket
+  std::int64_t own_limit_us_ = 0;  ///< what limit_calls() has set; 0: nothing
   Kind kind_ = Kind::file;
   bool finished_ = false;
   std::atomic<bool> shut_down_ = false;

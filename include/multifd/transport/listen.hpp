@@ -13,7 +13,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <utility>
@@ -23,6 +22,7 @@
 #include "multifd/result.hpp"
 #include "multifd/transport/address.hpp"
 #include "multifd/transport/connect.hpp"
+#include "multifd/transport/detail/accept_queue.hpp"
 #include "multifd/transport/detail/unique_fd.hpp"
 #include "multifd/transport/detail/wait.hpp"
 #include "multifd/transport/fd.hpp"
@@ -72,24 +72,6 @@ inline bool is_stale_socket(const sockaddr_un& address) noexcept {
          errno == ECONNREFUSED;
 }
 
-/// Errors of accept() that concern one connection, which is gone already, and not the listener: accept(2).
-inline bool only_that_connection(int error) noexcept {
-  switch (error) {
-    case EINTR:
-    case EAGAIN:
-    case ECONNABORTED:
-    case EPROTO:
-    case ENOPROTOOPT:
-    case EOPNOTSUPP:
-    case ENETDOWN:
-    case ENETUNREACH:
-    case EHOSTDOWN:
-    case EHOSTUNREACH:
-    case ENONET: return true;
-    default: return false;
-  }
-}
-
 /// The first bytes of a connection, which stay in the socket to be read.
 struct FirstBytes {
   ssize_t count;            ///< 0 to 4; 0: the stream has ended; negative: errno has the reason
@@ -119,7 +101,7 @@ class Listener {
   /// Threads: any thread. Cost: resolves the host, if it is a name.
   [[nodiscard]] static Result<Listener> listen(const Address& address, unsigned backlog,
                                                const SocketOptions& options = {}) {
-    auto listener = listen_unnamed(address, backlog, options);
+    auto listener = catch_bad_alloc(Stage::accept, "listen", [&] { return listen_unnamed(address, backlog, options); });
     if (!listener) listener.error().subject = subject_of(address);
     return listener;
   }
@@ -138,8 +120,8 @@ class Listener {
 
   /// Waits for `channels` connections, in the order in which they come. Which channel a connection is, its hello says.
   /// Params `channels`: 1 to max_channels. `timeout`: for all of them together; 0: no limit.
-  /// Errors: `bad_channel_count`; `bad_option` for a negative timeout; those of accept(), detail: how many had come,
-  ///   expected: `channels`.
+  /// Errors: `bad_channel_count`; `bad_option` for a negative timeout; ENOMEM; those of accept(), detail: how many had
+  ///   come, expected: `channels`. Those that had come are closed.
   [[nodiscard]] Result<std::vector<FdTransport>> accept_channels(unsigned channels, std::chrono::milliseconds timeout,
                                                                  const Interrupt* interrupt = nullptr) {
     if (channels < 1 || channels > max_channels) {
@@ -149,8 +131,13 @@ class Listener {
       return std::unexpected(checked.error());
     }
     const detail::Clock::time_point deadline = deadline_after(as_timeout(timeout));
-    std::vector<FdTransport> links;
-    links.reserve(channels);
+    auto room = catch_bad_alloc(Stage::accept, "accept", [&]() -> Result<std::vector<FdTransport>> {
+      std::vector<FdTransport> empty;
+      empty.reserve(channels);
+      return empty;
+    });
+    if (!room) return room;
+    std::vector<FdTransport> links = std::move(*room);
     while (links.size() < channels) {
       Result<FdTransport> link = accept_until(deadline, interrupt);
       if (!link) {
@@ -166,68 +153,62 @@ class Listener {
   }
 
   /// Reads ahead, without waiting, in the first bytes of all connections that have not been accepted yet. Returns
-  /// whether `is_it(bytes)` holds for one of them. All stay for accept(), except strangers; native_handle() may not be
-  /// readable although some of them wait.
-  /// Params `is_it`, `is_stranger`: get up to 64 bytes, as many as have come; a stranger's connection is closed.
-  /// Errors: those of accept(), without `timed_out`. Threads: any thread.
+  /// whether `is_it(bytes)` holds for one of them. All stay, in their order, for whoever accepts next: accept(),
+  /// accept_channels(), an acceptor; except strangers, and those that have ended without a byte.
+  /// Params `is_it`, `is_stranger`: get up to 64 bytes, as many as have come; a stranger's connection is closed. They may
+  ///   call this object.
+  /// Errors: those of accept(), without `timed_out`; ENOMEM. Threads: any thread.
   template <class IsIt, class IsStranger>
   [[nodiscard]] Result<bool> any_waiting(IsIt&& is_it, IsStranger&& is_stranger) {
-    const std::scoped_lock lock(waiting_->mutex);
-    auto& links = waiting_->links;
-    while (links.size() < max_waiting_connections) {  // others stay in the kernel's queue
-      Result<FdTransport> link = accept_from_system(detail::Clock::now(), nullptr);
-      if (!link && link.error().code == Errc::timed_out) break;
-      if (!link) return std::unexpected(link.error());
-      links.push_back(std::move(*link));
+    if (interrupt_ != nullptr && interrupt_->triggered()) return fail(Errc::cancelled, Stage::accept, "accept");
+    if (auto fetched = queue_->fetch(); !fetched) return std::unexpected(fetched.error());
+    for (std::uint64_t next = 0;;) {
+      const auto seen = queue_->look(next);
+      if (!seen) return false;
+      next = seen->number + 1;
+      if (seen->count > 0 && is_it(seen->bytes())) return true;
+      if (seen->ended || (seen->count > 0 && is_stranger(seen->bytes()))) queue_->close(seen->number);
     }
-    for (auto link = links.begin(); link != links.end();) {
-      std::byte first[64];
-      const ssize_t count = ::recv(link->native_handle(), first, sizeof first, MSG_PEEK | MSG_DONTWAIT);
-      const bool ended = count == 0 || (count < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
-      const std::span<const std::byte> bytes(first, count > 0 ? static_cast<std::size_t>(count) : 0);
-      if (!bytes.empty() && is_it(bytes)) return true;
-      link = ended || (!bytes.empty() && is_stranger(bytes)) ? links.erase(link) : link + 1;
-    }
-    return false;
   }
   template <class IsIt>
   [[nodiscard]] Result<bool> any_waiting(IsIt&& is_it) {
     return any_waiting(is_it, [](std::span<const std::byte>) { return false; });
   }
 
-  /// The listening descriptor, still owned by this object; non-blocking, readable when accept() would not
-  /// wait.
-  int native_handle() const noexcept { return fd_.get(); }
+  /// The listening descriptor, still owned by this object; non-blocking. To wait for connections poll poll_handle().
+  int native_handle() const noexcept { return queue_ ? queue_->native_handle() : -1; }
+
+  /// A descriptor, owned by this object, that is readable when accept() would not wait. native_handle() is not readable
+  /// for connections that any_waiting() has looked at.
+  int poll_handle() const noexcept { return queue_ ? queue_->poll_handle() : -1; }
+
+  /// Gives back a connection that accept() has returned: the next to accept gets it again. Threads: any thread.
+  void put_back(FdTransport link) noexcept { queue_->put_back(std::move(link)); }
 
   /// SocketOptions::interrupt of this listener; may be null.
   const Interrupt* interrupt() const noexcept { return interrupt_; }
 
  private:
-  Listener(detail::UniqueFd fd, Address address, detail::BoundPath path, const Interrupt* interrupt)
-      : fd_(std::move(fd)), address_(std::move(address)), path_(std::move(path)), interrupt_(interrupt) {}
+  Listener(std::unique_ptr<detail::AcceptQueue> queue, Address address, detail::BoundPath path,
+           const Interrupt* interrupt)
+      : queue_(std::move(queue)), address_(std::move(address)), path_(std::move(path)), interrupt_(interrupt) {}
+
+  [[nodiscard]] static Result<Listener> made_of(detail::UniqueFd fd, Address address, detail::BoundPath path,
+                                                const SocketOptions& options) {
+    auto queue = detail::AcceptQueue::create(std::move(fd));
+    if (!queue) return std::unexpected(queue.error());
+    return Listener(std::move(*queue), std::move(address), std::move(path), options.interrupt);
+  }
 
   [[nodiscard]] Result<FdTransport> accept_until(detail::Clock::time_point deadline,
                                                  const Interrupt* interrupt) noexcept {
-    {
-      const std::scoped_lock lock(waiting_->mutex);
-      if (auto& links = waiting_->links; !links.empty()) {
-        FdTransport link = std::move(links.front());
-        links.erase(links.begin());
-        return link;
-      }
-    }
-    return accept_from_system(deadline, interrupt);
-  }
-
-  [[nodiscard]] Result<FdTransport> accept_from_system(detail::Clock::time_point deadline,
-                                                       const Interrupt* interrupt) noexcept {
     if (!interrupt) interrupt = interrupt_;
     for (;;) {
-      const Result<void> waited = detail::wait_for(fd_.get(), POLLIN, deadline, interrupt, Stage::accept, "accept");
+      const auto waited = detail::wait_for(poll_handle(), POLLIN, deadline, interrupt, Stage::accept, "accept");
       if (!waited) return std::unexpected(waited.error());
-      const int fd = ::accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC);
-      if (fd >= 0) return FdTransport::adopt(fd);
-      if (!detail::only_that_connection(errno)) return fail_errno(Stage::accept, "accept");
+      auto link = queue_->take();
+      if (!link) return std::unexpected(link.error());
+      if (*link) return std::move(**link);  // none: another thread was quicker, or the connection has gone again
     }
   }
 
@@ -278,8 +259,7 @@ class Listener {
     }
     const in_port_t port = bound.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6&>(bound).sin6_port
                                                        : reinterpret_cast<const sockaddr_in&>(bound).sin_port;
-    return Listener(std::move(*fd), {.kind = AddressKind::tcp, .host = host, .port = ntohs(port)}, {},
-                    options.interrupt);
+    return made_of(std::move(*fd), {.kind = AddressKind::tcp, .host = host, .port = ntohs(port)}, {}, options);
   }
 
   [[nodiscard]] static Result<Listener> listen_unix(const Address& address, int backlog, const SocketOptions& options) {
@@ -292,6 +272,7 @@ class Listener {
         !set) {
       return std::unexpected(set.error());
     }
+    std::string name = address.path;  // no memory may be missing once the file is there
     const auto bind = [&] {
       return ::bind(fd->get(), reinterpret_cast<const sockaddr*>(&*target), sizeof *target) == 0;
     };
@@ -301,22 +282,15 @@ class Listener {
       ::unlink(target->sun_path);
       if (!bind()) return fail_errno(Stage::accept, "bind");
     }
-    detail::BoundPath path(address.path);
+    detail::BoundPath path(std::move(name));
     if (::listen(fd->get(), backlog) != 0) return fail_errno(Stage::accept, "listen");
-    return Listener(std::move(*fd), address, std::move(path), options.interrupt);
+    return made_of(std::move(*fd), address, std::move(path), options);
   }
 
-  /// Connections that any_waiting() has taken from the system, in the order in which they came.
-  struct Waiting {
-    std::mutex mutex;
-    std::vector<FdTransport> links;
-  };
-
-  detail::UniqueFd fd_;
+  std::unique_ptr<detail::AcceptQueue> queue_;  // on the heap, so that a Listener can move
   Address address_;
   detail::BoundPath path_;
   const Interrupt* interrupt_ = nullptr;
-  std::unique_ptr<Waiting> waiting_ = std::make_unique<Waiting>();  // on the heap, so that a Listener can move
 };
 
 /// Returns the first four bytes of a connection, big-endian, which stay in the socket to be read. A program that

@@ -36,8 +36,8 @@ concept HasShutdown = requires(T& transport) {
 };
 
 /// Optional: a transport that can wait for many bytes in one call, so that the reader is not woken for each part of
-/// them. `read_full(buffers)` is read_some() that returns fewer bytes than `buffers` hold only at an end, an error, or
-/// a signal.
+/// them. `read_full(buffers)` is read_some() that returns fewer bytes than `buffers` hold only at an end, an error,
+/// a signal, or after a while, so that the bytes of a slow peer are seen to move.
 template <class T>
 concept HasReadFull = requires(T& transport, MutableBuffers buffers) {
   { transport.read_full(buffers) } noexcept -> std::same_as<Result<std::size_t>>;
@@ -81,7 +81,9 @@ concept HasTimeLimits = requires(T& transport, ConstBuffers from, MutableBuffers
 ///   channel and packet.
 /// Threads: one thread writes, one reads; `shutdown()` comes from any thread while they do, any number of times.
 /// Lifetime: the destructor closes; without finish() before, that counts as shutdown().
-/// Models: FdTransport, TlsTransport, AnyTransport, testing::MemoryTransport. Contract: multifd/testing/transport_contract.hpp.
+/// Cost: called once or twice for each packet. What a call allocates is allocated for each packet.
+/// Models: FdTransport, TlsTransport, AnyTransport, testing::MemoryTransport. Exemplar: examples/custom_policy.cpp
+///   (Counting). Contract: multifd/testing/transport_contract.hpp.
 template <class T>
 concept Transport = std::movable<T> && HasWriteSome<T> && HasReadSome<T> && HasFinish<T> && HasShutdown<T>;
 

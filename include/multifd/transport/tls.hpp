@@ -178,15 +178,13 @@ class TlsHandshake {
   std::unique_ptr<detail::TlsSession> session_;
 };
 
-/// Makes the handshakes of all `links` at once, in the calling thread.
-/// Returns the transports in the same order.
-/// Errors: those of TlsHandshake; `timed_out` when a peer is silent, `cancelled` (stage `handshake`); channel: the
-///   index of the link. One failure closes all links.
-/// Threads: any.
-[[nodiscard]] inline Result<std::vector<TlsTransport>> tls_handshakes(std::vector<FdTransport> links,
-                                                                      const TlsCredentials& credentials,
-                                                                      const TlsOptions& options = {}) {
-  const detail::Clock::time_point deadline = deadline_after(as_timeout(options.handshake_timeout));
+namespace detail {
+
+/// tls_handshakes(), where memory may be missing.
+[[nodiscard]] inline Result<std::vector<TlsTransport>> make_handshakes(std::vector<FdTransport> links,
+                                                                       const TlsCredentials& credentials,
+                                                                       const TlsOptions& options) {
+  const Clock::time_point deadline = deadline_after(as_timeout(options.handshake_timeout));
   std::vector<TlsHandshake> running;
   running.reserve(links.size());
   for (FdTransport& link : links) {
@@ -225,11 +223,11 @@ class TlsHandshake {
       waiting = i;
     }
     if (left == 0) break;
-    const int ready = ::poll(events.data(), events.size(), detail::poll_timeout(deadline));
+    const int ready = ::poll(events.data(), events.size(), poll_timeout(deadline));
     if (ready < 0 && errno != EINTR) return blame(fail_errno(Stage::handshake, "poll").error(), waiting);
     if (events.back().revents != 0) return fail(Errc::cancelled, Stage::handshake, "TLS handshake");
-    if (ready == 0 && detail::Clock::now() >= deadline)
-      return blame(fail(Errc::timed_out, Stage::handshake, detail::TlsSession::silent_peer).error(), waiting);
+    if (ready == 0 && Clock::now() >= deadline)
+      return blame(fail(Errc::timed_out, Stage::handshake, TlsSession::silent_peer).error(), waiting);
   }
   std::vector<TlsTransport> secured;
   secured.reserve(running.size());
@@ -237,12 +235,28 @@ class TlsHandshake {
   return secured;
 }
 
+}  // namespace detail
+
+/// Makes the handshakes of all `links` at once, in the calling thread.
+/// Returns the transports in the same order.
+/// Errors: those of TlsHandshake; `timed_out` when a peer is silent, `cancelled` (stage `handshake`); channel: the
+///   index of the link; ENOMEM. One failure closes all links.
+/// Threads: any.
+[[nodiscard]] inline Result<std::vector<TlsTransport>> tls_handshakes(std::vector<FdTransport> links,
+                                                                      const TlsCredentials& credentials,
+                                                                      const TlsOptions& options = {}) {
+  return catch_bad_alloc(Stage::handshake, "TLS handshake",
+                         [&] { return detail::make_handshakes(std::move(links), credentials, options); });
+}
+
 /// The same for one connection. Errors: as tls_handshakes(), without a channel.
 [[nodiscard]] inline Result<TlsTransport> tls_handshake(FdTransport link, const TlsCredentials& credentials,
                                                         const TlsOptions& options = {}) {
-  std::vector<FdTransport> links;
-  links.push_back(std::move(link));
-  auto secured = tls_handshakes(std::move(links), credentials, options);
+  auto secured = catch_bad_alloc(Stage::handshake, "TLS handshake", [&] {
+    std::vector<FdTransport> links;
+    links.push_back(std::move(link));
+    return tls_handshakes(std::move(links), credentials, options);
+  });
   if (secured) return std::move(secured->front());
   secured.error().channel = no_channel;
   return std::unexpected(secured.error());

@@ -36,34 +36,7 @@ class TlsCredentials {
   /// Errors (stage `setup`, op: the file): errno, or GnuTLS' own codes for a file that it cannot use.
   /// Threads: any. Cost: reads the files, once. Wire: format/tls.md section 14.
   [[nodiscard]] static Result<TlsCredentials> x509(const std::string& directory, TlsRole role) {
-    TlsCredentials made(role, Kind::x509);
-    if (const int code = ::gnutls_certificate_allocate_credentials(&made.shared_->x509); code < 0)
-      return detail::fail_tls(code, Stage::setup, "TLS credentials");
-    const gnutls_certificate_credentials_t all = made.shared_->x509;
-
-    const std::string authority = directory + "/ca-cert.pem";
-    if (auto there = readable(authority, "ca-cert.pem"); !there) return std::unexpected(there.error());
-    const int count = ::gnutls_certificate_set_x509_trust_file(all, authority.c_str(), GNUTLS_X509_FMT_PEM);
-    if (count <= 0)
-      return detail::fail_tls(count < 0 ? count : GNUTLS_E_NO_CERTIFICATE_FOUND, Stage::setup, "ca-cert.pem");
-
-    const std::string revoked = directory + "/ca-crl.pem";
-    if (::access(revoked.c_str(), F_OK) == 0) {
-      const int code = ::gnutls_certificate_set_x509_crl_file(all, revoked.c_str(), GNUTLS_X509_FMT_PEM);
-      if (code < 0) return detail::fail_tls(code, Stage::setup, "ca-crl.pem");
-    }
-
-    const bool server = role == TlsRole::server;
-    const char* const certificate_name = server ? "server-cert.pem" : "client-cert.pem";
-    const char* const key_name = server ? "server-key.pem" : "client-key.pem";
-    const std::string certificate = directory + '/' + certificate_name;
-    const std::string key = directory + '/' + key_name;
-    if (!server && ::access(certificate.c_str(), F_OK) != 0 && ::access(key.c_str(), F_OK) != 0) return made;
-    if (auto there = readable(certificate, certificate_name); !there) return std::unexpected(there.error());
-    if (auto there = readable(key, key_name); !there) return std::unexpected(there.error());
-    const int code = ::gnutls_certificate_set_x509_key_file(all, certificate.c_str(), key.c_str(), GNUTLS_X509_FMT_PEM);
-    if (code < 0) return detail::fail_tls(code, Stage::setup, certificate_name);
-    return made;
+    return catch_bad_alloc(Stage::setup, "TLS credentials", [&] { return read_x509(directory, role); });
   }
 
   /// Reads a file of pre-shared keys, one `user:key` to a line, the key in hexadecimal digits.
@@ -72,30 +45,7 @@ class TlsCredentials {
   /// Threads: any. Cost: reads the file, at most 1 MiB of it.
   [[nodiscard]] static Result<TlsCredentials> psk(const std::string& file, TlsRole role,
                                                   const std::string& user = "qemu") {
-    const Result<std::string> text = read_small_file(file);
-    if (!text) return std::unexpected(text.error());
-    const std::string_view key = key_of(*text, role == TlsRole::client ? user : std::string());
-    if (key.empty())
-      return fail(Errc::bad_option, Stage::setup,
-                  role == TlsRole::client ? "the file of pre-shared keys has no line USER:HEXKEY for this user"
-                                          : "the file of pre-shared keys has no line USER:HEXKEY");
-    TlsCredentials made(role, Kind::psk);
-    Shared& shared = *made.shared_;
-    int code = 0;
-    if (role == TlsRole::server) {
-      code = ::gnutls_psk_allocate_server_credentials(&shared.psk_server);
-      if (code == 0) code = ::gnutls_psk_set_server_credentials_file(shared.psk_server, file.c_str());
-    } else {
-      const std::string digits(key);
-      const gnutls_datum_t datum{
-          .data = reinterpret_cast<unsigned char*>(const_cast<char*>(digits.data())),  // only read
-          .size = static_cast<unsigned>(digits.size())};
-      code = ::gnutls_psk_allocate_client_credentials(&shared.psk_client);
-      if (code == 0)
-        code = ::gnutls_psk_set_client_credentials(shared.psk_client, user.c_str(), &datum, GNUTLS_PSK_KEY_HEX);
-    }
-    if (code < 0) return detail::fail_tls(code, Stage::setup, "pre-shared keys");
-    return made;
+    return catch_bad_alloc(Stage::setup, "pre-shared keys", [&] { return read_psk(file, role, user); });
   }
 
   TlsRole role() const noexcept { return role_; }
@@ -132,6 +82,64 @@ class TlsCredentials {
   };
 
   TlsCredentials(TlsRole role, Kind kind) : shared_(std::make_shared<Shared>()), role_(role), kind_(kind) {}
+
+  [[nodiscard]] static Result<TlsCredentials> read_x509(const std::string& directory, TlsRole role) {
+    TlsCredentials made(role, Kind::x509);
+    if (const int code = ::gnutls_certificate_allocate_credentials(&made.shared_->x509); code < 0)
+      return detail::fail_tls(code, Stage::setup, "TLS credentials");
+    const gnutls_certificate_credentials_t all = made.shared_->x509;
+
+    const std::string authority = directory + "/ca-cert.pem";
+    if (auto there = readable(authority, "ca-cert.pem"); !there) return std::unexpected(there.error());
+    const int count = ::gnutls_certificate_set_x509_trust_file(all, authority.c_str(), GNUTLS_X509_FMT_PEM);
+    if (count <= 0)
+      return detail::fail_tls(count < 0 ? count : GNUTLS_E_NO_CERTIFICATE_FOUND, Stage::setup, "ca-cert.pem");
+
+    const std::string revoked = directory + "/ca-crl.pem";
+    if (::access(revoked.c_str(), F_OK) == 0) {
+      const int code = ::gnutls_certificate_set_x509_crl_file(all, revoked.c_str(), GNUTLS_X509_FMT_PEM);
+      if (code < 0) return detail::fail_tls(code, Stage::setup, "ca-crl.pem");
+    }
+
+    const bool server = role == TlsRole::server;
+    const char* const certificate_name = server ? "server-cert.pem" : "client-cert.pem";
+    const char* const key_name = server ? "server-key.pem" : "client-key.pem";
+    const std::string certificate = directory + '/' + certificate_name;
+    const std::string key = directory + '/' + key_name;
+    if (!server && ::access(certificate.c_str(), F_OK) != 0 && ::access(key.c_str(), F_OK) != 0) return made;
+    if (auto there = readable(certificate, certificate_name); !there) return std::unexpected(there.error());
+    if (auto there = readable(key, key_name); !there) return std::unexpected(there.error());
+    const int code = ::gnutls_certificate_set_x509_key_file(all, certificate.c_str(), key.c_str(), GNUTLS_X509_FMT_PEM);
+    if (code < 0) return detail::fail_tls(code, Stage::setup, certificate_name);
+    return made;
+  }
+
+  [[nodiscard]] static Result<TlsCredentials> read_psk(const std::string& file, TlsRole role, const std::string& user) {
+    const Result<std::string> text = read_small_file(file);
+    if (!text) return std::unexpected(text.error());
+    const std::string_view key = key_of(*text, role == TlsRole::client ? user : std::string());
+    if (key.empty())
+      return fail(Errc::bad_option, Stage::setup,
+                  role == TlsRole::client ? "the file of pre-shared keys has no line USER:HEXKEY for this user"
+                                          : "the file of pre-shared keys has no line USER:HEXKEY");
+    TlsCredentials made(role, Kind::psk);
+    Shared& shared = *made.shared_;
+    int code = 0;
+    if (role == TlsRole::server) {
+      code = ::gnutls_psk_allocate_server_credentials(&shared.psk_server);
+      if (code == 0) code = ::gnutls_psk_set_server_credentials_file(shared.psk_server, file.c_str());
+    } else {
+      const std::string digits(key);
+      const gnutls_datum_t datum{
+          .data = reinterpret_cast<unsigned char*>(const_cast<char*>(digits.data())),  // only read
+          .size = static_cast<unsigned>(digits.size())};
+      code = ::gnutls_psk_allocate_client_credentials(&shared.psk_client);
+      if (code == 0)
+        code = ::gnutls_psk_set_client_credentials(shared.psk_client, user.c_str(), &datum, GNUTLS_PSK_KEY_HEX);
+    }
+    if (code < 0) return detail::fail_tls(code, Stage::setup, "pre-shared keys");
+    return made;
+  }
 
   /// Checks that a file can be read: GnuTLS itself only says "error while reading file".
   [[nodiscard]] static Result<void> readable(const std::string& path, const char* name) {

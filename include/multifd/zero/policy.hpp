@@ -63,10 +63,13 @@ concept HasZeroMask = requires(const Z& policy, const PageGroup& group) {
 /// Semantics: `is_zero` may return false for a zero page (costs bandwidth), never true for a page that holds a
 ///   non-zero byte (corrupts the guest). The page may change while it is read: a page that becomes non-zero later is
 ///   dirty again and will be queued again.
+/// Errors: none. What a policy cannot find out about a page is no error: the page is not zero then.
 /// Threads: `is_zero` runs on the producer's thread when stage == producer, at once on every channel's thread, on one
 ///   shared object, when stage == channel.
+/// Cost: called for every page, or once for up to zero_mask_pages of them (HasZeroMask), so: no lock, no allocation, no
+///   system call. Not called when stage == none.
 /// Models: ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd; ResidencyAware around one of the last two (residency.hpp).
-///   Contract: multifd/testing/zero_policy_contract.hpp.
+///   Exemplar: examples/custom_policy.cpp (BalloonAware). Contract: multifd/testing/zero_policy_contract.hpp.
 template <class Z>
 concept ZeroPagePolicy = std::copyable<Z> && HasZeroPolicyName<Z> && HasZeroStage<Z> && HasIsZero<Z>;
 

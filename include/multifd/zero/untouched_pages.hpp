@@ -72,30 +72,7 @@ class UntouchedPages {
   /// Cost: one bit a page. System calls per run, not per page: 8 GiB of which 90 % are untouched take milliseconds.
   ///   Nothing becomes resident.
   [[nodiscard]] static Result<UntouchedPages> snapshot(const RamMap& ram, UntouchedOptions options = {}) {
-    for (const SharedMemoryFile& file : options.files)
-      if (!ram.contains(file.block))
-        return fail(Errc::bad_range, Stage::setup, "UntouchedPages: block", index(file.block));
-    auto pagemap = detail::Pagemap::open(options.reading);
-    if (!pagemap) return std::unexpected(pagemap.error());
-
-    UntouchedPages snapshot;
-    snapshot.state_ = std::make_shared<State>();
-    snapshot.state_->page_shift = static_cast<unsigned>(std::countr_zero(ram.page_bytes()));
-    for (std::uint32_t id = 0; id < ram.blocks().size(); ++id) {
-      const RamBlock& from = ram.blocks()[id];
-      Block block{.host = from.host.data(), .pages = from.host.size() / ram.page_bytes(), .words = nullptr};
-      if (block.pages > 0) {
-        block.words.reset(new (std::nothrow) std::atomic<std::uint64_t>[(block.pages + 63) / 64]);
-        if (!block.words) return fail_errno(Stage::setup, "allocate untouched pages", ENOMEM);
-        const auto file = std::ranges::find(options.files, BlockId{id}, &SharedMemoryFile::block);
-        const int fd = file == options.files.end() ? -1 : file->fd;
-        if (auto found = snapshot.state_->find(block, from.host.size(), *pagemap, fd, file != options.files.end());
-            !found)
-          return std::unexpected(found.error());
-      }
-      snapshot.state_->blocks.push_back(std::move(block));
-    }
-    return snapshot;
+    return catch_bad_alloc(Stage::setup, "UntouchedPages", [&] { return scan(ram, options); });
   }
 
   /// Whether a page is known to be untouched. Takes the page: the next call for it returns false.
@@ -176,6 +153,33 @@ class UntouchedPages {
   }
 
  private:
+  [[nodiscard]] static Result<UntouchedPages> scan(const RamMap& ram, const UntouchedOptions& options) {
+    for (const SharedMemoryFile& file : options.files)
+      if (!ram.contains(file.block))
+        return fail(Errc::bad_range, Stage::setup, "UntouchedPages: block", index(file.block));
+    auto pagemap = detail::Pagemap::open(options.reading);
+    if (!pagemap) return std::unexpected(pagemap.error());
+
+    UntouchedPages snapshot;
+    snapshot.state_ = std::make_shared<State>();
+    snapshot.state_->page_shift = static_cast<unsigned>(std::countr_zero(ram.page_bytes()));
+    for (std::uint32_t id = 0; id < ram.blocks().size(); ++id) {
+      const RamBlock& from = ram.blocks()[id];
+      Block block{.host = from.host.data(), .pages = from.host.size() / ram.page_bytes(), .words = nullptr};
+      if (block.pages > 0) {
+        block.words.reset(new (std::nothrow) std::atomic<std::uint64_t>[(block.pages + 63) / 64]);
+        if (!block.words) return fail_errno(Stage::setup, "allocate untouched pages", ENOMEM);
+        const auto file = std::ranges::find(options.files, BlockId{id}, &SharedMemoryFile::block);
+        const int fd = file == options.files.end() ? -1 : file->fd;
+        if (auto found = snapshot.state_->find(block, from.host.size(), *pagemap, fd, file != options.files.end());
+            !found)
+          return std::unexpected(found.error());
+      }
+      snapshot.state_->blocks.push_back(std::move(block));
+    }
+    return snapshot;
+  }
+
   static constexpr std::uint64_t ones(std::uint64_t count) noexcept { return ~std::uint64_t{0} >> (64 - count); }
 
   struct Block {

@@ -67,3 +67,13 @@ TEST_CASE("A stage clock gives each stage the time since the last lap, none twic
   CHECK(one.get() >= 5'000'000);
   CHECK(one.get() + two.get() <= all);
 }
+
+TEST_CASE("Progress changes with each part of a packet, and with what an outlet counts only as a whole") {
+  ChannelCounters counters;
+  const auto before = counters.progress();
+  counters.moved_bytes.add(1);
+  const auto part = counters.progress();
+  counters.wire_bytes.add(1);
+  CHECK(before != part);
+  CHECK(part != counters.progress());
+}

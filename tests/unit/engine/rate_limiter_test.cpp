@@ -73,6 +73,17 @@ TEST_CASE("A new cap counts at once for threads that wait under the old one") {
   }
 }
 
+TEST_CASE("A thread that waits for the cap can be seen, and only then") {
+  RateLimiter limiter(1);
+  CHECK(limiter.acquire(1'000'000));
+  CHECK_FALSE(limiter.holds_back());
+  std::jthread waiting([&] { (void)limiter.acquire(1); });
+  while (!limiter.holds_back()) std::this_thread::yield();
+  limiter.set_rate(0);
+  waiting.join();
+  CHECK_FALSE(limiter.holds_back());
+}
+
 TEST_CASE("A higher cap is a cap, too") {
   RateLimiter limiter(1);
   limiter.set_rate(2'000'000);

@@ -65,6 +65,26 @@ TEST_CASE("The page size of the map counts, not 4096") {
   CHECK_FALSE(pages->test(id, 2 * 65536));
 }
 
+TEST_CASE("What is no page of the map is not marked, whatever the numbers") {
+  std::vector<std::byte> one(70 * 4096);
+  std::vector<std::byte> two(64 * 4096);
+  RamMap map;
+  const BlockId a = map.add("a", one).value();
+  const BlockId b = map.add("b", two).value();
+  auto pages = ReceivedPages::create(map);
+  REQUIRE(pages);
+  pages->set(a, 0, 70);
+  pages->set(b, 0, 64);
+  CHECK(pages->test(a, 69 * 4096));
+  CHECK(pages->test(a, 69 * 4096 + 4095));  // a byte of the last page
+  for (const std::uint64_t past : {std::uint64_t{70 * 4096}, std::uint64_t{1} << 40, ~std::uint64_t{0}}) {
+    CHECK_FALSE(pages->test(a, past));
+    CHECK_FALSE(pages->test(b, past));
+  }
+  CHECK_FALSE(pages->test(b, 64 * 4096));
+  for (const std::uint32_t other : {2u, 1000u, ~0u}) CHECK_FALSE(pages->test(BlockId{other}, 0));
+}
+
 TEST_CASE("Of several threads that mark the same pages, exactly one is first at each") {
   constexpr std::size_t page_count = 4000;  // neighbours share words, so threads collide
   constexpr std::size_t thread_count = 4;

@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <future>
 #include <ostream>  // lets doctest print a std::error_code
 #include <thread>
 
@@ -43,6 +44,28 @@ TEST_CASE("open() waits for the last hello") {
   CHECK(desk.admit({.id = 1}));
   std::jthread late([&] { (void)desk.admit({.id = 0}); });
   CHECK(desk.wait(60s));
+}
+
+TEST_CASE("Whoever is slow to say whether to go on holds up no channel") {
+  Hellos desk(1, {});
+  std::future<bool> admitted;
+  unsigned polls = 0;
+  const auto waited = desk.wait(60s, [&] {
+    if (polls++ > 0) return false;
+    admitted = std::async(std::launch::async, [&] { return desk.admit({.id = 0}).has_value(); });
+    return admitted.wait_for(20s) != std::future_status::ready;  // true: the channel stands still, and the wait ends
+  });
+  CHECK(waited);
+  CHECK(admitted.get());
+  // Also when nothing has come for a while.
+  Hellos later(1, {});
+  polls = 0;
+  CHECK(later.wait(60s, [&] {
+    if (polls++ != 1) return false;
+    admitted = std::async(std::launch::async, [&] { return later.admit({.id = 0}).has_value(); });
+    return admitted.wait_for(20s) != std::future_status::ready;
+  }));
+  CHECK(admitted.get());
 }
 
 TEST_CASE("A repeated id is refused, and the channel that had it first keeps it") {

@@ -8,12 +8,14 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <future>
 #include <ostream>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "multifd/transport/algorithms.hpp"
@@ -338,7 +340,7 @@ TEST_CASE("Silent connections keep nobody waiting, and are closed in the end") {
   }
 }
 
-TEST_CASE("Nobody fills the process with silent connections: the oldest gives way") {
+TEST_CASE("Nobody fills the process with silent connections: the oldest gives way, and on_refused() is told") {
   constexpr unsigned most = 512;
   rlimit old{};
   REQUIRE(::getrlimit(RLIMIT_NOFILE, &old) == 0);
@@ -351,7 +353,11 @@ TEST_CASE("Nobody fills the process with silent connections: the oldest gives wa
   REQUIRE(::setrlimit(RLIMIT_NOFILE, &more) == 0);
   {
     Destination destination(AddressKind::unix_socket);
-    auto accepted = destination.accept(source_channels);
+    std::vector<Error> refused;
+    auto acceptor = PlainAcceptor::open(destination.listener(),
+                                        {.on_refused = [&](const Error& error) { refused.push_back(error); }});
+    REQUIRE(acceptor.has_value());
+    auto accepted = std::async(std::launch::async, [&] { return accept_source(*acceptor, source_channels); });
     std::vector<FdTransport> silent, links;
     for (unsigned i = 0; i < most; ++i) silent.push_back(destination.connect());
     CHECK_FALSE(is_closed(silent.front(), 20ms));
@@ -361,6 +367,16 @@ TEST_CASE("Nobody fills the process with silent connections: the oldest gives wa
     for (unsigned connection = 0; connection <= source_channels; ++connection)
       links.push_back(destination.connect(greeting(connection)));
     check_accepted(accepted.get());
+    // The source's connections have taken the place of others, too, unless the ones before had been returned.
+    REQUIRE(refused.size() >= 1 + 1);
+    REQUIRE(refused.size() <= 1 + 1 + source_channels);
+    for (const Error& error : refused) {
+      CHECK_MESSAGE(error.code == std::errc::no_buffer_space, describe(error));
+      CHECK(error.detail == most);
+    }
+    CHECK(is_closed(silent[refused.size() - 1]));
+    CHECK_FALSE(is_closed(silent[refused.size()], 0ms));
+    acceptor = std::unexpected(Error{});
     CHECK(is_closed(silent.back()));
   }
   ::setrlimit(RLIMIT_NOFILE, &old);
@@ -748,6 +764,135 @@ TEST_CASE("255 channels and their main connection are accepted") {
   CHECK(source->channels.size() == 255);
 }
 
+namespace {
+
+/// As a receiver looks for a channel too many at the end of a migration: there is none.
+void look_for_more(Listener& listener) {
+  const auto more = listener.any_waiting([](std::span<const std::byte>) { return false; });
+  REQUIRE_MESSAGE(more.has_value(), describe(more.error()));
+  CHECK_FALSE(*more);
+}
+
+}  // namespace
+
+TEST_CASE("The next source's connections, which were looked at for a channel too many, are accepted in their order") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    // By accept_source(): all looked at, some, or once more after the others have come.
+    for (const unsigned looked_at : {4u, 2u, 1u}) {
+      std::vector<FdTransport> links;
+      for (unsigned connection = 0; connection <= source_channels; ++connection) {
+        links.push_back(destination.connect(greeting(connection)));
+        if (connection + 1 == looked_at) look_for_more(destination.listener());
+      }
+      if (looked_at == 1) look_for_more(destination.listener());
+      pollfd listener{.fd = destination.listener().poll_handle(), .events = POLLIN, .revents = 0};
+      CHECK(::poll(&listener, 1, 0) == 1);
+      check_accepted(accept_source(destination.listener(), source_channels, {.first_timeout = 20s}));
+      CHECK(::poll(&listener, 1, 0) == 0);
+    }
+    // By accept(), accept_channels(), and an acceptor that was there before: whoever accepts next gets the next one.
+    auto acceptor = PlainAcceptor::open(destination.listener());
+    REQUIRE(acceptor.has_value());
+    std::vector<FdTransport> links;
+    for (unsigned connection = 0; connection < 4; ++connection) {
+      links.push_back(destination.connect(greeting(connection)));
+      if (connection == 2) look_for_more(destination.listener());
+    }
+    auto first = destination.listener().accept(20s);
+    REQUIRE_MESSAGE(first.has_value(), describe(first.error()));
+    CHECK(read(*first, 5) == greeting(0));
+    auto second = destination.listener().accept_channels(1, 20s);
+    REQUIRE_MESSAGE(second.has_value(), describe(second.error()));
+    CHECK(read(second->front(), 5) == greeting(1));
+    std::vector<std::string> said(2);
+    for (int i = 0; i < 2; ++i) {
+      auto other = acceptor->next(multifd::deadline_after(20s));
+      REQUIRE_MESSAGE((other && *other), describe(other.error()));
+      REQUIRE((*other)->number < 2);
+      said[(*other)->number] = read((*other)->link, 5);
+    }
+    CHECK(said == std::vector{greeting(2), greeting(3)});
+  }
+}
+
+TEST_CASE("Whoever waits for a connection gets it, also when another thread has taken it to look at") {
+  for (const AddressKind kind : kinds)
+    for (const bool with_acceptor : {true, false}) {
+      CAPTURE(with_acceptor);
+      Destination destination(kind);
+      std::atomic<bool> over = false;
+      std::thread looking([&] {
+        while (!over) (void)destination.listener().any_waiting([](std::span<const std::byte>) { return false; });
+      });
+      std::optional<PlainAcceptor> acceptor;
+      if (with_acceptor) acceptor.emplace(*PlainAcceptor::open(destination.listener()));
+      std::string outcome;
+      for (unsigned i = 0; i < 200 && outcome.empty(); ++i) {
+        FdTransport link = destination.connect();
+        if (with_acceptor) {
+          auto saying = std::async(std::launch::async, [&] { say(link, greeting(1)); });
+          auto next = acceptor->next(multifd::deadline_after(20s));
+          if (!next || !*next) outcome = next ? "none" : describe(next.error());
+          saying.get();
+        } else if (auto accepted = destination.listener().accept(20s); !accepted) {
+          outcome = describe(accepted.error());
+        }
+      }
+      over = true;
+      looking.join();
+      CHECK(outcome == "");
+    }
+}
+
+TEST_CASE("What looks at waiting connections may itself accept, and look again") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    std::vector<FdTransport> links, accepted;
+    for (unsigned connection = 0; connection <= source_channels; ++connection)
+      links.push_back(destination.connect(greeting(connection)));
+    auto looking = std::async(std::launch::async, [&] {
+      return destination.listener().any_waiting([&](std::span<const std::byte>) {
+        look_for_more(destination.listener());
+        if (auto link = destination.listener().accept(0ms)) accepted.push_back(std::move(*link));
+        return false;
+      });
+    });
+    if (looking.wait_for(20s) != std::future_status::ready) {
+      MESSAGE("any_waiting() hangs");
+      std::abort();  // the thread never ends
+    }
+    const auto more = looking.get();
+    REQUIRE(more.has_value());
+    CHECK_FALSE(*more);
+    REQUIRE(accepted.size() == links.size());
+    for (unsigned connection = 0; connection <= source_channels; ++connection)
+      CHECK(read(accepted[connection], 5) == greeting(connection));
+  }
+}
+
+TEST_CASE("Of the connections that are looked at, strangers and those that have ended are closed, and no other") {
+  Destination destination(AddressKind::unix_socket);
+  FdTransport stranger = destination.connect("GET / HTTP/1.1\r\n");
+  FdTransport silent = destination.connect();
+  FdTransport ended = destination.connect();
+  REQUIRE(ended.finish().has_value());
+  FdTransport last_words = destination.connect(greeting(1));
+  REQUIRE(last_words.finish().has_value());
+  const auto more =
+      destination.listener().any_waiting([](std::span<const std::byte>) { return false; },
+                                         [](std::span<const std::byte> first) { return first[0] == std::byte{'G'}; });
+  REQUIRE(more.has_value());
+  CHECK(is_closed(stranger));
+  CHECK(is_closed(ended));
+  CHECK_FALSE(is_closed(silent, 0ms));
+  auto first = destination.listener().accept(0ms);
+  auto second = destination.listener().accept(0ms);
+  REQUIRE((first && second));
+  CHECK(read(*second, 5) == greeting(1));
+  CHECK(destination.listener().accept(0ms).error().code == Errc::timed_out);
+}
+
 TEST_CASE("Running out of descriptors is an error at once, and the last descriptor is not wasted") {
   rlimit old{};
   REQUIRE(::getrlimit(RLIMIT_NOFILE, &old) == 0);
@@ -806,7 +951,7 @@ TEST_CASE("An acceptor's wait ends by its deadline however many strangers wait t
   for (int i = 0; i < 20; ++i) strangers.push_back(destination.connect());
   // The deadline has passed: one step, and not one for each stranger, of whom there could be more and more.
   CHECK(error_of(acceptor->next(multifd::detail::Clock::now())).code == Errc::timed_out);
-  pollfd listener{.fd = destination.listener().native_handle(), .events = POLLIN, .revents = 0};
+  pollfd listener{.fd = destination.listener().poll_handle(), .events = POLLIN, .revents = 0};
   CHECK(::poll(&listener, 1, 0) == 1);
   CHECK(error_of(acceptor->next(multifd::deadline_after(50ms))).code == Errc::timed_out);
   CHECK(::poll(&listener, 1, 0) == 0);

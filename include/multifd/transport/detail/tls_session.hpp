@@ -48,9 +48,11 @@ class TlsSession {
       return std::unexpected(checked.error());
     if (credentials.verifies_hostname() && options.hostname.empty())
       return fail(Errc::bad_option, Stage::setup, "TLS: the name to expect in the server's certificate is missing");
-    std::unique_ptr<TlsSession> made(new TlsSession(std::move(link), credentials, options));
-    if (const int code = made->init(); code < 0) return fail_tls(code, Stage::setup, "TLS session");
-    return made;
+    return catch_bad_alloc(Stage::setup, "TLS session", [&]() -> Result<std::unique_ptr<TlsSession>> {
+      std::unique_ptr<TlsSession> made(new TlsSession(std::move(link), credentials, options));
+      if (const int code = made->init(); code < 0) return fail_tls(code, Stage::setup, "TLS session");
+      return made;
+    });
   }
 
   TlsSession(const TlsSession&) = delete;
@@ -63,8 +65,8 @@ class TlsSession {
   [[nodiscard]] Result<Progress> step() noexcept {
     const TlsWait no_wait{.deadline = Clock::time_point::min()};
     for (;;) {
-      socket_.reads = {.wait = &no_wait};
-      socket_.writes = {.wait = &no_wait};
+      const Call reading(socket_.reads, &no_wait);
+      const Call writing(socket_.writes, &no_wait);
       const int code = ::gnutls_handshake(session_);
       if (code == GNUTLS_E_SUCCESS) {
         established_ = true;
@@ -91,7 +93,8 @@ class TlsSession {
     }
   }
 
-  /// Writes all of `buffers`, in records of the largest size.
+  /// Writes one record with what is in front of `buffers`: as much as a record holds, or all. Returns how much. One and
+  /// not all, so that whoever counts sees bytes move, and a time limit is one for each record.
   [[nodiscard]] Result<std::size_t> write(ConstBuffers buffers, const TlsWait* wait) noexcept {
     if (finished_) return fail(Errc::already_closed, Stage::write, "write");
     if (write_failed_) return std::unexpected(*write_failed_);
@@ -101,29 +104,20 @@ class TlsSession {
         return std::unexpected(done.error());
       }
     }
-    socket_.writes = {.wait = wait};
+    const Call writing(socket_.writes, wait);
+    std::size_t gathered = 0;
     for (const iovec& buffer : buffers) {
-      const auto* bytes = static_cast<const std::byte*>(buffer.iov_base);
-      for (std::size_t left = buffer.iov_len; left > 0;) {
-        // A buffer that fills a record is sent from where it is. Smaller pieces (a header, the pages after it) are
-        // gathered first, because otherwise each would be a record and a system call of its own.
-        std::size_t taken = record_bytes;
-        Result<void> sent;
-        if (gathered_ == 0 && left >= record_bytes) {
-          sent = send(bytes, record_bytes);
-        } else {
-          taken = std::min(left, record_bytes - gathered_);
-          std::memcpy(record_.data() + gathered_, bytes, taken);
-          gathered_ += taken;
-          if (gathered_ == record_bytes) sent = flush();
-        }
-        if (!sent) return std::unexpected(sent.error());
-        bytes += taken;
-        left -= taken;
-      }
+      // A buffer that fills a record is sent from where it is. Smaller pieces (a header, the pages after it) are gathered
+      // first, because otherwise each would be a record and a system call of its own.
+      if (gathered == 0 && buffer.iov_len >= record_bytes)
+        return send(static_cast<const std::byte*>(buffer.iov_base), record_bytes);
+      const std::size_t taken = std::min(buffer.iov_len, record_bytes - gathered);
+      if (taken > 0) std::memcpy(record_.data() + gathered, buffer.iov_base, taken);
+      gathered += taken;
+      if (gathered == record_bytes) break;
     }
-    if (auto sent = flush(); !sent) return std::unexpected(sent.error());
-    return total_bytes(buffers);
+    if (gathered == 0) return gathered;
+    return send(record_.data(), gathered);
   }
 
   /// Reads one record, or the rest of one.
@@ -177,7 +171,7 @@ class TlsSession {
       error.stage = Stage::close;
       return std::unexpected(error);
     }
-    socket_.writes = {};
+    const Call writing(socket_.writes, nullptr);
     int code = 0;
     do code = ::gnutls_bye(session_, GNUTLS_SHUT_WR);
     while (code == GNUTLS_E_INTERRUPTED || (code == GNUTLS_E_AGAIN && !socket_.writes.error));
@@ -204,6 +198,19 @@ class TlsSession {
   static constexpr std::size_t record_bytes = 16 * 1024;  // the most that a record holds
 
   using Direction = TlsSocket::Direction;
+
+  /// Begins a call in a direction, and takes what ends its waits away again when the call returns: a time limit lies on
+  /// the caller's stack. GnuTLS may read or write outside of any call of that direction, for instance an alert.
+  class Call {
+   public:
+    Call(Direction& direction, const TlsWait* wait) noexcept : direction_(direction) { direction_ = {.wait = wait}; }
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+    ~Call() { direction_.wait = nullptr; }
+
+   private:
+    Direction& direction_;
+  };
 
   TlsSession(FdTransport link, const TlsCredentials& credentials, const TlsOptions& options)
       : socket_(std::move(link)), credentials_(credentials), options_(options) {}
@@ -239,16 +246,12 @@ class TlsSession {
     return std::unexpected(*direction.error);
   }
 
-  [[nodiscard]] Result<void> flush() noexcept {
-    if (gathered_ == 0) return {};
-    return send(record_.data(), std::exchange(gathered_, 0));
-  }
-
-  [[nodiscard]] Result<void> send(const std::byte* bytes, std::size_t size) noexcept {
+  /// Sends one record. Returns its size.
+  [[nodiscard]] Result<std::size_t> send(const std::byte* bytes, std::size_t size) noexcept {
     ssize_t sent = ::gnutls_record_send(session_, bytes, size);
     while (sent == GNUTLS_E_INTERRUPTED || (sent == GNUTLS_E_AGAIN && !socket_.writes.error))
       sent = ::gnutls_record_send(session_, nullptr, 0);  // the rest of the same record
-    if (sent >= 0) return {};
+    if (sent >= 0) return size;
     write_failed_ = failure(static_cast<int>(sent), socket_.writes, Stage::write, "write");
     // Under TLS 1.3 a server checks the client's certificate while the client already writes. The server's alert says
     // more than the broken connection behind it. If this side has a reader at work, that one gets the alert.
@@ -284,7 +287,7 @@ class TlsSession {
 
   [[nodiscard]] Result<std::size_t> receive(std::byte* to, std::size_t room, const TlsWait* wait) noexcept {
     if (read_failed_) return std::unexpected(*read_failed_);
-    socket_.reads = {.wait = wait};
+    const Call reading(socket_.reads, wait);
     for (;;) {
       const ssize_t count = ::gnutls_record_recv(session_, to, room);
       if (count >= 0) return static_cast<std::size_t>(count);
@@ -347,7 +350,6 @@ class TlsSession {
   // Used by the sending thread.
   std::optional<Error> write_failed_;
   bool finished_ = false;
-  std::size_t gathered_ = 0;
   std::array<std::byte, record_bytes> record_;
 
   // Used by the receiving thread, under the lock.
