@@ -144,6 +144,7 @@ class BasicAcceptor {
   /// Makes next() return, once, when a connection ends that next() has returned, as long as its descriptor is open.
   ///
   /// Params `events`: further events of epoll for which next() returns: EPOLLIN, when more bytes have come.
+  /// Errors (stage accept): the errno of epoll_ctl(), ENOMEM for instance.
   template <class L>
   [[nodiscard]] Result<void> watch_end(const L& link, std::uint32_t events = 0) noexcept {
     return watch(link.native_handle(), events | EPOLLRDHUP | EPOLLET, end_tag);
@@ -239,6 +240,7 @@ struct PlainAcceptorOptions {
   std::function<void(const Error&)> on_refused{};
 
   std::chrono::milliseconds limit() const noexcept { return first_bytes_timeout; }
+  /// Errors: Errc::bad_option for a negative time limit.
   [[nodiscard]] Result<void> check() const noexcept {
     return check_time_limit("PlainAcceptorOptions::first_bytes_timeout", first_bytes_timeout, Stage::accept);
   }

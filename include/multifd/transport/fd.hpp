@@ -81,6 +81,7 @@ class SigpipeGuard {
 ///
 /// Errors: the errno of the failing call; `Errc::cancelled` after this side's own shutdown(), whatever the operating
 ///   system calls it; `Errc::timed_out` when the program has set SO_RCVTIMEO or SO_SNDTIMEO and it passed.
+/// Threads: one writes and finishes, one reads; shutdown() from any while they do.
 /// Cost: one system call per read or write (three more on what is not a socket), and four a second while a socket's call
 ///   waits; nothing is allocated.
 class FdTransport {

@@ -88,7 +88,7 @@ inline FirstBytes look_at_first_bytes(int fd) noexcept {
 
 }  // namespace detail
 
-/// Accepts connections at one address.
+/// Accepts connections at one address. Threads: any, unless a method says otherwise.
 class Listener {
  public:
   /// Binds and listens. An empty host listens on IPv6 and IPv4 both, where the machine has IPv6.

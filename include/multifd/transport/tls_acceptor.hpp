@@ -34,6 +34,7 @@ struct TlsAcceptorOptions {
   std::function<void(const Error&)> on_refused{};
 
   std::chrono::milliseconds limit() const noexcept { return tls.handshake_timeout; }
+  /// Errors: Errc::bad_option for missing credentials or a negative time limit.
   [[nodiscard]] Result<void> check() const noexcept {
     if (credentials == nullptr) return fail(Errc::bad_option, Stage::accept, "TlsAcceptorOptions::credentials");
     return check_time_limit("TlsOptions::handshake_timeout", tls.handshake_timeout, Stage::accept);

@@ -26,7 +26,7 @@ namespace multifd {
 /// Which side of the handshake: the source connects and is the client, the destination is the server.
 enum class TlsRole : std::uint8_t { client, server };
 
-/// Credentials of one side. Cheap to copy; any number of sessions on any threads may use them at once.
+/// Credentials of one side. Cheap to copy. Threads: any; any number of sessions may use them at once.
 class TlsCredentials {
  public:
   /// Reads `ca-cert.pem`, `ca-crl.pem` (optional), and of this role `server-cert.pem` and `server-key.pem`, or
