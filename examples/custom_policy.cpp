@@ -228,7 +228,7 @@ int main(int argc, char** argv) {
   app.add_option("--channels", channels, "Connections")
       ->check(CLI::Range(1u, multifd::max_channels))
       ->capture_default_str();
-  program::add_size(app, "--memory", memory, "How much, a multiple of 4096")->capture_default_str();
+  program::add_size(app, "--memory", memory, "How much, a multiple of 4096");
   app.add_option("--json", json_path, "Write one JSON object to a file, or to stdout for -");
   return program::run(app, argc, argv, [&] {
     if (memory == 0 || memory % 4096 != 0) throw program::Usage("--memory: a multiple of 4096");

@@ -164,10 +164,12 @@ int migrate(const Settings& settings) {
 int main(int argc, char** argv) {
   Settings settings;
   CLI::App app("Receives one RAM block from ram_send into a file or into memory.", "ram_receive");
-  app.add_option("--listen", settings.listen, "tcp:HOST:PORT (port 0: any) or unix:PATH")->required();
-  auto* file =
-      app.add_option("--file", settings.file,
-                     "Where to put the bytes; appears only when all is verified; a name that is taken is refused");
+  app.add_option("--listen", settings.listen, "Where ram_send connects to: tcp:HOST:PORT (port 0: any) or unix:PATH")
+      ->required();
+  auto* file = app.add_option(
+      "--file", settings.file,
+      "Where to put the bytes; appears only when all is verified; a name that is taken is refused. Needed without "
+      "--discard");
   auto* discard = app.add_flag("--discard", settings.discard, "Receive into memory and keep nothing");
   file->excludes(discard);
   app.add_flag("--populate", settings.populate, "Touch the memory before listening; --size says how much");

@@ -200,10 +200,10 @@ int list_kernels() {
 int main(int argc, char** argv) {
   Settings settings;
   CLI::App app("Sends a file as one RAM block to ram_receive over many channels.", "ram_send");
-  app.add_option("--connect", settings.connect, "Where ram_receive listens: tcp:HOST:PORT or unix:PATH");
-  app.add_option("--file", settings.file, "The bytes to send");
+  app.add_option("--connect", settings.connect, "Where ram_receive listens: tcp:HOST:PORT or unix:PATH (needed)");
+  app.add_option("--file", settings.file, "The bytes to send (needed)");
   program::add_size(app, "--size", settings.size, "Send only that much from the start of the file (0: all)");
-  program::add_size(app, "--page-size", settings.page_size, "Bytes per page, 1024 to 65536")->capture_default_str();
+  program::add_size(app, "--page-size", settings.page_size, "Bytes per page, 1024 to 65536");
   settings.stack.add_to(app);
   std::vector<std::string> peers;
   for (const PeerProfile& profile : peer_profiles) peers.emplace_back(profile.name);

@@ -42,7 +42,7 @@ the link, the CPU of either end over min(channels, cores), and the producer.
 
   multifd_advise --image guest.ram --link 10Gbit --plot advice.svg
   multifd_advise --pattern mixed --size 1G --link 25Gbit --rtt 0.2 --json -
-  multifd_advise --listen tcp::4444                   on the destination, then here
+  multifd_advise --listen tcp::4444                  on the destination, then here
   multifd_advise --image guest.ram --connect tcp:192.0.2.7:4444)";
 
 constexpr const char* footer = R"(
@@ -238,9 +238,8 @@ int main(int argc, char** argv) {
   app.add_option("--pattern", settings.patterns, "Generated memory instead; several: the same share of each")
       ->check(CLI::IsMember(patterns))
       ->delimiter(',');
-  program::add_size(app, "--size", settings.size, "How much generated memory")->capture_default_str();
-  program::add_size(app, "--sample", settings.sample, "Look at no more than that, in windows of 8 MiB spread evenly")
-      ->capture_default_str();
+  program::add_size(app, "--size", settings.size, "How much generated memory");
+  program::add_size(app, "--sample", settings.sample, "Look at no more than that, in windows of 8 MiB spread evenly");
   app.add_option("--seed", settings.seed, "Of generated memory")->capture_default_str();
   app.add_option("--link", settings.link,
                  "10Gbit, 100Mbit (of the line), 1.2GiB/s, 500MiB/s (of a stream), or loopback");

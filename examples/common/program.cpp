@@ -22,6 +22,7 @@
 #include <string_view>
 #include <vector>
 
+#include "common/help.hpp"
 #include "common/limits.hpp"
 #include "common/mapped_file.hpp"
 #include "common/tell.hpp"
@@ -113,6 +114,15 @@ std::optional<std::uint64_t> parse_size(std::string_view text) {
   return *number << 10 * power;
 }
 
+/// As users type it: "1G", "4096".
+std::string size_text(std::uint64_t bytes) {
+  constexpr std::string_view units = "KMGTPE";
+  std::size_t power = 0;
+  std::uint64_t number = bytes;
+  for (; number != 0 && number % 1024 == 0 && power < units.size(); ++power) number /= 1024;
+  return power == 0 ? std::to_string(bytes) : std::to_string(number) + units[power - 1];
+}
+
 /// Digits, with others behind a point or without.
 bool is_decimal(std::string_view text) {
   const std::string_view whole = digits_of(text);
@@ -176,6 +186,7 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
   fill_standard_descriptors();
   raise_limits();
   check_numbers(app);
+  set_help(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -257,7 +268,10 @@ CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& byt
     text = std::to_string(*size);
     return {};
   };
-  return app.add_option(name, bytes, help)->transform(CLI::Validator(take, "", "size"))->type_name("SIZE");
+  return app.add_option(name, bytes, help)
+      ->transform(CLI::Validator(take, "", "size"))
+      ->type_name("SIZE")
+      ->default_str(size_text(bytes));
 }
 
 CLI::Option* add_duration(CLI::App& app, const std::string& name, std::chrono::milliseconds& time,

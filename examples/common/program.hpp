@@ -97,7 +97,7 @@ class OnInterrupt {
 };
 
 /// Parses a number of bytes as users type it: "512M", "4G", "4096". Refuses signs, exponents and everything past 64
-/// bits; run() does the same for every number.
+/// bits; run() does the same for every number. --help shows the value it has now.
 CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& bytes, const std::string& help);
 
 /// Parses a time limit as users type it: "3", "1.5s", "500ms", "2min" or "2m"; up to a day, and 0 for no limit

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "common/progress.hpp"
+
+#include "common/program.hpp"
+#include "common/report.hpp"
 #include "common/tell.hpp"
 
 #include <fmt/format.h>
@@ -21,6 +24,17 @@ std::string text_of(Patience::Clock::duration time) {
 }
 
 }  // namespace
+
+Snapshot snapshot_of(const char* verb, const multifd::ReceiverStats& stats, const multifd::RamMap& ram,
+                     std::uint64_t main_pages, double seconds) {
+  const multifd::ChannelStats sum = multifd::total(stats.channels);
+  const std::uint64_t pages = sum.normal_pages + sum.zero_pages;
+  const auto moved = static_cast<double>(pages * ram.page_bytes());
+  return {.line = fmt::format("{} {}  {:.2f} GiB/s  epoch {}", verb, format_bytes(moved), rate(moved, seconds),
+                              stats.epochs),
+          .moved = sum.wire_bytes,
+          .again = pages + main_pages >= ram.total_bytes() / ram.page_bytes()};
+}
 
 std::string Patience::look(const Snapshot& snapshot, Clock::time_point now) {
   if (snapshot.moved != moved_) {

@@ -5,6 +5,9 @@
 // file decides when to print them.
 #pragma once
 
+#include <multifd/memory/ram_map.hpp>
+#include <multifd/stats.hpp>
+
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -23,6 +26,13 @@ struct Snapshot {
   bool again = false;       ///< all memory has come once; what comes now has been sent before
   std::string endless{};    ///< likely causes when that does not end; empty: no hint
 };
+
+/// What a program has received: "received 1.20 GiB  0.80 GiB/s  epoch 3", and how much has moved on the channels. Where
+/// the source has no more memory than `ram`, also whether all of it has come once.
+///
+/// Params: `verb`: "received". `main_pages`: pages that came on the main stream. `seconds`: since the beginning.
+Snapshot snapshot_of(const char* verb, const multifd::ReceiverStats& stats, const multifd::RamMap& ram,
+                     std::uint64_t main_pages, double seconds);
 
 /// Decides when a hint is due: first when nothing has moved for `hint_after`, or when sending again has taken as long
 /// as everything before it, and at least that long; then each time after twice the time. `hint_after` 0: never.

@@ -90,9 +90,8 @@ void SourceOptions::add_to(CLI::App& app, const std::string& prefix) {
   limits.add_peer(app);
   tls.add_to(app, TlsSide::server, prefix);
   tls.take_bare_ends();
-  add_size(app, "--page-size", page_size, "The guest's page size (x86: 4K; ARM's versatilepb and raspi3b: 1K)")
-      ->capture_default_str();
-  add_size(app, "--max-ram", max_ram, "The most RAM that a source may announce")->capture_default_str();
+  add_size(app, "--page-size", page_size, "The guest's page size (x86: 4K; ARM's versatilepb and raspi3b: 1K)");
+  add_size(app, "--max-ram", max_ram, "The most RAM that a source may announce");
 }
 
 UuidCheck SourceOptions::uuid_check() const {

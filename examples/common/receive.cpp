@@ -30,15 +30,11 @@ Received receive_ram(const std::string& compression, Accepted& source, const mul
   try {
     const Progress progress(
         [&]() -> Snapshot {
-          const auto stats = receiver->stats();
-          const auto sum = multifd::total(stats.channels);
-          const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram.page_bytes());
-          return Snapshot{.line = fmt::format("received {}  {:.2f} GiB/s  epoch {}", format_bytes(moved),
-                                              rate(moved, watch.seconds()), stats.epochs),
-                          .moved = sum.wire_bytes,
-                          .stalled =
-                              "Is the source stopped (SIGSTOP, a debugger, its host paused), or waiting for memory or "
-                              "a disk, or the network between cut? --progress-timeout ends the wait"};
+          Snapshot now = snapshot_of("received", receiver->stats(), ram, 0, watch.seconds());
+          now.stalled =
+              "Is the source stopped (SIGSTOP, a debugger, its host paused), or waiting for memory or a disk, or the "
+              "network between cut? --progress-timeout ends the wait";
+          return now;
         },
         limits.hint);
     const auto moved = [&] { return multifd::total(receiver->stats().channels).wire_bytes; };

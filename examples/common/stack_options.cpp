@@ -32,7 +32,7 @@ void StackOptions::add_to(CLI::App& app, const std::string& option_prefix) {
   app.add_option(prefix_ + "zero-pages", zero_pages, "How zero pages are found and sent")
       ->check(CLI::IsMember(names_of<ZeroPolicies>()))
       ->capture_default_str();
-  add_size(app, prefix_ + "bandwidth", bandwidth, "Cap over all channels, per second (0: none)")->capture_default_str();
+  add_size(app, prefix_ + "bandwidth", bandwidth, "Cap over all channels, per second (0: none)");
 }
 
 void StackOptions::check() const {

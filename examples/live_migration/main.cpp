@@ -90,9 +90,8 @@ int main(int argc, char** argv) {
   program::add_size(app, "--memory", memory, "Guest memory; with --listen the most that is taken")
       ->capture_default_str();
   settings.stack.add_to(app);
-  program::add_size(app, "--working-set", working_set, "Memory that the guest keeps rewriting")->capture_default_str();
-  program::add_size(app, "--dirty-rate", dirty_rate, "How much it rewrites per second (0: as fast as it goes)")
-      ->capture_default_str();
+  program::add_size(app, "--working-set", working_set, "Memory that the guest keeps rewriting");
+  program::add_size(app, "--dirty-rate", dirty_rate, "How much it rewrites per second (0: as fast as it goes)");
   app.add_option("--max-downtime", max_downtime_ms, "Milliseconds that the guest may stand still")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -294,18 +294,13 @@ program::Snapshot Dump::look(double seconds) {
     now.moved += files.looked_through + files.synced + 1;
     now.stalled = fmt::format(
         "The source waits with its guest until the files are on the disk: the disk under {} may be slow, or busy "
-        "with "
-        "others' writes",
+        "with others' writes",
         output_.path());
     return now;
   }
-  const auto stats = receiver_->stats();
-  const auto sum = total(stats.channels);
-  const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram_.page_bytes());
-  now.line = fmt::format("received {}  {:.2f} GiB/s  epoch {}", program::format_bytes(moved),
-                         program::rate(moved, seconds), stats.epochs);
-  now.moved += sum.wire_bytes;
-  now.again = sum.normal_pages + sum.zero_pages + main_pages_ >= ram_.total_bytes() / ram_.page_bytes();
+  now = program::snapshot_of("received", receiver_->stats(), ram_, main_pages_, seconds);
+  now.moved += main_.bytes();
+  now.stalled = program::source_stands_still;
   now.endless =
       fmt::format("{}. {}", program::source_goes_on,
                   settings_.switchover_ack

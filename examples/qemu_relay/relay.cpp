@@ -291,18 +291,15 @@ program::Snapshot Relay::look(double seconds) const {
     return now;
   }
   if (!channels_open_) return now;
-  const auto stats = receiver_->stats();
-  const auto sum = total(stats.channels);
-  const auto moved = static_cast<double>((sum.normal_pages + sum.zero_pages) * ram_.page_bytes());
-  now.line = fmt::format("relayed {}  {:.2f} GiB/s  epoch {}", program::format_bytes(moved),
-                         program::rate(moved, seconds), stats.epochs);
-  now.moved += sum.wire_bytes;
-  now.again = sum.normal_pages + sum.zero_pages + main_pages_ >= ram_.total_bytes() / ram_.page_bytes();
-  if (forwarded_.all)
-    now.stalled = "The destination has everything and loads its devices: `info migrate` in its monitor says more";
-  else
-    now.stalled +=
-        ". Or does the destination take nothing: is it stopped, or does it expect another number of channels";
+  now = program::snapshot_of("relayed", receiver_->stats(), ram_, main_pages_, seconds);
+  now.moved += main_.bytes();
+  now.stalled =
+      forwarded_.all
+          ? "The destination has everything and loads its devices: `info migrate` in its monitor says more"
+          : fmt::format(
+                "{}. Or does the destination take nothing: is it stopped, or does it expect another number of "
+                "channels",
+                program::source_stands_still);
   now.endless =
       fmt::format("{}. Or the source's capability switchover-ack is on, and the destination does not send one",
                   program::source_goes_on);

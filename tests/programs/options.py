@@ -44,6 +44,8 @@ def options_of(program):
     """[(name, type)] of those that take a value."""
     text = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=20).stdout
     found = re.findall(r"^ +(?:-\w,)?(--[\w-]+) ([A-Z]+)", text, re.M)
+    if long := [line for line in text.splitlines() if len(line) > 80]:
+        raise LabError(f"{program}: --help has lines of more than 80 columns: {long}")
     if not found:
         raise LabError(f"{program}: --help lists no options")
     return found

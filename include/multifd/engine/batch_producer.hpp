@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <concepts>
 #include <cstring>
 #include <optional>
 #include <span>
@@ -18,23 +17,16 @@
 #include "multifd/engine/misuse.hpp"
 #include "multifd/engine/outlet.hpp"
 #include "multifd/engine/send_shared.hpp"
+#include "multifd/engine/zero_sink.hpp"
 #include "multifd/memory/dirty_bitmap.hpp"
 #include "multifd/options.hpp"
 #include "multifd/zero/policy.hpp"
 
 namespace multifd::engine {
 
-/// Stands for on_zero() where the policy reports no zero pages.
-struct NoZeroSink {
-  bool operator()(std::uint64_t) const noexcept { return true; }
-};
-
-/// A callable on_zero(offset). A policy that reports zero pages (ZeroPagesLegacy) needs one that takes them.
-template <class OnZero, class Z>
-concept ZeroSink = std::invocable<OnZero&, std::uint64_t> &&
-                   (Z::stage != ZeroStage::producer || !std::same_as<std::remove_cvref_t<OnZero>, NoZeroSink>);
-
-/// The calls are Sender's, and are explained there. Threads: one, the producer; the counters may be read by any.
+/// The calls are Sender's, and are explained there.
+///
+/// Threads: one, the producer; the counters may be read by any.
 template <Outlet O, ZeroPagePolicy Z, PageSource From>
 class BatchProducer {
  public:

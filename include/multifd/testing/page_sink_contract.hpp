@@ -382,8 +382,7 @@ class PageSinkCheck {
 /// offset that is no page of its block is refused before anything changes, as a normal and as a zero page; that nothing
 /// beside the pages changes; and that stop() and the destructor end the sink's threads.
 ///
-/// Params: `make()`: returns fresh settings, once for each sink; a copyable callable. `read_page`: see the head of this
-///   file; needed unless S::writes_memory.
+/// Params: `make()`: fresh settings for each sink; copyable. `read_page`: see the head; needed unless S::writes_memory.
 /// Not checked: that nothing is allocated after create(), because only a whole program can count allocations.
 /// Threads: makes some of its own. When stop() never returns, its thread and the sink are left behind.
 template <class S, class Make>
