@@ -88,6 +88,6 @@ class TlsNewcomer {
 /// The acceptor of connections under TLS. Each connection that it returns has made its handshake.
 using TlsAcceptor = BasicAcceptor<detail::TlsNewcomer>;
 
-static_assert(Acceptor<TlsAcceptor>);
+static_assert(check_acceptor<TlsAcceptor>());
 
 }  // namespace multifd
