@@ -154,6 +154,7 @@ class FdTransport {
   [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
                                                const Interrupt* interrupt) noexcept {
     // A socket may be ready for less than all of it, and would block for the rest.
+    if (total_bytes(buffers) == 0) return std::size_t{0};  // else it would look like a socket without room
     return in_time(Stage::write, "write", POLLOUT, timeout, interrupt,
                    [&] { return kind_ == Kind::file ? write_some(buffers) : write_now(buffers); });
   }

@@ -91,6 +91,7 @@ class TlsTransport {
   /// As FdTransport's. Every TLS connection can carry an answer.
   bool is_two_way() const noexcept { return true; }
   [[nodiscard]] Result<std::size_t> write_now(ConstBuffers buffers) noexcept {
+    if (session_ && !session_->established()) return std::size_t{0};  // the handshake would wait
     return write_some(buffers, at_once, nullptr);
   }
   [[nodiscard]] Result<std::size_t> read_now(MutableBuffers buffers) noexcept {

@@ -37,6 +37,8 @@ struct TlsAcceptorOptions {
   /// Errors: Errc::bad_option for missing credentials or a negative time limit.
   [[nodiscard]] Result<void> check() const noexcept {
     if (credentials == nullptr) return fail(Errc::bad_option, Stage::accept, "TlsAcceptorOptions::credentials");
+    if (credentials->role() != TlsRole::server)
+      return fail(Errc::bad_option, Stage::accept, "TlsAcceptorOptions::credentials: not of TlsRole::server");
     return check_time_limit("TlsOptions::handshake_timeout", tls.handshake_timeout, Stage::accept);
   }
 };
