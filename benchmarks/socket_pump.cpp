@@ -129,7 +129,10 @@ nlohmann::json receive(const Settings& settings, const Address& address, const S
   const std::vector<int> fds = handles(links);
   // The clock starts at the first byte, not while the sender still connects.
   std::byte first{};
-  if (::recv(fds.front(), &first, 1, MSG_PEEK) != 1) fail_errno("the first byte");
+  ssize_t come;
+  do come = ::recv(fds.front(), &first, 1, MSG_PEEK);
+  while (come < 0 && (errno == EINTR || errno == EAGAIN));  // FdTransport's sockets have time limits
+  if (come != 1) fail_errno("the first byte");
   auto report = measured(memory.size(), settings.channels, [&] { pump::pump_receive(fds, memory); });
   finish(links);
   if (!settings.expect.empty()) {

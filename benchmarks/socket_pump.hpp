@@ -46,7 +46,7 @@ void move_all(std::span<iovec> parts, const char* what, Call call) {
     message.msg_iov = parts.data();
     message.msg_iovlen = parts.size();
     const ssize_t count = call(&message);
-    if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && (errno == EINTR || errno == EAGAIN)) continue;  // FdTransport's sockets have time limits
     if (count < 0) throw std::system_error(errno, std::generic_category(), what);
     if (count == 0) throw std::runtime_error("pump: the other side has closed");
     auto left = static_cast<std::size_t>(count);

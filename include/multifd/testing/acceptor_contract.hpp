@@ -7,6 +7,7 @@
 //       [](const multifd::Address& address, std::string_view text) { return my_connection_that_says(address, text); });
 #pragma once
 
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 
@@ -282,10 +283,10 @@ class AcceptorContract {
     auto on = scene();
     if (!on) return;
     auto client = come(*on, "next source");
-    const auto is_there = [&] {
-      return multifd::detail::wait_for(on->listener->poll_handle(), POLLIN, soon(), nullptr, Stage::accept, "poll");
-    };
-    if (!report_.expect(is_there().has_value(), "the listener: is not readable")) return;
+    pollfd entry{.fd = on->listener->poll_handle(), .events = POLLIN, .revents = 0};
+    if (!report_.expect(::poll(&entry, 1, static_cast<int>(options_.patience.count())) == 1,
+                        "the listener: is not readable"))
+      return;
     for (int twice = 0; twice < 2; ++twice)
       (void)on->listener->any_waiting([](std::span<const std::byte>) { return false; });
     (void)expect_next(*on, "a connection that the listener has looked at", "next source");

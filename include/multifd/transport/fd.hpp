@@ -210,7 +210,7 @@ class FdTransport {
     }
   }
 
-  /// The descriptor, still owned by this object; -1 after finish() on what is not a socket, or when moved
+  /// The descriptor, still owned by this object, with the time limits that adopt() gave it; -1 after finish() on what is not a socket, or when moved
   /// from.
   int native_handle() const noexcept { return fd_.get(); }
 
