@@ -35,8 +35,11 @@
 
 namespace multifd {
 
-/// A Sender with any policies. Sender explains what each call does, its errors and its threads.
+/// A Sender with any policies. Sender explains what each call does.
 ///
+/// Errors: those of Sender's calls of the same names.
+/// Threads: as Sender: cancel(), stats(), set_bandwidth(), set_level(), wait() from any; the others from the producer's.
+/// Lifetime: the destructor is Sender's: it cancels what has not been ended, joins, and never waits for the peer.
 /// Cost: one virtual call per queue_*(), which queues many pages. Calls that a stack's page source does not
 ///   have fail with Errc::not_supported: queue_copies() with FromGuest, queue_range() and queue_dirty() with
 ///   FromCopies.
@@ -116,7 +119,12 @@ struct AnySenderOptions {
   ErrorHook on_error{};
 };
 
-/// A Receiver with any policies. Receiver explains what each call does, its errors and its threads.
+/// A Receiver with any policies. Receiver explains what each call does.
+///
+/// Errors: those of Receiver's calls of the same names.
+/// Threads: as Receiver: cancel(), stats(), received(), ended_channels(), apply_zero() and apply_page() from any; the others
+///   from one at a time.
+/// Lifetime: the destructor is Receiver's: it cancels what has not been ended, joins, and never waits for the peer.
 ///
 /// With a sink that does not write memory (IntoHook), apply_zero() and apply_page() fail with Errc::not_supported, and
 /// received() returns false.

@@ -23,6 +23,7 @@ inline constexpr std::uint64_t no_packet = std::numeric_limits<std::uint64_t>::m
 
 /// The name of what an error is about: a RAM block's idstr, an address, an option. A copy, because the name may be gone
 /// when the error is read; in the Error itself, so that nothing is allocated. A long one is cut.
+/// Threads: as a plain value.
 class Subject {
  public:
   static constexpr std::size_t most = 63;

@@ -11,7 +11,7 @@ namespace multifd {
 
 /// One channel's counters. Times are wall-clock nanoseconds of the channel's worker, summed up.
 struct ChannelStats {
-  std::uint32_t id = 0;
+  std::uint32_t id = 0;             ///< the channel's, from the hello; no_channel before a receiver has read it
   std::uint64_t packets = 0;        ///< data packets; neither the hello nor SYNCs
   std::uint64_t syncs = 0;          ///< SYNC packets
   std::uint64_t normal_pages = 0;   ///< pages that travelled as bytes
@@ -71,12 +71,12 @@ inline Bound bounded_by(const ChannelStats& sum) noexcept {
 
 /// A Sender's snapshot. Counters of different channels may be some packets apart.
 struct SenderStats {
-  std::vector<ChannelStats> channels;
-  std::uint64_t zero_on_main = 0;    ///< zero pages reported to the caller (ZeroPagesLegacy)
-  std::uint64_t queued_pages = 0;    ///< pages that the producer put into batches
-  std::uint64_t epochs = 0;          ///< closed by close_epoch()
-  std::uint64_t producer_waits = 0;  ///< times that every channel was full
-  std::uint64_t producer_wait_ns = 0;
+  std::vector<ChannelStats> channels;  ///< by id
+  std::uint64_t zero_on_main = 0;      ///< zero pages reported to the caller (ZeroPagesLegacy)
+  std::uint64_t queued_pages = 0;      ///< pages that the producer put into batches
+  std::uint64_t epochs = 0;            ///< closed by close_epoch()
+  std::uint64_t producer_waits = 0;    ///< times that every channel was full
+  std::uint64_t producer_wait_ns = 0;  ///< how long the producer waited then, in all
 };
 
 /// Which part of the work limits a sender. A producer that had to wait for the channels is not the limit, even if some
@@ -89,10 +89,10 @@ inline Bound bounded_by(const SenderStats& stats) {
 
 /// A Receiver's snapshot.
 struct ReceiverStats {
-  std::vector<ChannelStats> channels;
-  std::uint64_t epochs = 0;          ///< completed by all channels
-  std::uint64_t zeros_written = 0;   ///< zero pages that had to be written to memory
-  std::uint64_t pages_verified = 0;  ///< pages that came with a digest and matched it
+  std::vector<ChannelStats> channels;  ///< by id
+  std::uint64_t epochs = 0;            ///< completed by all channels
+  std::uint64_t zeros_written = 0;     ///< zero pages that had to be written to memory
+  std::uint64_t pages_verified = 0;    ///< pages that came with a digest and matched it
 };
 
 }  // namespace multifd

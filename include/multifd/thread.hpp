@@ -21,6 +21,7 @@
 namespace multifd {
 
 /// A joinable thread. The destructor joins, so the owner must have told the thread to end before.
+/// Threads: one at a time, the owner's.
 class Thread {
  public:
   Thread() = default;

@@ -219,8 +219,7 @@ TEST_CASE("Bytes that trickle are no lack of progress: inside of a packet or of 
   const auto both_ways = [&](const char* name, auto make) {
     for (const What what : {What::pages, What::device_state}) {
       const std::string label = std::string(name) + (what == What::pages ? ", pages" : ", device state");
-      all.emplace_back("to a slow peer: " + label,
-                       std::async(std::launch::async, [make, what, links = make()]() mutable {
+      all.emplace_back("to a slow peer: " + label, std::async(std::launch::async, [links = make(), what]() mutable {
                          return send_slowly(std::move(links), what);
                        }));
       all.emplace_back("from a slow peer: " + label, std::async(std::launch::async, [links = make(), what]() mutable {

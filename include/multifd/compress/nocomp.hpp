@@ -18,7 +18,7 @@
 
 namespace multifd {
 
-/// Sends pages uncompressed.
+/// Sends pages uncompressed. A model of Compressor.
 struct NoComp {
   static constexpr std::string_view name = "none";
   static constexpr std::uint32_t method = wire::flag_none;

@@ -35,7 +35,7 @@
 
 namespace multifd {
 
-/// Compresses pages with zstd.
+/// Compresses pages with zstd. A model of Compressor.
 ///
 /// The level is fixed for the life of a stream: single-threaded zstd takes a new one only at the next frame, and a
 /// channel has just one frame. There is no set_level() for that reason.

@@ -21,7 +21,7 @@ inline std::uint64_t digest_of(std::span<const std::byte> bytes) noexcept {
   return XXH3_64bits(bytes.data(), bytes.size());
 }
 
-/// XXH3-64 over several ranges as if they were one.
+/// XXH3-64 over several ranges as if they were one. Threads: one at a time; a channel has its own.
 class PageDigest {
  public:
   /// Errors: ENOMEM. Cost: one allocation; the other methods make none.

@@ -15,9 +15,10 @@
 
 namespace multifd {
 
-/// A preallocated array of runs, in the order the pages were added.
+/// A preallocated array of runs, in the order the pages were added. Threads: one at a time; a channel has its own.
 class PageRuns {
  public:
+  /// Params: `most_pages`: no more may be added between two clear(). Errors: ENOMEM.
   [[nodiscard]] static Result<PageRuns> create(std::size_t most_pages) noexcept {
     PageRuns runs;
     runs.runs_.reset(new (std::nothrow) iovec[most_pages]);

@@ -160,7 +160,7 @@ template <Acceptor A>
   return source;
 }
 
-/// The same for connections without TLS, with an acceptor of its own.
+/// The same for connections without TLS, with an acceptor of its own. Errors: the same, and those of PlainAcceptor::open().
 [[nodiscard]] inline Result<SourceLinks<>> accept_source(Listener& listener, unsigned channels,
                                                          const AcceptSourceOptions& options = {}) {
   auto acceptor = PlainAcceptor::open(listener);

@@ -33,6 +33,8 @@ struct BlockFields {
   bool page_size = false;  ///< POSTCOPY_ADVISE announced huge pages: some entries may have it
 };
 
+/// The block list of RAM's START, entry by entry, as far as it has come. Threads: one, the parser's; a reader of the stream
+/// may look at it between two calls of the parser.
 class BlockList {
  public:
   explicit BlockList(const MainStreamLimits& limits)

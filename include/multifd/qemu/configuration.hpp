@@ -29,6 +29,7 @@
 namespace multifd::qemu {
 
 /// The contents of a configuration section. Empty until the section has come; machine types before 2.4 send none.
+/// Threads: one, the parser's.
 class Configuration {
  public:
   explicit Configuration(const MainStreamLimits& limits)
@@ -46,6 +47,7 @@ class Configuration {
 
   /// Parses the whole section; `in` is at its 0x07. Each attempt begins at the front; because of in.wanted() there is
   /// at most one attempt per field.
+  /// Errors: Errc::bad_configuration, stream_limit_exceeded, page_size_mismatch, mapped_ram_refused, unknown_capability.
   [[nodiscard]] Result<Parsed> parse(detail::Cursor& in, const MainStreamLimits& limits) noexcept {
     capabilities_.clear();
     uuid_.reset();

@@ -16,6 +16,7 @@
 
 namespace multifd::qemu {
 
+/// Parses RAM's sections; has the block list. Threads: one, the parser's.
 class RamSection {
  public:
   explicit RamSection(const MainStreamLimits& limits) : page_bytes_(limits.page_bytes), list_(limits) {}
@@ -31,6 +32,8 @@ class RamSection {
   }
 
   /// Parses the next part of a payload.
+  /// Errors: those of BlockList; Errc::obsolete_ram_record, unknown_ram_record, record_without_block, bad_block_name,
+  ///   unknown_block, offset_past_block, bad_zero_fill.
   [[nodiscard]] Result<Parsed> parse(detail::Cursor& in, Element& out) noexcept {
     switch (place_) {
       case Place::total: {

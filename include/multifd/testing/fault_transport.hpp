@@ -36,11 +36,13 @@ enum class FaultKind : unsigned char {
 struct FaultOptions {
   static constexpr std::uint64_t never = std::numeric_limits<std::uint64_t>::max();
 
-  /// The number of the read, write or finish, counted from 0, that goes wrong. `kind` says how. `error` is the error of
-  /// a failure; without a stage it gets the operation's.
+  /// The number of the read, write or finish, counted from 0, that goes wrong. Default: none does.
   std::uint64_t fail_at = never;
+  /// How it goes wrong. Default: it fails, and the stream below stays whole.
   FaultKind kind = FaultKind::fail;
+  /// The error of a failure. Default: EIO. Without a stage it gets the operation's.
   Error error = {.code = std::error_code(EIO, std::system_category()), .stage = Stage::none, .op = "injected fault"};
+  /// How long FaultKind::delay waits.
   std::chrono::microseconds fault_delay = std::chrono::milliseconds(2);
 
   /// Counts the operations of several transports together; not owned. Null: each counts its own.
@@ -58,7 +60,7 @@ struct FaultOptions {
 };
 
 /// A Transport that forwards every call to another one, with the faults of its options.
-/// Threads: as the transport below.
+/// Errors: FaultOptions::error; those of the transport below. Threads: as the transport below.
 template <Transport Next>
 class FaultTransport {
  public:

@@ -138,6 +138,8 @@ class MemoryPipe {
 /// One end of an in-memory connection.
 /// Errors: `peer_closed` when the other end was shut down or destroyed, `cancelled` after this end's shutdown(),
 ///   `already_closed` for a write after finish().
+/// Threads: one writes, one reads; shutdown() from any while they do.
+/// Lifetime: the destructor closes; without finish() before, the other end sees a broken stream.
 class MemoryTransport {
  public:
   MemoryTransport(MemoryTransport&&) noexcept = default;

@@ -49,7 +49,7 @@ struct OutletTransfer {
 };
 
 struct OutletContractOptions {
-  std::size_t page_bytes = 4096;
+  std::size_t page_bytes = 4096;  ///< of the map; the format may depend on it
   /// How long a call may go on that has to end. Only an outlet that fails needs so long.
   std::chrono::milliseconds patience = std::chrono::seconds(5);
 };

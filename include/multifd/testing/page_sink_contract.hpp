@@ -39,12 +39,11 @@ namespace multifd {
 using ReadPage = std::function<void(BlockId, std::uint64_t offset, std::span<std::byte> page)>;
 
 struct PageSinkContractOptions {
-  std::size_t page_bytes = 4096;
+  std::size_t page_bytes = 4096;  ///< of the map; packets get as many as fit
   /// What memory holds before the first page comes. Zeros are right for every sink; other bytes show whether a zero page
   /// is written over them.
   std::byte old_content{};
-  /// How long stop() may take. Only a sink that fails needs so long.
-  std::chrono::milliseconds patience = std::chrono::seconds(5);
+  std::chrono::milliseconds patience = std::chrono::seconds(5);  ///< how long stop() may take; only a bad one needs it
 };
 
 namespace testing::detail {

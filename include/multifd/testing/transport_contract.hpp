@@ -34,6 +34,7 @@ enum class AfterShutdown {
 };
 
 struct TransportContractOptions {
+  /// What is asked of shutdown(). Default: that the reader sees an end of any kind.
   AfterShutdown after_shutdown = AfterShutdown::end;
   /// How long a call may go on that shutdown() must end. Only a transport that fails needs so long.
   std::chrono::milliseconds patience = std::chrono::seconds(5);

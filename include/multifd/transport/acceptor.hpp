@@ -28,6 +28,7 @@
 #include "multifd/transport/fd.hpp"
 #include "multifd/transport/interrupt.hpp"
 #include "multifd/transport/listen.hpp"
+#include "multifd/transport/policy.hpp"
 
 namespace multifd {
 
@@ -39,33 +40,72 @@ struct Arrival {
   std::optional<std::uint32_t> magic{};  ///< the first four bytes, big-endian; none: the stream ended before them
 };
 
-/// What accept_source() and programs need from an acceptor.
-///
-/// Semantics:
-///   `Link` is the Transport of its connections.
-///   `next(deadline, interrupt)` waits for the next connection whose first bytes have come; none when a watched
-///   connection has
-///     ended. A null `interrupt` is the listener's.
-///   `watch_end(link, events)` makes next() return when a connection that next() has returned ends, once, and for
-///   further
-///     `events` of epoll.
-///   `pending()` says whether a connection is accepted whose first bytes are missing.
-/// Errors: next(): timed_out, cancelled, errno; stage accept.
-/// Threads: one.
-/// Models: PlainAcceptor, TlsAcceptor.
+/// Leaf concepts of Acceptor.
 template <class A>
-concept Acceptor = requires(A& acceptor, const typename A::Link& link, const Interrupt* interrupt,
-                            std::chrono::steady_clock::time_point deadline) {
-  { acceptor.next(deadline, interrupt) } -> std::same_as<Result<std::optional<Arrival<typename A::Link>>>>;
-  { acceptor.watch_end(link, std::uint32_t{0}) } -> std::same_as<Result<void>>;
+concept HasLink = Transport<typename A::Link>;
+
+template <class A>
+concept HasNext =
+    HasLink<A> && requires(A& acceptor, std::chrono::steady_clock::time_point deadline, const Interrupt* interrupt) {
+      { acceptor.next(deadline, interrupt) } -> std::same_as<Result<std::optional<Arrival<typename A::Link>>>>;
+    };
+
+template <class A>
+concept HasWatchEnd = HasLink<A> && requires(A& acceptor, const typename A::Link& link, std::uint32_t events) {
+  { acceptor.watch_end(link, events) } -> std::same_as<Result<void>>;
+};
+
+template <class A>
+concept HasPending = requires(const A& acceptor) {
   { acceptor.pending() } -> std::same_as<bool>;
 };
+
+/// Takes the connections of a Listener, and returns each when its first four bytes are known: what accept_source() and
+/// programs are made of.
+///
+/// Requirements: `Link`, the Transport of its connections, and the calls below.
+/// Semantics:
+///   `next(deadline, interrupt)` waits for the next connection whose first four bytes have come, and returns it as an
+///     Arrival; every byte is still there to be read. `Arrival::number` grows in the order in which the connections were
+///     accepted; they are returned in the order in which their bytes come. No connection delays another. One that ends
+///     before its fourth byte is returned without a magic, or closed; one that breaks off its handshake or takes too long
+///     is closed; whoever asked for it is told of each that is closed (on_refused of the models). A connection that the
+///     Listener has looked at (Listener::any_waiting()) is taken, too. A null `interrupt` is the listener's. With a
+///     deadline that has passed next() does a bounded part of what can be done without waiting.
+///   `watch_end(link, events)`: next() returns none, once, when `link` ends, which it has returned before and whose
+///     descriptor is still open, and for further `events` of epoll (0: for none).
+///   `pending()`: whether a connection is accepted that next() has not returned yet.
+/// Errors (stage accept): next(): timed_out at the deadline, cancelled, errno. After any of them next() may be called
+///   again, and no connection is lost by it.
+/// Threads: one. Other threads may use the Listener meanwhile.
+/// Lifetime: the Listener must outlive the acceptor, whose destructor closes the connections that next() has not
+///   returned. Connections that have been returned are the caller's.
+/// Cost: called for each connection, not for its bytes.
+/// Models: PlainAcceptor, TlsAcceptor. Exemplar: tests/exemplar/acceptor.hpp.
+///   Contract: multifd/testing/acceptor_contract.hpp.
+template <class A>
+concept Acceptor = HasLink<A> && HasNext<A> && HasWatchEnd<A> && HasPending<A>;
+
+/// Fails to compile with a message that says which member to write. Use it as
+/// `static_assert(multifd::check_acceptor<MyAcceptor>());`.
+template <class A>
+consteval bool check_acceptor() {
+  static_assert(HasLink<A>, "Acceptor: needs  using Link = ...;  a Transport");
+  static_assert(
+      HasNext<A>,
+      "Acceptor: needs  Result<std::optional<Arrival<Link>>> next(std::chrono::steady_clock::time_point, const "
+      "Interrupt*)");
+  static_assert(HasWatchEnd<A>, "Acceptor: needs  Result<void> watch_end(const Link&, std::uint32_t events)");
+  static_assert(HasPending<A>, "Acceptor: needs  bool pending() const");
+  return Acceptor<A>;
+}
 
 /// Whether an error means that this process or its system has run out of something. It says nothing
 /// about the peer: what waits goes on waiting, and next() may be called again.
 inline bool is_limit(const std::error_code& error) noexcept {
   if (error.category() != std::system_category()) return false;
-  return error.value() == EMFILE || error.value() == ENFILE || error.value() == ENOMEM || error.value() == ENOBUFS;
+  const int value = error.value();
+  return value == EMFILE || value == ENFILE || value == ENOMEM || value == ENOBUFS || value == ENOSPC;  // of epoll
 }
 
 namespace detail {
@@ -144,6 +184,7 @@ class BasicAcceptor {
   /// Makes next() return, once, when a connection ends that next() has returned, as long as its descriptor is open.
   ///
   /// Params `events`: further events of epoll for which next() returns: EPOLLIN, when more bytes have come.
+  /// Errors (stage accept): the errno of epoll_ctl(), ENOMEM for instance.
   template <class L>
   [[nodiscard]] Result<void> watch_end(const L& link, std::uint32_t events = 0) noexcept {
     return watch(link.native_handle(), events | EPOLLRDHUP | EPOLLET, end_tag);
@@ -239,6 +280,7 @@ struct PlainAcceptorOptions {
   std::function<void(const Error&)> on_refused{};
 
   std::chrono::milliseconds limit() const noexcept { return first_bytes_timeout; }
+  /// Errors: Errc::bad_option for a negative time limit.
   [[nodiscard]] Result<void> check() const noexcept {
     return check_time_limit("PlainAcceptorOptions::first_bytes_timeout", first_bytes_timeout, Stage::accept);
   }
@@ -282,6 +324,6 @@ class PlainNewcomer {
 /// The acceptor of connections without TLS.
 using PlainAcceptor = BasicAcceptor<detail::PlainNewcomer>;
 
-static_assert(Acceptor<PlainAcceptor>);
+static_assert(check_acceptor<PlainAcceptor>());
 
 }  // namespace multifd

@@ -123,13 +123,14 @@ template <Transport T>
   return fail(truncated, Stage::read, "read", *arrived);
 }
 
-/// The same for contiguous bytes.
+/// The same for contiguous bytes. Errors: the same.
 template <Transport T, std::invocable<std::size_t> Moved = detail::NotCounted>
 [[nodiscard]] Result<void> write_all(T& transport, std::span<const std::byte> bytes, Moved&& moved = {}) noexcept {
   iovec buffer = const_buffer(bytes);
   return write_all(transport, std::span(&buffer, 1), moved);
 }
 
+/// The same for contiguous bytes. Errors: the same.
 template <Transport T>
 [[nodiscard]] Result<void> read_exact(T& transport, std::span<std::byte> bytes,
                                       Errc truncated = Errc::truncated_payload) noexcept {

@@ -81,6 +81,7 @@ class SigpipeGuard {
 ///
 /// Errors: the errno of the failing call; `Errc::cancelled` after this side's own shutdown(), whatever the operating
 ///   system calls it; `Errc::timed_out` when the program has set SO_RCVTIMEO or SO_SNDTIMEO and it passed.
+/// Threads: one writes and finishes, one reads; shutdown() from any while they do.
 /// Cost: one system call per read or write (three more on what is not a socket), and four a second while a socket's call
 ///   waits; nothing is allocated.
 class FdTransport {
@@ -153,6 +154,7 @@ class FdTransport {
   [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers, std::chrono::milliseconds timeout,
                                                const Interrupt* interrupt) noexcept {
     // A socket may be ready for less than all of it, and would block for the rest.
+    if (total_bytes(buffers) == 0) return std::size_t{0};  // else it would look like a socket without room
     return in_time(Stage::write, "write", POLLOUT, timeout, interrupt,
                    [&] { return kind_ == Kind::file ? write_some(buffers) : write_now(buffers); });
   }

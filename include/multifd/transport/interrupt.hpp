@@ -19,6 +19,7 @@
 namespace multifd {
 
 /// Ends waits from outside. Once triggered it stays triggered.
+/// Threads: any; trigger() also in a signal handler. Lifetime: it has to outlive the waits that got it.
 class Interrupt {
  public:
   /// Errors: the errno of eventfd(), when the process has no descriptors left.

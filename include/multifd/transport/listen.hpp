@@ -88,7 +88,7 @@ inline FirstBytes look_at_first_bytes(int fd) noexcept {
 
 }  // namespace detail
 
-/// Accepts connections at one address.
+/// Accepts connections at one address. Threads: any, unless a method says otherwise.
 class Listener {
  public:
   /// Binds and listens. An empty host listens on IPv6 and IPv4 both, where the machine has IPv6.
@@ -160,6 +160,7 @@ class Listener {
   /// Errors: those of accept(), without `timed_out`; ENOMEM. Threads: any thread.
   template <class IsIt, class IsStranger>
   [[nodiscard]] Result<bool> any_waiting(IsIt&& is_it, IsStranger&& is_stranger) {
+    if (!queue_) return fail(Errc::already_closed, Stage::accept, "a Listener that was moved from");
     if (interrupt_ != nullptr && interrupt_->triggered()) return fail(Errc::cancelled, Stage::accept, "accept");
     if (auto fetched = queue_->fetch(); !fetched) return std::unexpected(fetched.error());
     for (std::uint64_t next = 0;;) {
@@ -202,6 +203,7 @@ class Listener {
 
   [[nodiscard]] Result<FdTransport> accept_until(detail::Clock::time_point deadline,
                                                  const Interrupt* interrupt) noexcept {
+    if (!queue_) return fail(Errc::already_closed, Stage::accept, "a Listener that was moved from");
     if (!interrupt) interrupt = interrupt_;
     for (;;) {
       const auto waited = detail::wait_for(poll_handle(), POLLIN, deadline, interrupt, Stage::accept, "accept");

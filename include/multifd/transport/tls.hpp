@@ -45,6 +45,7 @@ namespace multifd {
 /// Cost: records of 16 KiB; a system call for each, in either direction. A write copies what does not fill a record by
 ///   itself; a read copies from GnuTLS' buffer into the caller's. Nothing is allocated here after the handshake; GnuTLS
 ///   allocates for each record.
+/// Threads: one writes and finishes, one reads; shutdown() from any while they do.
 class TlsTransport {
  public:
   /// Makes a connection that does its handshake in its first write, so in the channel's own thread, within
@@ -90,6 +91,7 @@ class TlsTransport {
   /// As FdTransport's. Every TLS connection can carry an answer.
   bool is_two_way() const noexcept { return true; }
   [[nodiscard]] Result<std::size_t> write_now(ConstBuffers buffers) noexcept {
+    if (session_ && !session_->established()) return std::size_t{0};  // the handshake would wait
     return write_some(buffers, at_once, nullptr);
   }
   [[nodiscard]] Result<std::size_t> read_now(MutableBuffers buffers) noexcept {
@@ -137,6 +139,7 @@ class TlsTransport {
 static_assert(check_transport<TlsTransport>());
 
 /// A handshake that never waits, for programs that poll several descriptors at once. Its result is a TlsTransport.
+/// Threads: one at a time.
 class TlsHandshake {
  public:
   using Progress = detail::TlsSession::Progress;

@@ -34,8 +34,11 @@ struct TlsAcceptorOptions {
   std::function<void(const Error&)> on_refused{};
 
   std::chrono::milliseconds limit() const noexcept { return tls.handshake_timeout; }
+  /// Errors: Errc::bad_option for missing credentials or a negative time limit.
   [[nodiscard]] Result<void> check() const noexcept {
     if (credentials == nullptr) return fail(Errc::bad_option, Stage::accept, "TlsAcceptorOptions::credentials");
+    if (credentials->role() != TlsRole::server)
+      return fail(Errc::bad_option, Stage::accept, "TlsAcceptorOptions::credentials: not of TlsRole::server");
     return check_time_limit("TlsOptions::handshake_timeout", tls.handshake_timeout, Stage::accept);
   }
 };
@@ -87,6 +90,6 @@ class TlsNewcomer {
 /// The acceptor of connections under TLS. Each connection that it returns has made its handshake.
 using TlsAcceptor = BasicAcceptor<detail::TlsNewcomer>;
 
-static_assert(Acceptor<TlsAcceptor>);
+static_assert(check_acceptor<TlsAcceptor>());
 
 }  // namespace multifd

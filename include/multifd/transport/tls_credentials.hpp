@@ -26,7 +26,7 @@ namespace multifd {
 /// Which side of the handshake: the source connects and is the client, the destination is the server.
 enum class TlsRole : std::uint8_t { client, server };
 
-/// Credentials of one side. Cheap to copy; any number of sessions on any threads may use them at once.
+/// Credentials of one side. Cheap to copy. Threads: any; any number of sessions may use them at once.
 class TlsCredentials {
  public:
   /// Reads `ca-cert.pem`, `ca-crl.pem` (optional), and of this role `server-cert.pem` and `server-key.pem`, or
@@ -41,7 +41,7 @@ class TlsCredentials {
 
   /// Reads a file of pre-shared keys, one `user:key` to a line, the key in hexadecimal digits.
   /// Params `user`: for a client: the user whose key it uses; a server accepts every user of the file.
-  /// Errors (stage `setup`): errno; bad_option for a file without such a line; GnuTLS' own codes for a bad key.
+  /// Errors (stage `setup`): errno; bad_option for a file without such a line, or a client without a user; GnuTLS' own codes for a bad key.
   /// Threads: any. Cost: reads the file, at most 1 MiB of it.
   [[nodiscard]] static Result<TlsCredentials> psk(const std::string& file, TlsRole role,
                                                   const std::string& user = "qemu") {
@@ -115,6 +115,8 @@ class TlsCredentials {
   }
 
   [[nodiscard]] static Result<TlsCredentials> read_psk(const std::string& file, TlsRole role, const std::string& user) {
+    if (role == TlsRole::client && user.empty())
+      return fail(Errc::bad_option, Stage::setup, "pre-shared keys: a client needs a user");
     const Result<std::string> text = read_small_file(file);
     if (!text) return std::unexpected(text.error());
     const std::string_view key = key_of(*text, role == TlsRole::client ? user : std::string());

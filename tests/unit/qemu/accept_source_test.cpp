@@ -1043,5 +1043,7 @@ TEST_CASE("Under TLS a silent connection has the handshake's time, and an Interr
   interrupt->trigger();
   CHECK(error_of(accept_source(*acceptor, 1, {.interrupt = &*interrupt})).code == Errc::cancelled);
   CHECK(error_of(TlsAcceptor::open(destination.listener())).code == Errc::bad_option);
+  const TlsCredentials client = credentials("good", TlsRole::client);
+  CHECK(error_of(TlsAcceptor::open(destination.listener(), {.credentials = &client})).code == Errc::bad_option);
 }
 #endif

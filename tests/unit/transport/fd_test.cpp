@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstring>
 #include <future>
+#include <memory>
 #include <ostream>
 #include <thread>
 #include <vector>
@@ -367,6 +368,48 @@ TEST_CASE("a read and a write with a time limit end by it, by an Interrupt, and 
     pair.second.shutdown();
     const auto ended = cut.get();
     CHECK((!ended && ended.error().code == Errc::cancelled));
+  }
+}
+
+TEST_CASE("writing nothing, with a time limit or without, returns 0 at once") {
+  for (const Kind& kind : all_kinds) {
+    CAPTURE(kind.name);
+    auto pair = std::make_shared<FdPair>(kind.make());
+    auto writing = std::make_shared<std::promise<std::size_t>>();
+    auto total = writing->get_future();
+    std::thread([pair, writing] {
+      const iovec empty[] = {{nullptr, 0}, {nullptr, 0}};
+      std::size_t sum = 0;
+      for (const ConstBuffers nothing : {ConstBuffers(), ConstBuffers(empty)})
+        for (const auto timeout : {0ms, 60'000ms})
+          sum += pair->first.write_some(nothing, timeout, nullptr).value_or(99);
+      writing->set_value(sum);
+    }).detach();  // a call that never returns keeps what it uses
+    REQUIRE(total.wait_for(20s) == std::future_status::ready);
+    CHECK(total.get() == 0);
+  }
+}
+
+TEST_CASE(
+    "a socket's own time limits show nobody: calls wait on, the program's choice stays, and a moved one knows them") {
+  for (const bool choice : {false, true}) {
+    int fds[2];
+    REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
+    const timeval chosen{.tv_sec = 0, .tv_usec = 40'000};
+    if (choice) REQUIRE(::setsockopt(fds[1], SOL_SOCKET, SO_RCVTIMEO, &chosen, sizeof chosen) == 0);
+    FdTransport writer = test::adopt(fds[0]);
+    FdTransport adopted = test::adopt(fds[1]);
+    FdTransport reader(std::move(adopted));
+    auto reading = std::async(std::launch::async, [&] { return read_byte(reader); });
+    CHECK((reading.wait_for(700ms) == std::future_status::timeout) == !choice);  // more than two of its limits
+    if (!choice) {
+      const char byte = 'x';
+      const iovec buffer{const_cast<char*>(&byte), 1};
+      REQUIRE(writer.write_some(std::span(&buffer, 1)).has_value());
+    }
+    const auto read = reading.get();
+    CHECK(read.has_value() == !choice);
+    if (choice) CHECK(read.error().code == Errc::timed_out);
   }
 }
 

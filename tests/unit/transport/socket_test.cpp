@@ -560,6 +560,18 @@ TEST_CASE("peek_magic of a pipe is an error") {
   CHECK(magic.error().code == std::errc::not_a_socket);
 }
 
+TEST_CASE("a Listener that was moved from accepts nothing and says so") {
+  auto listener = Listener::listen(loopback(), 4);
+  REQUIRE(listener.has_value());
+  const Listener other = std::move(*listener);
+  CHECK(listener->accept(no_timeout).error().code == Errc::already_closed);
+  CHECK(listener->accept_channels(1, 0ms).error().code == Errc::already_closed);
+  const auto more = listener->any_waiting([](std::span<const std::byte>) { return true; });
+  REQUIRE_FALSE(more.has_value());
+  CHECK(more.error().code == Errc::already_closed);
+  CHECK(listener->poll_handle() == -1);
+}
+
 TEST_CASE("running out of descriptors is an error and no loop") {
   auto listener = Listener::listen(loopback(), 4);
   REQUIRE(listener.has_value());

@@ -367,6 +367,48 @@ TEST_CASE("A peer that has only one cipher is served with that one, whatever thi
       }
 }
 
+TEST_CASE("write_now() does not wait for a handshake") {
+  auto plain = unix_links(1);
+  auto made = TlsTransport::on_first_write(std::move(plain.sender[0]), credentials("keys.psk", TlsRole::client),
+                                           {.handshake_timeout = 0ms});
+  REQUIRE_MESSAGE(made.has_value(), text(made));
+  auto link = std::make_shared<TlsTransport>(std::move(*made));
+  auto writing = std::async(std::launch::async, [link] {
+    const std::byte byte{1};
+    const iovec buffer = const_buffer(std::span(&byte, 1));
+    return link->write_now(std::span(&buffer, 1));
+  });
+  if (writing.wait_for(20s) != std::future_status::ready) {
+    link->shutdown();
+    FAIL("it waits");
+  }
+  const auto written = writing.get();
+  REQUIRE_MESSAGE(written.has_value(), text(written));
+  CHECK(*written == 0);
+}
+
+TEST_CASE("A limit is one call's: a read without one, behind a limited read or write, waits as long as it takes") {
+  const Watchdog watchdog("limits of one call");
+  auto links = tls_links(unix_links(1));
+  TlsTransport& link = links.receiver.front();
+  std::byte byte{1};
+  const iovec buffer = mutable_buffer(std::span(&byte, 1));
+  {
+    auto interrupt = Interrupt::create();
+    REQUIRE(interrupt.has_value());
+    CHECK(code_of(link.read_some(std::span(&buffer, 1), 20ms, &*interrupt)) == Errc::timed_out);
+    CHECK(link.write_some(std::span(&buffer, 1), 20ms, &*interrupt).has_value());
+    interrupt->trigger();
+    CHECK(code_of(link.read_some(std::span(&buffer, 1), 1h, &*interrupt)) == Errc::cancelled);
+  }
+  auto reading = std::async(std::launch::async, [&] { return link.read_some(std::span(&buffer, 1)); });
+  CHECK(reading.wait_for(60ms) == std::future_status::timeout);
+  CHECK(write_all(links.sender.front(), std::span<const std::byte>(std::vector(1, std::byte{7}))).has_value());
+  const auto got = reading.get();
+  CHECK_MESSAGE(got.has_value(), text(got));
+  CHECK(byte == std::byte{7});
+}
+
 TEST_CASE("No cipher is named ahead of the handshake") {
   auto plain = tcp_links(1);
   auto link = TlsTransport::on_first_write(std::move(plain.sender[0]), credentials("keys.psk", TlsRole::client), {});
@@ -563,6 +605,8 @@ TEST_CASE("Credentials that cannot be used say which file is at fault") {
   CHECK(code_of(TlsCredentials::psk(root + "/none.psk", TlsRole::server)) == std::errc::no_such_file_or_directory);
   CHECK(code_of(TlsCredentials::psk(root + "/keys.psk", TlsRole::client, "nobody")) == Errc::bad_option);
   CHECK(code_of(TlsCredentials::psk(root + "/good/ca-cert.pem", TlsRole::server)) == Errc::bad_option);
+  CHECK(code_of(TlsCredentials::psk(tls_files() + "/keys.psk", TlsRole::client, "")) == Errc::bad_option);
+  CHECK(TlsCredentials::psk(tls_files() + "/keys.psk", TlsRole::server, "").has_value());
 }
 
 #else

@@ -4,6 +4,7 @@
 // first, in the order in which they came.
 #pragma once
 
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -153,7 +154,12 @@ class AcceptQueue {
         if (!link) return std::unexpected(link.error());
         return std::optional(std::move(*link));
       }
-      if (errno == EAGAIN || errno == EWOULDBLOCK) return std::nullopt;
+      if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        // A UNIX socket that was shut down says so, too, and is readable for good.
+        pollfd entry{.fd = listening_.get(), .events = 0, .revents = 0};
+        if (::poll(&entry, 1, 0) == 1) return fail_errno(Stage::accept, "accept: the listener is shut down", EINVAL);
+        return std::nullopt;
+      }
       if (!only_that_connection(errno)) return fail_errno(Stage::accept, "accept");
     }
   }
