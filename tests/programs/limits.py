@@ -61,8 +61,8 @@ def few_descriptors_at_the_destination(lab):
         both_say(f"may have {limit}", sender(lab, "-n 1024", to, image, "--channels", channels), to)
     for _ in range(10):  # how many are left when it gives up is a race with the source
         to = lab.stack.enter_context(Process(lab.folder, "ram_receive", under(
-            "-n 8", lab.programs / "ram_receive", *LISTEN, "--discard")))
-        to.wait_exit(20) if not listens(to) else both_say("may have 8", sender(lab, "-n 1024", to, image), to)
+            "-n 10", lab.programs / "ram_receive", *LISTEN, "--discard")))
+        to.wait_exit(20) if not listens(to) else both_say("may have 10", sender(lab, "-n 1024", to, image), to)
 
 
 def listens(process):
@@ -74,7 +74,7 @@ def listens(process):
                 process.address = line.split()[-1]
                 return True
         time.sleep(0.01)
-    check("may have 8" in process.stderr(), process.stderr())
+    check("may have 10" in process.stderr(), process.stderr())
     return False
 
 
