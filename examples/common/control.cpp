@@ -156,11 +156,15 @@ void Control::give_up(const Failure& noticed) {
 }
 
 bool Control::wait_for_message(std::chrono::milliseconds timeout) {
-  // No message is shorter than the four bytes that are looked at.
-  const auto first = peek_magic(link_, multifd::as_timeout(timeout), interrupt_);
-  if (!first && first.error().code == multifd::Errc::cancelled)
-    throw Failure(multifd::Error{.code = first.error().code});
-  return first || first.error().code != multifd::Errc::timed_out;  // the read says what else it is
+  bool begun = false;
+  if (link_.secured()) {  // no message is shorter than the four bytes that are looked at
+    const auto first = peek_magic(link_, multifd::as_timeout(timeout), interrupt_);
+    begun = first || (first.error().code != multifd::Errc::timed_out && first.error().code != multifd::Errc::cancelled);
+  } else {  // where looking would take a reset's error away from the read
+    begun = wait_for(link_.native_handle(), multifd::as_timeout(timeout), interrupt_);
+  }
+  if (interrupt_ != nullptr && interrupt_->triggered()) throw Failure(multifd::Error{.code = multifd::Errc::cancelled});
+  return begun;  // the read says how, if by an error
 }
 
 std::size_t Control::moved(const multifd::Result<std::size_t>& bytes, const char* too_late_because,

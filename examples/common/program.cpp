@@ -16,6 +16,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <iterator>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -259,6 +260,20 @@ OnInterrupt::OnInterrupt(const multifd::Interrupt& interrupt, std::function<void
 OnInterrupt::~OnInterrupt() {
   done_.trigger();
   thread_.join();
+}
+
+bool wait_for(int fd, std::chrono::milliseconds limit, const multifd::Interrupt* interrupt) {
+  using Clock = std::chrono::steady_clock;
+  std::array<pollfd, 2> entries{{{.fd = fd, .events = POLLIN, .revents = 0},
+                                 {.fd = interrupt ? interrupt->native_handle() : -1, .events = POLLIN, .revents = 0}}};
+  for (const auto deadline = multifd::deadline_after(limit);;) {
+    const std::int64_t left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
+    const auto timeout = std::clamp<std::int64_t>(left, 0, std::numeric_limits<int>::max());
+    const int ready = ::poll(entries.data(), entries.size(), static_cast<int>(timeout));
+    if (ready > 0) return entries[0].revents != 0;
+    if (ready < 0 && errno != EINTR) return false;
+    if (ready == 0 && Clock::now() >= deadline) return false;
+  }
 }
 
 CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& bytes, const std::string& help) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <multifd/result.hpp>
+#include <multifd/time_limit.hpp>
 #include <multifd/transport/address.hpp>
 #include <multifd/transport/interrupt.hpp>
 
@@ -95,6 +96,10 @@ class OnInterrupt {
   multifd::Interrupt done_;
   std::thread thread_;
 };
+
+/// Waits until `fd` is readable, or has an error or an end. Returns whether that is so: not when `limit` has passed, or
+/// `interrupt` (may be null) triggers.
+bool wait_for(int fd, std::chrono::milliseconds limit, const multifd::Interrupt* interrupt);
 
 /// Parses a number of bytes as users type it: "512M", "4G", "4096". Refuses signs, exponents and everything past 64
 /// bits; run() does the same for every number. --help shows the value it has now.

@@ -65,10 +65,10 @@ class Relay {
   unsigned silent_seconds_ = 0;                ///< time since the source's last byte
   bool last_section_ = false;                  ///< RAM's END has begun
   std::atomic<std::uint64_t> main_pages_ = 0;  ///< pages that came as records of the main stream
-  std::atomic<bool> ram_over_ =
-      false;  ///< an epoch of RAM's END has come whole; if another follows, it shows what is missing
+  /// An epoch of RAM's END has come whole; if another follows, it shows what is missing.
+  std::atomic<bool> ram_over_ = false;
   std::atomic<bool> device_packets_ = false;      ///< devices' state comes on the channels, too
-  mutable std::mutex lost_mutex_;                 ///< guards channel_lost_
+  std::mutex lost_mutex_;                         ///< guards channel_lost_
   std::optional<program::Failure> channel_lost_;  ///< of the source's, when its pages had all come
 
   // The members above are used by the threads of these two, which run until both are destroyed.

@@ -3,12 +3,7 @@
 
 #include <linux/sockios.h>
 #include <netinet/tcp.h>
-#include <poll.h>
 #include <sys/ioctl.h>
-
-#include <algorithm>
-#include <array>
-#include <limits>
 
 #include "common/qemu_source.hpp"
 
@@ -20,26 +15,6 @@ using program::Failure;
 using program::need;
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-std::int64_t now_ms() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch()).count();
-}
-
-/// Waits for one of the two, or for the time. Returns whether the first has triggered.
-bool wait_for(const Interrupt& wanted, std::chrono::milliseconds limit, const Interrupt* other) {
-  std::array<pollfd, 2> entries{
-      {{.fd = wanted.native_handle(), .events = POLLIN, .revents = 0},
-       {.fd = other != nullptr ? other->native_handle() : -1, .events = POLLIN, .revents = 0}}};
-  for (const auto deadline = deadline_after(limit);;) {
-    const std::int64_t left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
-    const auto timeout = std::clamp<std::int64_t>(left, 0, std::numeric_limits<int>::max());
-    const int ready = ::poll(entries.data(), entries.size(), static_cast<int>(timeout));
-    if (ready > 0 || (ready < 0 && errno != EINTR) || (ready == 0 && Clock::now() >= deadline))
-      return wanted.triggered();
-  }
-}
 
 /// Whether a TCP connection that the other end has closed took the last bytes: false when it was reset, or does not
 /// acknowledge them. True for other sockets, where a write without a reader fails at once.
@@ -78,7 +53,7 @@ void ReturnPath::start(program::Link& destination, std::function<void()> on_sile
 }
 
 bool ReturnPath::ends(std::chrono::milliseconds limit, const Interrupt* interrupt) const {
-  return wait_for(ended_, limit, interrupt);
+  return program::wait_for(ended_.native_handle(), limit, interrupt);
 }
 
 void ReturnPath::join() {
@@ -93,18 +68,18 @@ Answer ReturnPath::answer() const {
 }
 
 bool ReturnPath::note_ping(std::uint32_t value) noexcept {
-  if (pinged_ms_ != 0) return false;
+  if (pinged_.load() != Clock::time_point{}) return false;
   ping_value_ = value;
-  pinged_ms_ = now_ms();
+  pinged_ = Clock::now();
   return true;
 }
 
 void ReturnPath::wait_for_first_pong(std::chrono::milliseconds limit) const {
-  if (pinged_ms_ != 0) wait_for(first_ponged_, limit, &ended_);
+  if (pinged_.load() != Clock::time_point{}) program::wait_for(first_ponged_.native_handle(), limit, &ended_);
 }
 
 bool ReturnPath::wait_for_own_pong(std::chrono::milliseconds limit) const {
-  return wait_for(own_ponged_, limit, &ended_);
+  return program::wait_for(own_ponged_.native_handle(), limit, &ended_);
 }
 
 void ReturnPath::run(program::Link& destination, const std::function<void()>& on_silence) {
@@ -144,9 +119,9 @@ void ReturnPath::take(const qemu::ReturnMessage& message) {
     return;
   }
   heard_ = true;
-  if (message.type == qemu::return_pong && message.value == ping_value_ && pinged_ms_ != 0 &&
+  if (message.type == qemu::return_pong && message.value == ping_value_ && pinged_.load() != Clock::time_point{} &&
       !first_ponged_.triggered()) {
-    round_trip_ms_ = now_ms() - pinged_ms_;
+    round_trip_ = Clock::now() - pinged_.load();
     first_ponged_.trigger();
   }
   if (message.type == qemu::return_shut) {

@@ -58,8 +58,10 @@ class ReturnPath {
   bool note_ping(std::uint32_t value) noexcept;
   /// Waits until the destination has answered the first PING of the source, if there was one, or the thread has ended.
   void wait_for_first_pong(std::chrono::milliseconds limit) const;
-  /// Between that PING and its answer; 0: unknown.
-  std::chrono::milliseconds round_trip() const noexcept { return std::chrono::milliseconds(round_trip_ms_); }
+  /// Between that PING and its answer, in whole milliseconds; 0: unknown.
+  std::chrono::milliseconds round_trip() const noexcept {
+    return std::chrono::duration_cast<std::chrono::milliseconds>(round_trip_.load());
+  }
   /// Waits until the destination has answered the relay's own PING, or the thread has ended. Returns whether it has
   /// answered.
   bool wait_for_own_pong(std::chrono::milliseconds limit) const;
@@ -67,6 +69,8 @@ class ReturnPath {
   bool heard() const noexcept { return heard_; }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   void run(program::Link& destination, const std::function<void()>& on_silence);
   void take(const multifd::qemu::ReturnMessage& message);
 
@@ -80,8 +84,8 @@ class ReturnPath {
   std::atomic<bool> expect_end_ = false;
   std::atomic<bool> heard_ = false;
   std::atomic<std::uint32_t> ping_value_ = 0;  ///< of the source's first PING
-  std::atomic<std::int64_t> pinged_ms_ = 0;    ///< when that PING was sent on; 0: never
-  std::atomic<std::int64_t> round_trip_ms_ = 0;
+  std::atomic<Clock::time_point> pinged_{};    ///< when that PING was sent on; {}: never
+  std::atomic<Clock::duration> round_trip_{};  ///< between that PING and its answer; 0: unknown
   multifd::Interrupt first_ponged_;
   multifd::Interrupt own_ponged_;
   multifd::Interrupt ended_;

@@ -18,11 +18,6 @@ namespace {
 /// round trips.
 constexpr std::chrono::milliseconds style_limit = 1000ms;
 
-std::int64_t now_ms() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
 }  // namespace
 
 void StyleCheck::before(const qemu::Element& element) {
@@ -93,7 +88,7 @@ void StyleCheck::ask() {
   first_section_ = FirstSection::over;
   if (!forwarded_.return_path_open || *stream_.sync_style() == SyncStyle::per_section) return;
   ping();
-  asked_ms_ = now_ms();
+  asked_ = Clock::now();
 }
 
 void StyleCheck::ping() {
@@ -104,7 +99,7 @@ void StyleCheck::ping() {
 /// The SYNCs that follow are what a destination of the other kind would go on by. One that answers nothing at all has
 /// another reason.
 void StyleCheck::wait_for_answer() const {
-  if (asked_ms_ == 0) return;
+  if (asked_.load() == Clock::time_point{}) return;
   const auto limit = answer_limit();
   destination_.return_path().wait_for_own_pong(limit == no_timeout ? limit : limit + 1s);
   failure_.check();
@@ -112,8 +107,9 @@ void StyleCheck::wait_for_answer() const {
 
 void StyleCheck::check_answer_in_time() const {
   const ReturnPath& answers = destination_.return_path();
-  if (asked_ms_ == 0 || !answers.heard() || answers.wait_for_own_pong(0ms)) return;
-  if (std::chrono::milliseconds(now_ms() - asked_ms_) < answer_limit()) return;
+  const Clock::time_point asked = asked_;
+  if (asked == Clock::time_point{} || !answers.heard() || answers.wait_for_own_pong(0ms)) return;
+  if (std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - asked) < answer_limit()) return;
   throw no_answer(program::printable(stream_.machine_type()), answer_limit());
 }
 

@@ -52,8 +52,9 @@ class StyleCheck {
   FirstFailure& failure_;
   std::uint32_t ram_section_ = 0;
   enum class FirstSection : std::uint8_t { open, ended, over } first_section_ = FirstSection::open;
-  bool footer_sent_ = false;                ///< ahead of the source's own
-  std::atomic<std::int64_t> asked_ms_ = 0;  ///< when ask() asked; 0: never
+  bool footer_sent_ = false;  ///< ahead of the source's own
+  using Clock = std::chrono::steady_clock;
+  std::atomic<Clock::time_point> asked_{};  ///< when ask() asked; {}: never
 };
 
 }  // namespace relay

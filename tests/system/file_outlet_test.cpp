@@ -189,6 +189,19 @@ Error first_error(const std::vector<int>& fds) {
   return ended.error();
 }
 
+/// Three packets on their way into a file. One may leave; the next one's turn comes in six days.
+struct Capped {
+  GuestRam guest{3 * batch_pages};
+  const File file;
+  FileSender<ZeroPagesNone> opened = FileSender<ZeroPagesNone>::open(guest.map, file.fds(2), {.bandwidth = 1}).value();
+  decltype(*opened.pipeline) sender = *opened.pipeline;
+
+  Capped() {
+    REQUIRE(sender.producer.queue_range(guest.block, 0, guest.memory.size(), engine::NoZeroSink{}).has_value());
+  }
+  ChannelStats so_far() const { return total(sender.stats().channels); }
+};
+
 }  // namespace
 
 TEST_CASE("A format that is no packet: pages get to their places in a file, with each zero policy") {
@@ -271,45 +284,33 @@ TEST_CASE("A format that is no packet: epochs do not overtake each other, althou
 
 TEST_CASE("A format that is no packet: the cap holds, cancel() ends who waits for it and who waits for an epoch") {
   const Watchdog watchdog("a cap on a file");
-  GuestRam guest(3 * batch_pages);
-  const File file;
-  // One packet may leave; the next one's turn comes in six days.
-  auto opened = FileSender<ZeroPagesNone>::open(guest.map, file.fds(2), {.bandwidth = 1});
-  REQUIRE(opened.has_value());
-  auto& sender = *opened->pipeline;
-  REQUIRE(sender.producer.queue_range(guest.block, 0, guest.memory.size(), engine::NoZeroSink{}).has_value());
-  const auto epoch = sender.producer.close_epoch();
+  Capped capped;
+  const auto epoch = capped.sender.producer.close_epoch();
   REQUIRE(epoch.has_value());
   std::optional<Result<void>> waited;
-  std::thread waiter([&] { waited = sender.wait(*epoch); });
-  CHECK(eventually([&] { return total(sender.stats().channels).packets == 1; }));
-  sender.cancel("test");
+  std::thread waiter([&] { waited = capped.sender.wait(*epoch); });
+  CHECK(eventually([&] { return capped.so_far().packets == 1; }));
+  capped.sender.cancel("test");
   waiter.join();
   REQUIRE(waited.has_value());
   CHECK(code_of(*waited) == Errc::cancelled);
-  CHECK(code_of(sender.finish()) == Errc::cancelled);
-  const ChannelStats sum = total(sender.stats().channels);
-  CHECK(sum.packets == 1);
-  CHECK(sum.wire_bytes == batch_bytes);
-  CHECK(sum.syncs == 0);
+  CHECK(code_of(capped.sender.finish()) == Errc::cancelled);
+  CHECK(capped.so_far().packets == 1);
+  CHECK(capped.so_far().wire_bytes == batch_bytes);
+  CHECK(capped.so_far().syncs == 0);
 }
 
 TEST_CASE("A format that is no packet: a cap that is lifted lets go what waits for it") {
   const Watchdog watchdog("a cap that is lifted");
-  GuestRam guest(3 * batch_pages);
-  const File file;
-  auto opened = FileSender<ZeroPagesNone>::open(guest.map, file.fds(2), {.bandwidth = 1});
-  REQUIRE(opened.has_value());
-  auto& sender = *opened->pipeline;
-  REQUIRE(sender.producer.queue_range(guest.block, 0, guest.memory.size(), engine::NoZeroSink{}).has_value());
-  REQUIRE(sender.producer.push_out().has_value());
-  CHECK(eventually([&] { return total(sender.stats().channels).packets == 1; }));
-  sender.set_bandwidth(0);
-  const auto ended = sender.finish();
+  Capped capped;
+  REQUIRE(capped.sender.producer.push_out().has_value());
+  CHECK(eventually([&] { return capped.so_far().packets == 1; }));
+  capped.sender.set_bandwidth(0);
+  const auto ended = capped.sender.finish();
   CHECK_MESSAGE(ended.has_value(), text(ended));
-  CHECK(total(sender.stats().channels).packets == 3);
-  CHECK(total(sender.stats().channels).capped_ns > 0);
-  CHECK(std::ranges::equal(file.bytes(), guest.memory.bytes()));
+  CHECK(capped.so_far().packets == 3);
+  CHECK(capped.so_far().capped_ns > 0);
+  CHECK(std::ranges::equal(capped.file.bytes(), capped.guest.memory.bytes()));
 }
 
 TEST_CASE("A format that is no packet: its destructor ends what has not been finished") {
