@@ -6,6 +6,7 @@
 
 lines      no source of include/, examples/ and benchmarks/ has more than 400 lines, a header not even 400, and the format
            of tests/exemplar/file_outlet.hpp stays below 150
+names      the names of public types are made of the terms of include/multifd/README.md and of words of programming
 nodiscard  whatever returns a Result in include/ is [[nodiscard]]
 orders     each acquire in include/ says which release it meets ("meets push()"), and each release which acquire; the
            function that is named has one
@@ -72,6 +73,38 @@ def lines(root):
     toy = re.search(r"// \[format\]\n(.*)// \[format end\]", (root / TOY).read_text(), re.S)
     if not toy or toy[1].count("\n") > MOST_TOY_LINES:
         problems.append(f"{TOY}: a format of its own is to take less than 150 lines between its [format] marks")
+    return problems
+
+
+TERMS = "include/multifd/README.md"
+# Words of programming and of the system, which need no term.
+PLAIN_WORDS = """
+accept access addrinfo address ahead announcement answer any arrival arriving aware basic bool bound bytes buffer buffers category check
+cipher codec comp condition config configuration const copies counted credentials decoder descriptor digest encoder end errc error
+fd fields file first form free from full get group guard handshake has header holes hook id igzip in info init interrupt into
+is kernel kind lanes legacy level limit limits link list live lookup looked map mask memory message method mode multifd
+mutable name names next no none not of options pagemap parser path payload pending plain policy populate profile progress qemu
+queued read reader reading received ref region residency resolve result role row runs said scan set shared sigpipe snapshot
+socket some stage stats style subject tail text thread time tls untouched uuid version watch write writer zlib zstd
+""".split()
+# Not those of one member of a policy: HasLink.
+TYPE_NAME = re.compile(r"^(?:template <.*>\s*)?(?:class|struct|enum class|concept|using) (?!Has[A-Z])([A-Z]\w+)", re.M)
+
+
+def names(root):
+    table = (root / TERMS).read_text().partition("## Terms\n")[2].partition("\n## ")[0]
+    words = {word for term in re.findall(r"^\| ([^|]+) \|", table, re.M) for word in re.findall(r"\w+", term.lower())}
+    problems = [] if words else [f"{TERMS} has no table of terms"]
+    words |= set(PLAIN_WORDS)
+    for path in headers(root, "include"):
+        if re.search(r"/(?:engine|packets|detail|testing)/", str(path)):
+            continue  # how the library is made and tested
+        for name in TYPE_NAME.findall(without_comments(path.read_text())):
+            parts = [part.lower() for part in re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z]+", name)]
+            unknown = [part for part in parts if part not in words and part.removesuffix("s") not in words]
+            if unknown:
+                problems.append(f"{path.relative_to(root)}: {name}: {', '.join(unknown)} is no term of {TERMS}; take the "
+                                f"field's name, or add the term with its meaning")
     return problems
 
 
@@ -338,7 +371,7 @@ def programs(root):
     return problems
 
 
-RULES = {rule.__name__: rule for rule in (lines, nodiscard, orders, policies, comments, programs)}
+RULES = {rule.__name__: rule for rule in (lines, names, nodiscard, orders, policies, comments, programs)}
 
 def policy(name):
     """A policy that lacks nothing, for BROKEN."""
@@ -365,6 +398,13 @@ BROKEN = {
         ("examples/relay/short.cpp", "\n" * 400, None),
         ("benchmarks/short.hpp", "\n" * 399, None),
         (TOY, "// [format]\n" + "\n" * 150 + "// [format end]\n", "less than 150 lines"),
+    ],
+    "names": [
+        (TERMS, "## Terms\n\n| term | what |\n| --- | --- |\n| RAM block | x |\n| page | desk |\n\n## More\n| desk | x |\n", None),
+        ("include/multifd/a.hpp", "class PageDesk {\n};\n", "a.hpp: PageDesk: desk is no term"),
+        ("include/multifd/b.hpp", "template <class T>\nconcept RoomDoor = true;\n", "b.hpp: RoomDoor: room, door"),
+        ("include/multifd/engine/c.hpp", "struct Gate {\n};\n", None),
+        ("include/multifd/ok.hpp", "// class Door\nenum class RamBlocks { a };\nusing PageOptions = int;\n", None),
     ],
     "nodiscard": [
         ("include/multifd/a.hpp", "Result<void> f();\n", "a.hpp:1: f()"),

@@ -177,10 +177,10 @@ class Receiver {
   }
 
   /// Which pages have begun to come as bytes: after an error, memory may have changed here beside received().
-  const ReceivedPages& filled() const noexcept
+  const ReceivedPages& touched() const noexcept
     requires std::same_as<Into, IntoMemory>
   {
-    return checked().sink->filled();
+    return checked().sink->touched();
   }
 
   /// A page that came on the caller's main stream (format/main_stream.md section 9.6) goes into memory as a packet's does:

@@ -44,11 +44,11 @@ class Destination {
     return true;
   }
   /// Pages that did not arrive, as the receiver sees it, are as they were.
-  void check(const multifd::ReceivedPages& received, const multifd::ReceivedPages& filled) const {
+  void check(const multifd::ReceivedPages& received, const multifd::ReceivedPages& touched) const {
     for (std::size_t block = 0; block < memory_.size(); ++block)
       for (std::size_t offset = 0; offset < memory_[block].bytes().size(); offset += map_.page_bytes())
         if (const auto id = static_cast<multifd::BlockId>(block);
-            !received.test(id, offset) && !filled.test(id, offset))
+            !received.test(id, offset) && !touched.test(id, offset))
           require(page_untouched(block, offset), "a page that no packet announced is untouched");
   }
   void check_guards() const {
@@ -146,7 +146,7 @@ class ReceiverTarget {
       // After an error of its only channel, or an orderly end, no thread writes any more.
       if constexpr (Into::writes_memory) {
         if (became.end.empty() || (input.channels() == 1 && input.reads() != Reads::silence))
-          destination.check(receiver->received(), receiver->filled());
+          destination.check(receiver->received(), receiver->touched());
       }
       if (became.end.empty()) {
         require(became.syncs == became.epochs * input.channels(), "every channel has had every epoch");

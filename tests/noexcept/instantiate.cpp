@@ -65,7 +65,7 @@ Result<std::vector<TlsTransport>> secure_everything(std::vector<FdTransport> lin
   return secured;
 }
 
-template class BasicAcceptor<detail::TlsNewcomer>;
+template class BasicAcceptor<detail::TlsPending>;
 
 Result<SourceLinks<TlsTransport>> accept_secured(Listener& listener, const TlsCredentials& credentials) {
   auto acceptor = TlsAcceptor::open(listener, {.credentials = &credentials});
@@ -73,7 +73,7 @@ Result<SourceLinks<TlsTransport>> accept_secured(Listener& listener, const TlsCr
   return accept_source(*acceptor, 2);
 }
 #endif
-template class BasicAcceptor<detail::PlainNewcomer>;
+template class BasicAcceptor<detail::PlainPending>;
 template class qemu::MainStreamReader<FdTransport>;
 template class qemu::MainStreamWriter<FdTransport>;
 template class AnyTransport<FdTransport>;

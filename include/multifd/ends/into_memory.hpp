@@ -63,7 +63,7 @@ class IntoMemory::Sink {
     void begin(const ArrivingPages& pages) noexcept {
       // Zero pages first, as QEMU does (format/packets.md section 5.2).
       for (const std::uint64_t offset : pages.zeros()) sink_->zero(pages.block, offset);
-      mark(sink_->filled_, pages);
+      mark(sink_->touched_, pages);
       if (sink_->populate_ && pages.normal_pages > 0)
         sink_->populate_->note(pages.block, pages.normal().back(), pages.normal_pages);
     }
@@ -92,7 +92,7 @@ class IntoMemory::Sink {
   [[nodiscard]] static Result<std::unique_ptr<Sink>> create(const RamMap& map, const IntoMemory& settings,
                                                             const ThreadHook& hook) {
     std::unique_ptr<Sink> sink(new Sink(map, settings.destination));
-    for (ReceivedPages* const pages : {&sink->received_, &sink->filled_}) {
+    for (ReceivedPages* const pages : {&sink->received_, &sink->touched_}) {
       auto bitmaps = ReceivedPages::create(map);
       if (!bitmaps) return std::unexpected(bitmaps.error());
       *pages = std::move(*bitmaps);
@@ -131,14 +131,14 @@ class IntoMemory::Sink {
     if (!page) return std::unexpected(page.error());
     if (bytes.size() != page->size())
       return fail(Errc::bad_range, Stage::parse, "page", bytes.size(), page->size(), map_.block(block).idstr);
-    filled_.set(block, offset, 1);
+    touched_.set(block, offset, 1);
     std::memcpy(page->data(), bytes.data(), bytes.size());
     received_.set(block, offset, 1);
     return {};
   }
 
   const ReceivedPages& received() const noexcept { return received_; }
-  const ReceivedPages& filled() const noexcept { return filled_; }
+  const ReceivedPages& touched() const noexcept { return touched_; }
   std::uint64_t zeros_written() const noexcept { return zeros_written_.load(std::memory_order_relaxed); }
 
  private:
@@ -147,7 +147,7 @@ class IntoMemory::Sink {
   /// Makes a page zero, whose offset has been checked.
   void zero(BlockId block, std::uint64_t offset) noexcept {
     // Where no bytes have come, fresh memory is still zero, and a read would make a hole of a file resident.
-    if (destination_ == DestinationMemory::unknown || filled_.test(block, offset)) {
+    if (destination_ == DestinationMemory::unknown || touched_.test(block, offset)) {
       std::byte* const page = map_.block(block).host.data() + offset;
       const std::size_t page_bytes = map_.page_bytes();
       if (!buffer_is_zero(page, page_bytes)) {  // reading is cheaper than dirtying, on memory and on files
@@ -161,7 +161,7 @@ class IntoMemory::Sink {
   const RamMap& map_;
   const DestinationMemory destination_;
   ReceivedPages received_;  ///< pages that have arrived, as bytes or as zero pages
-  ReceivedPages filled_;    ///< pages whose bytes have arrived or are arriving
+  ReceivedPages touched_;    ///< pages whose bytes have arrived or are arriving
   std::atomic<std::uint64_t> zeros_written_{0};
   std::unique_ptr<PopulateAhead> populate_;  ///< with Populate::ahead
   Thread populating_;

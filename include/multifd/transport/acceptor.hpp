@@ -125,11 +125,11 @@ struct FirstSaid {
 /// Threads: one. Lifetime: the Listener must outlive the acceptor, whose destructor closes the connections that next()
 ///   has not returned.
 /// Cost: one descriptor (epoll). A connection costs an allocation and one or two system calls per arrival of bytes.
-template <class Newcomer>
+template <class Pending>
 class BasicAcceptor {
  public:
-  using Link = typename Newcomer::Link;
-  using Options = typename Newcomer::Options;
+  using Link = typename Pending::Link;
+  using Options = typename Pending::Options;
 
   /// Errors (stage accept): bad_option for a negative time limit or missing credentials; errno, EMFILE for instance.
   [[nodiscard]] static Result<BasicAcceptor> open(Listener& listener, Options options = {}) {
@@ -166,16 +166,16 @@ class BasicAcceptor {
         if (auto accepted = accept(interrupt); !accepted) return std::unexpected(accepted.error());
         continue;
       }
-      const auto at = std::ranges::find(newcomers_, tag, [](const Waiting& each) { return each.number + first_tag; });
-      if (at == newcomers_.end()) continue;
-      const auto said = at->newcomer->step(event.events);
+      const auto at = std::ranges::find(pending_, tag, [](const Waiting& each) { return each.number + first_tag; });
+      if (at == pending_.end()) continue;
+      const auto said = at->connection->step(event.events);
       if (!said && is_limit(said.error().code)) return std::unexpected(said.error());
       if (!said) {
         refuse(at, said.error());
       } else if (said->done) {
-        ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, at->newcomer->native_handle(), nullptr);
-        Arrival<Link> arrival{at->newcomer->take(), at->number, said->magic};
-        newcomers_.erase(at);
+        ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, at->connection->native_handle(), nullptr);
+        Arrival<Link> arrival{at->connection->take(), at->number, said->magic};
+        pending_.erase(at);
         return arrival;
       }
     }
@@ -191,17 +191,17 @@ class BasicAcceptor {
   }
 
   /// Whether a connection is accepted whose first bytes are missing.
-  bool pending() const noexcept { return !newcomers_.empty(); }
+  bool pending() const noexcept { return !pending_.empty(); }
 
  private:
   struct Waiting {
-    std::optional<Newcomer> newcomer{};  ///< set in every element of newcomers_
+    std::optional<Pending> connection{};  ///< set in every element of pending_
     detail::Clock::time_point deadline{};
     std::uint64_t number = 0;
   };
   using Place = typename std::list<Waiting>::iterator;
 
-  // Which descriptor epoll reports: the listener, a watched connection, or the newcomer of a number.
+  // Which descriptor epoll reports: the listener, a watched connection, or the pending connection of a number.
   static constexpr std::uint64_t listener_tag = 0;
   static constexpr std::uint64_t end_tag = 1;
   static constexpr std::uint64_t first_tag = 2;
@@ -229,45 +229,45 @@ class BasicAcceptor {
     if (!link) return std::unexpected(link.error());
     Waiting& waiting = place.front();
     waiting.number = accepted_;
-    if (auto watched = watch(link->native_handle(), Newcomer::events, waiting.number + first_tag); !watched) {
+    if (auto watched = watch(link->native_handle(), Pending::events, waiting.number + first_tag); !watched) {
       listener_->put_back(std::move(*link));
       return watched;
     }
     ++accepted_;
-    auto newcomer = Newcomer::start(std::move(*link), options_);
-    if (!newcomer) {
-      if (options_.on_refused) options_.on_refused(newcomer.error());
-      return std::unexpected(newcomer.error());
+    auto connection = Pending::start(std::move(*link), options_);
+    if (!connection) {
+      if (options_.on_refused) options_.on_refused(connection.error());
+      return std::unexpected(connection.error());
     }
-    waiting.newcomer.emplace(std::move(*newcomer));
+    waiting.connection.emplace(std::move(*connection));
     waiting.deadline = deadline_after(as_timeout(options_.limit()));
-    if (newcomers_.size() == max_waiting_connections) {
+    if (pending_.size() == max_waiting_connections) {
       constexpr const char* reason = "the oldest connection whose first bytes are missing is closed for a new one";
       Error error = fail_errno(Stage::accept, reason, ENOBUFS).error();
       error.detail = max_waiting_connections;
-      refuse(newcomers_.begin(), error);
+      refuse(pending_.begin(), error);
     }
-    newcomers_.splice(newcomers_.end(), place);
+    pending_.splice(pending_.end(), place);
     return {};
   }
 
-  /// Closes newcomers whose time limit has passed. Returns when the next limit passes.
+  /// Closes pending connections whose time limit has passed. Returns when the next limit passes.
   detail::Clock::time_point close_late() {
     // Connections wait in the order of their deadlines: all have the same limit.
-    while (!newcomers_.empty() && newcomers_.front().deadline <= detail::Clock::now())
-      refuse(newcomers_.begin(), fail(Errc::timed_out, Newcomer::stage, Newcomer::what).error());
-    return newcomers_.empty() ? detail::Clock::time_point::max() : newcomers_.front().deadline;
+    while (!pending_.empty() && pending_.front().deadline <= detail::Clock::now())
+      refuse(pending_.begin(), fail(Errc::timed_out, Pending::stage, Pending::what).error());
+    return pending_.empty() ? detail::Clock::time_point::max() : pending_.front().deadline;
   }
 
   void refuse(Place at, const Error& error) {
-    newcomers_.erase(at);
+    pending_.erase(at);
     if (options_.on_refused) options_.on_refused(error);
   }
 
   Listener* listener_;
   Options options_;
   detail::UniqueFd epoll_;
-  std::list<Waiting> newcomers_;
+  std::list<Waiting> pending_;
   std::uint64_t accepted_ = 0;
 };
 
@@ -289,7 +289,7 @@ struct PlainAcceptorOptions {
 namespace detail {
 
 /// A connection that sends its first bytes at once.
-class PlainNewcomer {
+class PlainPending {
  public:
   using Link = FdTransport;
   using Options = PlainAcceptorOptions;
@@ -298,8 +298,8 @@ class PlainNewcomer {
   static constexpr Stage stage = Stage::accept;
   static constexpr const char* what = "a connection's first bytes";
 
-  [[nodiscard]] static Result<PlainNewcomer> start(FdTransport link, const Options&) {
-    return PlainNewcomer(std::move(link));
+  [[nodiscard]] static Result<PlainPending> start(FdTransport link, const Options&) {
+    return PlainPending(std::move(link));
   }
 
   int native_handle() const noexcept { return link_.native_handle(); }
@@ -314,7 +314,7 @@ class PlainNewcomer {
   FdTransport take() noexcept { return std::move(link_); }
 
  private:
-  explicit PlainNewcomer(FdTransport link) noexcept : link_(std::move(link)) {}
+  explicit PlainPending(FdTransport link) noexcept : link_(std::move(link)) {}
 
   FdTransport link_;
 };
@@ -322,7 +322,7 @@ class PlainNewcomer {
 }  // namespace detail
 
 /// The acceptor of connections without TLS.
-using PlainAcceptor = BasicAcceptor<detail::PlainNewcomer>;
+using PlainAcceptor = BasicAcceptor<detail::PlainPending>;
 
 static_assert(check_acceptor<PlainAcceptor>());
 

@@ -46,7 +46,7 @@ struct TlsAcceptorOptions {
 namespace detail {
 
 /// A connection that makes its handshake, and then sends its first bytes.
-class TlsNewcomer {
+class TlsPending {
  public:
   using Link = TlsTransport;
   using Options = TlsAcceptorOptions;
@@ -54,10 +54,10 @@ class TlsNewcomer {
   static constexpr Stage stage = Stage::handshake;
   static constexpr const char* what = "TLS handshake and first bytes";
 
-  [[nodiscard]] static Result<TlsNewcomer> start(FdTransport link, const Options& options) {
+  [[nodiscard]] static Result<TlsPending> start(FdTransport link, const Options& options) {
     auto handshake = TlsHandshake::start(std::move(link), *options.credentials, options.tls);
     if (!handshake) return std::unexpected(handshake.error());
-    return TlsNewcomer(std::move(*handshake));
+    return TlsPending(std::move(*handshake));
   }
 
   int native_handle() const noexcept { return link_ ? link_->native_handle() : handshake_.native_handle(); }
@@ -79,7 +79,7 @@ class TlsNewcomer {
   TlsTransport take() noexcept { return std::move(*link_); }
 
  private:
-  explicit TlsNewcomer(TlsHandshake handshake) noexcept : handshake_(std::move(handshake)) {}
+  explicit TlsPending(TlsHandshake handshake) noexcept : handshake_(std::move(handshake)) {}
 
   TlsHandshake handshake_;
   std::optional<TlsTransport> link_{};  ///< once the handshake is made
@@ -88,7 +88,7 @@ class TlsNewcomer {
 }  // namespace detail
 
 /// The acceptor of connections under TLS. Each connection that it returns has made its handshake.
-using TlsAcceptor = BasicAcceptor<detail::TlsNewcomer>;
+using TlsAcceptor = BasicAcceptor<detail::TlsPending>;
 
 static_assert(check_acceptor<TlsAcceptor>());
 
