@@ -161,7 +161,7 @@ class IntoMemory::Sink {
   const RamMap& map_;
   const DestinationMemory destination_;
   ReceivedPages received_;  ///< pages that have arrived, as bytes or as zero pages
-  ReceivedPages touched_;    ///< pages whose bytes have arrived or are arriving
+  ReceivedPages touched_;   ///< pages whose bytes have arrived or are arriving
   std::atomic<std::uint64_t> zeros_written_{0};
   std::unique_ptr<PopulateAhead> populate_;  ///< with Populate::ahead
   Thread populating_;
