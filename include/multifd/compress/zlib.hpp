@@ -31,7 +31,8 @@
 
 namespace multifd {
 
-/// Compresses pages with zlib. A model of Compressor. Pages that look random are stored, 30 times as fast as zlib would fail to compress them.
+/// Compresses pages with zlib. A model of Compressor. Pages that look random are stored, which is 30 times as fast as
+/// zlib that finds nothing to compress.
 ///
 /// Cost: a channel's encoder holds about 270 KiB of zlib state, one page and one payload buffer; its decoder about 40
 ///   KiB. All of it is allocated in open().

@@ -88,8 +88,8 @@ class FdTransport {
  public:
   /// Takes over a connected descriptor; closes it even when it fails.
   /// Params `fd`: a stream socket, blocking or not, or a pipe, FIFO or file. A socket gets time limits (SO_RCVTIMEO,
-  ///   SO_SNDTIMEO), unless it has some, so that its calls do not hide for long what a slow peer moves. What is not a socket is made
-  ///   non-blocking, because nothing else lets shutdown() end a write that waits for room.
+  ///   SO_SNDTIMEO), unless it has some, so that its calls do not hide for long what a slow peer moves. What is not a
+  ///   socket is made non-blocking, because nothing else lets shutdown() end a write that waits for room.
   /// Errors: `not_supported` for a datagram socket; errno for a bad descriptor.
   [[nodiscard]] static Result<FdTransport> adopt(int fd) noexcept {
     detail::UniqueFd owned(fd);
@@ -210,8 +210,8 @@ class FdTransport {
     }
   }
 
-  /// The descriptor, still owned by this object, with the time limits that adopt() gave it; -1 after finish() on what is not a socket, or when moved
-  /// from.
+  /// The descriptor, still owned by this object, with the time limits that adopt() gave it; -1 after finish() on what is
+  /// not a socket, or when moved from.
   int native_handle() const noexcept { return fd_.get(); }
 
  private:

@@ -41,7 +41,8 @@ class TlsCredentials {
 
   /// Reads a file of pre-shared keys, one `user:key` to a line, the key in hexadecimal digits.
   /// Params `user`: for a client: the user whose key it uses; a server accepts every user of the file.
-  /// Errors (stage `setup`): errno; bad_option for a file without such a line, or a client without a user; GnuTLS' own codes for a bad key.
+  /// Errors (stage `setup`): errno; bad_option for a file without such a line, or a client without a user; GnuTLS' own
+  ///   codes for a bad key.
   /// Threads: any. Cost: reads the file, at most 1 MiB of it.
   [[nodiscard]] static Result<TlsCredentials> psk(const std::string& file, TlsRole role,
                                                   const std::string& user = "qemu") {
