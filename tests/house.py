@@ -4,7 +4,7 @@
     python3 tests/house.py RULE      one of those below; without a name: all
     python3 tests/house.py --self-test
 
-lines      no source of include/, examples/ and benchmarks/ has more than 400 lines, a header not even 400, and the format
+lines      each header of include/ begins with what is in it; no source of include/, examples/ and benchmarks/ has more than 400 lines, a header not even 400, and the format
            of tests/exemplar/file_outlet.hpp stays below 150
 names      the names of public types are made of the terms of include/multifd/README.md and of words of programming
 nodiscard  whatever returns a Result in include/ is [[nodiscard]]
@@ -13,7 +13,8 @@ orders     each acquire in include/ says which release it meets ("meets push()")
 policies   each concept that users may write a model of says all of: semantics, errors, threads, cost, models, exemplar,
            contract; exemplar, contract and tests/compile/ are there and are about that concept
 comments   in the public headers: what returns a Result says which errors, as names that there are; each class says its
-           threads; a destructor says what it does; each option, limit and counter has a text
+           threads; a destructor says what it does; each option, limit and counter has a text; what opens or creates says its
+           cost; what makes or parses bytes of the wire says by which section of the format
 programs   what examples/ and benchmarks/ include, and what names of the library they use, by the table below
 """
 
@@ -70,6 +71,9 @@ def lines(root):
         most = MOST_LINES - (path.suffix == ".hpp")
         if count > most:
             problems.append(f"{path.relative_to(root)} has {count} lines, and may have {most}")
+    for path in headers(root, "include"):
+        if not re.match(r"// SPDX-License-Identifier: MIT\n//\n// \S", path.read_text()):
+            problems.append(f"{path.relative_to(root)}: its first lines have to say what is in it")
     toy = re.search(r"// \[format\]\n(.*)// \[format end\]", (root / TOY).read_text(), re.S)
     if not toy or toy[1].count("\n") > MOST_TOY_LINES:
         problems.append(f"{TOY}: a format of its own is to take less than 150 lines between its [format] marks")
@@ -263,6 +267,11 @@ ERRORS = re.compile(r"\bErrors?\b[^:.]*: (.*?)(?= (?:Threads|Cost|Wire|Lifetime|
 TOLD = re.compile(r"\bErrc::|\w\(\)|\b(?:none|errno|E[A-Z]{3,}|those|same|GnuTLS|transport)\b|"
                   r"\b(?:the first error|out of memory|as \w+)\b")
 EXPLAINS = re.compile(r"(\w+) explains")
+# Calls of which a caller has to know what they take: memory, threads, descriptors.
+COSTLY = re.compile(r"^(?:open|create|stats|snapshot|open_any_\w+|accept_source|tls_handshakes)$")
+COST = re.compile(r"\bCost\b[^:.]*: |[Aa]llocat")
+WIRE = re.compile(r"^(?:parse|encode|store|load)_\w+$")
+CALLED = re.compile(r"(\w+)\s*\(")
 
 
 def comments(root):
@@ -310,6 +319,10 @@ def comments(root):
                     problems.append(f"{place}: {returns[1]}() does not say its errors (\"Errors:\")")
                 elif texts and not any(TOLD.search(text) or codes & set(re.findall(r"\w+", text)) for text in texts):
                     problems.append(f"{place}: {returns[1]}(): \"Errors:\" names no error")
+            call = CALLED.search(each.head)
+            if call and COSTLY.match(call[1]) and not COST.search(f"{each.shared} {owner.comment}") \
+                    and not has_policy(each.scopes):
+                problems.append(f"{place}: {call[1]}() does not say what it costs (\"Cost:\")")
             name = field_of(each)
             if name and PLAIN.search(owner.name) and not each.comment:
                 found += 1
@@ -318,6 +331,15 @@ def comments(root):
                     problems.append(f"{place}: {owner.name}::{name} has no text")
             for gone in sorted(set(re.findall(r"\bErrc::(\w+)", each.comment)) - codes):
                 problems.append(f"{place}: there is no Errc::{gone}")
+    # Where bytes of the wire are made and taken apart, the file or the call says by which section.
+    for path in headers(root, "include/multifd/format"):
+        text = path.read_text()
+        whole = "section" in text.partition("#pragma once")[0]
+        for each in declarations.read(text):
+            call = CALLED.search(each.head)
+            if call and WIRE.match(call[1]) and not whole and "section" not in each.shared:
+                problems.append(f"{path.relative_to(root)}:{each.line}: {call[1]}() does not say which section of the "
+                                f"format it follows")
     if not found:
         problems.append("include/: nothing to say")
     return problems
@@ -390,9 +412,11 @@ consteval bool check_{small}() {{
 SMALL = ("antenna", "beacon", "cable", "dial", "echo", "fuse", "gate", "house")
 
 # What must be found, and a good neighbour of each that must not: file, text, what the rule says of it.
+HEAD = "// SPDX-License-Identifier: MIT\n//\n// What is in it.\n"
 BROKEN = {
     "lines": [
-        ("include/multifd/long.hpp", "\n" * 400, "include/multifd/long.hpp has 400 lines, and may have 399"),
+        ("include/multifd/long.hpp", HEAD + "\n" * 397, "include/multifd/long.hpp has 400 lines, and may have 399"),
+        ("include/multifd/bare.hpp", "// SPDX-License-Identifier: MIT\n#pragma once\n", "bare.hpp: its first lines"),
         ("examples/common/long.hpp", "\n" * 401, "examples/common/long.hpp has 401 lines"),
         ("benchmarks/kernels/long.cpp", "\n" * 401, "benchmarks/kernels/long.cpp has 401 lines, and may have 400"),
         ("examples/relay/short.cpp", "\n" * 400, None),
@@ -466,7 +490,7 @@ BROKEN = {
         ("include/multifd/error.hpp", "  ROW(bad_option, misuse, \"x\")\n", None),
         ("include/multifd/model.hpp", policy("Beacon"), None),
         ("include/multifd/a.hpp", "class A {\n public:\n  int n();\n};\n", "a.hpp:1: class A does not say its threads"),
-        ("include/multifd/b.hpp", "/// Threads: one.\nclass B {\n public:\n  /// Opens.\n"
+        ("include/multifd/b.hpp", "/// Threads: one.\nclass B {\n public:\n  /// Opens. Cost: a thread.\n"
          "  [[nodiscard]] static Result<B> open(int = {});\n private:\n  Result<void> hidden();\n};\n",
          "b.hpp:5: open() does not say its errors"),
         ("include/multifd/c.hpp", "/// Opens. Errors: it may fail.\n[[nodiscard]] inline Result<int> c() {\n  return 1;\n}\n",
@@ -482,6 +506,10 @@ BROKEN = {
          "  int gone{0};\n};\n",
          "g.hpp:4: GOptions::gone has no text"),
         ("include/multifd/h.hpp", "/// A model of Gate.\nclass H {};\n", "h.hpp:2: class H does not say its threads"),
+        ("include/multifd/j.hpp", "/// Opens. Errors: ENOMEM.\nResult<int> open();\n", "j.hpp:2: open() does not say what it costs"),
+        ("include/multifd/format/k.hpp", "// Bytes.\n#pragma once\n/// Parses.\nResult<int> parse_k();\n",
+         "k.hpp:4: parse_k() does not say which section"),
+        ("include/multifd/format/l.hpp", "// Section? section 3.\n#pragma once\n/// Parses.\nResult<int> parse_l();\n", None),
         ("include/multifd/engine/i.hpp", "class Inner {};\nResult<int> f();\n", None),
         ("include/multifd/ok.hpp",
          "#define X(a) \\\n  class Y {\n/// A model of Beacon.\nclass Ok {\n public:\n"

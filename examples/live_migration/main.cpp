@@ -87,8 +87,7 @@ int main(int argc, char** argv) {
   std::string connect;
 
   CLI::App app("Migrates a running guest to a second process over many channels.", "live_migration");
-  program::add_size(app, "--memory", memory, "Guest memory; with --listen the most that is taken")
-      ->capture_default_str();
+  program::add_size(app, "--memory", memory, "Guest memory; with --listen the most that is taken");
   settings.stack.add_to(app);
   program::add_size(app, "--working-set", working_set, "Memory that the guest keeps rewriting");
   program::add_size(app, "--dirty-rate", dirty_rate, "How much it rewrites per second (0: as fast as it goes)");

@@ -148,6 +148,7 @@ class AnyReceiver {
   virtual bool received(BlockId block, std::uint64_t offset) const = 0;
   virtual Uuid peer_uuid() const = 0;
   virtual void cancel() = 0;
+  /// Cost: allocates the snapshot, as Receiver::stats().
   virtual ReceiverStats stats() const = 0;
 
  private:
@@ -303,6 +304,7 @@ template <class Any, class Of, class Open>
 /// Opens the Sender of one stack whose zero policy is the caller's, and hides its type.
 ///
 /// Params `options`: its `zero_pages` is ignored. Errors: those of Sender::open(), ENOMEM among them.
+/// Cost: as Sender::open(), and one allocation.
 template <Compressor C, PageSource From = FromGuest, ZeroPagePolicy Z, Transport T>
 [[nodiscard]] Result<std::unique_ptr<AnySender>> open_any_sender_of(Z zero_pages, const RamMap& ram,
                                                                     std::vector<T> links, AnySenderOptions options) {

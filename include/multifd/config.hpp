@@ -16,12 +16,14 @@
 #define MULTIFD_ASSERT(condition) ((condition) ? static_cast<void>(0) : ::std::abort())
 #endif
 
-/// 1: a checking build, for the whole program (-DMULTIFD_CHECKED=1, the same in every file that includes multifd). A
-/// page that is queued twice in an epoch (but by queue_copies(), whose pages are another sender's), two threads at once
-/// in a Sender's producer calls or in a Receiver's release_epoch(), finish() and end_epochs(), the use of a Sender or
-/// Receiver that was moved from, and the end of one while another thread is in one of its calls end the program at the
-/// call that is wrong, through MULTIFD_MISUSE. It costs one bit of memory for each page, and one test of that bit when
-/// the page is queued. Other builds check nothing and pay nothing.
+/// 1: a checking build, for the whole program (-DMULTIFD_CHECKED=1, the same in every file that includes multifd). It
+/// ends the program, through MULTIFD_MISUSE, at the call that
+///   queues a page twice in an epoch (not queue_copies(), whose pages are another sender's);
+///   is in a Sender's producer calls, or in a Receiver's release_epoch(), finish() and end_epochs(), beside another thread;
+///   uses a Sender or Receiver that was moved from;
+///   destroys one while another thread is in one of its calls.
+/// It costs one bit of memory for each page, and one test of that bit when the page is queued. Other builds check nothing
+/// and pay nothing.
 #ifndef MULTIFD_CHECKED
 #define MULTIFD_CHECKED 0
 #endif

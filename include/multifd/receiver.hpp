@@ -48,6 +48,8 @@ class Receiver {
   ///   wrong_compression, block_list_mismatch when a sender of ours announces other settings than this side's;
   ///   too_many_channels, see ReceiverOptions::listener; uuid_mismatch, channel_id_out_of_range, duplicate_channel_id,
   ///   truncated_hello from the hellos; timed_out, cancelled.
+  /// Cost: a thread for each channel, whose buffers are all allocated here (1 MiB with a compressor, and its decoder); with
+  ///   IntoMemory two bits a page. Nothing is allocated later but device state and stats().
   [[nodiscard]] static Result<Receiver> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
     if (links.empty() || links.size() > max_channels)
       return fail(Errc::bad_channel_count, Stage::setup, "Receiver::open", links.size());
@@ -263,19 +265,20 @@ class Receiver {
     template <class Progress>
     [[nodiscard]] Result<void> finish(std::chrono::milliseconds limit, const Progress& progress,
                                       const char* late) noexcept {
-      if (shared.error.failed()) return std::unexpected(shared.error.get());
-      if (finished) return fail(Errc::already_closed, Stage::close);
       ProgressWatch watch(limit, 0);
+      const auto failed = [&] {
+        // A hook may hold a worker; the destructor waits for that.
+        if (limit.count() == 0 ? crew.over() : crew.wait_until_over(watch, progress)) join();
+        return std::unexpected(shared.error.get());
+      };
+      if (shared.error.failed()) return failed();
+      if (finished) return fail(Errc::already_closed, Stage::close);
       if (auto ended = shared.barrier->end_epochs(); !ended) return std::unexpected(first_error(ended.error()));
       const auto ended = shared.barrier->wait_for_channels(limit, progress, late);
       // First: a channel that nobody reads may be why the others stand still.
       if (auto alone = refuse_more_channels(); !alone) return std::unexpected(first_error(alone.error()));
       if (!ended) return ended;
-      if (shared.error.failed()) {
-        // A hook may hold a worker; the destructor waits for that.
-        if (limit.count() == 0 ? crew.over() : crew.wait_until_over(watch, progress)) join();
-        return std::unexpected(shared.error.get());
-      }
+      if (shared.error.failed()) return failed();
       join();
       if (shared.error.failed()) return std::unexpected(shared.error.get());
       finished = true;

@@ -49,6 +49,8 @@ class Sender {
   /// Params: `ram`: at least one block, copied (the memory is not); `links`: 1 to 255 connected streams.
   /// Errors: Errc::bad_channel_count, bad_block_size (no block), block_without_memory, peer_lacks_zero_lists, bad_option;
   ///   out of memory or threads. The links are closed on any error.
+  /// Cost: a thread for each channel, `depth` batches of 1 KiB, with FromCopies of 512 KiB, and a compressor's encoder.
+  ///   Nothing is allocated later but messages and stats().
   [[nodiscard]] static Result<Sender> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
     if (Z::stage == ZeroStage::channel && !options.peer.zero_lists)
       return fail(Errc::peer_lacks_zero_lists, Stage::setup, "Sender::open");

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+//
+// The version of the library. CMakeLists.txt reads it here.
 #pragma once
 
 #define MULTIFD_VERSION_MAJOR 0

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // Nothing allocates between open() and the end of close_channels() and finish(): neither the library nor zlib, zstd and xxHash
-// under it. Counted at malloc, in the workers (by the thread hook) and in the thread that makes the calls. There is
-// no warm-up: the first packet counts.
+// under it; and nothing allocates on the way to an error, whichever operation fails. Counted at malloc, in the workers (by
+// the thread hook) and in the thread that makes the calls. There is no warm-up: the first packet counts.
 #include <doctest/doctest.h>
 
 #include <cstddef>
@@ -15,12 +15,16 @@
 #include "multifd/compress/zstd.hpp"
 #include "multifd/receiver.hpp"
 #include "multifd/sender.hpp"
+#include "multifd/testing/fault_transport.hpp"
 #include "support/allocation_count.hpp"
 #include "support/links.hpp"
 #include "support/memory.hpp"
 
 using namespace multifd;
 using namespace test;
+using testing::FaultKind;
+using testing::FaultOptions;
+using testing::FaultTransport;
 
 namespace {
 
@@ -33,8 +37,14 @@ class Count {
   std::uint64_t before_ = allocations_of_watched_threads();
 };
 
+struct Outcome {
+  bool opened = false;  ///< both ends; nothing is counted before
+  std::uint64_t allocations = 0;
+  bool good = true;
+};
+
 template <class T, class C, class Z>
-std::uint64_t allocations_of_a_migration(Links<T> links, Digest digest) {
+Outcome migrate(Links<T> links, Digest digest) {
   const Watchdog watchdog("count allocations");
   Rng rng(seed());
   constexpr std::size_t pages = 600;
@@ -55,9 +65,9 @@ std::uint64_t allocations_of_a_migration(Links<T> links, Digest digest) {
   std::thread opening([&] { rx = Receiver<T, C>::open(target, std::move(links.receiver), {.thread_hook = watch}); });
   gate->open();
   opening.join();
-  REQUIRE(rx.has_value());
-  std::uint64_t counted = 0;
-  bool good = true;
+  if (!rx) return {};
+  Outcome outcome{.opened = true};
+  bool& good = outcome.good;
   watch_this_thread(true);
   {
     const Count all;
@@ -75,11 +85,40 @@ std::uint64_t allocations_of_a_migration(Links<T> links, Digest digest) {
     }
     good &= tx->close_channels().has_value();
     good &= rx->finish().has_value();
-    counted = all.so_far();
+    outcome.allocations = all.so_far();
   }
   watch_this_thread(false);
-  CHECK(good);
-  return counted;
+  return outcome;
+}
+
+template <class T, class C, class Z>
+std::uint64_t allocations_of_a_migration(Links<T> links, Digest digest) {
+  const Outcome outcome = migrate<T, C, Z>(std::move(links), digest);
+  REQUIRE(outcome.opened);
+  CHECK(outcome.good);
+  return outcome.allocations;
+}
+
+/// Fails operation after operation of one end's first channel, from the first that comes after open() until none is left to
+/// fail. Returns how many migrations failed.
+template <class C, class Z>
+int failures_without_allocation(bool at_sender, FaultKind kind) {
+  using T = FaultTransport<MemoryTransport>;
+  int failed = 0;
+  for (std::uint64_t at = 0;; ++at) {
+    CAPTURE(at);
+    auto plain = memory_links(2);
+    Links<T> links;
+    for (std::size_t i = 0; i < 2; ++i) {
+      const FaultOptions fails{.fail_at = i == 0 ? at : FaultOptions::never, .kind = kind};
+      links.sender.emplace_back(std::move(plain.sender[i]), at_sender ? fails : FaultOptions());
+      links.receiver.emplace_back(std::move(plain.receiver[i]), at_sender ? FaultOptions() : fails);
+    }
+    const Outcome outcome = migrate<T, C, Z>(std::move(links), Digest::on);
+    CHECK(outcome.allocations == 0);
+    if (outcome.opened && outcome.good) return failed;
+    failed += outcome.opened ? 1 : 0;
+  }
 }
 
 }  // namespace
@@ -114,4 +153,14 @@ TEST_CASE_TEMPLATE("A migration allocates nothing after open", C, NoComp, Zlib, 
   CHECK(allocations_of_a_migration<MemoryTransport, C, ZeroPagesLegacy>(memory_links(3), Digest::off) == 0);
   CHECK(allocations_of_a_migration<MemoryTransport, C, ZeroPagesMultifd>(memory_links(3), Digest::on) == 0);
   CHECK(allocations_of_a_migration<FdTransport, C, ZeroPagesMultifd>(tcp_links(3), Digest::off) == 0);
+}
+
+TEST_CASE("An error allocates nothing on its way to the caller, whichever operation fails") {
+  for (const bool at_sender : {true, false})
+    for (const FaultKind kind : {FaultKind::fail, FaultKind::cut, FaultKind::end}) {
+      CAPTURE(at_sender);
+      CAPTURE(static_cast<int>(kind));
+      CHECK(failures_without_allocation<NoComp, ZeroPagesMultifd>(at_sender, kind) > 10);
+      CHECK(failures_without_allocation<Zlib, ZeroPagesLegacy>(at_sender, kind) > 10);
+    }
 }

@@ -375,11 +375,12 @@ TEST_CASE("finish(limit) returns at its limit whatever a hook does, and again wh
       const Watchdog watchdog("finish(limit) beside a hook that blocks");
       RamMap ram;
       REQUIRE(ram.add_elsewhere("pc.ram", 8 * page).has_value());
-      std::atomic<bool> inside = false, go_on = false;
+      std::atomic<bool> inside = false, go_on = false, over = false;
       const auto block = [&] {
         inside = true;
         inside.notify_all();
         go_on.wait(false);
+        over = true;
       };
       auto links = memory_links(2);
       const auto send = [&](unsigned channel, const RawStream& stream) {
@@ -427,6 +428,7 @@ TEST_CASE("finish(limit) returns at its limit whatever a hook does, and again wh
       go_on.notify_all();
       finished = rx->finish(no_hang);
       CHECK_MESSAGE(code_of(finished) == (fails ? code : std::error_code()), text(finished));
+      CHECK(over);  // what the hook uses may go now
     }
 }
 

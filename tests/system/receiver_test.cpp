@@ -56,6 +56,39 @@ TEST_CASE("open returns within the hello's time limit, also when only one of man
   CHECK(watch.elapsed() < no_hang);
 }
 
+TEST_CASE("stats() sees the bytes of a packet as they come, not when it is whole") {
+  const Watchdog watchdog("bytes of half a packet");
+  GuestRam target(128, std::byte{0});
+  Packet packet{.payload = Bytes(128 * page, std::byte{7})};
+  for (std::uint64_t i = 0; i < 128; ++i) packet.normal.push_back(i * page);
+  RawStream stream;
+  stream.hello(0).packet(packet).sync();
+  const std::span<const std::byte> bytes = stream.bytes();
+  for (const bool over_socket : {false, true}) {
+    CAPTURE(over_socket);
+    const auto run = [&](auto links) {
+      using T = std::decay_t<decltype(links.receiver[0])>;
+      REQUIRE(write_all(links.sender[0], bytes.first(100)).has_value());
+      auto rx = Receiver<T, NoComp>::open(target.map, std::move(links.receiver));
+      REQUIRE_MESSAGE(rx.has_value(), text(rx));
+      const std::size_t part = bytes.size() / 2;
+      REQUIRE(write_all(links.sender[0], bytes.subspan(100, part - 100)).has_value());
+      const Stopwatch watch;
+      while (rx->stats().channels[0].wire_bytes < part && watch.elapsed() < no_hang) std::this_thread::sleep_for(1ms);
+      CHECK(rx->stats().channels[0].wire_bytes == part);
+      CHECK(rx->stats().channels[0].packets == 0);
+      REQUIRE(write_all(links.sender[0], bytes.subspan(part)).has_value());
+      REQUIRE(links.sender[0].finish().has_value());
+      CHECK(rx->finish().has_value());
+      CHECK(rx->stats().channels[0].wire_bytes == bytes.size());
+    };
+    if (over_socket)
+      run(unix_links(1));
+    else
+      run(memory_links(1));
+  }
+}
+
 TEST_CASE("Over memory of unknown content zero pages are written, but only where they must be") {
   Rng rng(seed());
   GuestRam target(4, std::byte{0});

@@ -39,6 +39,7 @@ class PopulateAhead {
   ///
   /// Params: `map`: must outlive the object; its memory in this process, writable.
   /// Errors: ENOMEM.
+  /// Cost: one madvise() a block, and a byte for each 2 MiB of memory or less.
   [[nodiscard]] static Result<std::unique_ptr<PopulateAhead>> create(const RamMap& map) {
     std::unique_ptr<PopulateAhead> ahead(new (std::nothrow) PopulateAhead(map));
     if (!ahead || !ahead->allocate()) return fail_errno(Stage::setup, "allocate populate-ahead", ENOMEM);

@@ -25,7 +25,7 @@ class Counter {
 
 struct alignas(cache_line) ChannelCounters {
   Counter packets, syncs, normal_pages, zero_pages, payload_bytes, wire_bytes;
-  Counter moved_bytes;  ///< as each call of the transport moves them; wire_bytes counts whole packets
+  Counter moved_bytes;  ///< of a sender, as each call of the transport moves them; its wire_bytes count whole packets
   Counter idle_ns, check_ns, codec_ns, capped_ns, io_ns, cpu_ns;
 
   /// A number that changes while bytes move, be it ever so slowly.

@@ -2,7 +2,7 @@
 //
 // A receiver's answer, the only bytes that go from destination to source on a channel. Only senders of ours get one, if
 // they have announced that they read it (announcement.hpp); it comes once per channel, as the last bytes. The answer
-// says that everything has arrived, or why the receiver gives up.
+// says that everything has arrived, or why the receiver gives up: format/packets.md section 2.1.
 //
 //   off  size  field
 //     0     4  magic      "mfAW"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// Big-endian integers in byte buffers (format/README.md, conventions). No casts of packed structs: a load or store by
+// Big-endian integers in byte buffers, as all of the format has them (format/README.md section 1). No casts of packed structs: a load or store by
 // memcpy compiles to one instruction and has no alignment or aliasing trap.
 #pragma once
 

@@ -19,6 +19,7 @@ namespace multifd {
 class PageRuns {
  public:
   /// Params: `most_pages`: no more may be added between two clear(). Errors: ENOMEM.
+  /// Cost: 16 bytes a page, allocated here and not again.
   [[nodiscard]] static Result<PageRuns> create(std::size_t most_pages) noexcept {
     PageRuns runs;
     runs.runs_.reset(new (std::nothrow) iovec[most_pages]);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Which pages have arrived: one bit per page, set by all channels concurrently. A receiver keeps one for all pages and
-// one for pages that came as bytes, which decides whether a listed zero page is written (format/packets.md section
+// one for pages whose bytes have begun to come, which decides whether a listed zero page is written (format/packets.md section
 // 5.2).
 #pragma once
 

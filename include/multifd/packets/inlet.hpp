@@ -145,10 +145,11 @@ class Inlet {
     }
   }
 
-  /// Reads into the first `parts` entries of in_, at least `wanted` bytes unless the stream ends.
+  /// Reads into the first `parts` entries of in_, at least `wanted` bytes unless the stream ends. Bytes are counted as
+  /// they come, so that whoever watches stats() sees a slow peer move.
   [[nodiscard]] Result<std::size_t> read(std::size_t parts, std::size_t wanted) noexcept {
     return read_at_least(link_, std::span(in_.get(), parts), wanted,
-                         [this](std::size_t bytes) noexcept { counters_.moved_bytes.add(bytes); });
+                         [this](std::size_t bytes) noexcept { counters_.wire_bytes.add(bytes); });
   }
 
   [[nodiscard]] Result<void> read_hello() noexcept {
@@ -175,7 +176,6 @@ class Inlet {
     if (!hello) return std::unexpected(hello.error());
     if (auto admitted = shared_.hellos.admit(*hello); !admitted) return admitted;
     id_.store(hello->id, std::memory_order_relaxed);  // for stats(); the worker itself is the only other reader
-    counters_.wire_bytes.add(bytes.size());
     return {};
   }
 
@@ -192,7 +192,6 @@ class Inlet {
       const auto arrived = read(1, wanted);
       if (!arrived) return std::unexpected(arrived.error());
       ahead_ += *arrived;
-      counters_.wire_bytes.add(*arrived);
       if (ahead_ == 0) return false;
       if (*arrived < wanted) return fail(Errc::truncated_header, Stage::read, "packet header", ahead_);
     }
@@ -215,7 +214,6 @@ class Inlet {
       const auto arrived = read(1, wanted);
       if (!arrived) return std::unexpected(arrived.error());
       ahead_ += *arrived;
-      counters_.wire_bytes.add(*arrived);
       if (*arrived < wanted) return fail(Errc::truncated_header, Stage::read, "device-state header", ahead_);
     }
     const auto header = wire::parse_device_state_header(std::span<const std::byte, size>(header_.get(), size),
@@ -236,7 +234,6 @@ class Inlet {
       in_[0] = mutable_buffer(bytes.subspan(here));
       const auto arrived = read(1, bytes.size() - here);
       if (!arrived) return std::unexpected(arrived.error());
-      counters_.wire_bytes.add(*arrived);
       if (const std::size_t got = here + *arrived; got < bytes.size())
         return fail(Errc::truncated_payload, Stage::read, "device state", got);
     }
@@ -310,7 +307,6 @@ class Inlet {
     const auto arrived = read(parts, payload_bytes);
     clock_.lap(counters_.io_ns);
     if (!arrived) return std::unexpected(arrived.error());
-    counters_.wire_bytes.add(*arrived);
     if (*arrived < payload_bytes) return fail(Errc::truncated_payload, Stage::read, "payload", *arrived);
     ahead_ = *arrived - payload_bytes;
 

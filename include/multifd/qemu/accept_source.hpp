@@ -132,6 +132,7 @@ template <class A>
 ///   hello, another source's; cancelled; errno. Under TLS no hello can be seen ahead of its reader: a channel more than
 ///   expected is found only if it comes before the main connection.
 /// Threads: one for an acceptor.
+/// Cost: the acceptor's, for each connection, and an allocation for each that may be the source's.
 template <Acceptor A>
 [[nodiscard]] Result<SourceLinks<typename A::Link>> accept_source(A& acceptor, unsigned channels,
                                                                   const AcceptSourceOptions& options = {}) {
@@ -160,7 +161,8 @@ template <Acceptor A>
   return source;
 }
 
-/// The same for connections without TLS, with an acceptor of its own. Errors: the same, and those of PlainAcceptor::open().
+/// The same for connections without TLS, with an acceptor of its own. Errors, Cost: the same, and those of
+/// PlainAcceptor::open().
 [[nodiscard]] inline Result<SourceLinks<>> accept_source(Listener& listener, unsigned channels,
                                                          const AcceptSourceOptions& options = {}) {
   auto acceptor = PlainAcceptor::open(listener);

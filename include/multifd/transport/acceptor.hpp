@@ -76,7 +76,7 @@ concept HasPending = requires(const A& acceptor) {
 ///     descriptor is still open, and for further `events` of epoll (0: for none).
 ///   `pending()`: whether a connection is accepted that next() has not returned yet.
 /// Errors (stage accept): next(): timed_out at the deadline, cancelled, errno. After any of them next() may be called
-///   again, and no connection is lost by it.
+///   again, and no connection is lost by it but a TLS one for whose session there is no memory.
 /// Threads: one. Other threads may use the Listener meanwhile.
 /// Lifetime: the Listener must outlive the acceptor, whose destructor closes the connections that next() has not
 ///   returned. Connections that have been returned are the caller's.

@@ -163,7 +163,8 @@ class FdTransport {
     return in_time(Stage::read, "read", POLLIN, timeout, interrupt, [&] { return read_some(buffers); });
   }
 
-  /// As read_some(), but a socket waits until all buffers are full. Threads: one reading thread.
+  /// As read_some(), but a socket waits for more until all buffers are full, 0.26 s have passed with some bytes, the
+  /// stream ends, or a signal comes: read_at_least() calls it in a loop. Threads: one reading thread.
   [[nodiscard]] Result<std::size_t> read_full(MutableBuffers buffers) noexcept { return read(buffers, MSG_WAITALL); }
 
   /// Whether bytes can also come back: on sockets. Threads: any.
@@ -230,8 +231,11 @@ class FdTransport {
   void limit_calls() noexcept {
     const timeval often{.tv_sec = 0, .tv_usec = 260'000};  // in ticks of every kernel, and no program's choice
     for (const int option : {SO_RCVTIMEO, SO_SNDTIMEO}) {
-      if (limit_us(option) != 0 || ::setsockopt(fd_.get(), SOL_SOCKET, option, &often, sizeof often) != 0) continue;
-      own_limit_us_ = limit_us(option);
+      // A socket that was adopted before, by way of dup() or in another process, has it already.
+      const std::int64_t now = limit_us(option);
+      if (now != 0 && now != often.tv_usec) continue;
+      if (now == 0 && ::setsockopt(fd_.get(), SOL_SOCKET, option, &often, sizeof often) != 0) continue;
+      own_limit_us_ = often.tv_usec;
     }
   }
 

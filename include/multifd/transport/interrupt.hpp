@@ -22,7 +22,7 @@ namespace multifd {
 /// Threads: any; trigger() also in a signal handler. Lifetime: it has to outlive the waits that got it.
 class Interrupt {
  public:
-  /// Errors: the errno of eventfd(), when the process has no descriptors left.
+  /// Errors: the errno of eventfd(), when the process has no descriptors left. Cost: one descriptor.
   [[nodiscard]] static Result<Interrupt> create() noexcept {
     detail::UniqueFd fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (fd.get() < 0) return fail_errno(Stage::setup, "eventfd");

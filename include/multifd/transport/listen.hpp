@@ -183,8 +183,11 @@ class Listener {
   /// for connections that any_waiting() has looked at.
   int poll_handle() const noexcept { return queue_ ? queue_->poll_handle() : -1; }
 
-  /// Gives back a connection that accept() has returned: the next to accept gets it again. Threads: any thread.
-  void put_back(FdTransport link) noexcept { queue_->put_back(std::move(link)); }
+  /// Gives back a connection that accept() has returned: the next to accept gets it again. A Listener that was moved from
+  /// closes it. Threads: any thread.
+  void put_back(FdTransport link) noexcept {
+    if (queue_) queue_->put_back(std::move(link));
+  }
 
   /// SocketOptions::interrupt of this listener; may be null.
   const Interrupt* interrupt() const noexcept { return interrupt_; }

@@ -46,9 +46,8 @@ concept HasReadFull = requires(T& transport, MutableBuffers buffers) {
 /// Optional: a transport whose other end can answer, for Sender::finish() and for the receiver's reason when it gives
 /// up.
 ///   `is_two_way()` says whether this connection can (a pipe cannot).
-///   `write_now(buffers)`, `read_now(buffers)` are write_some() and read_some() that never wait: 0 also means that
-///   there
-///     is no room, or that nothing has arrived. Threads: as write_some() and read_some().
+///   `write_now(buffers)`, `read_now(buffers)` are write_some() and read_some() that never wait: 0 also means
+///     that there is no room, or that nothing has arrived. Threads: as write_some() and read_some().
 template <class T>
 concept HasAnswers = requires(const T& link, T& transport, ConstBuffers from, MutableBuffers to) {
   { link.is_two_way() } noexcept -> std::same_as<bool>;

@@ -413,6 +413,18 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("a socket that is adopted a second time has no time limit of the program's") {
+  FdPair pair = test::unix_pair();
+  FdTransport again = test::adopt(::dup(pair.second.native_handle()));
+  auto reading = std::async(std::launch::async, [&] { return read_byte(again); });
+  std::this_thread::sleep_for(400ms);  // longer than the limit that adopt() gives a socket
+  const char byte = 'x';
+  const iovec buffer{const_cast<char*>(&byte), 1};
+  REQUIRE(pair.first.write_some(std::span(&buffer, 1)).has_value());
+  const auto read = reading.get();
+  CHECK(read.has_value());
+}
+
 TEST_CASE("a receive time limit that the program set is a timeout and no endless wait") {
   FdPair pair = test::unix_pair();
   const timeval limit{.tv_sec = 0, .tv_usec = 20000};
