@@ -62,7 +62,14 @@ class IntoMemory::Sink {
 
     void begin(const ArrivingPages& pages) noexcept {
       // Zero pages first, as QEMU does (format/packets.md section 5.2).
-      for (const std::uint64_t offset : pages.zeros()) sink_->zero(pages.block, offset);
+      const std::span<const std::uint64_t> zeros = pages.zeros();
+      const std::size_t page_bytes = sink_->map_.page_bytes();
+      for (std::size_t first = 0; first < zeros.size();) {  // adjacent pages, which most are, in one step
+        std::size_t end = first + 1;
+        while (end < zeros.size() && zeros[end] == zeros[end - 1] + page_bytes) ++end;
+        sink_->zero(pages.block, zeros[first], end - first);
+        first = end;
+      }
       mark(sink_->touched_, pages);
       if (sink_->populate_ && pages.normal_pages > 0)
         sink_->populate_->note(pages.block, pages.normal().back(), pages.normal_pages);
@@ -120,7 +127,7 @@ class IntoMemory::Sink {
   /// Writes a zero page. Errors: Errc::offset_misaligned, offset_past_block: the offset may be the peer's.
   [[nodiscard]] Result<void> apply_zero(BlockId block, std::uint64_t offset) noexcept {
     if (auto page = map_.resolve(block, offset); !page) return std::unexpected(page.error());
-    zero(block, offset);
+    zero(block, offset, 1);
     return {};
   }
 
@@ -144,18 +151,19 @@ class IntoMemory::Sink {
  private:
   Sink(const RamMap& map, DestinationMemory destination) noexcept : map_(map), destination_(destination) {}
 
-  /// Makes a page zero, whose offset has been checked.
-  void zero(BlockId block, std::uint64_t offset) noexcept {
+  /// Makes adjacent pages zero, whose offsets have been checked.
+  void zero(BlockId block, std::uint64_t offset, std::size_t pages) noexcept {
+    const std::size_t page_bytes = map_.page_bytes();
+    std::byte* page = map_.block(block).host.data() + offset;
     // Where no bytes have come, fresh memory is still zero, and a read would make a hole of a file resident.
-    if (destination_ == DestinationMemory::unknown || touched_.test(block, offset)) {
-      std::byte* const page = map_.block(block).host.data() + offset;
-      const std::size_t page_bytes = map_.page_bytes();
-      if (!buffer_is_zero(page, page_bytes)) {  // reading is cheaper than dirtying, on memory and on files
-        std::memset(page, 0, page_bytes);
-        zeros_written_.fetch_add(1, std::memory_order_relaxed);
-      }
+    const bool untouched = destination_ == DestinationMemory::zeroed && !touched_.any(block, offset, pages);
+    for (std::size_t i = 0; i < pages && !untouched; ++i, page += page_bytes) {
+      if (destination_ == DestinationMemory::zeroed && !touched_.test(block, offset + i * page_bytes)) continue;
+      if (buffer_is_zero(page, page_bytes)) continue;  // reading is cheaper than dirtying, on memory and on files
+      std::memset(page, 0, page_bytes);
+      zeros_written_.fetch_add(1, std::memory_order_relaxed);
     }
-    received_.set(block, offset, 1);  // last: who sees the mark finds the zeros
+    received_.set(block, offset, pages);  // last: who sees the mark finds the zeros
   }
 
   const RamMap& map_;

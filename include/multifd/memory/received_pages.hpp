@@ -48,15 +48,18 @@ class ReceivedPages {
 
   /// Marks `pages` adjacent pages.
   void set(BlockId block, std::uint64_t offset, std::size_t pages) noexcept {
-    Word* const words = blocks_[index(block)].words.get();
-    std::uint64_t page = offset / page_bytes_;
-    for (const std::uint64_t end = page + pages; page < end;) {
-      const std::uint64_t shift = page % 64;
-      const std::uint64_t count = std::min(64 - shift, end - page);
+    each_word(block, offset, pages, [](Word& word, std::uint64_t bits) {
       // The pages' content comes before their marks: meets test().
-      words[page / 64].fetch_or(~std::uint64_t{0} >> (64 - count) << shift, std::memory_order_release);
-      page += count;
-    }
+      word.fetch_or(bits, std::memory_order_release);
+      return false;
+    });
+  }
+
+  /// Whether any of `pages` adjacent pages has been marked.
+  bool any(BlockId block, std::uint64_t offset, std::size_t pages) const noexcept {
+    return each_word(block, offset, pages, [](const Word& word, std::uint64_t bits) {
+      return (word.load(std::memory_order_acquire) & bits) != 0;  // meets set()
+    });
   }
 
   /// Whether a page has been marked. What is no page of the map has not.
@@ -69,6 +72,21 @@ class ReceivedPages {
 
  private:
   using Word = std::atomic<std::uint64_t>;
+
+  /// Calls `visit(word, bits)` for the words of adjacent pages, until it returns true. Returns whether it did.
+  template <class Visit>
+  bool each_word(BlockId block, std::uint64_t offset, std::size_t pages, Visit&& visit) const noexcept {
+    Word* const words = blocks_[index(block)].words.get();
+    std::uint64_t page = offset / page_bytes_;
+    for (const std::uint64_t end = page + pages; page < end;) {
+      const std::uint64_t shift = page % 64;
+      const std::uint64_t count = std::min(64 - shift, end - page);
+      if (visit(words[page / 64], ~std::uint64_t{0} >> (64 - count) << shift)) return true;
+      page += count;
+    }
+    return false;
+  }
+
   struct OfBlock {
     std::unique_ptr<Word[]> words;
     std::uint64_t pages;

@@ -118,3 +118,23 @@ TEST_CASE("Of several threads that mark the same pages, exactly one is first at 
       if (!pages->test(id, page * 1024)) FAIL("page ", page, " was lost");
   }
 }
+
+TEST_CASE("any() finds a mark in a range, and none beside it") {
+  RamMap map;
+  const auto block = map.add_elsewhere("pc.ram", 200 * 4096);
+  REQUIRE(block.has_value());
+  for (const std::uint64_t marked : {0u, 1u, 63u, 64u, 127u, 128u, 199u}) {
+    CAPTURE(marked);
+    auto pages = ReceivedPages::create(map);
+    REQUIRE(pages.has_value());
+    CHECK_FALSE(pages->any(*block, 0, 200));
+    pages->set(*block, marked * 4096, 1);
+    for (std::uint64_t first = 0; first < 200; ++first)
+      for (const std::uint64_t count : {1u, 2u, 63u, 64u, 65u, 130u}) {
+        if (first + count > 200) continue;
+        const bool inside = first <= marked && marked < first + count;
+        if (pages->any(*block, first * 4096, count) != inside) FAIL("first ", first, ", count ", count);
+      }
+    CHECK_FALSE(pages->any(*block, marked * 4096, 0));
+  }
+}
