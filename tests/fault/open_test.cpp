@@ -344,13 +344,7 @@ TEST_CASE("A channel that gets no memory for device state says which channel and
   Guest guest;
   auto links = memory_links(1, 1 << 16);
   RawStream stream;
-  Bytes packet(276 + 100);
-  put(packet, 0, 0x11223344, 4);
-  put(packet, 4, 1, 4);
-  put(packet, 8, 0x40, 4);
-  packet[12] = std::byte{'v'};
-  put(packet, 272, 100, 4);
-  stream.hello(0).packet({.zero = {0}}).raw(packet);
+  stream.hello(0).packet({.zero = {0}}).device_state(100, 100);
   REQUIRE(write_all(links.sender[0], std::span<const std::byte>(stream.bytes())).has_value());
   std::unique_ptr<FailAllocation> short_of_memory;  // in force in the thread that makes it
   auto rx = Receiver<MemoryTransport, NoComp>::open(

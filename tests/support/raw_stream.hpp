@@ -93,6 +93,17 @@ class RawStream {
   /// As every sender since QEMU 9.0 writes it.
   RawStream& sync() { return packet({.flags = 1, .pages_alloc = 0, .idstr = ""}); }
 
+  /// A device-state packet whose header says `said` bytes, with `sent` zero bytes behind it.
+  RawStream& device_state(std::uint64_t said, std::size_t sent) {
+    Bytes bytes(276 + sent);
+    put(bytes, 0, 0x11223344, 4);
+    put(bytes, 4, 1, 4);
+    put(bytes, 8, 0x40, 4);
+    bytes[12] = std::byte{'v'};
+    put(bytes, 272, said, 4);
+    return raw(bytes);
+  }
+
   RawStream& raw(std::span<const std::byte> bytes) {
     append(bytes_, bytes);
     return *this;

@@ -135,16 +135,6 @@ constexpr auto short_pause = slow_limit / 10;
 constexpr int pauses = 14;
 constexpr std::size_t trickle = 16 * 1024;
 
-Bytes device_state_packet(std::size_t size) {
-  Bytes packet(276 + size);
-  put(packet, 0, 0x11223344, 4);
-  put(packet, 4, 1, 4);
-  put(packet, 8, 0x40, 4);
-  packet[12] = std::byte{'v'};
-  put(packet, 272, size, 4);
-  return packet;
-}
-
 enum class What { pages, device_state };
 
 /// A sender whose peer takes what is one packet a little at a time. Returns its outcome.
@@ -183,7 +173,7 @@ std::string receive_slowly(Links<T> links, What what) {
   for (std::uint64_t i = 0; i < 128; ++i) pages.normal.push_back(i * page);
   RawStream stream;
   stream.hello(0);
-  what == What::pages ? stream.packet(pages) : stream.raw(device_state_packet(1 << 20));
+  what == What::pages ? stream.packet(pages) : stream.device_state(1 << 20, 1 << 20);
   stream.sync();
   std::jthread peer([&] {
     std::span<const std::byte> rest = stream.bytes();
@@ -389,15 +379,7 @@ TEST_CASE("finish(limit) returns at its limit whatever a hook does, and again wh
       RawStream stream;
       stream.hello(0);
       if (hook == Hook::packet) stream.packet({.normal = {0}, .payload = Bytes(page)});
-      if (hook == Hook::device_state) {
-        Bytes packet(276 + 100);
-        put(packet, 0, 0x11223344, 4);
-        put(packet, 4, 1, 4);
-        put(packet, 8, 0x40, 4);
-        packet[12] = std::byte{'v'};
-        put(packet, 272, 100, 4);
-        stream.raw(packet);
-      }
+      if (hook == Hook::device_state) stream.device_state(100, 100);
       send(0, stream.sync());
       send(1, fails ? RawStream().hello(1) : RawStream().hello(1).sync());
       auto rx = Receiver<MemoryTransport, NoComp, IntoHook>::open(

@@ -58,16 +58,6 @@ std::int64_t bound(const RamMap& map) {
   return static_cast<std::int64_t>(channels * channel + 64 * 1024 + map.total_bytes() / page / 8);
 }
 
-Bytes device_state(std::uint64_t said, std::size_t sent) {
-  Bytes packet(276 + sent);
-  put(packet, 0, 0x11223344, 4);
-  put(packet, 4, 1, 4);
-  put(packet, 8, 0x40, 4);
-  packet[12] = std::byte{'v'};
-  put(packet, 272, said, 4);
-  return packet;
-}
-
 struct Attack {
   const char* what;
   Bytes stream;  ///< after the hello
@@ -89,13 +79,13 @@ std::vector<Attack> attacks(unsigned id) {
          {.flags = C::method, .normal = {offset}, .payload = Bytes(1 << 20, std::byte{0xa7})});
   packet("offset of 2^64 - 1", {.flags = C::method, .normal = {~std::uint64_t{0}}, .payload = Bytes(page)});
   packet("SYNC of 2^32 - 1 pages", {.flags = 1, .pages_alloc = most, .next_packet_size = most});
-  all.push_back({"device state of 4 GiB", device_state(most, 0)});
-  all.push_back({"device state of the limit + 1", device_state(device_limit + 1, 0)});
+  all.push_back({"device state of 4 GiB", RawStream().device_state(most, 0).bytes()});
+  all.push_back({"device state of the limit + 1", RawStream().device_state(device_limit + 1, 0).bytes()});
   {
     // Each one larger than the one before: what was there for it is of no use.
     RawStream growing;
     for (const std::size_t bytes : {device_limit / 2, device_limit - 4096, device_limit - 1, device_limit})
-      growing.raw(device_state(bytes, bytes));
+      growing.device_state(bytes, bytes);
     all.push_back({"device state that grows to the limit", growing.bytes()});
   }
   if constexpr (std::is_same_v<C, Zstd>) {

@@ -273,13 +273,7 @@ TEST_CASE("The error counts the packets before the bad one") {
 TEST_CASE("A device-state packet is refused although it is shorter than a RAM header") {
   Target target;
   RawStream stream;
-  Bytes packet(276 + 4);
-  put(packet, 0, 0x11223344, 4);
-  put(packet, 4, 1, 4);
-  put(packet, 8, 0x40, 4);
-  packet[12] = std::byte{'v'};
-  put(packet, 272, 4, 4);
-  stream.hello(1).sync().raw(packet);
+  stream.hello(1).sync().device_state(4, 4);
   // Channel 0 meets the SYNC, so that channel 1 gets to its device state.
   const auto outcome =
       feed<NoComp>(target.map, {RawStream().hello(0).sync().bytes(), stream.bytes()}, Then::silence, options<NoComp>());
