@@ -50,25 +50,22 @@ class IntoMemory::Sink {
       const std::size_t page_bytes = map.page_bytes();
       for (std::size_t first = 0; first < pages.offsets.size();) {  // adjacent pages, which most are, in one step
         const std::size_t last = first < pages.normal_pages ? pages.normal_pages : pages.offsets.size();
-        std::size_t end = first + 1;
-        while (end < last && pages.offsets[end] == pages.offsets[end - 1] + page_bytes) ++end;
-        const auto run = map.resolve(pages.block, pages.offsets[first], end - first);
+        const std::size_t count = adjacent_pages(pages.offsets.subspan(first, last - first), page_bytes);
+        const auto run = map.resolve(pages.block, pages.offsets[first], count);
         if (!run) return std::unexpected(run.error());
         if (first < pages.normal_pages) runs.add(run->data(), run->size());
-        first = end;
+        first += count;
       }
       return {};
     }
 
     void begin(const ArrivingPages& pages) noexcept {
       // Zero pages first, as QEMU does (format/packets.md section 5.2).
-      const std::span<const std::uint64_t> zeros = pages.zeros();
-      const std::size_t page_bytes = sink_->map_.page_bytes();
-      for (std::size_t first = 0; first < zeros.size();) {  // adjacent pages, which most are, in one step
-        std::size_t end = first + 1;
-        while (end < zeros.size() && zeros[end] == zeros[end - 1] + page_bytes) ++end;
-        sink_->zero(pages.block, zeros[first], end - first);
-        first = end;
+      std::span<const std::uint64_t> zeros = pages.zeros();
+      while (!zeros.empty()) {
+        const std::size_t count = adjacent_pages(zeros, sink_->map_.page_bytes());
+        sink_->zero(pages.block, zeros.front(), count);
+        zeros = zeros.subspan(count);
       }
       mark(sink_->touched_, pages);
       if (sink_->populate_ && pages.normal_pages > 0)

@@ -4,6 +4,7 @@
 // on both sides.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -14,6 +15,13 @@
 #include "multifd/result.hpp"
 
 namespace multifd {
+
+/// How many of the first offsets are those of pages that lie next to each other; 0 of none.
+inline std::size_t adjacent_pages(std::span<const std::uint64_t> offsets, std::size_t page_bytes) noexcept {
+  std::size_t count = std::min<std::size_t>(offsets.size(), 1);
+  while (count > 0 && count < offsets.size() && offsets[count] == offsets[count - 1] + page_bytes) ++count;
+  return count;
+}
 
 /// A preallocated array of runs, in the order the pages were added. Threads: one at a time; a channel has its own.
 class PageRuns {

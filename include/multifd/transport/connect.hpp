@@ -110,6 +110,16 @@ namespace detail {
   return link;
 }
 
+/// An empty list with room for `channels` links. Errors: ENOMEM.
+[[nodiscard]] inline Result<std::vector<FdTransport>> room_for_links(unsigned channels, Stage stage,
+                                                                     const char* op) noexcept {
+  return catch_bad_alloc(stage, op, [&]() -> Result<std::vector<FdTransport>> {
+    std::vector<FdTransport> links;
+    links.reserve(channels);
+    return links;
+  });
+}
+
 }  // namespace detail
 
 /// Connects to an address; of a name's addresses, to the first that answers.
@@ -133,20 +143,15 @@ namespace detail {
     return fail(Errc::bad_channel_count, Stage::connect, "connect", channels);
   }
   const detail::Clock::time_point deadline = deadline_after(as_timeout(options.connect_timeout));
-  auto room = catch_bad_alloc(Stage::connect, "connect", [&]() -> Result<std::vector<FdTransport>> {
-    std::vector<FdTransport> empty;
-    empty.reserve(channels);
-    return empty;
-  });
-  if (!room) return room;
-  std::vector<FdTransport> links = std::move(*room);
+  auto links = detail::room_for_links(channels, Stage::connect, "connect");
+  if (!links) return links;
   for (unsigned id = 0; id < channels; ++id) {
     Result<FdTransport> link = detail::connect_until(address, deadline, options);
     if (!link) {
       link.error().channel = id;
       return std::unexpected(link.error());
     }
-    links.push_back(std::move(*link));
+    links->push_back(std::move(*link));
   }
   return links;
 }

@@ -131,23 +131,18 @@ class Listener {
       return std::unexpected(checked.error());
     }
     const detail::Clock::time_point deadline = deadline_after(as_timeout(timeout));
-    auto room = catch_bad_alloc(Stage::accept, "accept", [&]() -> Result<std::vector<FdTransport>> {
-      std::vector<FdTransport> empty;
-      empty.reserve(channels);
-      return empty;
-    });
-    if (!room) return room;
-    std::vector<FdTransport> links = std::move(*room);
-    while (links.size() < channels) {
+    auto links = detail::room_for_links(channels, Stage::accept, "accept");
+    if (!links) return links;
+    while (links->size() < channels) {
       Result<FdTransport> link = accept_until(deadline, interrupt);
       if (!link) {
-        link.error().detail = links.size();
+        link.error().detail = links->size();
         link.error().expected = channels;
         if (link.error().code == Errc::timed_out)
           link.error().op = "fewer channels came than expected: do both sides use the same number?";
         return std::unexpected(link.error());
       }
-      links.push_back(std::move(*link));
+      links->push_back(std::move(*link));
     }
     return links;
   }
