@@ -6,7 +6,6 @@
 
 # GLOBAL: an imported target is otherwise unknown to the directory that did add_subdirectory(multifd).
 find_package(Threads REQUIRED GLOBAL)
-find_package(Boost 1.74 REQUIRED GLOBAL) # headers only: Boost.Lockfree
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(libxxhash REQUIRED IMPORTED_TARGET GLOBAL libxxhash)
 pkg_check_modules(libisal QUIET IMPORTED_TARGET GLOBAL libisal)
@@ -71,7 +70,7 @@ if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set_source_files_properties("${PROJECT_SOURCE_DIR}/include/multifd/zero/detail/x86.hpp" PROPERTIES LANGUAGE NONE)
 endif()
 
-multifd_component(core HEADERS ${multifd_core_headers} LINKS Threads::Threads Boost::headers PkgConfig::libxxhash)
+multifd_component(core HEADERS ${multifd_core_headers} LINKS Threads::Threads PkgConfig::libxxhash)
 set(multifd_components core)
 
 if(MULTIFD_WITH_ZLIB)

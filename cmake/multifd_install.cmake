@@ -38,8 +38,7 @@ install(
   DESTINATION "${package_dir}"
 )
 
-# pkg-config knows no components: multifd.pc is everything this build offers. Boost has no .pc file; its headers
-# are expected where the compiler looks.
+# pkg-config knows no components: multifd.pc is everything this build offers.
 set(multifd_pc_requires libxxhash)
 if(MULTIFD_WITH_ZLIB)
   list(APPEND multifd_pc_requires zlib)

@@ -52,7 +52,7 @@ zstd.h                       compress/zstd.hpp
 zstd_errors.h                compress/zstd.hpp
 xxhash.h                     memory/page_digest.hpp
 gnutls/                      transport/tls_credentials.hpp transport/detail/tls_error.hpp transport/detail/tls_session.hpp transport/detail/tls_socket.hpp
-boost/                       engine/batch_handoff.hpp
+boost/                       -
 doctest                      -
 multifd/multifd.hpp          -
 multifd/compress/zlib.hpp    -

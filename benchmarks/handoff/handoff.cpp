@@ -94,6 +94,16 @@ PageBatch* put(H& handoff, PageBatch* batch) {
   }
 }
 
+// A batch of the shared ring belongs to no channel.
+template <class H>
+void give_back(H& handoff, unsigned channel, PageBatch* batch) {
+  if constexpr (requires { handoff.give_back(batch); }) {
+    handoff.give_back(batch);
+  } else {
+    handoff.give_back(channel, batch);
+  }
+}
+
 struct Result {
   double seconds = 0;
   double switches = 0;
@@ -119,7 +129,7 @@ Result run(unsigned workers, std::uint64_t work_us, bool slow, std::uint64_t bat
         if (turns != 0) Spin::turns(turns);
         if (slow && c == 0) std::this_thread::sleep_for(std::chrono::microseconds(9 * work_us));
         ++taken;
-        handoff.give_back(c, work.batch);
+        give_back(handoff, c, work.batch);
       }
       result.taken[c] = taken;
     });

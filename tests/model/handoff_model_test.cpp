@@ -62,7 +62,7 @@ struct Shared {
         case Work::Kind::batch:
           expect(work.batch->size() == 1, "a batch with its page");
           check(c, work);
-          handoff->give_back(c, work.batch);
+          handoff->give_back(work.batch);
           break;
         case Work::Kind::close_epoch:
           expect(work.epoch == synced[c], "SYNCs one by one");
@@ -168,7 +168,7 @@ TEST_CASE("A batch leaves after push_out(), whatever the workers are about to do
           for (;;) {
             const Work work = shared->handoff->take(c);
             if (work.kind != Work::Kind::batch) return;
-            shared->handoff->give_back(c, work.batch);
+            shared->handoff->give_back(work.batch);
             left->store(1);
             left->notify_all();
           }
@@ -198,7 +198,7 @@ TEST_CASE("An epoch that is closed gets its SYNCs, although nothing comes after 
           for (;;) {
             const Work work = shared->handoff->take(c);
             if (work.kind == Work::Kind::stopped) return;
-            if (work.kind == Work::Kind::batch) shared->handoff->give_back(c, work.batch);
+            if (work.kind == Work::Kind::batch) shared->handoff->give_back(work.batch);
             if (work.kind != Work::Kind::close_epoch) continue;
             syncs->fetch_add(1);
             syncs->notify_all();

@@ -13,7 +13,6 @@
 #include <array>
 #include <atomic>
 #include <bit>
-#include <boost/lockfree/spsc_queue.hpp>
 #include <charconv>
 #include <chrono>
 #include <condition_variable>

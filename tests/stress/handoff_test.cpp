@@ -78,7 +78,7 @@ struct Recorder {
         random_delay(random);
         // Still the same after the delay: nobody writes to a batch that a worker holds.
         intact = intact && pages[0] == entry.serial;
-        handoff.give_back(channel, work.batch);
+        handoff.give_back(work.batch);
       }
       log.push_back(entry);
       if (work.kind == Work::Kind::end || work.kind == Work::Kind::stopped) return;
@@ -204,7 +204,7 @@ TEST_CASE("A batch put and its epoch closed while the worker polls: the batch st
           ++syncs;
         } else {
           if (work.epoch != syncs) ++late;
-          handoff->give_back(c, work.batch);
+          handoff->give_back(work.batch);
         }
         done.fetch_add(1, std::memory_order_relaxed);
       }
@@ -248,7 +248,7 @@ TEST_CASE("A throttled channel stalls neither the others nor close_epoch()") {
             if (work.kind != Work::Kind::batch) continue;
             if (c == 0 && holds_a_batch) hold.wait();
             ++(c == 0 ? taken_by_held : taken_by_others);
-            handoff->give_back(c, work.batch);
+            handoff->give_back(work.batch);
           }
         });
       }
@@ -292,7 +292,7 @@ TEST_CASE("More busy workers than cores: everything gets through, also when thos
         for (const auto end = std::chrono::steady_clock::now() + 50us; std::chrono::steady_clock::now() < end;) {
         }
         ++taken;
-        handoff->give_back(c, work.batch);
+        handoff->give_back(work.batch);
       }
     });
   }
@@ -331,7 +331,7 @@ TEST_CASE("A single channel that moves is enough, however many do not") {
             if (work.kind == Work::Kind::end) return;
             if (work.kind != Work::Kind::batch) continue;
             ++taken[c];
-            handoff->give_back(c, work.batch);
+            handoff->give_back(work.batch);
           }
         });
       }
@@ -411,7 +411,7 @@ TEST_CASE("A batch for which no worker was woken is taken after push_out()") {
     for (;;) {
       const Work work = handoff->take(0);
       if (work.kind != Work::Kind::batch) return;
-      handoff->give_back(0, work.batch);
+      handoff->give_back(work.batch);
       taken.release();
     }
   });
@@ -459,7 +459,7 @@ TEST_CASE("Nothing is allocated after create(), however long the run") {
         const Work work = handoff->take(c);
         if (work.kind == Work::Kind::end) break;
         if (work.kind != Work::Kind::batch) continue;
-        handoff->give_back(c, work.batch);
+        handoff->give_back(work.batch);
         taken.fetch_add(1, std::memory_order_relaxed);
       }
       end.wait();  // a thread's own end may allocate

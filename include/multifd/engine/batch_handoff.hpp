@@ -3,7 +3,7 @@
 // How batches pass from the producer to the channels' workers and back.
 //
 //   producer --> one shared ring of full batches --> whichever worker is free       put() swaps a full batch
-//            <-- a ring of empty ones per worker <--                                for an empty one
+//            <-- one shared stack of empty ones <--                                 for an empty one
 //
 // A slow channel therefore holds one batch and delays no other channel. A SYNC takes no place in the ring. Epochs are
 // numbered: every batch carries its epoch's number, and close_epoch() raises the count of closed epochs. A worker
@@ -21,7 +21,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <boost/lockfree/spsc_queue.hpp>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -56,10 +55,9 @@ struct Work {
 
 /// Hand-off between one producer and N workers.
 ///
-/// Threads: put(), close_epoch(), push_out(), end() by the producer; take(c), give_back(c) by worker c; stop() by
-///   any.
+/// Threads: put(), close_epoch(), push_out(), end() by the producer; take(c), give_back() by workers; stop() by any.
 /// Progress: put() blocks when every channel is full; take() blocks when there is nothing to do; no other call blocks.
-/// Cost: nothing is allocated after create(); two ring operations a batch; a system call only to wake a sleeper.
+/// Cost: nothing is allocated after create(); one ring and one stack operation a batch; a system call only to wake a sleeper.
 class BatchHandoff {
  public:
   static constexpr unsigned max_depth = 16;
@@ -115,16 +113,16 @@ class BatchHandoff {
     full->epoch = closed_.load(std::memory_order_relaxed);
     ring_.push(full, full->epoch);
     if (ring_.backlog() >= 2) wake_if_worth_it();
-    if (free_count_ == 0 && !collect()) {
+    if (free_ == nullptr && !collect()) {
       spin(producer_spin, [&] { return has_returned() && collect(); });
-      for (bool slept = false; free_count_ == 0; slept = true) {
+      for (bool slept = false; free_ == nullptr; slept = true) {
         if (stopped_.load(std::memory_order_acquire)) return nullptr;  // meets stop()
         if (!slept) waited();
         if (!sleep_until_room()) check();
         if (collect()) waited();
       }
     }
-    return free_[--free_count_];
+    return std::exchange(free_, free_->next);
   }
 
   /// Ends the current epoch; returns its number. The caller has put() all batches of it.
@@ -181,10 +179,13 @@ class BatchHandoff {
   }
 
   /// Returns a batch that take() gave, to be filled again.
-  void give_back(unsigned channel, PageBatch* batch) noexcept {
+  void give_back(PageBatch* batch) noexcept {
     batch->clear();
-    const bool fits = channels_[channel].empty.push(batch);
-    MULTIFD_ASSERT(fits);  // the ring has room for every batch there is
+    // Only collect() takes batches off, and then all of them, so a head that is unchanged still heads the same stack.
+    batch->next = returned_stack_.load(std::memory_order_relaxed);
+    while (!returned_stack_.compare_exchange_weak(batch->next, batch, std::memory_order_release,  // meets collect()
+                                                  std::memory_order_relaxed)) {
+    }
     // seq_cst: the return is counted before the check whether the producer sleeps (Dekker, with sleep_until_room()).
     const std::uint32_t returned = returned_.fetch_add(1, std::memory_order_seq_cst) + 1;
     if (producer_sleeping_.load(std::memory_order_seq_cst) &&
@@ -204,14 +205,11 @@ class BatchHandoff {
   /// How long the producer polls for a returned batch before it sleeps. Short: the workers that it waits for want its
   /// core.
   static constexpr std::chrono::nanoseconds producer_spin{3'000};
-  static constexpr std::size_t max_batches = std::size_t{max_depth} * max_channels + 1;
 
+  /// Used by its worker alone.
   struct alignas(cache_line) Channel {
-    /// Empty batches on their way to the producer. Most of this array stays untouched address space until it is needed.
-    boost::lockfree::spsc_queue<PageBatch*, boost::lockfree::capacity<max_batches>> empty;
-    // Used by the worker alone.
-    alignas(cache_line) std::uint64_t synced = 0;  ///< epochs whose SYNC this worker was told to write
-    bool searching = false;                        ///< this worker is counted in searching_
+    std::uint64_t synced = 0;  ///< epochs whose SYNC this worker was told to write
+    bool searching = false;    ///< this worker is counted in searching_
     CoreDemand::Probe probe;
   };
 
@@ -226,12 +224,11 @@ class BatchHandoff {
     const std::size_t count = batch_count();
     channels_.reset(new (std::nothrow) Channel[channel_count_]);
     batches_.reset(new (std::nothrow) PageBatch[count]);
-    free_.reset(new (std::nothrow) PageBatch*[count]);
     slots_.reset(new (std::nothrow) std::uint64_t[count * batch_pages]);
-    if (!channels_ || !batches_ || !free_ || !slots_) return false;
+    if (!channels_ || !batches_ || !slots_) return false;
     for (std::size_t i = 0; i < count; ++i)
       batches_[i] = PageBatch(std::span(slots_.get() + i * batch_pages, batch_pages));
-    for (std::size_t i = count; i > 1; --i) free_[free_count_++] = &batches_[i - 1];
+    for (std::size_t i = count; i > 1; --i) batches_[i - 1].next = std::exchange(free_, &batches_[i - 1]);
     return true;
   }
 
@@ -321,14 +318,12 @@ class BatchHandoff {
     sleepers_.wake(sleeper);
   }
 
-  /// Collects all batches that the workers gave back. Returns whether any batch is free.
+  /// Collects all batches that the workers gave back; the producer has none. Returns whether any batch is free.
   bool collect() noexcept {
-    for (unsigned i = 0; i < channel_count_; ++i) {
-      const std::size_t count = channels_[i].empty.pop(free_.get() + free_count_, batch_count() - free_count_);
-      collected_ += static_cast<std::uint32_t>(count);
-      free_count_ += count;
-    }
-    return free_count_ != 0;
+    // As it is: the batch that came back last, which is still in cache, is filled first.
+    free_ = returned_stack_.exchange(nullptr, std::memory_order_acquire);  // meets give_back()
+    for (const PageBatch* batch = free_; batch != nullptr; batch = batch->next) ++collected_;
+    return free_ != nullptr;
   }
 
   /// Whether a returned batch waits to be collected. A worker counts a batch after it gave the batch back, so the
@@ -373,8 +368,7 @@ class BatchHandoff {
   std::unique_ptr<std::uint64_t[]> slots_;
 
   // Used by the producer alone.
-  std::unique_ptr<PageBatch*[]> free_;  ///< a stack: the batch that came back last is still in cache
-  std::size_t free_count_ = 0;
+  PageBatch* free_ = nullptr;  ///< linked by PageBatch::next
   std::uint32_t collected_ = 0;
 
   SharedRing ring_;
@@ -384,7 +378,8 @@ class BatchHandoff {
   std::atomic<std::uint32_t> searching_{0};  ///< workers awake without a batch
   Sleepers sleepers_;
   CoreDemand demand_;
-  alignas(cache_line) std::atomic<std::uint32_t> returned_{0};
+  alignas(cache_line) std::atomic<PageBatch*> returned_stack_{nullptr};  ///< linked by PageBatch::next
+  std::atomic<std::uint32_t> returned_{0};                               ///< batches given back since the start
   std::atomic<std::uint32_t> wake_at_{0};
   std::atomic<bool> producer_sleeping_{false};
   Signal producer_signal_;

@@ -89,7 +89,7 @@ class SendWorker {
       switch (work.kind) {
         case Work::Kind::batch: {
           auto sent = send(*work.batch);
-          shared_.handoff->give_back(channel_, work.batch);
+          shared_.handoff->give_back(work.batch);
           if (!sent) return sent;
           break;
         }

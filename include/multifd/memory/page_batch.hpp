@@ -38,6 +38,7 @@ class PageBatch {
   std::size_t known_zeros = 0;  ///< how many of the last offsets are zero pages
   PageBuffer copies;            ///< with FromCopies: the bytes of the other pages, in the order of their offsets
   Message message{};            ///< instead of pages
+  PageBatch* next = nullptr;    ///< the hand-off's: links batches that are empty
 
   /// `slots`: offsets of all pages that fit, memory owned by the hand-off that made the batch.
   explicit PageBatch(std::span<std::uint64_t> slots = {}) noexcept : slots_(slots) {}

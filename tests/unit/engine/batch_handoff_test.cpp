@@ -43,7 +43,7 @@ void check_batch(BatchHandoff& handoff, unsigned channel, std::uint64_t page, st
   CHECK(work.batch->epoch == epoch);
   REQUIRE(work.batch->size() == 1);
   CHECK(work.batch->offsets()[0] == page);
-  handoff.give_back(channel, work.batch);
+  handoff.give_back(work.batch);
 }
 
 void check_sync(BatchHandoff& handoff, unsigned channel, std::uint64_t epoch) {
@@ -111,7 +111,7 @@ TEST_CASE("allocate_copies gives every batch a buffer of its own, which stays wi
       REQUIRE(work.kind == Work::Kind::batch);
       const std::byte* const buffer = work.batch->copies.data();
       CHECK(buffers.erase(buffer) == 1);
-      handoff->give_back(channel, work.batch);
+      handoff->give_back(work.batch);
       CHECK(work.batch->copies.data() == buffer);
     }
   CHECK(buffers.size() == 1);  // the one that is being filled
@@ -215,7 +215,7 @@ TEST_CASE("A batch that comes back is empty, and is the next that put() gives") 
   batch = put_page(*handoff, batch, 2);
   const Work work = handoff->take(0);
   REQUIRE(work.kind == Work::Kind::batch);
-  handoff->give_back(0, work.batch);
+  handoff->give_back(work.batch);
   PageBatch* next = put_page(*handoff, batch, 3);
   CHECK(next == work.batch);
   CHECK(next->empty());
@@ -258,7 +258,7 @@ TEST_CASE("put() without a wait does not report one, and a wait is reported befo
     reports_when_started = reports;
     worker = std::jthread([&] {
       const Work work = handoff->take(0);
-      handoff->give_back(0, work.batch);
+      handoff->give_back(work.batch);
     });
   });
   CHECK(batch != nullptr);
