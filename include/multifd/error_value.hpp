@@ -29,6 +29,13 @@ class Subject {
   static constexpr std::size_t most = 63;
 
   constexpr Subject() noexcept = default;
+  // A call, not 64 bytes moved inline at each of the places that hand an error on: a fifth of a stack's machine code.
+  [[gnu::cold, gnu::noinline]] constexpr Subject(const Subject& other) noexcept { *this = other; }
+  [[gnu::cold, gnu::noinline]] constexpr Subject& operator=(const Subject& other) noexcept {
+    std::copy_n(other.text_, most, text_);
+    length_ = other.length_;
+    return *this;
+  }
   // Implicit: `.subject = block.idstr` is how it is written.
   template <class Name>
     requires std::convertible_to<const Name&, std::string_view>
@@ -52,7 +59,7 @@ class Subject {
   unsigned char length_ = 0;
 };
 
-/// One error with its place. Trivially copyable; `op` is static text.
+/// One error with its place. Copying it allocates nothing; `op` is static text.
 struct Error {
   std::error_code code;                ///< Errc, or errno in std::system_category()
   Stage stage = Stage::none;           ///< where in the work

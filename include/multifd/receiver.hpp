@@ -108,9 +108,8 @@ class Receiver {
   [[nodiscard]] Result<void> finish() noexcept {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
-    const auto finished = s.finish(
-        as_timeout(s.options.progress_timeout), [&s] { return s.poll(); },
-        "no byte from any channel for progress_timeout");
+    const auto finished = s.finish(as_timeout(s.options.progress_timeout), LimitOf::standstill,
+                                   "no byte from any channel for progress_timeout");
     if (!finished && finished.error().code == Errc::timed_out) return std::unexpected(s.first_error(finished.error()));
     return finished;
   }
@@ -123,7 +122,7 @@ class Receiver {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
     if (auto good = check_time_limit("Receiver::finish", limit, Stage::close); !good) return good;
-    return s.finish(limit, [&s] { return s.poll(), std::uint64_t{0}; }, "a channel goes on behind finish()'s limit");
+    return s.finish(limit, LimitOf::call, "a channel goes on behind finish()'s limit");
   }
 
   /// Says that the last epoch is over (Barrier::manual): from here on no packet changes memory, so that the pages can be
@@ -158,11 +157,11 @@ class Receiver {
     const auto s = visit();
     ReceiverStats stats;
     for (const auto& channel : s->crew) {
-      stats.channels.push_back(channel->stats());
+      const ChannelStats one = channel->stats();
+      stats.channels.insert(std::ranges::upper_bound(stats.channels, one.id, {}, &ChannelStats::id), one);
       stats.pages_verified += channel->pages_verified();
     }
     if constexpr (std::same_as<Into, IntoMemory>) stats.zeros_written = s->sink->zeros_written();
-    std::ranges::sort(stats.channels, {}, &ChannelStats::id);
     stats.epochs = s->shared.barrier->epochs();
     return stats;
   }
@@ -214,6 +213,9 @@ class Receiver {
   Receiver& operator=(Receiver&&) noexcept = default;
 
  private:
+  /// What a limit of finish() counts: time in which nothing moves, or the time of the call.
+  enum class LimitOf : std::uint8_t { standstill, call };
+
   struct State {
     using Inlet = packets::Inlet<T, C, Into>;
 
@@ -262,10 +264,12 @@ class Receiver {
       return shared.map.contains(block) ? Result<void>{} : fail(Errc::bad_range, Stage::parse, "block", index(block));
     }
 
-    template <class Progress>
-    [[nodiscard]] Result<void> finish(std::chrono::milliseconds limit, const Progress& progress,
-                                      const char* late) noexcept {
+    [[nodiscard]] Result<void> finish(std::chrono::milliseconds limit, LimitOf what, const char* late) noexcept {
       ProgressWatch watch(limit, 0);
+      const auto progress = [&] {
+        const std::uint64_t moved = poll();
+        return what == LimitOf::standstill ? moved : 0;
+      };
       const auto failed = [&] {
         // A hook may hold a worker; the destructor waits for that.
         if (limit.count() == 0 ? crew.over() : crew.wait_until_over(watch, progress)) join();

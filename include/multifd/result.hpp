@@ -18,14 +18,16 @@ template <class T>
 using Result = std::expected<T, Error>;
 
 /// Makes the failure arm of a Result from one of our codes. `op` must be static text.
-[[nodiscard]] inline std::unexpected<Error> fail(Errc code, Stage stage, const char* op = "", std::uint64_t detail = 0,
-                                                 std::uint64_t expected = 0, const Subject& subject = {}) noexcept {
+[[nodiscard, gnu::cold, gnu::noinline]] inline std::unexpected<Error> fail(  //
+    Errc code, Stage stage, const char* op = "", std::uint64_t detail = 0, std::uint64_t expected = 0,
+    const Subject& subject = {}) noexcept {
   return std::unexpected(
       Error{.code = code, .stage = stage, .op = op, .detail = detail, .expected = expected, .subject = subject});
 }
 
 /// Makes the failure arm of a Result from an errno (by default the current one).
-[[nodiscard]] inline std::unexpected<Error> fail_errno(Stage stage, const char* op, int value = errno) noexcept {
+[[nodiscard, gnu::cold, gnu::noinline]] inline std::unexpected<Error> fail_errno(Stage stage, const char* op,
+                                                                                 int value = errno) noexcept {
   return std::unexpected(Error{.code = std::error_code(value, std::system_category()), .stage = stage, .op = op});
 }
 

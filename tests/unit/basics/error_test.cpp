@@ -26,7 +26,7 @@ std::error_code from_errno(int value) { return {value, std::system_category()}; 
 }  // namespace
 
 // Workers copy errors across threads and into a slot that is written once: no allocation may hide in one.
-static_assert(std::is_trivially_copyable_v<Error>);
+static_assert(std::is_nothrow_copy_constructible_v<Error> && std::is_trivially_destructible_v<Error>);
 
 TEST_CASE("Every Errc has a text of its own") {
   std::set<std::string> texts;
