@@ -28,9 +28,12 @@ def disconnect(end):
 
 
 class Connection:
+    most = float("inf")  # bytes from the source, after which no more pass
+
     def __init__(self, near, far):
         self.near, self.far = near, far
         self.passed = 0  # bytes from the source
+        self._ended = threading.Event()
         self.threads = [threading.Thread(target=self._pump, args=ends, daemon=True)
                         for ends in ((near, far), (far, near))]
         for thread in self.threads:
@@ -42,12 +45,15 @@ class Connection:
                 sink.sendall(data)
                 if source is self.near:
                     self.passed += len(data)
+                    if self.passed > self.most:
+                        self._ended.wait(60)
             sink.shutdown(socket.SHUT_WR)
             return
         self.cut()  # an error on one side is one on the other
 
     def cut(self, reset=True):
         """Ends both directions: by a reset (TCP; unix sockets know none), or as a program that closes its socket."""
+        self._ended.set()
         for end in (self.near, self.far):
             with contextlib.suppress(OSError):
                 if reset and end.family == socket.AF_INET:

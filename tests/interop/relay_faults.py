@@ -29,7 +29,7 @@ import cases
 import lab
 from lab import MIB, PAGE, Qemu, compare, mixed_pages
 from processes import LabError, Process, Program, wait_for
-from proxy import Proxy, parse_address
+from proxy import Connection, Proxy, parse_address
 from qmp import Qmp
 
 RAM_MIB = 16
@@ -478,6 +478,12 @@ def noise(file):
     file.write(os.urandom((RAM_MIB - 1) * MIB))
 
 
+class BeginningOnly(Connection):
+    """A channel that passes no more than its beginning. So a migration is in its middle until it is lost, however busy the
+    machine is; a cap at the source does not hold it there, because QEMU lifts the cap for the last round."""
+    most = 256 * 1024
+
+
 def run_loss(stage):
     case, how = stage.case, stage.case["how"]
     uuids = {role: "3f9d2c1e-8f0b-4c53-9b1a-5c7e6d2a1b4%d" % (how == "uuid" and role == "source")
@@ -487,12 +493,14 @@ def run_loss(stage):
                              ram_mib=2 * RAM_MIB if how == "size" else RAM_MIB)
     destination.configure(channels=2, compression="zlib" if how == "compression" else "none", return_path=True)
     destination.listen("tcp:127.0.0.1:0")
-    source.configure(channels=2, return_path=True, max_bandwidth=MIB)  # so that it is in the middle for long, also on a busy machine
-    proxy = stage.stack.enter_context(Proxy("tcp:127.0.0.1:0", destination.listening_on()))
+    source.configure(channels=2, return_path=True, max_bandwidth=MIB)
+    lost = how in ("killed", "main-cut", "channel-cut")
+    proxy = stage.stack.enter_context(Proxy("tcp:127.0.0.1:0", destination.listening_on(),
+                                            BeginningOnly if lost else Connection))
     relay = stage.relay(proxy.address, "--timeout", 5)
     source.migrate(relay.address)
-    if how in ("killed", "main-cut", "channel-cut"):
-        wait_for("pages on a channel", 20, lambda: any(one.passed > 256 * 1024 for one in proxy.connections[1:]))
+    if lost:
+        wait_for("pages on a channel", 20, lambda: any(one.passed > one.most for one in proxy.connections[1:]))
         if how == "killed":
             destination.kill()
         else:
