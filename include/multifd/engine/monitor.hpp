@@ -4,6 +4,7 @@
 // for once an epoch or more seldom; the hand-off, where a batch counts, has none.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
@@ -14,6 +15,10 @@ namespace multifd::engine {
 class Monitor {
  public:
   using Lock = std::unique_lock<std::mutex>;
+
+  /// No wait relies on a notification alone: under load glibc's condition variables can lose one (its bug 25847, in
+  /// Debian 12), and a wait without a limit would last for ever.
+  static constexpr std::chrono::milliseconds longest_wait{250};
 
   /// Holds the monitor: for whoever reads or changes what it guards.
   Lock lock() const noexcept { return Lock(mutex_); }
@@ -34,12 +39,17 @@ class Monitor {
   /// Waits until `ready()` or stop(). Called with the monitor held, which `ready()` may take as given.
   template <class Ready>
   void wait(Lock& held, Ready&& ready) const noexcept {
-    changed_.wait(held, [&] { return stopped_ || ready(); });
+    wait(held, longest_wait, ready, [] { return true; });
   }
   /// The same until a time; false when that has come first.
   template <class Ready, class Clock, class Duration>
   bool wait_until(Lock& held, std::chrono::time_point<Clock, Duration> until, Ready&& ready) const noexcept {
-    return changed_.wait_until(held, until, [&] { return stopped_ || ready(); });
+    const auto done = [&] { return stopped_ || ready(); };
+    for (;;) {
+      const auto next = std::min<std::chrono::time_point<Clock, Duration>>(until, Clock::now() + longest_wait);
+      if (changed_.wait_until(held, next, done)) return true;
+      if (next == until) return false;
+    }
   }
   /// The same, with `go_on()` called every `slice`, not held, so that it may call stop(). False when go_on() returned
   /// false and nothing has changed.

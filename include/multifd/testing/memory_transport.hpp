@@ -17,6 +17,7 @@
 
 #include "multifd/buffers.hpp"
 #include "multifd/config.hpp"
+#include "multifd/engine/monitor.hpp"
 #include "multifd/result.hpp"
 #include "multifd/transport/policy.hpp"
 
@@ -40,7 +41,9 @@ class MemoryPipe {
     if (total_bytes(buffers) == 0) return std::size_t{0};
     std::unique_lock lock(mutex_);
     if (wait == Wait::no && cut_ == Cut::none && !finished_ && used_ == ring_.size()) return std::size_t{0};
-    writable_.wait(lock, [&] { return cut_ != Cut::none || finished_ || used_ < ring_.size(); });
+    const auto writable = [&] { return cut_ != Cut::none || finished_ || used_ < ring_.size(); };
+    while (!writable_.wait_for(lock, engine::Monitor::longest_wait, writable)) {
+    }
     if (cut_ != Cut::none) return broken(Stage::write, "write", Cut::by_writer);
     if (finished_) return fail(Errc::already_closed, Stage::write, "write");
     limit = std::min(limit, ring_.size() - used_);
@@ -59,7 +62,9 @@ class MemoryPipe {
     if (total_bytes(buffers) == 0) return std::size_t{0};
     std::unique_lock lock(mutex_);
     if (wait == Wait::no && cut_ == Cut::none && !finished_ && used_ == 0) return std::size_t{0};
-    readable_.wait(lock, [&] { return cut_ != Cut::none || finished_ || used_ > 0; });
+    const auto readable = [&] { return cut_ != Cut::none || finished_ || used_ > 0; };
+    while (!readable_.wait_for(lock, engine::Monitor::longest_wait, readable)) {
+    }
     if (cut_ != Cut::none) return broken(Stage::read, "read", Cut::by_reader);
     limit = std::min(limit, used_);  // 0 here: finished, and all of it was read
     std::size_t done = 0;
