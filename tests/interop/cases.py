@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 
 from lab import SKIPPED, VERSIONS, find_qemu
-from processes import Folder, LabError
+from processes import Folder, GuestStoodStill, LabError
 
 
 def name_of(case):
@@ -144,15 +144,19 @@ def run(tool, options, cases, group_of, run_group, versions_of=lambda case: (cas
 
 
 def timed(report, case, action):
-    """Runs action() as this case; whether it passed. What it returns is printed."""
+    """Runs action() as this case; whether it passed. What it returns is printed. A case whose guest got no time to write
+    is run again."""
     began = time.monotonic()
-    try:
-        detail = action() or ""
-    except LabError as error:
-        report.add(case, "FAIL", str(error), time.monotonic() - began)
-        return False
-    report.add(case, "ok", detail, time.monotonic() - began)
-    return True
+    for tries_left in reversed(range(5)):
+        try:
+            detail = action() or ""
+        except LabError as error:
+            if tries_left and isinstance(error, GuestStoodStill):
+                continue
+            report.add(case, "FAIL", str(error), time.monotonic() - began)
+            return False
+        report.add(case, "ok", detail, time.monotonic() - began)
+        return True
 
 
 @contextlib.contextmanager

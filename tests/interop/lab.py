@@ -27,7 +27,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes import Folder, LabError, Process, wait_for
+from processes import Folder, GuestStoodStill, LabError, Process, wait_for
 from qmp import Qmp
 
 HERE = Path(__file__).resolve().parent
@@ -263,7 +263,7 @@ class Qemu(Process):
         self.qmp.call("migrate-set-parameters", downtime_limit=10000)
         info = self.wait_migration("completed", limit)
         if pages_sent_again(info) <= 0:
-            raise LabError(f"{self.name}: the guest wrote nothing while it migrated")
+            raise GuestStoodStill(f"{self.name}: the guest wrote nothing while it migrated")
         return info
 
     def stop(self):

@@ -16,6 +16,10 @@ class LabError(Exception):
     """A QEMU or a program did not do what it was asked for."""
 
 
+class GuestStoodStill(LabError):
+    """A busy machine gave no time to a guest that was to write while it migrated. Says nothing of what is tested."""
+
+
 def wait_for(what, limit, condition, every=0.01):
     """The first true value of condition(), or LabError naming `what` after `limit` seconds."""
     end = time.monotonic() + limit
