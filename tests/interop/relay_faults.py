@@ -493,7 +493,7 @@ def run_loss(stage):
                              ram_mib=2 * RAM_MIB if how == "size" else RAM_MIB)
     destination.configure(channels=2, compression="zlib" if how == "compression" else "none", return_path=True)
     destination.listen("tcp:127.0.0.1:0")
-    source.configure(channels=2, return_path=True, max_bandwidth=MIB)
+    source.configure(channels=2, return_path=True, max_bandwidth=MIB)  # the source is at work when a destination refuses
     lost = how in ("killed", "main-cut", "channel-cut")
     proxy = stage.stack.enter_context(Proxy("tcp:127.0.0.1:0", destination.listening_on(),
                                             BeginningOnly if lost else Connection))

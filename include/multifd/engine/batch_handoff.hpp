@@ -57,7 +57,8 @@ struct Work {
 ///
 /// Threads: put(), close_epoch(), push_out(), end() by the producer; take(c), give_back() by workers; stop() by any.
 /// Progress: put() blocks when every channel is full; take() blocks when there is nothing to do; no other call blocks.
-/// Cost: nothing is allocated after create(); one ring and one stack operation a batch; a system call only to wake a sleeper.
+/// Cost: nothing is allocated after create(); one ring and one stack operation a batch; a system call only to wake a
+///   sleeper.
 class BatchHandoff {
  public:
   static constexpr unsigned max_depth = 16;
