@@ -212,12 +212,15 @@ struct BadSink {
         auto thread = Thread::start(*sink, hook, {.role = "bad", .channel = 0});
         REQUIRE(thread.has_value());
         sink->thread_ = std::move(*thread);
+        // The contract sees a thread by its hook, which has run before run().
+        while (!sink->runs_.load()) std::this_thread::sleep_for(1ms);
       }
       return sink;
     }
     ~Sink() { end_.store(true, std::memory_order_relaxed); }
     void stop() noexcept {}
     void run() noexcept {
+      runs_.store(true);
       while (!end_.load(std::memory_order_relaxed)) std::this_thread::sleep_for(1ms);
     }
 
@@ -225,6 +228,7 @@ struct BadSink {
     const RamMap& map_;
     Collected* const collected_;
     PageBuffer buffer_;
+    std::atomic<bool> runs_{false};
     std::atomic<bool> end_{false};
     Thread thread_{};
   };
