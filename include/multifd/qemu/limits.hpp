@@ -24,9 +24,9 @@ struct MainStreamLimits {
   /// Whether the messages of an own source are taken (format/extension.md section 19). Default: off, and they are refused
   /// as unknown commands. A destination that sets this answers a source's question (Commands::answer()).
   bool extension = false;
-  /// Of one device's state, and of the VM description's text, from an own source. They come in pieces and take no memory.
+  /// Of one device's state from an own source. The state comes in pieces and takes no memory.
   std::uint64_t max_section_bytes = std::uint64_t{1} << 40;
-  std::uint32_t max_description_bytes = 16 * 1024 * 1024;
+  std::uint32_t max_description_bytes = 16 * 1024 * 1024;  ///< of an own source; in pieces, too
 };
 
 /// The longest configuration section within `limits`, and one byte to know that it ends there.

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -25,7 +24,9 @@ namespace multifd::qemu {
     std::vector<BlockInfo> blocks;
     blocks.reserve(ram.blocks().size());
     for (const RamBlock& block : ram.blocks()) blocks.push_back({.idstr = block.idstr, .used_length = block.bytes});
-    std::ranges::stable_sort(blocks, std::greater{}, &BlockInfo::used_length);
+    std::ranges::sort(blocks, [](const BlockInfo& a, const BlockInfo& b) {
+      return a.used_length != b.used_length ? a.used_length > b.used_length : a.idstr < b.idstr;
+    });
     return blocks;
   });
 }
