@@ -3,9 +3,9 @@
 
     python3 tests/format/written.py build/dev/tests/play_source
 
-Plays a destination by the text alone, for a source that is made of the library (tests/support/play_source.cpp): once as a
-QEMU answers, once as an own destination does. Then decodes what came with the decoders of vectors.py, and compares the
-memory that the streams of the migration leave behind.
+Plays a destination by the text alone, for a source that is made of the library (tests/support/play_source.cpp): once as
+a QEMU answers, once as an own destination does. Then decodes what came with the decoders of vectors.py, and compares
+the memory that the streams of the migration leave behind.
 """
 
 import socket

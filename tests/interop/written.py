@@ -3,9 +3,10 @@
 
     python3 tests/interop/written.py build/dev/tests/play_source [--qemu 10.0]
 
-Each QEMU waits with -S; play_source (tests/support/play_source.cpp) is its source, with the same machine type and block
-list, pages of a pattern and no device's state. The QEMU must take every byte, say SHUT(0), and have the pattern in every
-block. Asked whether it is ours, it must answer as a QEMU does, and the source must show it nothing that it does not know.
+Each QEMU waits with -S; play_source (tests/support/play_source.cpp) is its source, with the same machine type and
+block list, pages of a pattern and no device's state. The QEMU must take every byte, say SHUT(0), and have the pattern
+in every block. Asked whether it is ours, it must answer as a QEMU does, and the source must show it nothing that it
+does not know.
 """
 
 import argparse

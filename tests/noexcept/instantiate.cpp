@@ -17,6 +17,7 @@
 #include "multifd/qemu/main_stream.hpp"
 #include "multifd/qemu/main_stream_reader.hpp"
 #include "multifd/qemu/main_stream_writer.hpp"
+#include "multifd/qemu/peer_handshake.hpp"
 #include "multifd/qemu/ram_blocks.hpp"
 #include "multifd/qemu/ram_records.hpp"
 #include "multifd/qemu/return_path.hpp"
@@ -149,6 +150,14 @@ Result<void> hear_everything(std::span<const std::byte> stream, std::span<std::b
 }
 
 // What the two ends of this library say beyond QEMU's stream.
+Result<wire::FeatureList> shake_hands(FdTransport& link, const wire::PeerSettings& settings) {
+  qemu::MainStreamWriter<FdTransport> writer(link);
+  qemu::ReturnPathReader<FdTransport> reader(link);
+  if (auto asked = qemu::ask_peer(writer, reader); !asked) return std::unexpected(asked.error());
+  wire::PeerFailure theirs;
+  return qemu::await_accepted(reader, settings, theirs);
+}
+
 Result<void> say_everything(const RamMap& ram, std::span<const std::byte> data, std::span<const std::byte> memory) {
   const auto message = wire::parse_extension(data, wire::Towards::destination);
   if (!message) return std::unexpected(message.error());

@@ -5,9 +5,9 @@
 //
 //   play_source ADDRESS MACHINE PEER CHANNELS NAME=PAGES...
 //
-// PEER "multifd" asks whether the destination is ours, and shows the extension when it is. Page i of block b (from 0) is
-// zero where i % 3 is 0, else 1024 times the little-endian word (b + 1) << 24 | i. What it hears goes to stdout, a line
-// each.
+// PEER "multifd" asks whether the destination is ours, and shows the extension when it is. Page i of block b (from 0)
+// is zero where i % 3 is 0, else 1024 times the little-endian word (b + 1) << 24 | i. What it hears goes to stdout, a
+// line each.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

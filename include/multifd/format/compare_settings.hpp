@@ -85,8 +85,8 @@ template <class T>
   return compare_setting("setting: uuid", sources.uuid, own.uuid, Errc::uuid_mismatch);
 }
 
-/// Compares the features of two sides: each that one of them needs must be the other's, too. Used by both sides, each with
-/// its own list second.
+/// Compares the features of two sides: each that one of them needs must be the other's, too. Used by both sides, each
+/// with its own list second.
 ///
 /// Errors (stage hello; subject: the feature's name): Errc::unknown_feature (the peer needs it), missing_feature (this
 ///   side needs it).
@@ -99,6 +99,14 @@ template <class T>
     if (feature.needed && !peers.has(feature.name))
       return fail(Errc::missing_feature, Stage::hello, "features", 0, 0, feature.name);
   return {};
+}
+
+/// The features that both sides have, and so are used. Returns entries of `own`. Threads: any.
+inline FeatureList common_features(const FeatureList& peers, const FeatureList& own) noexcept {
+  FeatureList common;
+  for (const Feature& feature : own.all())
+    if (peers.has(feature.name)) common.add(feature);
+  return common;
 }
 
 }  // namespace multifd::wire

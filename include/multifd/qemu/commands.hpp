@@ -7,7 +7,7 @@
 //     0     1  0x08
 //     1     2  command  4 to 10 (postcopy, COLO), unknown ones; 0x6d66 where nobody has asked for the extension
 //     3     2  length   other than the command's
-//     5     n  data     ADVISE: another page size than this side's; extension: a message that is malformed or out of order
+//     5     n  data     ADVISE: another page size than this side's; extension: a message malformed or out of order
 #pragma once
 
 #include <cstdint>
@@ -37,8 +37,8 @@ class Commands {
   bool larger_pages() const noexcept { return larger_pages_; }
   /// The newest version of the extension that the source understands; none: it has not asked, or it is a QEMU.
   std::optional<std::uint8_t> asked() const noexcept { return asked_; }
-  /// The value of the PONG that answers a PING: its own, or, where the extension is taken and the source asks for it, this
-  /// side's version.
+  /// The value of the PONG that answers a PING: its own, or, where the extension is taken and the source asks for it,
+  /// this side's version.
   std::uint32_t answer(std::uint32_t ping) const noexcept {
     const bool asks = limits_.extension && return_path_open_ && wire::version_in_ping(ping).has_value();
     return asks ? wire::extension_pong() : ping;
@@ -93,7 +93,8 @@ class Commands {
 
   // ---- What an own source's sections must be, for DeviceSections
 
-  /// The size that a SECTION_SIZE has announced for the section that comes now. Errors: Errc::unexpected_extension_message.
+  /// The size that a SECTION_SIZE has announced for the section that comes now.
+  /// Errors: Errc::unexpected_extension_message.
   [[nodiscard]] Result<std::uint64_t> take_section_size(detail::Cursor& in, std::string_view device) noexcept {
     if (!section_size_) return in.refuse(Errc::unexpected_extension_message, "section without SECTION_SIZE", 0, device);
     ++sections_;

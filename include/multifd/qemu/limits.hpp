@@ -21,8 +21,8 @@ struct MainStreamLimits {
   std::uint64_t max_ram_bytes = std::uint64_t{1} << 44;  ///< of all blocks together
   std::size_t max_machine_type_bytes = 256;              ///< at most 4096
   std::size_t max_capabilities = 32;                     ///< that change the stream; at most 64
-  /// Whether the messages of an own source are taken (format/extension.md section 19). Default: off, and they are refused
-  /// as unknown commands. A destination that sets this answers a source's question (Commands::answer()).
+  /// Whether the messages of an own source are taken (format/extension.md section 19). Default: off, and they are
+  /// refused as unknown commands. A destination that sets this answers a source's question (Commands::answer()).
   bool extension = false;
   /// Of one device's state from an own source. The state comes in pieces and takes no memory.
   std::uint64_t max_section_bytes = std::uint64_t{1} << 40;

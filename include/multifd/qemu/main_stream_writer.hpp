@@ -196,8 +196,8 @@ class MainStreamWriter {
 
   // ---- To an own peer, which has answered the question (format/extension.md section 19)
 
-  /// Asks whether the destination is ours. Wait for the PONG: wire::version_in_pong(). All channels must be connected, or
-  /// a QEMU does not answer.
+  /// Asks whether the destination is ours; ask_peer() waits for the answer as well. All channels must be connected, or a
+  /// QEMU does not answer.
   [[nodiscard]] Result<void> ask() noexcept { return ping(wire::extension_ping()); }
 
   /// Announces the source's settings, ahead of RAM's START. ACCEPTED, or FAILED, comes when START was read.

@@ -90,7 +90,8 @@ class ReturnPathParser {
   /// Takes the next whole message; none if bytes are missing for it.
   ///
   /// Errors (stage parse, sticky, detail: the refused value): Errc::unknown_return_message, bad_return_length,
-  ///   postcopy_refused; bad_extension_message, unexpected_extension_message (subject: its name). Cost: no allocation. Wire: format/main_stream.md section 9.8.
+  ///   postcopy_refused; bad_extension_message, unexpected_extension_message (subject: its name). Cost: no allocation.
+  ///   Wire: format/main_stream.md section 9.8, format/extension.md section 19.2.
   [[nodiscard]] Result<std::optional<ReturnMessage>> next() noexcept {
     drop_last_message();
     if (error_) return std::unexpected(*error_);
@@ -163,7 +164,7 @@ class ReturnPathParser {
         case Kind::failed: return last_ != Kind::failed;
         case Kind::accepted: return !last_;
         case Kind::user_data: return last_ && last_ != Kind::failed;
-        case Kind::epoch_whole: return last_ == Kind::accepted && message->number >= next_epoch_;
+        case Kind::epoch_whole: return last_ == Kind::accepted && (!epoch_ || message->number > *epoch_);
         case Kind::loaded: return last_ == Kind::accepted;
         case Kind::running: return last_ == Kind::loaded;
         default: return false;  // those for a destination, which the parser of messages has refused
@@ -173,7 +174,7 @@ class ReturnPathParser {
       return fail(Errc::unexpected_extension_message, Stage::parse, "return path",
                   static_cast<std::uint64_t>(message->kind), 0, wire::extension_name(message->kind));
     if (message->kind == Kind::epoch_whole)
-      next_epoch_ = message->number + 1;
+      epoch_ = message->number;
     else if (message->kind != Kind::user_data)
       last_ = message->kind;
     return message;
@@ -186,7 +187,7 @@ class ReturnPathParser {
   bool shut_ = false;
   bool extension_ = false;
   std::optional<wire::ExtensionKind> last_;  ///< the last message that has a place in the order
-  std::uint64_t next_epoch_ = 0;             ///< the least number that an EPOCH_WHOLE may have
+  std::optional<std::uint64_t> epoch_;       ///< of the last EPOCH_WHOLE
   std::optional<Error> error_;
 };
 

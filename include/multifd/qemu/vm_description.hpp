@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// A small VMDESCRIPTION (format/main_stream.md section 9.10) for a VMM that has none: the devices by name, each with its
-// state as one buffer, so that a tool that knows only QEMU's stream finds every section's end.
+// A small VMDESCRIPTION (format/main_stream.md section 9.10) for a VMM that has none: the devices by name, each with
+// its state as one buffer, so that a tool that knows only QEMU's stream finds every section's end.
 //
 //   {"page_size": 4096, "devices": [
 //     {"name": "timer", "instance_id": 0, "vmsd_name": "timer", "version": 2,
