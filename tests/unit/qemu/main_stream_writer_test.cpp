@@ -165,6 +165,44 @@ TEST_CASE("The configuration has its subsections in QEMU's order, and a list wit
   CHECK(outcome.count("block ram#0 1024") == 1);
 }
 
+TEST_CASE("From the header to RAM's START, and at RAM's END, our stream is what QEMU 10.0 wrote, byte for byte") {
+  const std::string_view tables = "/rom@etc/acpi/tables", loader = "/rom@etc/table-loader", rsdp = "/rom@etc/acpi/rsdp";
+  std::array<BlockInfo, 6> blocks{
+      BlockInfo{.idstr = "ram0", .used_length = 0x200000},  BlockInfo{.idstr = tables, .used_length = 0x20000},
+      BlockInfo{.idstr = "pc.rom", .used_length = 0x20000}, BlockInfo{.idstr = "pc.bios", .used_length = 0x10000},
+      BlockInfo{.idstr = loader, .used_length = 0x1000},    BlockInfo{.idstr = rsdp, .used_length = 0x1000}};
+  const auto start = [&](Writer& writer, const StreamConfiguration& configuration) {
+    need(writer.begin_stream(configuration));
+    need(writer.open_return_path());
+    need(writer.ping(1));
+    need(writer.start_ram(blocks));
+    need(writer.end_epoch());
+    need(writer.end_section());
+  };
+  StreamStyle style = style_of("pc-q35-10.0");
+  CHECK(written(style, [&](Writer& writer) { start(writer, {.machine_type = "pc-q35-10.0"}); }) ==
+        test::format_vector("main_stream.md", "main_start_per_round"));
+  CHECK(written(style, [&](Writer& writer) {
+          need(writer.switchover_start());
+          need(writer.begin_end());
+          need(writer.end_epoch());
+          need(writer.end_section());
+        }) == test::format_vector("main_stream.md", "ram_end"));
+  CHECK(written(style, [&](Writer& writer) { need(writer.end_stream(*VmDescription().text())); }) ==
+        test::format_vector("main_stream.md", "main_end"));
+  // With both subsections of x86, and a gpa behind every block. That source was without multifd, so without a FLUSH.
+  style.gpa = true;
+  style.sync_style = SyncStyle::per_section;
+  blocks[2].gpa = 0xc0000;
+  blocks[3].gpa = 0xffff0000;
+  const std::array<std::string_view, 1> capabilities{"x-ignore-shared"};
+  Uuid uuid;
+  for (std::size_t i = 0; i < uuid.size(); ++i) uuid[i] = static_cast<std::byte>(0x11 * i);
+  CHECK(written(style, [&](Writer& writer) {
+          start(writer, {.machine_type = "pc-q35-10.0", .capabilities = capabilities, .uuid = uuid});
+        }) == test::format_vector("main_stream.md", "main_start_ignore_shared"));
+}
+
 TEST_CASE("What a stream cannot say is refused before a byte of it is written") {
   auto [near, far] = testing::memory_transport_pair(1 << 16);
   Writer writer(near);
