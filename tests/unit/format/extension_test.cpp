@@ -179,7 +179,7 @@ TEST_CASE("PAGE_DIGESTS is taken apart, and compared with the memory page by pag
     put(bytes, 0, 2, 7);
     put32(bytes, 2, 3);
     put64(bytes, 6, offset);
-    for (std::size_t i = 0; i < pages && offset + (i + 1) * page <= memory.size(); ++i)
+    for (std::size_t i = 0; i < pages && offset < memory.size() && offset + (i + 1) * page <= memory.size(); ++i)
       put64(bytes, 14 + 8 * i, multifd::digest_of(std::span(memory).subspan(offset + i * page, page)));
     return bytes;
   };
