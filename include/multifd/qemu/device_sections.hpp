@@ -40,7 +40,10 @@ class DeviceSections {
       case Place::state:
         if (left_ > 0) return parse_piece(in, out, ElementKind::device_state);
         return parse_footer(in, out);
-      case Place::end: return parse_behind_end(in, out);
+      case Place::end:
+        if (auto begun = begin_description(in); !begun || *begun != Parsed::whole) return begun;
+        [[fallthrough]];
+      case Place::length: return parse_length(in, out);
       case Place::description:
         if (left_ > 0) return parse_piece(in, out, ElementKind::description);
         break;
@@ -56,7 +59,13 @@ class DeviceSections {
   }
 
  private:
-  enum class Place : std::uint8_t { element, state, end, description };
+  enum class Place : std::uint8_t {
+    element,      ///< a section, a command, or the end mark comes next
+    state,        ///< in a device's state, or ahead of its footer
+    end,          ///< right behind the end mark
+    length,       ///< a description has begun
+    description,  ///< in its text, or behind it
+  };
 
   [[nodiscard]] Result<Parsed> parse_element(detail::Cursor& in, Element& out, Commands& commands) noexcept {
     if (!in.has(1)) return Parsed::more;
@@ -101,10 +110,16 @@ class DeviceSections {
     return Parsed::whole;
   }
 
-  [[nodiscard]] Result<Parsed> parse_behind_end(detail::Cursor& in, Element& out) noexcept {
+  /// Sees that nothing but a description follows the end mark. Takes no byte: one of its header is no end any more.
+  [[nodiscard]] Result<Parsed> begin_description(detail::Cursor& in) noexcept {
     if (!in.has(1)) return Parsed::more;
     if (const auto type = in.peek(); type != element_vm_description)
       return in.refuse(Errc::unexpected_element, "element type behind the end mark", type);
+    place_ = Place::length;
+    return Parsed::whole;
+  }
+
+  [[nodiscard]] Result<Parsed> parse_length(detail::Cursor& in, Element& out) noexcept {
     if (!in.has(5)) return Parsed::more;
     in.u8();
     const auto length = in.be<std::uint32_t>();

@@ -115,8 +115,7 @@ std::string own_destination(FdTransport& link, const wire::PeerSettings& own, co
   if (done) return "";
   const std::string text = describe(done.error());
   REQUIRE(answers.failed(done.error(), text).has_value());
-  REQUIRE(answers.shut(1).has_value());
-  // The source has what it needs; it shuts the connection.
+  static_cast<void>(answers.shut(1));  // the source may have gone already: it has what it needs
   return text;
 }
 
