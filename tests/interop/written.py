@@ -16,6 +16,7 @@ import sys
 from lab import PAGE, PEERS, SKIPPED, VERSIONS, Folder, LabError, Qemu, find_qemu
 
 MACHINES = {"7.2": ("pc-i440fx-7.2",), "10.0": ("pc-q35-10.0", "pc-q35-9.0", "pc-i440fx-7.2"), "11.1": ("pc-q35-11.1",)}
+RAM_MIB = 16
 LIMIT = 120  # seconds for everything; no measure
 
 
@@ -30,30 +31,48 @@ def peer_of(version, machine):
     return "qemu-7.2" if machine.endswith("-7.2") else PEERS[version] if not machine.endswith("-9.0") else "qemu-9.0"
 
 
-def case(program, folder, version, machine, peer, channels):
-    with Qemu(folder, version, machine, incoming=True, ram_mib=16) as destination:
-        blocks = destination.blocks()
+def block_list(folder, version, machine):
+    """{name: bytes} as a QEMU of that kind has it. An incoming one has no content by which 7.2's could be found."""
+    with Qemu(folder, version, machine, ram_mib=RAM_MIB) as source:
+        return {name: block.size for name, block in source.blocks().items()}
+
+
+def memory_of(destination, sizes):
+    """The blocks' contents. Of 7.2, which does not say where they lie, of the main one only."""
+    if destination.binary.version != "7.2":
+        return {name: destination.read_block(name) for name in sizes}
+    host = destination.find_hosts({"ram0": sizes["ram0"]})["ram0"]
+    return {"ram0": destination.read_memory(host, sizes["ram0"])}
+
+
+def complaints(destination):
+    return [line for line in destination.stderr().splitlines() if "warning: host doesn't support" not in line]
+
+
+def case(program, folder, version, machine, peer, channels, sizes):
+    with Qemu(folder, version, machine, incoming=True, ram_mib=RAM_MIB) as destination:
         path = folder.new("written")
         destination.configure(channels=channels, compression="none", zero_pages="legacy", return_path=True)
         destination.listen(f"unix:{path}")
-        sizes = [f"{name}={block.size // PAGE}" for name, block in blocks.items()]
-        done = subprocess.run([program, f"unix:{path}", machine, peer, str(channels), *sizes], capture_output=True,
+        blocks = [f"{name}={size // PAGE}" for name, size in sizes.items()]
+        done = subprocess.run([program, f"unix:{path}", machine, peer, str(channels), *blocks], capture_output=True,
                               text=True, timeout=LIMIT)
         if done.returncode != 0:
-            raise LabError(f"play_source: {done.stdout.strip()} {done.stderr.strip()}; {destination.stderr()[-300:]}")
+            raise LabError(f"play_source: {done.stdout.strip()} {done.stderr.strip()}; {complaints(destination)}")
         wanted = ["PONG 0x1", *(["PONG 0x6d660001"] if peer == "multifd" else []), "SHUT 0"]
         if done.stdout.splitlines() != wanted:
-            raise LabError(f"play_source heard {done.stdout.split()}; {destination.stderr()[-300:]}")
+            raise LabError(f"play_source heard {done.stdout.split()}; {complaints(destination)}")
         destination.wait_migration("completed", 30)
-        if destination.stderr():
-            raise LabError(f"{destination.name} says: {destination.stderr()[-300:]}")
-        for number, (name, block) in enumerate(blocks.items()):
-            here = destination.read_block(name)
-            sent = content(number, block.size // PAGE)
+        if complaints(destination):
+            raise LabError(f"{destination.name} says: {complaints(destination)}")
+        compared = memory_of(destination, sizes)
+        for number, (name, size) in enumerate(sizes.items()):
+            sent = content(number, size // PAGE)
+            here = compared.get(name, sent)
             if here != sent:
                 first = next(i for i in range(0, len(sent), PAGE) if here[i:i + PAGE] != sent[i:i + PAGE])
                 raise LabError(f"block {name} differs at {first:#x}")
-        return f"{len(blocks)} blocks, {sum(block.size for block in blocks.values()) // PAGE} pages"
+        return f"{sum(sizes.values()) // PAGE} pages taken, {len(compared)} of {len(sizes)} blocks compared"
 
 
 def main():
@@ -69,6 +88,7 @@ def main():
                 print(f"skipped QEMU {version}: {why}")
                 continue
             for machine in MACHINES[version]:
+                sizes = block_list(folder, version, machine)
                 # The question may only go to a peer of unknown kind, so of a row that fits this machine's style.
                 rows = [(peer_of(version, machine), 1), (peer_of(version, machine), 3)]
                 if not machine.endswith("-7.2"):
@@ -76,7 +96,8 @@ def main():
                 for peer, channels in rows:
                     name = f"{machine} of QEMU {version}, as {peer}, {channels} channels"
                     try:
-                        print(f"ok    {name}: {case(options.program, folder, version, machine, peer, channels)}")
+                        done = case(options.program, folder, version, machine, peer, channels, sizes)
+                        print(f"ok    {name}: {done}")
                         passed += 1
                     except (LabError, subprocess.TimeoutExpired) as error:
                         failed += 1
