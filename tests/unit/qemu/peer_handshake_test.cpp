@@ -216,6 +216,28 @@ TEST_CASE("A feature that the source needs and the destination does not have is 
   CHECK(ends.source_error->peer_reason == Errc::unknown_feature);
 }
 
+TEST_CASE("A source checks the features of a destination that has accepted it") {
+  const std::array<BlockInfo, 1> blocks{BlockInfo{.idstr = "ram", .used_length = page}};
+  const auto accepted_with = [&](const wire::FeatureList& features, const wire::PeerSettings& source) {
+    wire::PeerSettings accepted;
+    accepted.features = features;
+    const auto data = wire::encode_settings(accepted, wire::ExtensionKind::accepted);
+    wire::FieldWriter<516> bytes;
+    bytes.be(wire::extension_number).be(static_cast<std::uint16_t>(data.view().size())).bytes(data.view());
+    const Ends ends =
+        shake(source, blocks, by_hand(wire::extension_pong(), {bytes.view().begin(), bytes.view().end()}));
+    return ends.source_error ? ends.source_error->code : std::error_code{};
+  };
+  wire::FeatureList needs;
+  needs.add({.name = "time-travel", .needed = true});
+  CHECK(accepted_with({}, all_settings()) == std::error_code{});
+  CHECK(accepted_with(needs, all_settings()) == Errc::unknown_feature);
+  wire::PeerSettings needing = all_settings();
+  needing.features = needs;
+  CHECK(accepted_with({}, needing) == Errc::missing_feature);
+  CHECK(accepted_with(needs, needing) == std::error_code{});
+}
+
 TEST_CASE("A QEMU, or a version of ours without the extension, is shown none of it") {
   const Ends ends = shake(all_settings(), {}, by_hand(wire::extension_ping()));
   CHECK(ends.source.empty());
