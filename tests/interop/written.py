@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Main streams of MainStreamWriter, and packets of Sender, into real QEMU destinations.
 
-    python3 tests/interop/written.py build/dev/tests/play_source [--qemu 10.0]
+    python3 tests/interop/written.py build/dev/tests/play_source [--qemu 10.0] [--dump build/dev/examples/qemu_dump]
 
 Each QEMU waits with -S; play_source (tests/support/play_source.cpp) is its source, with the same machine type and
 block list, pages of a pattern and no device's state. The QEMU must take every byte, say SHUT(0), and have the pattern
 in every block. Asked whether it is ours, it must answer as a QEMU does, and the source must show it nothing that it
-does not know.
+does not know. The same for qemu_dump, which knows QEMU's stream and nothing else.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 
 from lab import PAGE, PEERS, SKIPPED, VERSIONS, Folder, LabError, Qemu, find_qemu
+from processes import Program
 
 MACHINES = {"7.2": ("pc-i440fx-7.2",), "10.0": ("pc-q35-10.0", "pc-q35-9.0", "pc-i440fx-7.2"), "11.1": ("pc-q35-11.1",)}
 RAM_MIB = 16
@@ -75,13 +76,44 @@ def case(program, folder, version, machine, peer, channels, sizes):
         return f"{sum(sizes.values()) // PAGE} pages taken, {len(compared)} of {len(sizes)} blocks compared"
 
 
+def dump_case(program, dump, folder, peer):
+    """A tool of ours that does not take the extension is shown none of it."""
+    sizes = {"pc.ram": 300 * PAGE, "rom": 9 * PAGE}
+    output = folder.new("dump")
+    listen = f"unix:{folder.new('written')}"
+    with Program(folder, [dump, "--listen", listen, "--output", output, "--channels", "2"]) as taker:
+        blocks = [f"{name}={size // PAGE}" for name, size in sizes.items()]
+        done = subprocess.run([program, taker.address, "microvm", peer, "2", *blocks], capture_output=True, text=True,
+                              timeout=LIMIT)
+        if done.returncode != 0 or done.stdout.splitlines()[-1:] != ["SHUT 0"]:
+            raise LabError(f"play_source: {done.stdout.strip()} {done.stderr.strip()}; {taker.message()}")
+        taker.finish(LIMIT)
+    for number, (name, size) in enumerate(sizes.items()):
+        if (output / f"{name}.ram").read_bytes() != content(number, size // PAGE):
+            raise LabError(f"block {name} differs")
+    return f"{sum(sizes.values()) // PAGE} pages"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program")
+    parser.add_argument("--dump", metavar="PROGRAM")
     parser.add_argument("--qemu", choices=VERSIONS, action="append")
     options = parser.parse_args()
     failed = passed = 0
+
+    def run(name, what, *arguments):
+        nonlocal failed, passed
+        try:
+            print(f"ok    {name}: {what(options.program, *arguments)}")
+            passed += 1
+        except (LabError, OSError, subprocess.TimeoutExpired) as error:
+            failed += 1
+            print(f"FAIL  {name}: {error}")
+
     with Folder() as folder:
+        for peer in ("qemu-8.1", "multifd") if options.dump else ():
+            run(f"qemu_dump, as {peer}", dump_case, options.dump, folder, peer)
         for version in options.qemu or VERSIONS:
             binary, why = find_qemu(version)
             if not binary:
@@ -94,14 +126,8 @@ def main():
                 if not machine.endswith("-7.2"):
                     rows.append(("multifd", 2))
                 for peer, channels in rows:
-                    name = f"{machine} of QEMU {version}, as {peer}, {channels} channels"
-                    try:
-                        done = case(options.program, folder, version, machine, peer, channels, sizes)
-                        print(f"ok    {name}: {done}")
-                        passed += 1
-                    except (LabError, subprocess.TimeoutExpired) as error:
-                        failed += 1
-                        print(f"FAIL  {name}: {error}")
+                    run(f"{machine} of QEMU {version}, as {peer}, {channels} channels", case, folder, version, machine,
+                        peer, channels, sizes)
     print(f"{passed} passed, {failed} failed")
     sys.exit(1 if failed else 0 if passed else SKIPPED)
 
