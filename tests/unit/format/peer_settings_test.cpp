@@ -247,12 +247,10 @@ TEST_CASE("A feature that one side needs and the other does not have is refused 
 TEST_CASE("A newer peer is understood where it speaks an older version, and refused by its version where it does not") {
   // This side is of version 1. A newer source asks with 7, is answered with 1, and speaks 1.
   CHECK(wire::common_version(7) == 1);
-  const auto newer = parse(ByHand(1, 7, 1, 2)
-                               .feature("epochs")
-                               .feature("a-new-one")
-                               .setting(0x0123, "something that may be ignored")
-                               .setting(1, 4, 4)
-                               .setting(10, ""));
+  ByHand by_hand(1, 7, 1, 2);
+  by_hand.feature("epochs").feature("a-new-one").setting(0x0123, "something that may be ignored");
+  by_hand.setting(1, 4, 4).setting(10, "");
+  const auto newer = parse(by_hand);
   REQUIRE(newer.has_value());
   CHECK(newer->versions == ExtensionVersions{.spoken = 1, .newest = 7, .oldest = 1});
   CHECK(newer->channels == 4);
