@@ -9,22 +9,26 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
+#include "multifd/memory/dirty_bitmap.hpp"
 #include "multifd/memory/ram_map.hpp"
 #include "multifd/testing/contract_report.hpp"
 #include "support/memory.hpp"
 
 namespace test {
 
-/// 304 and 80 pages of 4 KiB: no multiple of 64 in pages of 4 KiB, a whole number of pages of 64 KiB.
+/// By default 304 and 80 pages of 4 KiB: no multiple of 64 in pages of 4 KiB, a whole number of pages of 64 KiB.
 struct DirtyRam {
-  explicit DirtyRam(std::size_t page_bytes = 4096) : map(page_bytes) {
-    for (const auto& [name, pages] : {std::pair{"pc.ram", std::size_t{304}}, std::pair{"vga.vram", std::size_t{80}}}) {
-      memory.emplace_back(pages * 4096);
+  explicit DirtyRam(std::size_t page_bytes = 4096, std::size_t pages = 304) : map(page_bytes) {
+    for (const auto& [name, count] : {std::pair{"pc.ram", pages}, std::pair{"vga.vram", std::size_t{80}}}) {
+      memory.emplace_back(count * 4096);
       REQUIRE(map.add(name, memory.back().bytes()).has_value());
     }
   }
+  DirtyRam(const DirtyRam&) = delete;  // the map is of this memory
+  DirtyRam& operator=(const DirtyRam&) = delete;
 
   std::uint64_t* word(multifd::BlockId block, std::uint64_t offset) const {
     return reinterpret_cast<std::uint64_t*>(memory[index(block)].data() + offset);
@@ -38,9 +42,11 @@ struct DirtyRam {
   multifd::RamMap map;
 };
 
-inline void check(const multifd::ContractReport& report) {
-  CHECK_MESSAGE(report.ok(), report.text());
-  for (const std::string& note : report.notes) INFO(note);
+inline void check(const multifd::ContractReport& report) { CHECK_MESSAGE(report.ok(), report.text()); }
+
+/// An empty bitmap of a block.
+inline std::vector<std::uint64_t> bitmap_of(const multifd::RamMap& map, multifd::BlockId block) {
+  return std::vector<std::uint64_t>(multifd::bitmap_words(map.pages(block)));
 }
 
 /// The numbers of the pages whose bit is set.
@@ -49,6 +55,15 @@ inline std::vector<std::uint64_t> pages_of(const std::vector<std::uint64_t>& bit
   for (std::uint64_t page = 0; page < bitmap.size() * 64; ++page)
     if ((bitmap[page / 64] >> page % 64 & 1) != 0) pages.push_back(page);
   return pages;
+}
+
+/// What a fetch reports.
+template <class Source>
+std::vector<std::uint64_t> fetched(Source& source, const multifd::RamMap& map, multifd::BlockId block) {
+  auto bitmap = bitmap_of(map, block);
+  const auto done = source.fetch(block, bitmap);
+  CHECK_MESSAGE(done.has_value(), text(done));
+  return pages_of(bitmap);
 }
 
 }  // namespace test

@@ -78,13 +78,17 @@ class KvmDirtyRing {
 
   /// Params: `vcpu_fds`: of all vCPUs, from KVM_CREATE_VCPU; `entries`: what enable() returned; `slots`: all that map
   ///   blocks of `ram`; `unmapped`: parts of blocks that are in no slot.
-  /// Errors: as KvmDirtyLog::create(); Errc::bad_option (entries); errno of mmap (EINVAL: enable() was not called).
+  /// Errors: as KvmDirtyLog::create(); Errc::bad_option (entries); errno of KVM_RESET_DIRTY_RINGS (EINVAL: enable() was
+  ///   not called) and of mmap.
   [[nodiscard]] static Result<KvmDirtyRing> create(int vm_fd, std::span<const int> vcpu_fds, std::uint32_t entries,
                                                    const RamMap& ram, std::span<const KvmMemorySlot> slots,
                                                    std::span<const KvmUnmappedRange> unmapped = {}) {
     if (!std::has_single_bit(entries))
       return fail(Errc::bad_option, Stage::setup, "KvmDirtyRing: entries is not what enable() returned", entries);
     MULTIFD_TRY_ASSIGN(auto checked, detail::KvmSlots::create(vm_fd, ram, slots, unmapped));
+    // The mapping of a ring that is not there succeeds, and the first look at it would end the program.
+    if (detail::retry_ioctl(vm_fd, KVM_RESET_DIRTY_RINGS, 0) < 0)
+      return fail_errno(Stage::setup, "KVM_RESET_DIRTY_RINGS, which works after KvmDirtyRing::enable()");
     return catch_bad_alloc(Stage::setup, "KvmDirtyRing", [&]() -> Result<KvmDirtyRing> {
       auto state = std::make_unique<State>(std::move(checked));
       const std::size_t bytes = entries * sizeof(kvm_dirty_gfn);
