@@ -14,6 +14,7 @@
 #include "multifd/migrate/dirty/kvm_dirty_log.hpp"
 #include "multifd/migrate/dirty/kvm_dirty_ring.hpp"
 #include "multifd/migrate/dirty/userfaultfd_dirty_log.hpp"
+#include "multifd/migrate/dirty/vhost_dirty_log.hpp"
 #include "multifd/multifd.hpp"
 #include "multifd/qemu/accept_source.hpp"
 #include "multifd/qemu/main_stream.hpp"
@@ -41,7 +42,8 @@
 
 namespace multifd {
 
-template class migrate::DirtyUnion<migrate::KvmDirtyLog, migrate::DirtyPages, migrate::DirtyFromHooks>;
+template class migrate::DirtyUnion<migrate::KvmDirtyLog, migrate::VhostDirtyLog, migrate::DirtyPages,
+                                   migrate::DirtyFromHooks>;
 template class migrate::DirtyUnion<migrate::KvmDirtyRing, migrate::UserfaultfdDirtyLog>;
 
 #define MULTIFD_INSTANTIATE(transport, compressor)                \

@@ -84,8 +84,8 @@ concept HasLogPageBytes = requires(const S& source) {
 ///   `page_bytes()`: the unit in which writes are watched, a power of two. A write may report all of it, and chunks for
 ///     rearm() of 64 such pages or more cost least. KVM's is the host's page (4 KiB on x86), whatever the map's is.
 ///   `fetches`: see DirtyFetch.
-///   A page that nobody writes is not reported for ever: once reported and re-armed it is silent. (Reading may count as
-///   writing once, where reading makes a page resident.)
+///   A page that nobody writes is not reported for ever: once reported and re-armed it is silent. One that was not resident
+///   may be reported once when it becomes so, and when a neighbour does.
 /// Errors: an errno with the call that failed, block and slot; Errc::bad_range for a block that the map does not have, a
 ///   bitmap that is too short or goes past the block, a first_page that is no multiple of 64; Errc::already_closed for
 ///   fetch() and rearm() of a source that is off. After a failed start() the source is off. stop() tries everything and
@@ -93,8 +93,8 @@ concept HasLogPageBytes = requires(const S& source) {
 /// Threads: one at a time, the migration's. The guest and its devices write all the time.
 /// Cost: fetch() and rearm() allocate nothing. One call each a block and a chunk; the models say what a call costs.
 /// Lifetime: the destructor stops. The memory of the map has to stay where it is.
-/// Models: KvmDirtyLog, KvmDirtyRing, UserfaultfdDirtyLog, DirtyPages, DirtyFromHooks, DirtyUnion. Exemplar:
-///   tests/exemplar/dirty_source.hpp. Contract: multifd/testing/dirty_source_contract.hpp.
+/// Models: KvmDirtyLog, KvmDirtyRing, VhostDirtyLog, UserfaultfdDirtyLog, DirtyPages, DirtyFromHooks, DirtyUnion.
+///   Exemplar: tests/exemplar/dirty_source.hpp. Contract: multifd/testing/dirty_source_contract.hpp.
 ///
 /// With UntouchedPages: a page that is untouched in the snapshot and written before it is re-armed would be sent as zero,
 /// and reported by nobody. So the snapshot comes after start(), and where needs_rearm() is true after a rearm() of all

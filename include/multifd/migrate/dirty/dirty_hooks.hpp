@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// A dirty source made of the caller's functions: for a bitmap that somebody else keeps (a vhost log, a vhost-user
-// backend, VFIO, an emulator), and for a VMM that has its own way to KVM's.
+// A dirty source made of the caller's functions: for a bitmap that somebody else keeps (VFIO, an emulator, another
+// hypervisor), and for a VMM that has its own way to KVM's.
 #pragma once
 
 #include <bit>
@@ -30,7 +30,7 @@ struct DirtyHooks {
   std::function<Result<void>(BlockId, std::uint64_t first_page, std::span<const std::uint64_t>)> rearm{};
   /// Default: empty, for a log that costs nothing while nobody reads it.
   std::function<Result<void>()> stop{};
-  /// The log's own page: 4096 for vhost's.
+  /// The log's own page.
   std::size_t page_bytes = 4096;
 };
 

@@ -47,7 +47,7 @@ struct KvmDirtyLogOptions {
 /// The dirty log of a VM's memory slots. A model of DirtySource.
 ///
 /// Not for a VM whose dirty ring is enabled (KvmDirtyRing). KVM's log has what vCPUs write and what KVM itself writes for
-/// them, not what the VMM or a device writes: see DirtyPages and DirtyHooks.
+/// them, not what the VMM or a device writes: see DirtyPages, VhostDirtyLog and DirtyFromHooks.
 ///
 /// Cost: fetch() is one system call a slot, which copies one bit a page and, with at_fetch, write-protects under KVM's MMU
 ///   lock what was dirty; rearm() is one system call a slot that the chunk has dirty pages of. start() with at_fetch

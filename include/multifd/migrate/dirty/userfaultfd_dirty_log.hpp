@@ -27,7 +27,8 @@ namespace multifd::migrate {
 ///
 /// Cost: a first write to a page takes a fault in the kernel, 1.0 to 1.5 us, and splits a huge page. fetch() reads the
 ///   page tables of the block: 1 ms a GiB of which little is dirty, 10 ms a GiB of which all is. start() is one system call
-///   a block, and reads its page tables. rearm() does nothing.
+///   a block, and reads its page tables. rearm() does nothing. From a KVM guest the kernel takes the mappings of what
+///   fetch() reads, so that every page costs it a fault again: its own log is the better one.
 /// Threads, Errors: as DirtySource.
 /// Lifetime: the memory stays mapped until the destructor, which stops. A child process after fork() is not watched.
 class UserfaultfdDirtyLog {
