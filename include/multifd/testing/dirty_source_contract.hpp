@@ -95,16 +95,15 @@ class DirtySourceCheck {
     for (std::uint64_t bit = 0; bit < ours.size() * 64; bit += 5) ours[bit / 64] |= std::uint64_t{1} << bit % 64;
     Bitmap plain(words + 1), kept = ours;
     if (!good(source_.fetch(BlockId{block}, plain), "fetch()")) return false;
-    bool clean = plain[words] == 0;
-    for (std::uint64_t bit = pages(block); bit < words * 64; ++bit) clean = clean && !has(plain, bit);
+    const bool clean = plain[words] == 0 && (plain[words - 1] & ~every_page(block).back()) == 0;
     if (!report_.expect(clean, "fetch: sets bits past the end of the block")) return false;
     // What comes now was written meanwhile, or is reported again because it was not re-armed.
     if (!good(source_.fetch(BlockId{block}, kept), "fetch()")) return false;
-    for (std::uint64_t bit = 0; bit < ours.size() * 64; bit += 5)
-      if (!report_.expect(has(kept, bit), "fetch: clears bits of the caller's bitmap, which it has to OR into"))
+    for (std::size_t i = 0; i < ours.size(); ++i)
+      if (!report_.expect((kept[i] & ours[i]) == ours[i],
+                          "fetch: clears bits of the caller's bitmap, which it has to OR into"))
         return false;
-    for (std::uint64_t page = 0; page < pages(block); ++page)
-      if (page % 5 != 0 && has(kept, page)) plain[page / 64] |= std::uint64_t{1} << page % 64;
+    for (std::size_t i = 0; i < words; ++i) plain[i] |= kept[i] & ~ours[i];
     plain.resize(words);
     bitmap = std::move(plain);
     return true;
