@@ -64,7 +64,7 @@ class KvmVcpu {
     segment.selector = 2 << 3;
     segment.type = 3;  // data, write, accessed
     sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = segment;
-    sregs.cr0 |= 1;  // PE
+    sregs.cr0 = 0x11;  // PE, ET
     REQUIRE(::ioctl(fd_, KVM_SET_SREGS, &sregs) == 0);
   }
   KvmVcpu(const KvmVcpu&) = delete;

@@ -53,7 +53,7 @@ class WriteProtectedMemory {
     if (fd_ >= 0) ::close(fd_);
   }
 
-  /// Errors: errno: EBUSY when another userfaultfd has the memory, EINVAL when not all of it is mapped.
+  /// Errors: errno: EBUSY when another userfaultfd has the memory, EPERM when it is a file that cannot be written.
   [[nodiscard]] Result<void> watch(std::span<const std::byte> memory) noexcept {
     uffdio_register range{};
     range.range = {reinterpret_cast<std::uintptr_t>(memory.data()), memory.size()};
