@@ -8,13 +8,6 @@
 #endif
 #include "multifd/compress/zlib.hpp"
 #include "multifd/compress/zstd.hpp"
-#include "multifd/migrate/dirty/dirty_hooks.hpp"
-#include "multifd/migrate/dirty/dirty_pages.hpp"
-#include "multifd/migrate/dirty/dirty_union.hpp"
-#include "multifd/migrate/dirty/kvm_dirty_log.hpp"
-#include "multifd/migrate/dirty/kvm_dirty_ring.hpp"
-#include "multifd/migrate/dirty/userfaultfd_dirty_log.hpp"
-#include "multifd/migrate/dirty/vhost_dirty_log.hpp"
 #include "multifd/multifd.hpp"
 #include "multifd/qemu/accept_source.hpp"
 #include "multifd/qemu/main_stream.hpp"
@@ -41,10 +34,6 @@
 #endif
 
 namespace multifd {
-
-template class migrate::DirtyUnion<migrate::KvmDirtyLog, migrate::VhostDirtyLog, migrate::DirtyPages,
-                                   migrate::DirtyFromHooks>;
-template class migrate::DirtyUnion<migrate::KvmDirtyRing, migrate::UserfaultfdDirtyLog>;
 
 #define MULTIFD_INSTANTIATE(transport, compressor)                \
   template class Sender<transport, compressor, ZeroPagesNone>;    \
