@@ -70,6 +70,7 @@ class ToyLog {
 
   /// Behind each store of the guest.
   void stored(BlockId block, std::uint64_t offset) {
+    ++stores_;
     if (wrong == Wrong::costs_on && stopped_) ++faults;
     if (!on_.load()) return;
     const std::uint64_t page = offset / (wrong == Wrong::small_pages ? 4096 : ram_.page_bytes());
@@ -96,7 +97,10 @@ class ToyLog {
       if (wrong == Wrong::clears_late) dirty_[id][i].fetch_and(~std::exchange(late_[id][i], 0));
       std::uint64_t bits = dirty_[id][i].load();
       if (wrong == Wrong::reads_then_clears && bits != 0) {
-        std::this_thread::sleep_for(50us);
+        // Long enough for a writer, if there is one, to write every page.
+        const std::uint64_t before = stores_.load();
+        for (const test::Stopwatch watch; stores_.load() < before + 5000 && watch.elapsed() < 5ms;)
+          std::this_thread::yield();
         dirty_[id][i].store(0);
       }
       if (wrong == Wrong::compares) bits = differing(id, i);
@@ -156,6 +160,7 @@ class ToyLog {
   RamMap ram_;
   std::vector<std::unique_ptr<Word[]>> dirty_;
   std::vector<std::vector<std::uint64_t>> late_, seen_;
+  std::atomic<std::uint64_t> stores_{0};
   std::atomic<bool> on_{false};
   bool open_ = false;
   std::atomic<bool> stopped_{false};
@@ -179,7 +184,7 @@ ContractReport check_toy(std::size_t page_bytes = 4096) {
 template <Wrong wrong>
 void check_fails(const char* because, std::size_t page_bytes = 4096) {
   const ContractReport report = check_toy<wrong>(page_bytes);
-  CHECK_MESSAGE(report.text().find(because) != std::string::npos, report.text());
+  CHECK_MESSAGE(report.text().find(because) != std::string::npos, because, ": ", report.text());
 }
 
 constexpr std::size_t page_sizes[] = {1024, 4096, 65536};
@@ -285,7 +290,7 @@ TEST_CASE("the DirtySource contract notices a source that breaks it") {
   check_fails<Wrong::clears_late>("lost");
   check_fails<Wrong::reads_then_clears>("are not as they were last written");
   check_fails<Wrong::compares>("written back to what it was");
-  check_fails<Wrong::small_pages>("lost", 65536);
+  check_fails<Wrong::small_pages>("bits past the end", 65536);
   check_fails<Wrong::no_bounds>("of a block that the map does not have");
   check_fails<Wrong::restart_deaf>("pages lost, when several pages");
   check_fails<Wrong::costs_on>("writes still cost something");

@@ -90,9 +90,11 @@ class KvmVcpu {
   }
 
   /// Prepares to write the first 4 bytes of each of `pages` pages; go_on() does it.
-  void begin_pages(std::uint64_t physical, std::uint32_t pages, std::uint32_t value) {
+  ///
+  /// Params: `at`: write_pages, which leaves the guest after each page, or burst_of_pages, which need not.
+  void begin_pages(std::uint64_t physical, std::uint32_t pages, std::uint32_t value, std::uint64_t at = write_pages) {
     kvm_regs regs{};
-    regs.rip = write_pages;
+    regs.rip = at;
     regs.rdi = physical;
     regs.rcx = pages;
     regs.rax = value;
@@ -107,6 +109,7 @@ class KvmVcpu {
         continue;
       }
       if (run_->exit_reason == KVM_EXIT_HLT) return true;
+      if (run_->exit_reason == KVM_EXIT_IO) continue;
       if (run_->exit_reason == KVM_EXIT_DIRTY_RING_FULL) {
         if (!on_ring_full || !on_ring_full()) return false;
       } else {
@@ -148,21 +151,27 @@ class KvmVcpu {
     return {};
   }
 
+  static constexpr std::uint64_t write_one = 0, write_pages = 6, burst_of_pages = 20;
+
   /// What KvmVm puts at guest-physical address 0.
   static constexpr std::uint8_t program[] = {
       0x89, 0x07,                          // mov [edi], eax
       0x89, 0x57, 0x04,                    // mov [edi + 4], edx
       0xf4,                                // hlt
       0x89, 0x07,                          // again: mov [edi], eax
+      0xe6, 0x10,                          // out 0x10, al
       0x81, 0xc7, 0x00, 0x10, 0x00, 0x00,  // add edi, 4096
       0x49,                                // dec ecx
-      0x75, 0xf5,                          // jnz again
+      0x75, 0xf3,                          // jnz again
+      0xf4,                                // hlt
+      0x89, 0x07,                          // more: mov [edi], eax
+      0x81, 0xc7, 0x00, 0x10, 0x00, 0x00,  // add edi, 4096
+      0x49,                                // dec ecx
+      0x75, 0xf5,                          // jnz more
       0xf4,                                // hlt
   };
 
  private:
-  static constexpr std::uint64_t write_one = 0, write_pages = 6;
-
   void start(kvm_regs& regs) {
     regs.rflags = 2;  // the bit that is always set
     if (::ioctl(fd_, KVM_SET_REGS, &regs) < 0) failure_ = std::string("KVM_SET_REGS: ") + std::strerror(errno);

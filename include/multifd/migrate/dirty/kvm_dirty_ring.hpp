@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -112,8 +113,9 @@ class KvmDirtyRing {
   /// Takes what is in all rings and gives the entries back to KVM, which watches their pages again: what a vCPU's thread
   /// does at KVM_EXIT_DIRTY_RING_FULL. The pages are reported by the next fetch(). Works whether the log is on or off.
   ///
-  /// Errors: errno of KVM_RESET_DIRTY_RINGS: the vCPU cannot go on; Errc::bad_range: a slot was changed under the log.
-  ///   fetch() fails of the same.
+  /// Errors: errno of KVM_RESET_DIRTY_RINGS: the vCPU cannot go on; EOVERFLOW: KVM has overwritten entries, as one does
+  ///   that runs several instructions of a guest without a look at the ring (kvm_pvm); Errc::bad_range: a slot was changed
+  ///   under the log. fetch() fails of the same, and after EOVERFLOW start() does.
   [[nodiscard]] Result<void> harvest() noexcept {
     const std::scoped_lock lock(state_->mutex);
     return state_->harvest();
@@ -183,16 +185,25 @@ class KvmDirtyRing {
     bool on = false;
     bool reset_owed = false;  ///< entries were harvested, and KVM does not know yet
     bool past_slot = false;   ///< an entry lay past the end of its slot
+    /// A ring was full to its last entry. KVM stops a vCPU while some are left; one that has run on has overwritten entries,
+    /// and where the next one will be is not known any more.
+    bool overrun = false;
 
     explicit State(detail::KvmSlots of) noexcept : slots(std::move(of)) {}
 
     /// First the reset, then the caller reads the pages: a write in between is seen by both, and one after it by KVM.
     [[nodiscard]] Result<void> harvest() noexcept {
-      for (detail::DirtyRing& ring : rings)
-        if (ring.harvest([this](std::uint32_t slot, std::uint64_t page) { add(slot, page); }) != 0) reset_owed = true;
+      for (detail::DirtyRing& ring : rings) {
+        const std::uint64_t count = ring.harvest([this](std::uint32_t slot, std::uint64_t page) { add(slot, page); });
+        reset_owed = reset_owed || count != 0;
+        overrun = overrun || count == ring.size();
+      }
       if (reset_owed && detail::retry_ioctl(slots.vm_fd(), KVM_RESET_DIRTY_RINGS, 0) < 0)
         return fail_errno(Stage::none, "KVM_RESET_DIRTY_RINGS");
       reset_owed = false;
+      if (overrun)
+        return fail_errno(Stage::none, "KVM's dirty ring ran over, pages are missing: more entries, or KvmDirtyLog",
+                          EOVERFLOW);
       if (past_slot)
         return fail(Errc::bad_range, Stage::none, "KVM's dirty ring has a page past its slot: was the slot changed?");
       return {};

@@ -21,6 +21,8 @@ class DirtyRing {
   /// Params: `entries`: a power of two.
   explicit DirtyRing(std::span<kvm_dirty_gfn> entries) noexcept : entries_(entries) {}
 
+  std::uint64_t size() const noexcept { return entries_.size(); }
+
   /// Calls on_page(slot, offset) for each entry that KVM has filled, and marks the entry as to be reset. Returns how many:
   /// no more than the ring has, because KVM fills none of these again before the reset.
   template <class OnPage>
