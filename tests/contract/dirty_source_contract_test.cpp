@@ -97,9 +97,9 @@ class ToyLog {
       if (wrong == Wrong::clears_late) dirty_[id][i].fetch_and(~std::exchange(late_[id][i], 0));
       std::uint64_t bits = dirty_[id][i].load();
       if (wrong == Wrong::reads_then_clears && bits != 0) {
-        // Long enough for a writer, if there is one, to write every page.
+        // Long enough for a writer, if there is one, to write more pages.
         const std::uint64_t before = stores_.load();
-        for (const test::Stopwatch watch; stores_.load() < before + 5000 && watch.elapsed() < 5ms;)
+        for (const test::Stopwatch watch; stores_.load() < before + 5 && watch.elapsed() < 3ms;)
           std::this_thread::yield();
         dirty_[id][i].store(0);
       }
@@ -184,7 +184,8 @@ ContractReport check_toy(std::size_t page_bytes = 4096) {
 template <Wrong wrong>
 void check_fails(const char* because, std::size_t page_bytes = 4096) {
   const ContractReport report = check_toy<wrong>(page_bytes);
-  CHECK_MESSAGE(report.text().find(because) != std::string::npos, because, ": ", report.text());
+  const std::string text = std::string(because) + ": " + report.text();
+  CHECK_MESSAGE(report.text().find(because) != std::string::npos, text);
 }
 
 constexpr std::size_t page_sizes[] = {1024, 4096, 65536};
