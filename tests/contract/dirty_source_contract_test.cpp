@@ -289,7 +289,7 @@ TEST_CASE("the DirtySource contract notices a source that breaks it") {
   check_fails<Wrong::first_chunk>("reports pages for ever");
   check_fails<Wrong::whole_chunk>("clears a page whose bit is not set");
   check_fails<Wrong::clears_late>("lost");
-  check_fails<Wrong::reads_then_clears>("are not as they were last written");
+  check_fails<Wrong::reads_then_clears>("is not what was written last");
   check_fails<Wrong::compares>("written back to what it was");
   check_fails<Wrong::small_pages>("bits past the end", 65536);
   check_fails<Wrong::no_bounds>("of a block that the map does not have");

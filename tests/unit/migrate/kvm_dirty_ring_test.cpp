@@ -231,6 +231,7 @@ TEST_CASE("A dirty ring that was not enabled, or too late, or of a wrong size, i
   CHECK(!KvmDirtyRing::create(without_vcpu.fd(), std::span(&not_a_vcpu, 1), 4096, ram.map, without_vcpu.slots()));
 }
 
+// Where KVM uses the page tables of the CPU. Others watch all memory anyhow.
 TEST_CASE("KvmDirtyRing works in a VM that has manual protect on already") {
   if (const std::string why = why_no_ring(); !why.empty()) return test::skip(why);
   RingVm machine;

@@ -134,7 +134,8 @@ TEST_CASE("Slots and blocks that are not made of whole pages of the host are ref
   KvmMemorySlot slot = slot_of(ram, 0, ram_block, 1024, 8 * page);
   CHECK(verdict(small, std::array{slot}) == slots_are_good);  // KVM will say what it thinks of the address
   slot = slot_of(ram, 0, ram_block, page, 7 * page);          // aligned in memory, not in its block
-  CHECK(verdict(small, std::array{slot}) == Errc::bad_range);
+  const std::array around{KvmUnmappedRange{ram_block, 0, page}, KvmUnmappedRange{ram_block, 7 * page, page}};
+  CHECK(verdict(small, std::array{slot}, around) == Errc::bad_range);
   RamMap odd(1024);
   REQUIRE(odd.add("pc.ram", ram.memory[0].bytes().first(8 * page + 1024)).has_value());
   CHECK(verdict(odd, std::array{slot_of(ram, 0, ram_block, 0, 8 * page)}) == Errc::bad_range);
