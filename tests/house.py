@@ -88,8 +88,8 @@ cipher codec comp condition config configuration const copies counted credential
 fd fields file first form free from full get group guard handshake has header holes hook id igzip in info init interrupt into
 is kernel kind lanes legacy level limit limits link list live lookup looked map mask memory message method mode multifd
 mutable name names next no none not of options pagemap parser path payload pending plain policy populate profile progress qemu
-queued range read reader reading received ref region residency resolve result role row runs said scan set shared sigpipe snapshot
-socket some stage stats style subject tail text thread time tls union unmapped untouched uuid version watch write writer zlib zstd
+queued read reader reading received ref region residency resolve result role row runs said scan set shared sigpipe snapshot
+socket some stage stats style subject tail text thread time tls untouched uuid version watch write writer zlib zstd
 """.split()
 # Not those of one member of a policy: HasLink.
 TYPE_NAME = re.compile(r"^(?:template <.*>\s*)?(?:class|struct|enum class|concept|using) (?!Has[A-Z])([A-Z]\w+)", re.M)
