@@ -291,7 +291,7 @@ if [ "$quick" = no ]; then
   stage asan-ubsan build_and_test asan-ubsan only $dear $units
   dev_left_out=$(echo "$dear" | tr ' ' ';')
   # The rooms that threads share.
-  stage tsan build_and_test tsan only system property stress unit_ends unit_engine unit_memory unit_packets unit_transport
+  stage tsan build_and_test tsan only system property stress unit_ends unit_engine unit_memory unit_migrate unit_packets unit_transport
   stage messages-clang messages # of wrong policies
 fi
 
