@@ -30,7 +30,7 @@ class DirtyRate {
       growth_ = 0;
       if (std::abs(longer) > 0.1) {
         growth_ = std::clamp(std::log(count / pages_) / longer, 0.0, 1.0);
-        usual_growth_ = (usual_growth_ + growth_) / 2;
+        usual_growth_ += 0.75 * (growth_ - usual_growth_);
       }
       // Over two rounds, because one is noise; but a load that has just begun shows in one.
       trend_ = seen_ > 1 ? std::sqrt(count / before_) : count / pages_;

@@ -94,26 +94,30 @@ TEST_CASE("The dearer downtime is, the longer it is waited for; never_above wait
   CHECK(ended.now >= 300s);
 }
 
-TEST_CASE("A dip of the link of 5 s does not trigger the switchover") {
-  // With 400 ms to send the rule would wait, but not for long; a dip to a tenth must not look like the end of progress.
-  for (const double begin : {20.5, 21.0, 21.5, 22.0, 23.0}) {
-    CAPTURE(begin);
-    Guest guest{.set_pages = 40'000, .writes_per_page = 4};
-    guest.link = [begin](double at) { return at >= begin && at < begin + 5 ? 10'000.0 : 100'000.0; };
-    Convergence<> convergence = default_convergence();
-    const Ended ended = migrate_guest(convergence, guest);
-    CHECK(ended.decision.action == Action::switch_now);
-    const double now = seconds(ended.now);
-    const bool in_dip = now >= begin && now < begin + 5;
-    CHECK_FALSE(in_dip);
-    CHECK(ended.decision.downtime.total() < 500ms);
+TEST_CASE("A dip of the link of 5 s does not trigger the switchover, whenever it comes") {
+  // The bulk pass takes 20 s. The first guest's working set does not fit into the limit, so a rule that looks for the end of
+  // progress would take the dip for it.
+  for (Guest guest :
+       {Guest{.set_pages = 60'000, .writes_per_page = 3}, Guest{.set_pages = 40'000, .writes_per_page = 4}}) {
+    Convergence<> without = default_convergence();
+    const Downtime downtime = migrate_guest(without, guest).decision.downtime;
+    for (const double begin : {17.0, 19.9, 20.3, 20.6, 20.9}) {
+      CAPTURE(begin);
+      guest.link = [begin](double at) { return at >= begin && at < begin + 5 ? 10'000.0 : 100'000.0; };
+      Convergence<> convergence = default_convergence();
+      const Ended ended = migrate_guest(convergence, guest);
+      CHECK(ended.decision.action == Action::switch_now);
+      CHECK(seconds(ended.now) > begin + 5);
+      CHECK(seconds(ended.now) < begin + 15);
+      CHECK(seconds(ended.decision.downtime.total()) < 1.1 * seconds(downtime.total()));
+    }
   }
 }
 
 TEST_CASE(
-    "A bitmap that takes 250 ms instead of 5 changes the promised downtime by its own time and by less than 10 % "
-    "more") {
-  // The pages are what a limit is compared with, and what a diluted bandwidth made 14 times as long for others.
+    "A bitmap that takes 250 ms instead of 5 changes the promised downtime by its own time, and the rest by less than "
+    "10 %") {
+  // What a limit is compared with, and what a diluted bandwidth makes many times as long for others.
   std::optional<Downtime> quick;
   for (const Time sync : {Time(5ms), Time(250ms)}) {
     Convergence<> convergence = default_convergence({.device_state = 20ms, .round_trip = 1ms});
@@ -121,10 +125,9 @@ TEST_CASE(
     REQUIRE(ended.decision.action == Action::switch_now);
     const Downtime downtime = ended.decision.downtime;
     CHECK(downtime.sync == sync);
-    CHECK(convergence.bandwidth().pages_per_s() == doctest::Approx(100'000).epsilon(0.01));
+    CHECK(std::abs(convergence.bandwidth().pages_per_s() / 100'000 - 1) < 0.01);
     if (quick)
-      CHECK(seconds(downtime.total() - downtime.sync) ==
-            doctest::Approx(seconds(quick->total() - quick->sync)).epsilon(0.1));
+      CHECK(std::abs(seconds(downtime.total() - downtime.sync) / seconds(quick->total() - quick->sync) - 1) < 0.1);
     quick = downtime;
   }
 }
@@ -134,7 +137,7 @@ TEST_CASE("The promise has all parts of a switchover in it") {
   CHECK(convergence.round_ended(1'000'000, 10s, 10ms, 50'000, 10s + 10ms).action == Action::go_on);
   const Decision decision = convergence.round_ended(50'000, 500ms, 10ms, 50'000, 10s + 520ms);
   const Downtime& downtime = decision.downtime;
-  CHECK(seconds(downtime.pages) == doctest::Approx(0.5).epsilon(0.02));
+  CHECK(std::abs(seconds(downtime.pages) - 0.5) < 0.01);
   CHECK(downtime.sync == 10ms);
   CHECK(downtime.device_state == 30ms);
   CHECK(downtime.round_trip == 2ms);
