@@ -197,9 +197,7 @@ TEST_CASE("A trace that is none is refused by what is wrong with it") {
   json no_link = good;
   no_link.erase("link_pages_per_s");
   CHECK(text_of_failure(no_link) == "file: link_pages_per_s is missing");
-  const json rounds = {{"format", "multifd-trace"},
-                       {"version", 1},
-                       {"ram_pages", 100},
-                       {"rounds", {{{"begin_s", 0}, {"sync_s", 0}, {"send_s", 1}, {"dirty_pages", 100}}}}};
+  json rounds = {{"format", "multifd-trace"}, {"version", 1}, {"ram_pages", 100}, {"rounds", json::array()}};
+  rounds["rounds"].push_back({{"begin_s", 0}, {"sync_s", 0}, {"send_s", 1}, {"dirty_pages", 100}});
   CHECK(text_of_failure(rounds) == "file: rounds: the bulk pass alone says nothing of the guest; two are needed");
 }

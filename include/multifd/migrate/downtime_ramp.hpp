@@ -18,7 +18,7 @@ struct DowntimeRampOptions {
   std::chrono::milliseconds first_downtime{150};  ///< the limit at first
   std::chrono::milliseconds max_downtime{1050};   ///< the limit at last
   unsigned steps = 7;                             ///< how many limits there are, the first and the last included
-  std::uint64_t first_round = 3;  ///< the round that has to begin before the first step, the bulk pass being 1
+  std::uint64_t first_round = 3;  ///< the round that has to be over before time counts, the bulk pass being 1
   std::chrono::milliseconds step_time{10'000};     ///< how long each limit holds
   BandwidthOver bandwidth = BandwidthOver::round;  ///< QEMU's, which compares
 };

@@ -103,10 +103,8 @@ class StallDetection {
     // From here on only what has been seen since the stall began counts.
     first_ = (first_ + start) % most;
     count_ -= start;
-    best_ = taken;
-    for (std::size_t i = 0; i < count_; ++i) best_ = std::min(best_, sample(i).pages);
+    relax(now);
     stalled_ = true;
-    since_ = now;
     patience_ = Time(options_.progress_time);
     return true;
   }
@@ -122,7 +120,7 @@ class StallDetection {
     return {Action::go_on, Reason::too_much_left, left};
   }
 
-  /// The best has not come again: the next best is good enough.
+  /// Waits for the best that has not been waited for yet, for a shorter time than for the one before it.
   void relax(Time now) noexcept {
     std::size_t least = 0;
     for (std::size_t i = 1; i < count_; ++i)

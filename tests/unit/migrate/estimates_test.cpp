@@ -49,7 +49,7 @@ TEST_CASE("A guest that always writes to the same pages will write to them in a 
   dirty.fetched(50'000, 2s);
   CHECK(dirty.pages_per_s() == doctest::Approx(25'000));
   CHECK(dirty.expected(1) == doctest::Approx(50'000));
-  // 250 ms more change nothing for long: each round that says so halves what was believed before.
+  // 250 ms more change nothing for long: each round that says so leaves a quarter of what was believed before.
   CHECK(dirty.grown(0.25) < 1.02);
 }
 
