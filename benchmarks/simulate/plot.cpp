@@ -65,15 +65,16 @@ void draw(const Comparison& comparison, const program::PartFile& picture) {
       line("{:.6g} {:.6g}", clouds[i].summary->total_s, clouds[i].summary->downtime_s);
     line("END_OF_MEDIAN");
   }
-  line("set logscale xy\nset xrange [3:1300]\nset yrange [0.008:20]");
+  line("set logscale xy\nset xrange [3:400]\nset yrange [0.008:12]");
   line("set xtics ('5 s' 5, '10 s' 10, '20 s' 20, '1 min' 60, '2 min' 120, '5 min' 300, '20 min' 1200)");
   line("set ytics ('10 ms' 0.01, '30 ms' 0.03, '100 ms' 0.1, '300 ms' 0.3, '1 s' 1, '3 s' 3, '10 s' 10)");
   line("set xlabel 'total time' offset 0,-0.3\nset ylabel 'downtime'");
   line("set grid xtics ytics lc rgb '#d0d0d0' lw 1 dt 1\nset border 3 lc rgb '#555555'\nset tics nomirror");
-  line("set key outside right center vertical Left reverse samplen 1.5 spacing 1.6 title {} left noenhanced",
-       quoted("medians of downtime and total time"));
+  line("set key outside bottom center vertical maxrows 4 Left reverse samplen 1.5 spacing 1.3 noenhanced");
   line("set title {} noenhanced offset 0,0.3",
-       quoted(fmt::format("Live migration of {} simulated guests: when to stop the guest", comparison.trials.size())));
+       quoted(
+           fmt::format("When to stop the guest: live migration of {} simulated guests (dots), and the medians (marks)",
+                       comparison.trials.size())));
   const double limit = multifd::migrate::seconds(comparison.judge.price.max_downtime);
   line("set arrow 1 from graph 0, first {0:.6g} to graph 1, first {0:.6g} nohead lc rgb '#aa0000' lw 1.2 dt 2", limit);
   line("set label 1 'limit' at graph 0.995, first {:.6g} right offset 0,0.6 tc rgb '#aa0000'", limit);
@@ -88,8 +89,8 @@ void draw(const Comparison& comparison, const program::PartFile& picture) {
                               is_oracle ? 2 : 7, n == 0 ? 2.4 : 1.9, colour,
                               quoted(legend_of(clouds[n], comparison.trials.size())), n == 0 ? "\n" : ", \\\n  ");
       else
-        script += fmt::format("$dots{} using 1:2 with points pt 7 ps 0.28 lc rgb '#90{}' notitle, \\\n  ", n,
-                              colour.substr(1));
+        script += fmt::format("$dots{} using 1:2 with points pt 7 ps {} lc rgb '#{}{}' notitle, \\\n  ", n,
+                              n == 0 ? 0.5 : 0.35, n == 0 ? "40" : "70", colour.substr(1));
     }
   program::draw_by_gnuplot(script, picture);
 }

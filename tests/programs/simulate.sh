@@ -39,7 +39,7 @@ expect_status 0 "held" "$simulate" --generate working_set --traces 25 --rule qem
 
 if command -v gnuplot >/dev/null; then
   "$simulate" --generate steps --traces 3 --plot "$work/rules.svg" >"$work/plot.log" 2>&1 || die "--plot"
-  grep -q "Live migration" "$work/rules.svg" || die "no picture"
+  grep -q "live migration" "$work/rules.svg" || die "no picture"
 else
   expect_status 1 "gnuplot-nox" "$simulate" --plot "$work/p.svg"
 fi
