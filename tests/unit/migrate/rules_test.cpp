@@ -57,7 +57,7 @@ TEST_CASE("FixedRounds: the fifth round behind the bulk pass is the last") {
   CHECK(rule.at_round_end(round_end(5, 1s, 100, 1ms, 1'000'000)).reason == Reason::rounds_used_up);
 }
 
-TEST_CASE("DowntimeRamp: 150 ms until the third round begins, then 150 ms more every 10 s, up to 1050") {
+TEST_CASE("DowntimeRamp: 150 ms until the third round is over, then 150 ms more every 10 s, up to 1050") {
   DowntimeRamp rule;
   const auto limit_at = [&](std::uint64_t round, Time now) {
     // The largest bitmap that would be taken, in ms; a rule's copy is asked, so that asking changes nothing.
