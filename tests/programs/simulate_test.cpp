@@ -171,13 +171,17 @@ TEST_CASE("Rounds that a driver has recorded make a guest that behaves as the re
     sync = round.sync_s;
     begin = round.now_s;
   }
-  const Trace recorded = trace_from_json(object, "recorded");
+  Trace recorded = trace_from_json(object, "recorded"), slower = original;
   for (const std::string_view rule : {"ramp", "stall", "rounds"}) {
     CAPTURE(rule);
     const Outcome was = run(original, rule, {}), is = run(recorded, rule, {});
     CHECK(std::abs(is.downtime_s / was.downtime_s - 1) < 0.05);
     CHECK(std::abs(is.total_s / was.total_s - 1) < 0.05);
   }
+  // On a slower link the rounds are four times as long, and yet find no more than the working set.
+  recorded.link = slower.link = Steps({{0, 30'000}});
+  const Outcome was = run(slower, "rounds", {}), is = run(recorded, "rounds", {});
+  CHECK(std::abs(is.downtime_s / was.downtime_s - 1) < 0.05);
 }
 
 TEST_CASE("A trace that is none is refused by what is wrong with it") {
