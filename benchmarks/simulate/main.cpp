@@ -65,12 +65,12 @@ struct Settings {
 std::vector<NamedRule> chosen_rules(const Settings& settings) {
   const auto all = rules();
   if (settings.rules.empty()) return {all.begin(), all.end()};
+  // The one that is judged comes first, and baselines are what it is judged by.
   std::vector<NamedRule> chosen;
   for (const std::string& name : settings.rules)
     if (std::ranges::find(chosen, name, &NamedRule::name) == chosen.end())
-      chosen.push_back(*std::ranges::find(all, name, &NamedRule::name));
-  // The one that is judged comes first, and baselines are what it is judged by.
-  std::ranges::stable_partition(chosen, [](const NamedRule& rule) { return rule.name == "priced"; });
+      chosen.insert(name == all.front().name ? chosen.begin() : chosen.end(),
+                    *std::ranges::find(all, name, &NamedRule::name));
   return chosen;
 }
 

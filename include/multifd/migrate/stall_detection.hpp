@@ -84,7 +84,7 @@ class StallDetection {
 
   /// Keeps what is left now; the least of a short time stands for all of it.
   void note(Time now, double pages) noexcept {
-    if (count_ > 0 && now - sample(count_ - 1).at < Time(options_.progress_time) / (most / 2)) {
+    if (count_ > 0 && now - sample(count_ - 1).at < Time(options_.progress_time) / static_cast<int>(most / 2)) {
       Sample& last = sample(count_ - 1);
       last.pages = std::min(last.pages, pages);
       return;
