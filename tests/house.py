@@ -37,6 +37,7 @@ PROGRAMS = [
     ("examples/*/", "(own) common/"),
     ("examples/", "common/"),
     ("benchmarks/advise/", "(own) common/ corpus.hpp null_transport.hpp"),  # a program, too
+    ("benchmarks/simulate/", "(own) common/"),  # another one
     ("benchmarks/pipeline/", "(own) corpus.hpp null_transport.hpp socket_pump.hpp support/tls_files.hpp"),
     ("benchmarks/*/", "(own) corpus.hpp"),
     ("benchmarks/", "(own)"),

@@ -12,6 +12,10 @@
 #include "multifd/format/page_digests.hpp"
 #include "multifd/format/peer_failure.hpp"
 #include "multifd/format/peer_settings.hpp"
+#include "multifd/migrate/convergence.hpp"
+#include "multifd/migrate/downtime_ramp.hpp"
+#include "multifd/migrate/fixed_downtime.hpp"
+#include "multifd/migrate/stall_detection.hpp"
 #include "multifd/multifd.hpp"
 #include "multifd/qemu/accept_source.hpp"
 #include "multifd/qemu/main_stream.hpp"
@@ -83,6 +87,10 @@ Result<SourceLinks<TlsTransport>> accept_secured(Listener& listener, const TlsCr
 }
 #endif
 template class BasicAcceptor<detail::PlainPending>;
+template class migrate::Convergence<>;
+template class migrate::Convergence<migrate::FixedDowntime, migrate::AutoConverge>;
+template class migrate::Convergence<migrate::DowntimeRamp>;
+template class migrate::Convergence<migrate::StallDetection>;
 template class qemu::MainStreamReader<FdTransport>;
 template class qemu::MainStreamWriter<FdTransport>;
 template class qemu::ReturnPathReader<FdTransport>;

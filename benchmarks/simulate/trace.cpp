@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: MIT
+#include "simulate/trace.hpp"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+
+#include "common/program.hpp"
+
+namespace simulate {
+namespace {
+
+using nlohmann::json;
+using program::Failure;
+
+constexpr const char* format_name = "multifd-trace";
+constexpr int format_version = 1;
+constexpr double most_pages = 1e12;   // 4 PiB
+constexpr double most_seconds = 1e6;  // 11 days
+constexpr double most_rate = 1e15;
+constexpr std::size_t most_entries = 1'000'000;
+constexpr std::size_t most_sets = 1000;
+
+/// A place in the file, for messages: "sets[3].pages".
+double number(const json& value, const std::string& place, double least, double most) {
+  if (!value.is_number()) throw Failure(fmt::format("{}: a number is expected", place));
+  const double found = value.get<double>();
+  if (!(found >= least && found <= most))
+    throw Failure(fmt::format("{}: {:g} is not from {:g} to {:g}", place, found, least, most));
+  return found;
+}
+
+double number_of(const json& object, const char* key, const std::string& place, double least, double most,
+                 std::optional<double> otherwise = {}) {
+  if (!object.contains(key)) {
+    if (otherwise) return *otherwise;
+    throw Failure(fmt::format("{}{} is missing", place, key));
+  }
+  return number(object[key], place + key, least, most);
+}
+
+const json& list_of(const json& object, const char* key, const std::string& place, std::size_t most) {
+  if (!object.contains(key)) throw Failure(fmt::format("{}{} is missing", place, key));
+  const json& list = object[key];
+  if (!list.is_array() || list.empty() || list.size() > most)
+    throw Failure(fmt::format("{}{}: a list of 1 to {} entries is expected", place, key, most));
+  return list;
+}
+
+/// [[seconds, value], ...]
+std::vector<Step> steps_of(const json& object, const char* key, const std::string& place, double least, double most) {
+  const json& list = list_of(object, key, place, most_entries);
+  std::vector<Step> steps;
+  steps.reserve(list.size());
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const std::string here = fmt::format("{}{}[{}]", place, key, i);
+    if (!list[i].is_array() || list[i].size() != 2) throw Failure(here + ": [seconds, value] is expected");
+    const double at = number(list[i][0], here + "[0]", 0, most_seconds);
+    if (i > 0 && at <= steps.back().at) throw Failure(here + ": its time is not behind the one before it");
+    steps.push_back({at, number(list[i][1], here + "[1]", least, most)});
+  }
+  return steps;
+}
+
+json to_json(std::span<const Step> steps) {
+  json list = json::array();
+  for (const Step& each : steps) list.push_back({each.at, each.value});
+  return list;
+}
+
+void read_sets(const json& object, Trace& trace) {
+  trace.link = Steps(steps_of(object, "link_pages_per_s", "", 1, most_rate));
+  trace.sync = Steps(steps_of(object, "sync_s", "", 0, most_seconds));
+  const json& list = list_of(object, "sets", "", most_sets);
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const std::string place = fmt::format("sets[{}].", i);
+    if (!list[i].is_object()) throw Failure(fmt::format("sets[{}]: an object is expected", i));
+    trace.sets.push_back({.pages = Steps(steps_of(list[i], "pages", place, 1, most_pages)),
+                          .writes = Steps(steps_of(list[i], "writes_per_s", place, 0, most_rate))});
+  }
+}
+
+/// What a driver sees of a guest: the sizes of its dirty bitmaps, and how many pages of each were in the one before it, too.
+/// Both together say how many pages the guest writes to, as marking and catching fish again says how many are in a pond.
+void read_rounds(const json& object, Trace& trace) {
+  const json& list = list_of(object, "rounds", "", most_entries);
+  std::vector<Step> link, sync, pages, writes;
+  double before = trace.ram_pages, fetched = 0, set = 0;
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const std::string place = fmt::format("rounds[{}].", i);
+    if (!list[i].is_object()) throw Failure(fmt::format("rounds[{}]: an object is expected", i));
+    const double begin = number_of(list[i], "begin_s", place, 0, most_seconds);
+    const double sync_s = number_of(list[i], "sync_s", place, 0, most_seconds);
+    const double send = number_of(list[i], "send_s", place, 0, most_seconds);
+    const double dirty = number_of(list[i], "dirty_pages", place, 0, trace.ram_pages);
+    const double again = number_of(list[i], "again_pages", place, 0, dirty, dirty);
+    if (!link.empty() && begin <= link.back().at) throw Failure(place + "begin_s: not behind the round before it");
+    if (dirty > 0 && send <= 0) throw Failure(place + "send_s: pages take time");
+    if (dirty > 0) link.push_back({begin, std::max(1.0, dirty / send)});
+    sync.push_back({begin, sync_s});
+    const double fetch = begin - sync_s;
+    if (i > 0) {
+      if (fetch <= fetched) throw Failure(place + "sync_s: the bitmap is fetched behind the round before it");
+      // Of the first bitmap nothing is known but its size: it is taken to be of the same pages as the second.
+      const double least = 1.02 * std::max({1.0, dirty, i > 1 ? before : 0});
+      const double found = again > 0 ? before * dirty / again : trace.ram_pages;
+      if (i > 1 || list.size() == 2) set = std::clamp(found, std::min(least, trace.ram_pages), trace.ram_pages);
+      const double known = i > 1 || list.size() == 2 ? set : 0;
+      pages.push_back({fetched, known});
+      writes.push_back({fetched, dirty / (fetch - fetched)});  // a share of `pages` below
+      before = dirty;
+    }
+    fetched = fetch;
+  }
+  if (pages.empty()) throw Failure("rounds: the bulk pass alone says nothing of the guest; two are needed");
+  if (pages.front().value == 0) pages.front().value = pages[1].value;
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    const double time = (i + 1 < pages.size() ? pages[i + 1].at : fetched) - pages[i].at;
+    const double share = std::min(0.98, writes[i].value * time / pages[i].value);
+    writes[i].value = -std::log1p(-share) / time;
+  }
+  if (link.empty()) throw Failure("rounds: none has pages");
+  trace.link = Steps(std::move(link));
+  trace.sync = Steps(std::move(sync));
+  trace.sets.push_back({.pages = Steps(std::move(pages)), .writes = Steps(std::move(writes))});
+}
+
+}  // namespace
+
+json to_json(const Trace& trace) {
+  json object = {{"format", format_name},
+                 {"version", format_version},
+                 {"name", trace.name},
+                 {"ram_pages", trace.ram_pages},
+                 {"device_state_s", trace.device_state_s},
+                 {"round_trip_s", trace.round_trip_s},
+                 {"time_limit_s", trace.time_limit_s},
+                 {"link_pages_per_s", to_json(trace.link.steps())},
+                 {"sync_s", to_json(trace.sync.steps())}};
+  for (const WriteSet& each : trace.sets)
+    object["sets"].push_back({{"pages", to_json(each.pages.steps())}, {"writes_per_s", to_json(each.writes.steps())}});
+  return object;
+}
+
+Trace trace_from_json(const json& object, const std::string& name) {
+  if (!object.is_object() || !object.contains("format") || object["format"] != format_name)
+    throw Failure(fmt::format("{}: no trace: \"format\" is not \"{}\"", name, format_name));
+  if (!object.contains("version") || object["version"] != format_version)
+    throw Failure(fmt::format("{}: a trace of another version than {}", name, format_version));
+  if (object.contains("sets") == object.contains("rounds"))
+    throw Failure(name + ": a trace has either \"sets\" or \"rounds\"");
+  try {
+    Trace trace{.kind = "recorded", .name = name};
+    trace.ram_pages = number_of(object, "ram_pages", "", 1, most_pages);
+    trace.device_state_s = number_of(object, "device_state_s", "", 0, most_seconds, 0);
+    trace.round_trip_s = number_of(object, "round_trip_s", "", 0, most_seconds, 0);
+    trace.time_limit_s = number_of(object, "time_limit_s", "", 1, most_seconds, trace.time_limit_s);
+    object.contains("sets") ? read_sets(object, trace) : read_rounds(object, trace);
+    return trace;
+  } catch (const Failure& failure) {
+    throw Failure(fmt::format("{}: {}", name, failure.what()));
+  }
+}
+
+Trace read_trace(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) throw Failure(fmt::format("{}: {}", path, std::strerror(errno)));
+  const json object = json::parse(file, nullptr, /*allow_exceptions=*/false);
+  if (object.is_discarded()) throw Failure(path + ": no JSON");
+  return trace_from_json(object, path);
+}
+
+}  // namespace simulate
