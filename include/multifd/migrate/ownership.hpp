@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: MIT
+//
+// Which side may run the guest. Each side decides from what it has sent and read, and nothing else, so that at every
+// moment at which the peer or the network can vanish at most one guest runs, and a side that may not run says where the
+// whole guest is.
+//
+// Between two ends of ours the main stream carries three messages behind the guest's state:
+//
+//   source                                destination
+//   stops the guest, sends the rest
+//                                  <----  LOADED    everything is here and loaded; the guest does not run
+//   RUN                            ---->            from the first byte of RUN on the source never runs it unasked
+//                                  <----  RUNNING   the guest runs here; or REFUSED: it does not, and never will
+//
+//   what was lost                             source                               destination
+//   anything before RUN is written            runs the guest again                 never has RUN: does not run
+//   RUN, or the peer before it has read RUN   stands still: "unknown"              never has RUN: does not run
+//   RUNNING, or the source behind RUN         stands still: "unknown"              runs the guest
+//   REFUSED                                   stands still: "unknown"              does not run
+//   nothing: RUNNING is read                  is done                              runs the guest
+//   nothing: REFUSED is read                  runs the guest again                 does not run
+//
+// "unknown" is the only state in which nobody may run though a whole guest exists. The text then says that both sides hold
+// it whole, and that whoever looks at the destination knows which one may be started.
+//
+// A QEMU knows neither LOADED nor RUN: it runs the guest when it has read the stream's end, and its SHUT(0) is RUNNING,
+// SHUT of another status is REFUSED. So towards a QEMU the stream's end is RUN. From a QEMU, the stream's end is RUN as
+// well, but the QEMU runs its guest again unless it has read SHUT(0): `Peer::qemu` at a destination may run only when the
+// source has closed the connection in order behind SHUT(0).
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace multifd::migrate {
+
+/// What the peer can say about the guest.
+enum class Peer : std::uint8_t {
+  own,   ///< LOADED, RUN, RUNNING, REFUSED
+  qemu,  ///< the stream's end, SHUT
+};
+
+/// Where the guest is, as one side knows it.
+enum class Holder : std::uint8_t {
+  source,       ///< only the source may run it
+  destination,  ///< only the destination may run it
+  unknown,      ///< both hold it whole; only the destination can say whether it runs there
+};
+
+constexpr std::string_view to_string(Holder holder) noexcept {
+  constexpr std::string_view names[] = {"source", "destination", "unknown"};
+  return names[static_cast<unsigned>(holder)];
+}
+
+/// The source's half. Every call says what has happened; the order is the caller's, and calls out of order change
+/// nothing.
+///
+/// Threads: one at a time.
+class SourceOwnership {
+ public:
+  /// Called before the first byte of what lets the destination run is written: RUN, or the stream's end to a QEMU. Even a
+  /// write that fails may have arrived.
+  void hand_over() noexcept {
+    if (holder_ == Holder::source) holder_ = Holder::unknown;
+  }
+  /// RUNNING, or SHUT(0), was read.
+  void running_there() noexcept {
+    if (holder_ == Holder::unknown) holder_ = Holder::destination;
+  }
+  /// REFUSED, or SHUT of another status, was read. Before hand_over() it changes nothing: the guest is here.
+  void refused() noexcept {
+    if (holder_ == Holder::unknown) holder_ = Holder::source;
+  }
+
+  Holder holder() const noexcept { return holder_; }
+  /// Whether the guest may run here.
+  bool may_run() const noexcept { return holder_ == Holder::source; }
+
+  /// What a person has to know when the migration has ended here: one line, static text.
+  std::string_view text() const noexcept {
+    switch (holder_) {
+      case Holder::source: return "the guest is at the source, and runs there; the destination has not started it";
+      case Holder::destination: return "the guest runs at the destination";
+      case Holder::unknown: break;
+    }
+    return "the guest stands still at the source, and the destination has been told to run it: look there. If it does "
+           "not "
+           "run there and never will, it may be resumed at the source";
+  }
+
+ private:
+  Holder holder_ = Holder::source;
+};
+
+/// The destination's half.
+///
+/// Threads: one at a time.
+class DestinationOwnership {
+ public:
+  explicit DestinationOwnership(Peer peer) noexcept : peer_(peer) {}
+
+  /// Everything has arrived and is loaded. Called before LOADED is written.
+  void loaded() noexcept {
+    if (place_ == Place::empty) place_ = Place::loaded;
+  }
+  /// The stream's end from a QEMU, whose SHUT(0) is about to be written; from a QEMU only.
+  void confirming() noexcept {
+    if (peer_ == Peer::qemu && place_ == Place::loaded) place_ = Place::confirmed;
+  }
+  /// RUN was read; from a QEMU: the connection was closed in order behind our SHUT(0).
+  void run_allowed() noexcept {
+    if (place_ == (peer_ == Peer::own ? Place::loaded : Place::confirmed)) place_ = Place::running;
+  }
+  /// This side cannot run the guest, and never will; before run_allowed(). Called before REFUSED, or SHUT of another
+  /// status, is written.
+  void refuse() noexcept {
+    if (place_ != Place::running) place_ = Place::refused;
+  }
+
+  /// Whether the guest may run here.
+  bool may_run() const noexcept { return place_ == Place::running; }
+
+  Holder holder() const noexcept {
+    if (place_ == Place::running) return Holder::destination;
+    return place_ == Place::confirmed ? Holder::unknown : Holder::source;
+  }
+
+  /// As SourceOwnership::text().
+  std::string_view text() const noexcept {
+    switch (place_) {
+      case Place::empty: return "not all of the guest has arrived; it is at the source";
+      case Place::loaded:
+        return "all of the guest has arrived, and the source has not let go of it: it is the source's; look there "
+               "before "
+               "it is started here by hand";
+      case Place::confirmed:
+        return "all of the guest has arrived, and the source may not have read that: look there. If it does not run "
+               "there, "
+               "it may be started here";
+      case Place::running: return "the guest runs at the destination";
+      case Place::refused: break;
+    }
+    return "the destination could not start the guest; it is at the source";
+  }
+
+ private:
+  enum class Place : std::uint8_t { empty, loaded, confirmed, running, refused };
+  Peer peer_;
+  Place place_ = Place::empty;
+};
+
+}  // namespace multifd::migrate
