@@ -140,6 +140,8 @@
   ROW(tls_truncated, peer_gone,                                                                        \
       "the TLS stream was cut without a close_notify: the peer failed, or somebody on the way cut it") \
   ROW(timed_out, timed_out, "time limit passed")                                                       \
+  ROW(did_not_converge, timed_out,                                                                     \
+      "the guest dirties its memory faster than it can be sent: allow more downtime or time, or throttle it") \
   ROW(cancelled, cancelled, "cancelled")
 
 // The caller asked for something impossible.

@@ -41,15 +41,15 @@ enum class Peer : std::uint8_t {
 };
 
 /// Where the guest is, as one side knows it.
-enum class Holder : std::uint8_t {
+enum class Owner : std::uint8_t {
   source,       ///< only the source may run it
   destination,  ///< only the destination may run it
   unknown,      ///< both hold it whole; only the destination can say whether it runs there
 };
 
-constexpr std::string_view to_string(Holder holder) noexcept {
+constexpr std::string_view to_string(Owner owner) noexcept {
   constexpr std::string_view names[] = {"source", "destination", "unknown"};
-  return names[static_cast<unsigned>(holder)];
+  return names[static_cast<unsigned>(owner)];
 }
 
 /// The source's half. Every call says what has happened; the order is the caller's, and calls out of order change
@@ -61,27 +61,27 @@ class SourceOwnership {
   /// Called before the first byte of what lets the destination run is written: RUN, or the stream's end to a QEMU. Even a
   /// write that fails may have arrived.
   void hand_over() noexcept {
-    if (holder_ == Holder::source) holder_ = Holder::unknown;
+    if (owner_ == Owner::source) owner_ = Owner::unknown;
   }
   /// RUNNING, or SHUT(0), was read.
   void running_there() noexcept {
-    if (holder_ == Holder::unknown) holder_ = Holder::destination;
+    if (owner_ == Owner::unknown) owner_ = Owner::destination;
   }
   /// REFUSED, or SHUT of another status, was read. Before hand_over() it changes nothing: the guest is here.
   void refused() noexcept {
-    if (holder_ == Holder::unknown) holder_ = Holder::source;
+    if (owner_ == Owner::unknown) owner_ = Owner::source;
   }
 
-  Holder holder() const noexcept { return holder_; }
+  Owner owner() const noexcept { return owner_; }
   /// Whether the guest may run here.
-  bool may_run() const noexcept { return holder_ == Holder::source; }
+  bool may_run() const noexcept { return owner_ == Owner::source; }
 
   /// What a person has to know when the migration has ended here: one line, static text.
   std::string_view text() const noexcept {
-    switch (holder_) {
-      case Holder::source: return "the guest is at the source, and runs there; the destination has not started it";
-      case Holder::destination: return "the guest runs at the destination";
-      case Holder::unknown: break;
+    switch (owner_) {
+      case Owner::source: return "the guest is at the source, and runs there; the destination has not started it";
+      case Owner::destination: return "the guest runs at the destination";
+      case Owner::unknown: break;
     }
     return "the guest stands still at the source, and the destination has been told to run it: look there. If it does "
            "not "
@@ -89,7 +89,7 @@ class SourceOwnership {
   }
 
  private:
-  Holder holder_ = Holder::source;
+  Owner owner_ = Owner::source;
 };
 
 /// The destination's half.
@@ -120,9 +120,9 @@ class DestinationOwnership {
   /// Whether the guest may run here.
   bool may_run() const noexcept { return place_ == Place::running; }
 
-  Holder holder() const noexcept {
-    if (place_ == Place::running) return Holder::destination;
-    return place_ == Place::confirmed ? Holder::unknown : Holder::source;
+  Owner owner() const noexcept {
+    if (place_ == Place::running) return Owner::destination;
+    return place_ == Place::confirmed ? Owner::unknown : Owner::source;
   }
 
   /// As SourceOwnership::text().

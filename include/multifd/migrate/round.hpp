@@ -37,7 +37,9 @@ struct Downtime {
 /// What one pass over what was dirty moved, and what it says about the next.
 struct Round {
   std::uint64_t number = 0;           ///< 0: the bulk pass over all memory
+  Time begin{};                       ///< its first page
   std::uint64_t dirty_pages = 0;      ///< to be sent when the round began
+  std::uint64_t again_pages = 0;      ///< of these, dirty again at its end
   std::uint64_t normal_pages = 0;     ///< sent as bytes
   std::uint64_t zero_pages = 0;       ///< sent as zero pages, or not at all
   std::uint64_t unchanged_pages = 0;  ///< left out because they were as last sent

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -28,7 +29,9 @@
 #include "multifd/qemu/ram_records.hpp"
 #include "multifd/qemu/stream_style.hpp"
 #include "multifd/result.hpp"
+#include "multifd/time_limit.hpp"
 #include "multifd/transport/algorithms.hpp"
+#include "multifd/transport/interrupt.hpp"
 #include "multifd/transport/policy.hpp"
 
 namespace multifd::qemu {
@@ -56,6 +59,15 @@ class MainStreamWriter {
   ///   that is made; forward() needs none.
   explicit MainStreamWriter(T& link, const StreamStyle& style = {})
       : link_(&link), style_(style), buffer_(std::make_unique_for_overwrite<std::byte[]>(capacity)) {}
+
+  /// Bounds the writes from now on. Params `timeout`: how long the peer may take no byte; `interrupt`: ends a write; may be
+  ///   null, and outlives this object. Default: no limit.
+  void set_limits(std::chrono::milliseconds timeout, const Interrupt* interrupt) noexcept
+    requires HasTimeLimits<T>
+  {
+    timeout_ = timeout;
+    interrupt_ = interrupt;
+  }
 
   // ---- The beginning
 
@@ -337,7 +349,7 @@ class MainStreamWriter {
 
   [[nodiscard]] Result<void> write(std::span<const std::byte> bytes) noexcept {
     if (bytes.empty()) return {};
-    auto written = write_all(*link_, bytes);
+    auto written = limited_write(bytes);
     if (!written) error_ = written.error();
     return written;
   }
@@ -350,8 +362,17 @@ class MainStreamWriter {
     return idstr;
   }
 
+  [[nodiscard]] Result<void> limited_write(std::span<const std::byte> bytes) noexcept {
+    if constexpr (HasTimeLimits<T>)
+      return write_all(*link_, bytes, timeout_, interrupt_);
+    else
+      return write_all(*link_, bytes);
+  }
+
   T* link_;
   StreamStyle style_;
+  std::chrono::milliseconds timeout_ = no_timeout;
+  const Interrupt* interrupt_ = nullptr;
   std::unique_ptr<std::byte[]> buffer_;
   std::size_t gathered_ = 0;
   std::optional<Error> error_;

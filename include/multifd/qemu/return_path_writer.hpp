@@ -4,6 +4,7 @@
 // the extension (format/extension.md section 19.3). Every message goes out at once.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -15,7 +16,9 @@
 #include "multifd/format/peer_settings.hpp"
 #include "multifd/qemu/return_path.hpp"
 #include "multifd/result.hpp"
+#include "multifd/time_limit.hpp"
 #include "multifd/transport/algorithms.hpp"
+#include "multifd/transport/interrupt.hpp"
 #include "multifd/transport/policy.hpp"
 
 namespace multifd::qemu {
@@ -30,6 +33,15 @@ class ReturnPathWriter {
  public:
   /// Params `link`: the main connection; must outlive this object, and must not be written to elsewhere meanwhile.
   explicit ReturnPathWriter(T& link) : link_(&link) {}
+
+  /// Bounds the writes from now on. Params `timeout`: how long the peer may take no byte; `interrupt`: ends a write; may be
+  ///   null, and outlives this object. Default: no limit.
+  void set_limits(std::chrono::milliseconds timeout, const Interrupt* interrupt) noexcept
+    requires HasTimeLimits<T>
+  {
+    timeout_ = timeout;
+    interrupt_ = interrupt;
+  }
 
   /// Answers a PING. Params `value`: Commands::answer().
   [[nodiscard]] Result<void> pong(std::uint32_t value) noexcept { return write(encode_pong(value)); }
@@ -77,12 +89,21 @@ class ReturnPathWriter {
 
   [[nodiscard]] Result<void> write(std::span<const std::byte> bytes) noexcept {
     if (error_) return std::unexpected(*error_);
-    auto written = write_all(*link_, bytes);
+    auto written = limited_write(bytes);
     if (!written) error_ = written.error();
     return written;
   }
 
+  [[nodiscard]] Result<void> limited_write(std::span<const std::byte> bytes) noexcept {
+    if constexpr (HasTimeLimits<T>)
+      return write_all(*link_, bytes, timeout_, interrupt_);
+    else
+      return write_all(*link_, bytes);
+  }
+
   T* link_;
+  std::chrono::milliseconds timeout_ = no_timeout;
+  const Interrupt* interrupt_ = nullptr;
   std::optional<Error> error_;
 };
 

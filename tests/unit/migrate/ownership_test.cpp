@@ -39,7 +39,7 @@ struct World {
     for (const bool each : {cut, source_alive, destination_alive, source_runs, destination_runs, closed_in_order,
                             source.may_run(), destination.may_run()})
       text += each ? '1' : '0';
-    return text + std::to_string(source_at) + std::to_string(destination_at) + std::string(to_string(source.holder())) +
+    return text + std::to_string(source_at) + std::to_string(destination_at) + std::string(to_string(source.owner())) +
            std::string(destination.text());
   }
 };
@@ -59,7 +59,7 @@ void write(const World& world, std::deque<Said>& queue, Said said) {
 
 /// What the source can do next. It runs the guest again as soon as it knows of a loss and may.
 void source_steps(const World& w, const std::function<void(Step)>& can) {
-  if (!w.source_alive || w.source_runs || w.source.holder() == Holder::destination) return;
+  if (!w.source_alive || w.source_runs || w.source.owner() == Owner::destination) return;
   const bool own = w.kind == Peer::own;
   switch (w.source_at) {
     case 0:
@@ -172,12 +172,12 @@ Seen explore(Peer kind) {
       ++seen.dead;
     else if (w.cut) {
       // Both live, nobody runs the guest: a side must say that it does not know.
-      REQUIRE((w.source.holder() == Holder::unknown || w.destination.holder() == Holder::unknown));
+      REQUIRE((w.source.owner() == Owner::unknown || w.destination.owner() == Owner::unknown));
       ++seen.ended_unknown;
     }
     // A side that lives and does not run the guest never says that it runs here.
-    if (w.source_alive && !w.source_runs && w.cut) REQUIRE(w.source.holder() != Holder::source);
-    if (w.destination_alive && !w.destination_runs) REQUIRE(w.destination.holder() != Holder::destination);
+    if (w.source_alive && !w.source_runs && w.cut) REQUIRE(w.source.owner() != Owner::source);
+    if (w.destination_alive && !w.destination_runs) REQUIRE(w.destination.owner() != Owner::destination);
   }
   return seen;
 }
@@ -206,11 +206,11 @@ TEST_CASE("Calls out of order change nothing") {
   SourceOwnership source;
   source.running_there();
   source.refused();
-  CHECK(source.holder() == Holder::source);
+  CHECK(source.owner() == Owner::source);
   source.hand_over();
   source.running_there();
   source.refused();
-  CHECK(source.holder() == Holder::destination);
+  CHECK(source.owner() == Owner::destination);
   DestinationOwnership destination(Peer::own);
   destination.run_allowed();
   CHECK_FALSE(destination.may_run());

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+//
+// What a round has to send, and the way from there to the channels: each chunk of a dirty bitmap is re-armed, then queued.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "multifd/any.hpp"
+#include "multifd/memory/dirty_bitmap.hpp"
+#include "multifd/memory/ram_map.hpp"
+#include "multifd/migrate/dirty/rearm_chunks.hpp"
+#include "multifd/migrate/dirty_source.hpp"
+#include "multifd/zero/untouched_pages.hpp"
+
+namespace multifd::migrate::detail {
+
+/// A dirty bitmap for each block of a map.
+class DirtyBitmaps {
+ public:
+  explicit DirtyBitmaps(const RamMap& ram) {
+    for (const RamBlock& block : ram.blocks()) words_.emplace_back(bitmap_words(block.bytes / ram.page_bytes()));
+  }
+  std::span<std::uint64_t> operator[](BlockId block) noexcept { return words_[index(block)]; }
+  std::span<const std::uint64_t> operator[](BlockId block) const noexcept { return words_[index(block)]; }
+  std::uint32_t blocks() const noexcept { return static_cast<std::uint32_t>(words_.size()); }
+
+  std::uint64_t count() const noexcept {
+    std::uint64_t sum = 0;
+    for (const auto& words : words_) sum += count_dirty(words);
+    return sum;
+  }
+  void clear() noexcept {
+    for (auto& words : words_) std::ranges::fill(words, 0);
+  }
+  /// Sets the bit of every page.
+  void fill(const RamMap& ram) noexcept {
+    for (std::uint32_t b = 0; b < blocks(); ++b) {
+      const std::uint64_t pages = ram.pages(BlockId{b});
+      std::ranges::fill(words_[b], ~std::uint64_t{0});
+      if (pages % 64 != 0) words_[b].back() = (std::uint64_t{1} << pages % 64) - 1;
+    }
+  }
+  /// How many pages are in both.
+  std::uint64_t in_both(const DirtyBitmaps& other) const noexcept {
+    std::uint64_t sum = 0;
+    for (std::uint32_t b = 0; b < blocks(); ++b)
+      for (std::size_t w = 0; w < words_[b].size(); ++w)
+        sum += static_cast<unsigned>(std::popcount(words_[b][w] & other.words_[b][w]));
+    return sum;
+  }
+  void remove(const DirtyBitmaps& other) noexcept {
+    for (std::uint32_t b = 0; b < blocks(); ++b)
+      for (std::size_t w = 0; w < words_[b].size(); ++w) words_[b][w] &= ~other.words_[b][w];
+  }
+
+ private:
+  std::vector<std::vector<std::uint64_t>> words_;
+};
+
+/// Fetches the marks of all blocks. Errors: the source's.
+template <DirtySource S>
+[[nodiscard]] Result<void> fetch_all(S& source, DirtyBitmaps& into) noexcept {
+  for (std::uint32_t b = 0; b < into.blocks(); ++b) {
+    MULTIFD_TRY(source.fetch(BlockId{b}, into[BlockId{b}]));
+  }
+  return {};
+}
+
+}  // namespace multifd::migrate::detail
