@@ -18,6 +18,7 @@ from processes import LabError, Program, wait_for
 from proxy import Proxy
 
 LIMIT = 20  # for what does not hang, also on a busy machine
+TIMEOUT = 10  # of the programs: a connection that is lost before it has said what it is may be anybody's, so they wait
 VICTIMS = {
     "qemu_dump": ("source", "program", "channel"),
     "qemu_relay": ("source", "program", "destination", "channel", "out-channel"),
@@ -78,7 +79,7 @@ class Scene:
         self.output = folder.memory / folder.new("dump").name
         stack.callback(shutil.rmtree, self.output, ignore_errors=True)
         self.destination = self.proxy = None
-        command = [programs / case["program"], "--listen", moment.listen(folder)]
+        command = [programs / case["program"], "--listen", moment.listen(folder), "--timeout", TIMEOUT]
         if relay:
             to = self._start_destination(folder, stack)
             if case["victim"] == "out-channel":

@@ -63,9 +63,11 @@ template <class A>
   using Link = typename A::Link;
   SourceSet<Link> set(channels);
   Clock::time_point deadline = deadline_after(as_timeout(options.first_timeout));
-  bool gave_up = false;  // connections of a source have ended; the deadline is retry_timeout's then
+  bool gave_up = false;               // connections of a source have ended; the deadline is retry_timeout's then
+  std::optional<std::uint64_t> last;  // the number of the last one that was closed for it
   for (;;) {
     const auto ended = set.drop_ended();
+    last = std::max(last, ended.last);
     if (ended.dropped > 0 && options.on_dropped) options.on_dropped(ended.dropped);
     if ((ended.dropped > 0 || ended.others) && !gave_up) {
       // A source makes all its connections before it ends one. So the missing ones wait already, or never come.
@@ -95,11 +97,14 @@ template <class A>
       if (auto watched = acceptor.watch_end(arrival.link); !watched) return std::unexpected(watched.error());
       using Added = SourceSet<Link>::Added;
       const bool is_main = arrival.magic == wire::main_stream_magic;
+      // A source connects its main connection first: one that was accepted ahead of a connection that has ended is of the
+      // same try, though it speaks only now.
+      const bool of_next_try = is_main && (!last || arrival.number > *last);
       const Added added = is_main ? set.add_main(std::move(arrival)) : set.add_channel(std::move(arrival));
       if (added == Added::too_many) return fail(Errc::too_many_channels, Stage::accept, "accept", set.channels() + 1);
       if (added == Added::not_at_all) {
         if (options.on_stranger) options.on_stranger(is_main ? wire::main_stream_magic : wire::magic);
-      } else if (gave_up ? is_main : added == Added::as_first) {
+      } else if (gave_up ? of_next_try : added == Added::as_first) {
         gave_up = false;  // a try begins
         deadline = deadline_after(as_timeout(options.timeout));
       } else if (gave_up) {

@@ -148,8 +148,9 @@ class SourceSet {
   }
 
   struct Ended {
-    std::size_t dropped = 0;  ///< how many were closed
-    bool others = false;      ///< others have ended, but may be whole: a small guest is done before all are accepted
+    std::size_t dropped = 0;              ///< how many were closed
+    std::optional<std::uint64_t> last{};  ///< of those, the number of the last one that was accepted
+    bool others = false;  ///< others have ended, but may be whole: a small guest is done before all are accepted
   };
   /// Drops the connections that have ended and sent nothing of use.
   Ended drop_ended() {
@@ -161,6 +162,7 @@ class SourceSet {
       const bool readable = ::ioctl(entry.fd, FIONREAD, &unread) == 0 && unread > most_useless_bytes;
       const bool over = (entry.revents & POLLERR) != 0 || !readable;
       ended.others = ended.others || !over;
+      if (over) ended.last = std::max(ended.last.value_or(0), each.number);
       return over;
     });
     return ended;

@@ -306,6 +306,21 @@ TEST_CASE("A source with only one of its connections broken is not waited for ei
   }
 }
 
+TEST_CASE("A source whose main connection speaks when a channel has ended already is not waited for either") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    std::promise<void> dropped;
+    auto accepted = destination.accept(
+        2, {.timeout = 600s, .retry_timeout = 100ms, .on_dropped = [&](std::size_t) { dropped.set_value(); }});
+    FdTransport main = destination.connect();
+    static_cast<void>(destination.connect(hello(0)));  // and closed
+    REQUIRE(dropped.get_future().wait_for(20s) == std::future_status::ready);
+    say(main, main_says);
+    const FdTransport other = destination.connect(hello(1));
+    CHECK(error_of(accepted.get()).code == Errc::peer_closed);
+  }
+}
+
 TEST_CASE("A source that is through with everything before anybody accepts is taken, though all has ended") {
   for (const AddressKind kind : kinds) {
     Destination destination(kind);
