@@ -4,29 +4,30 @@
 // moment at which the peer or the network can vanish at most one guest runs, and a side that may not run says where the
 // whole guest is.
 //
-// Between two ends of ours the main stream carries three messages behind the guest's state:
+// Between two ends of ours the main stream carries these messages behind the guest's state (format/extension.md section
+// 19.7):
 //
 //   source                                destination
 //   stops the guest, sends the rest
-//                                  <----  LOADED    everything is here and loaded; the guest does not run
-//   RUN                            ---->            from the first byte of RUN on the source never runs it unasked
-//                                  <----  RUNNING   the guest runs here; or REFUSED: it does not, and never will
+//                                  <----  LOADED     everything is here and loaded; the guest does not run
+//   HAND_OVER                      ---->             from its first byte on the source never runs it unasked
+//                                  <----  RUNNING    the guest runs here; or FAILED: it does not, and never will
 //
-//   what was lost                             source                               destination
-//   anything before RUN is written            runs the guest again                 never has RUN: does not run
-//   RUN, or the peer before it has read RUN   stands still: "unknown"              never has RUN: does not run
-//   RUNNING, or the source behind RUN         stands still: "unknown"              runs the guest
-//   REFUSED                                   stands still: "unknown"              does not run
-//   nothing: RUNNING is read                  is done                              runs the guest
-//   nothing: REFUSED is read                  runs the guest again                 does not run
+//   what was lost                               source                       destination
+//   anything before HAND_OVER is written        runs the guest again         never has HAND_OVER: does not run
+//   HAND_OVER, or the peer before it has it     stands still: "unknown"      never has HAND_OVER: does not run
+//   RUNNING, or the source behind HAND_OVER     stands still: "unknown"      runs the guest
+//   FAILED behind HAND_OVER                     stands still: "unknown"      does not run
+//   nothing: RUNNING is read                    is done                      runs the guest
+//   nothing: FAILED is read                     runs the guest again         does not run
 //
 // "unknown" is the only state in which nobody may run though a whole guest exists. The text then says that both sides hold
 // it whole, and that whoever looks at the destination knows which one may be started.
 //
-// A QEMU knows neither LOADED nor RUN: it runs the guest when it has read the stream's end, and its SHUT(0) is RUNNING,
-// SHUT of another status is REFUSED. So towards a QEMU the stream's end is RUN. From a QEMU, the stream's end is RUN as
-// well, but the QEMU runs its guest again unless it has read SHUT(0): `Peer::qemu` at a destination may run only when the
-// source has closed the connection in order behind SHUT(0).
+// A QEMU knows neither LOADED nor HAND_OVER: it runs the guest when it has read the stream's end, and its SHUT(0) is
+// RUNNING, SHUT of another status is FAILED. So towards a QEMU the stream's end is HAND_OVER. From a QEMU, the stream's end
+// is HAND_OVER as well, but the QEMU runs its guest again unless it has read SHUT(0): `Peer::qemu` at a destination may run
+// only when the source has closed the connection in order behind SHUT(0).
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,7 @@ namespace multifd::migrate {
 
 /// What the peer can say about the guest.
 enum class Peer : std::uint8_t {
-  own,   ///< LOADED, RUN, RUNNING, REFUSED
+  own,   ///< LOADED, HAND_OVER, RUNNING, FAILED
   qemu,  ///< the stream's end, SHUT
 };
 
@@ -58,7 +59,7 @@ constexpr std::string_view to_string(Owner owner) noexcept {
 /// Threads: one at a time.
 class SourceOwnership {
  public:
-  /// Called before the first byte of what lets the destination run is written: RUN, or the stream's end to a QEMU. Even a
+  /// Called before the first byte of what lets the destination run is written: HAND_OVER, or the stream's end to a QEMU. Even a
   /// write that fails may have arrived.
   void hand_over() noexcept {
     if (owner_ == Owner::source) owner_ = Owner::unknown;
@@ -67,7 +68,7 @@ class SourceOwnership {
   void running_there() noexcept {
     if (owner_ == Owner::unknown) owner_ = Owner::destination;
   }
-  /// REFUSED, or SHUT of another status, was read. Before hand_over() it changes nothing: the guest is here.
+  /// FAILED, or SHUT of another status, was read. Before hand_over() it changes nothing: the guest is here.
   void refused() noexcept {
     if (owner_ == Owner::unknown) owner_ = Owner::source;
   }
@@ -107,21 +108,25 @@ class DestinationOwnership {
   void confirming() noexcept {
     if (peer_ == Peer::qemu && place_ == Place::loaded) place_ = Place::confirmed;
   }
-  /// RUN was read; from a QEMU: the connection was closed in order behind our SHUT(0).
+  /// HAND_OVER was read; from a QEMU: the connection was closed in order behind our SHUT(0). Called before the guest is
+  /// started.
   void run_allowed() noexcept {
-    if (place_ == (peer_ == Peer::own ? Place::loaded : Place::confirmed)) place_ = Place::running;
+    if (place_ == (peer_ == Peer::own ? Place::loaded : Place::confirmed)) place_ = Place::allowed;
   }
-  /// This side cannot run the guest, and never will; before run_allowed(). Called before REFUSED, or SHUT of another
-  /// status, is written.
+  /// The guest was started. Called before RUNNING is written.
+  void running() noexcept {
+    if (place_ == Place::allowed) place_ = Place::running;
+  }
+  /// This side has not started the guest, and never will. Called before FAILED, or SHUT of another status, is written.
   void refuse() noexcept {
     if (place_ != Place::running) place_ = Place::refused;
   }
 
   /// Whether the guest may run here.
-  bool may_run() const noexcept { return place_ == Place::running; }
+  bool may_run() const noexcept { return place_ == Place::allowed || place_ == Place::running; }
 
   Owner owner() const noexcept {
-    if (place_ == Place::running) return Owner::destination;
+    if (may_run()) return Owner::destination;
     return place_ == Place::confirmed ? Owner::unknown : Owner::source;
   }
 
@@ -137,6 +142,7 @@ class DestinationOwnership {
         return "all of the guest has arrived, and the source may not have read that: look there. If it does not run "
                "there, "
                "it may be started here";
+      case Place::allowed: return "the guest is at the destination, which is about to start it";
       case Place::running: return "the guest runs at the destination";
       case Place::refused: break;
     }
@@ -144,7 +150,7 @@ class DestinationOwnership {
   }
 
  private:
-  enum class Place : std::uint8_t { empty, loaded, confirmed, running, refused };
+  enum class Place : std::uint8_t { empty, loaded, confirmed, allowed, running, refused };
   Peer peer_;
   Place place_ = Place::empty;
 };

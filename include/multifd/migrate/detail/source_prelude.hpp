@@ -63,6 +63,8 @@ class SourcePrelude {
     MULTIFD_TRY_ASSIGN(spoken.versions.spoken, wire::common_version(parser.commands().asked().value_or(0), own.versions));
     return qemu::check_settings(message, spoken);
   }
+  /// The bytes that check()'s names are part of.
+  std::vector<std::byte> take_settings() noexcept { return std::move(settings_); }
   /// How many of the channels' epochs have ended so far.
   unsigned epochs() const noexcept { return epochs_; }
 
