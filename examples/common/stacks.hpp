@@ -34,6 +34,13 @@ using Compressors = multifd::PolicyList<multifd::NoComp, multifd::Zlib, multifd:
 #endif
 using ZeroPolicies = multifd::PolicyList<multifd::ZeroPagesNone, multifd::ZeroPagesLegacy, multifd::ZeroPagesMultifd>;
 
+/// The same for multifd::migrate.
+struct Stacks {
+  using Link = program::Link;
+  using Compressors = program::Compressors;
+  using ZeroPages = program::ZeroPolicies;
+};
+
 /// Options that choose a sender's stack.
 struct StackOptions {
   unsigned channels = 4;

@@ -4,6 +4,8 @@
 // the allowed downtime, destination() receives and lets the guest go on.
 #pragma once
 
+#include <multifd/migrate/source_options.hpp>
+
 #include <cstdint>
 #include <string>
 
@@ -20,8 +22,9 @@ struct Settings {
   program::StackOptions stack;
   program::TimeLimits limits;
   program::Tls tls;
-  double max_downtime_s = 0.3;
-  unsigned max_rounds = 30;
+  multifd::migrate::ConvergeOptions converge;
+  bool verify = true;
+  bool skip_unchanged = false;
   double run_before_s = 0.5;  ///< the guest runs that long before its migration starts
   double run_after_s = 1.0;   ///< and that long on the other side before the verdict
   std::string json_path;
@@ -34,8 +37,5 @@ nlohmann::json source(const Settings& settings, const multifd::Address& address,
 /// Throws program::Failure.
 nlohmann::json destination(multifd::Listener& listener, const Settings& settings, std::uint64_t memory_limit,
                            const multifd::Interrupt& interrupt);
-
-/// XXH3-64 of every page, big-endian, as it goes over the control connection.
-std::vector<std::byte> page_digests(std::span<const std::byte> memory);
 
 }  // namespace live
