@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <multifd/migrate/destination.hpp>
+#include <nlohmann/json.hpp>
 
 #include <optional>
 #include <string>

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <multifd/migrate/source.hpp>
+#include <nlohmann/json.hpp>
 
 #include <cmath>
 #include <optional>

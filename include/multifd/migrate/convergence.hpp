@@ -27,6 +27,9 @@ struct ConvergenceOptions {
   /// What happens then: Action::give_up (the guest stays), Action::switch_now (whatever the downtime), or
   /// Action::memory_on_demand. Action::go_on is refused.
   Action at_time_limit = Action::give_up;
+  /// How many rounds the guest may run through, and then the same happens. 0: no limit, which is best: how long a round takes
+  /// is the guest's and the link's matter.
+  std::uint64_t max_rounds = 0;
   /// What a switchover takes beside pages and sync, for the promised downtime: device state, as far as it is known
   /// beforehand, and the round trips of the hand-over.
   std::chrono::microseconds device_state{0};
@@ -129,6 +132,12 @@ class Convergence {
   }
 
   Decision limited(Decision decision, Time now) const noexcept {
+    if (options_.max_rounds != 0 && round_ >= options_.max_rounds) {
+      decision.action = options_.at_time_limit;
+      decision.reason = Reason::rounds_used_up;
+      decision.figure = static_cast<double>(round_);
+      return decision;
+    }
     if (options_.time_limit.count() == 0 || now < Time(options_.time_limit)) return decision;
     decision.action = options_.at_time_limit;
     decision.reason = Reason::time_limit;

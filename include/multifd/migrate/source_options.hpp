@@ -35,6 +35,7 @@ struct ConvergeOptions {
   /// How long the migration may take up to the switchover, and what happens then. Default: no limit.
   std::chrono::milliseconds time_limit{0};
   Action at_time_limit = Action::give_up;  ///< Action::give_up or Action::switch_now
+  std::uint64_t max_rounds = 0;            ///< the same for rounds. Default: no limit; most callers leave it alone
 };
 
 /// Settings of migrate_to(). Everything has a default: most callers set `channels`, `compression` and

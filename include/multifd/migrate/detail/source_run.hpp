@@ -179,6 +179,7 @@ class SourceRun {
         Rounds convergence,
         Rounds::create({.time_limit = options_.converge.time_limit,
                         .at_time_limit = options_.converge.at_time_limit,
+                        .max_rounds = options_.converge.max_rounds,
                         .round_trip = std::chrono::ceil<std::chrono::microseconds>(2 * round_trip_)},
                        options_.converge.rule.value_or(
                            PricedDowntime({.price = {.max_downtime = options_.converge.max_downtime}})),
@@ -239,11 +240,11 @@ class SourceRun {
     const auto late = [&] { return convergence.while_sending(reporter_.now()).action != Action::go_on; };
     for (std::uint32_t b = 0; b < dirty_->blocks() && !late(); ++b) {
       const BlockId block{b};
-      MULTIFD_TRY(rearm_chunks(guest_.dirty_source(), block, (*dirty_)[block], options_.rearm_pages,
-                               [&](std::uint64_t first_page, std::span<const std::uint64_t> chunk) -> Result<void> {
-                                 MULTIFD_TRY(queue(block, first_page, chunk));
-                                 return return_path_->poll();
-                               }));
+      const auto on_chunk = [&](std::uint64_t first_page, std::span<const std::uint64_t> chunk) -> Result<void> {
+        MULTIFD_TRY(queue(block, first_page, chunk));
+        return return_path_->poll();
+      };
+      MULTIFD_TRY(rearm_chunks(guest_.dirty_source(), block, (*dirty_)[block], options_.rearm_pages, on_chunk));
     }
     MULTIFD_TRY_ASSIGN(const std::uint64_t epoch, close_epoch());
     MULTIFD_TRY(sender_->wait(epoch));
