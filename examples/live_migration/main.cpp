@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstring>
 #include <iterator>
@@ -23,6 +25,11 @@
 #include "common/tell.hpp"
 #include "common/uuid.hpp"
 #include "live_migration/migration.hpp"
+
+#include <multifd/migrate/downtime_ramp.hpp>
+#include <multifd/migrate/fixed_downtime.hpp>
+#include <multifd/migrate/priced_downtime.hpp>
+#include <multifd/migrate/stall_detection.hpp>
 
 namespace {
 
@@ -76,12 +83,27 @@ class Child {
 
 }  // namespace
 
+namespace {
+
+/// The rule of --switch.
+multifd::migrate::AnySwitchRule rule_of(const std::string& name, std::chrono::milliseconds max_downtime) {
+  using namespace multifd::migrate;
+  if (name == "fixed") return FixedDowntime({.max_downtime = max_downtime});
+  if (name == "ramp") return DowntimeRamp({.first_downtime = std::min(max_downtime, DowntimeRampOptions{}.max_downtime)});
+  if (name == "stall") return StallDetection({.first_downtime = std::min(max_downtime, StallDetectionOptions{}.max_downtime)});
+  return PricedDowntime({.price = {.max_downtime = max_downtime}});
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   live::Settings settings;
   std::uint64_t memory = std::uint64_t{1} << 30;
   std::uint64_t working_set = std::uint64_t{64} << 20;
   std::uint64_t dirty_rate = std::uint64_t{64} << 20;
   double max_downtime_ms = 300;
+  std::string rule = "priced";
+  bool throttle = false;
   std::string backend = "auto";
   std::string listen;
   std::string connect;
@@ -94,9 +116,22 @@ int main(int argc, char** argv) {
   app.add_option("--max-downtime", max_downtime_ms, "Milliseconds that the guest may stand still")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--max-rounds", settings.max_rounds, "Give up when it has not converged by then")
-      ->check(CLI::Range(1u, 100'000u))
+  app.add_option("--switch", rule,
+                 "When the guest is stopped. priced: while waiting costs more than it gains; fixed: when the downtime fits "
+                 "--max-downtime, as QEMU; ramp: as fixed, with a limit that grows; stall: at a low after a stall; "
+                 "benchmarks/simulate compares them")
+      ->check(CLI::IsMember({"priced", "fixed", "ramp", "stall"}))
       ->capture_default_str();
+  app.add_flag("--throttle", throttle, "Slow a guest that dirties too much, more and more, as QEMU's auto-converge");
+  program::add_duration(app, "--timeout", settings.converge.time_limit,
+                        "Give up when the guest has not been stopped by then");
+  app.add_option("--max-rounds", settings.converge.max_rounds,
+                 "Give up when the guest has not been stopped by then; 0: no limit")
+      ->check(CLI::Range(0u, 100'000u))
+      ->capture_default_str();
+  app.add_flag("--verify,!--no-verify", settings.verify,
+               "Compare all memory, page by page, before the guest runs there (default; not part of the downtime that is "
+               "reported)");
   app.add_option("--run-before", settings.run_before_s, "Seconds the guest runs before it migrates")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
@@ -120,7 +155,9 @@ int main(int argc, char** argv) {
     settings.guest.memory_bytes = memory;
     settings.guest.working_set_bytes = working_set;
     settings.guest.dirty_bytes_per_s = dirty_rate;
-    settings.max_downtime_s = max_downtime_ms / 1000;
+    settings.converge.max_downtime = std::chrono::milliseconds(std::max<std::int64_t>(1, std::llround(max_downtime_ms)));
+    settings.converge.rule = rule_of(rule, settings.converge.max_downtime);
+    if (throttle) settings.converge.throttle = multifd::migrate::AutoConverge();
     settings.backend = *live::parse_backend(backend);
     settings.stack.check();
     settings.stack.uuid = program::new_uuid();
