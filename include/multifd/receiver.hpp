@@ -108,8 +108,7 @@ class Receiver {
   [[nodiscard]] Result<void> finish() noexcept {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
-    const auto finished = s.finish(as_timeout(s.options.progress_timeout), LimitOf::standstill,
-                                   "no byte from any channel for progress_timeout");
+    const auto finished = s.finish(as_timeout(s.options.progress_timeout), LimitOf::standstill);
     if (!finished && finished.error().code == Errc::timed_out) return std::unexpected(s.first_error(finished.error()));
     return finished;
   }
@@ -122,7 +121,7 @@ class Receiver {
     State& s = checked();
     [[maybe_unused]] const auto turn = s.caller.enter();
     if (auto good = check_time_limit("Receiver::finish", limit, Stage::close); !good) return good;
-    return s.finish(limit, LimitOf::call, "a channel goes on behind finish()'s limit");
+    return s.finish(limit, LimitOf::call);
   }
 
   /// Says that the last epoch is over (Barrier::manual): from here on no packet changes memory, so that the pages can be
@@ -264,7 +263,9 @@ class Receiver {
       return shared.map.contains(block) ? Result<void>{} : fail(Errc::bad_range, Stage::parse, "block", index(block));
     }
 
-    [[nodiscard]] Result<void> finish(std::chrono::milliseconds limit, LimitOf what, const char* late) noexcept {
+    [[nodiscard]] Result<void> finish(std::chrono::milliseconds limit, LimitOf what) noexcept {
+      const char* const late = what == LimitOf::standstill ? "no byte from any channel for progress_timeout"
+                                                           : "a channel goes on behind finish()'s limit";
       ProgressWatch watch(limit, 0);
       const auto progress = [&] {
         const std::uint64_t moved = poll();

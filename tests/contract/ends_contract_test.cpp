@@ -213,7 +213,7 @@ struct BadSink {
         REQUIRE(thread.has_value());
         sink->thread_ = std::move(*thread);
         // The contract sees a thread by its hook, which has run before run().
-        while (!sink->runs_.load()) std::this_thread::sleep_for(1ms);
+        REQUIRE(test::eventually([&] { return sink->runs_.load(); }));
       }
       return sink;
     }

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "multifd/engine/pipeline.hpp"
+#include "multifd/memory/page_runs.hpp"
 
 namespace exemplar {
 
@@ -62,7 +63,8 @@ class FileOutlet {
     // Neighbours in memory are neighbours in the file, unless they are copies.
     for (const iovec& run : pages.runs) {
       for (std::size_t at = 0; at < run.iov_len;) {
-        const std::size_t count = neighbours(pages.offsets.subspan(done), (run.iov_len - at) / page_bytes);
+        const std::size_t count =
+            adjacent_pages(pages.offsets.subspan(done, (run.iov_len - at) / page_bytes), page_bytes);
         const std::span part(static_cast<const std::byte*>(run.iov_base) + at, count * page_bytes);
         if (auto written = write_at(part, place + pages.offsets[done]); !written)
           return std::unexpected(written.error());
@@ -71,7 +73,7 @@ class FileOutlet {
       }
     }
     while (done < pages.offsets.size()) {
-      const std::size_t count = neighbours(pages.offsets.subspan(done), pages.offsets.size() - done);
+      const std::size_t count = adjacent_pages(pages.offsets.subspan(done), page_bytes);
       if (::fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(place + pages.offsets[done]),
                       static_cast<off_t>(count * page_bytes)) != 0)
         return fail_errno(Stage::write, "fallocate");
@@ -98,13 +100,6 @@ class FileOutlet {
   void shutdown() noexcept { shared_->barrier.stop(); }
 
  private:
-  /// How many of the first offsets, `most` at most, are those of pages that lie next to each other.
-  std::size_t neighbours(std::span<const std::uint64_t> offsets, std::size_t most) const noexcept {
-    std::size_t count = 1;
-    while (count < most && offsets[count] == offsets[count - 1] + shared_->page_bytes) ++count;
-    return count;
-  }
-
   Result<void> write_at(std::span<const std::byte> bytes, std::uint64_t offset) noexcept {
     while (!bytes.empty()) {
       const ssize_t written = ::pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));

@@ -13,8 +13,8 @@
 #include <thread>
 #include <vector>
 
-#include "stress/time_limit.hpp"
 #include "support/allocation_count.hpp"
+#include "support/basics.hpp"
 
 using multifd::PageBatch;
 using multifd::engine::BatchHandoff;
@@ -171,7 +171,7 @@ TEST_CASE(
       CAPTURE(channels);
       CAPTURE(depth);
       CAPTURE(seed);
-      const TimeLimit limit("an orderly run", 120s);
+      const test::Watchdog limit("an orderly run", 120s);
       const auto handoff = make(channels, depth);
       std::vector<Recorder> recorders(channels);
       Produced produced;
@@ -188,7 +188,7 @@ TEST_CASE(
 }
 
 TEST_CASE("A batch put and its epoch closed while the worker polls: the batch still comes before the SYNC") {
-  const TimeLimit limit("short epochs", 120s);
+  const test::Watchdog limit("short epochs", 120s);
   constexpr std::uint64_t epochs = 10'000;
   const auto handoff = make(2, 4);
   std::atomic<std::uint64_t> late{0};
@@ -230,7 +230,7 @@ TEST_CASE("A throttled channel stalls neither the others nor close_epoch()") {
     for (const unsigned channels : {2u, 4u, 8u}) {
       CAPTURE(holds_a_batch);
       CAPTURE(channels);
-      const TimeLimit limit("putting past a held worker", 120s);
+      const test::Watchdog limit("putting past a held worker", 120s);
       constexpr unsigned depth = 4;
       const auto handoff = make(channels, depth);
       Hold hold;
@@ -273,7 +273,7 @@ TEST_CASE("A throttled channel stalls neither the others nor close_epoch()") {
 }
 
 TEST_CASE("More busy workers than cores: everything gets through, also when those that are awake are held") {
-  const TimeLimit limit("putting past workers that rest", 120s);
+  const test::Watchdog limit("putting past workers that rest", 120s);
   const unsigned channels = 2 * std::thread::hardware_concurrency() + 3;
   const auto handoff = make(channels, 2);
   Hold hold;
@@ -318,7 +318,7 @@ TEST_CASE("A single channel that moves is enough, however many do not") {
     for (const unsigned depth : {2u, 4u, 16u}) {
       CAPTURE(channels);
       CAPTURE(depth);
-      const TimeLimit limit("putting through the only channel that moves", 120s);
+      const test::Watchdog limit("putting through the only channel that moves", 120s);
       const auto handoff = make(channels, depth);
       Hold hold;
       std::vector<std::uint64_t> taken(channels);
@@ -356,7 +356,7 @@ TEST_CASE("stop() at any moment ends the producer and every worker") {
     const auto depth = static_cast<unsigned>(2 + random() % 3);
     const auto delay = std::chrono::microseconds(random() % 2 == 0 ? random() % 20 : random() % 1000);
     CAPTURE(round);
-    const TimeLimit limit("a stopped run", 120s);
+    const test::Watchdog limit("a stopped run", 120s);
     const auto handoff = make(channels, depth);
     std::vector<Recorder> recorders(channels);
     bool producer_stopped = false;
@@ -381,7 +381,7 @@ TEST_CASE("stop() at any moment ends the producer and every worker") {
 
 TEST_CASE("stop() ends workers that wait for work, and a producer that waits for held workers") {
   for (int round = 0; round < 100; ++round) {
-    const TimeLimit limit("a stopped wait", 120s);
+    const test::Watchdog limit("a stopped wait", 120s);
     {
       const auto idle = make(4, 2);
       std::vector<std::jthread> threads;
@@ -404,7 +404,7 @@ TEST_CASE("stop() ends workers that wait for work, and a producer that waits for
 }
 
 TEST_CASE("A batch for which no worker was woken is taken after push_out()") {
-  const TimeLimit limit("a flushed batch", 120s);
+  const test::Watchdog limit("a flushed batch", 120s);
   const auto handoff = make(1, 16);
   std::counting_semaphore<> taken(0);
   std::jthread worker([&] {
@@ -426,7 +426,7 @@ TEST_CASE("A batch for which no worker was woken is taken after push_out()") {
 }
 
 TEST_CASE("An epoch that is closed wakes every worker for its SYNC, without push_out()") {
-  const TimeLimit limit("SYNCs of idle channels", 120s);
+  const test::Watchdog limit("SYNCs of idle channels", 120s);
   constexpr unsigned channels = 8;
   const auto handoff = make(channels, 4);
   std::counting_semaphore<> synced(0);
@@ -443,7 +443,7 @@ TEST_CASE("An epoch that is closed wakes every worker for its SYNC, without push
 }
 
 TEST_CASE("Nothing is allocated after create(), however long the run") {
-  const TimeLimit limit("the steady state", 120s);
+  const test::Watchdog limit("the steady state", 120s);
   constexpr unsigned channels = 4;
   const std::uint64_t before_create = test::allocations();
   const auto handoff = make(channels, 4);

@@ -6,11 +6,9 @@
 #include <doctest/doctest.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <mutex>
 #include <ostream>  // doctest prints std::string with it
 #include <random>
 #include <string>
@@ -18,6 +16,7 @@
 #include <thread>
 #include <utility>
 
+#include "multifd/engine/monitor.hpp"
 #include "multifd/error_value.hpp"
 #include "multifd/result.hpp"
 
@@ -78,26 +77,18 @@ class Watchdog {
  public:
   explicit Watchdog(std::string what, std::chrono::seconds limit = 60s)
       : thread_([this, what = std::move(what), limit] {
-          std::unique_lock lock(mutex_);
-          const auto end = std::chrono::steady_clock::now() + limit;
-          while (std::chrono::steady_clock::now() < end)  // in slices, as engine::Monitor, because glibc loses wakeups
-            if (done_changed_.wait_for(lock, 250ms, [this] { return done_; })) return;
+          multifd::engine::Monitor::Lock held = over_.lock();
+          if (over_.wait_until(held, std::chrono::steady_clock::now() + limit, [] { return false; })) return;
           std::fprintf(stderr, "HANG: %s did not end in %lld s\n", what.c_str(), static_cast<long long>(limit.count()));
           std::abort();
         }) {}
   ~Watchdog() {
-    {
-      const std::scoped_lock lock(mutex_);
-      done_ = true;
-    }
-    done_changed_.notify_all();
+    over_.stop();
     thread_.join();
   }
 
  private:
-  std::mutex mutex_;
-  std::condition_variable done_changed_;
-  bool done_ = false;
+  multifd::engine::Monitor over_;
   std::thread thread_;
 };
 

@@ -8,13 +8,14 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <condition_variable>
+#include <chrono>
 #include <cstddef>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <vector>
 
+#include "multifd/engine/monitor.hpp"
 #include "multifd/testing/memory_transport.hpp"
 #include "multifd/transport/algorithms.hpp"
 #include "multifd/transport/fd.hpp"
@@ -147,43 +148,31 @@ class Gate {
   explicit Gate(bool open) : open_(open) {}
 
   void open() {
-    {
-      const std::scoped_lock lock(mutex_);
-      open_ = true;
-    }
-    changed_.notify_all();
+    monitor_.update([this] { open_ = true; });
   }
   void close() {
-    const std::scoped_lock lock(mutex_);
-    open_ = false;
+    monitor_.update([this] { open_ = false; });
   }
   /// Returns when a thread waits at the closed gate; false after 20 seconds.
   bool wait_for_visitor() {
-    std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, 20s, [this] { return waiting_ > 0; });
+    auto held = monitor_.lock();
+    monitor_.wait_until(held, std::chrono::steady_clock::now() + 20s, [this] { return waiting_ > 0; });
+    return waiting_ > 0;
   }
 
   bool pass() {
-    std::unique_lock lock(mutex_);
+    auto held = monitor_.lock();
     ++waiting_;
-    changed_.notify_all();
-    changed_.wait(lock, [this] { return open_ || shut_down_; });
+    monitor_.notify();
+    monitor_.wait(held, [this] { return open_; });
     --waiting_;
-    return !shut_down_;
+    return !monitor_.stopped(held);
   }
-  void shut_down() {
-    {
-      const std::scoped_lock lock(mutex_);
-      shut_down_ = true;
-    }
-    changed_.notify_all();
-  }
+  void shut_down() { monitor_.stop(); }
 
  private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
+  multifd::engine::Monitor monitor_;
   bool open_;
-  bool shut_down_ = false;
   int waiting_ = 0;
 };
 

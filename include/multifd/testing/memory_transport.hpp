@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: MIT
 //
 // Two connected transports without an operating system between them, for tests: each direction is a bounded ring under
-// a mutex. The ends behave as with TCP: after finish() the peer reads everything and then 0; shutdown(), and a
+// a monitor. The ends behave as with TCP: after finish() the peer reads everything and then 0; shutdown(), and a
 // destructor without finish(), break the stream at once and drop the bytes in it.
 #pragma once
 
 #include <algorithm>
-#include <condition_variable>
 #include <cstddef>
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -39,11 +37,10 @@ class MemoryPipe {
 
   [[nodiscard]] Result<std::size_t> write(ConstBuffers buffers, std::size_t limit, Wait wait = Wait::yes) noexcept {
     if (total_bytes(buffers) == 0) return std::size_t{0};
-    std::unique_lock lock(mutex_);
-    if (wait == Wait::no && cut_ == Cut::none && !finished_ && used_ == ring_.size()) return std::size_t{0};
+    auto held = monitor_.lock();
     const auto writable = [&] { return cut_ != Cut::none || finished_ || used_ < ring_.size(); };
-    while (!writable_.wait_for(lock, engine::Monitor::longest_wait, writable)) {
-    }
+    if (wait == Wait::no && !writable()) return std::size_t{0};
+    monitor_.wait(held, writable);
     if (cut_ != Cut::none) return broken(Stage::write, "write", Cut::by_writer);
     if (finished_) return fail(Errc::already_closed, Stage::write, "write");
     limit = std::min(limit, ring_.size() - used_);
@@ -54,17 +51,16 @@ class MemoryPipe {
       done += bytes;
       if (done == limit) break;
     }
-    readable_.notify_one();
+    monitor_.notify();
     return done;
   }
 
   [[nodiscard]] Result<std::size_t> read(MutableBuffers buffers, std::size_t limit, Wait wait = Wait::yes) noexcept {
     if (total_bytes(buffers) == 0) return std::size_t{0};
-    std::unique_lock lock(mutex_);
-    if (wait == Wait::no && cut_ == Cut::none && !finished_ && used_ == 0) return std::size_t{0};
+    auto held = monitor_.lock();
     const auto readable = [&] { return cut_ != Cut::none || finished_ || used_ > 0; };
-    while (!readable_.wait_for(lock, engine::Monitor::longest_wait, readable)) {
-    }
+    if (wait == Wait::no && !readable()) return std::size_t{0};
+    monitor_.wait(held, readable);
     if (cut_ != Cut::none) return broken(Stage::read, "read", Cut::by_reader);
     limit = std::min(limit, used_);  // 0 here: finished, and all of it was read
     std::size_t done = 0;
@@ -74,36 +70,34 @@ class MemoryPipe {
       done += bytes;
       if (done == limit) break;
     }
-    writable_.notify_one();
+    monitor_.notify();
     return done;
   }
 
   [[nodiscard]] Result<void> finish() noexcept {
-    const std::scoped_lock lock(mutex_);
+    const auto held = monitor_.lock();
     if (cut_ != Cut::none) return broken(Stage::close, "finish", Cut::by_writer);
     finished_ = true;
-    readable_.notify_all();
-    writable_.notify_all();
+    monitor_.notify();
     return {};
   }
 
   enum class Cut : unsigned char { none, by_writer, by_reader };
 
   void cut(Cut side) noexcept {
-    const std::scoped_lock lock(mutex_);
+    const auto held = monitor_.lock();
     cut_locked(side);
   }
 
   void close_writer() noexcept {
-    const std::scoped_lock lock(mutex_);
+    const auto held = monitor_.lock();
     if (!finished_) cut_locked(Cut::by_writer);
   }
 
  private:
   void cut_locked(Cut side) noexcept {
     if (cut_ == Cut::none) cut_ = side;
-    readable_.notify_all();
-    writable_.notify_all();
+    monitor_.notify();
   }
 
   std::unexpected<Error> broken(Stage stage, const char* op, Cut self) const noexcept {
@@ -128,9 +122,7 @@ class MemoryPipe {
     used_ -= bytes;
   }
 
-  std::mutex mutex_;
-  std::condition_variable readable_;
-  std::condition_variable writable_;
+  engine::Monitor monitor_;
   std::vector<std::byte> ring_;
   std::size_t begin_ = 0;
   std::size_t used_ = 0;

@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "stress/time_limit.hpp"
+#include "support/basics.hpp"
 
 using multifd::engine::CoreDemand;
 using namespace std::chrono_literals;
@@ -72,7 +72,7 @@ TEST_CASE("As many as there are cores at first, and always all where they are no
 TEST_CASE(
     "Workers that want more cores than there are: the limit falls to the cores; once they wait, it rises to all") {
   if (!kernel_tells()) return;
-  const TimeLimit limit("finding the limit", 120s);
+  const test::Watchdog limit("finding the limit", 120s);
   constexpr unsigned workers = 6;
   CoreDemand demand(workers, 1);
   run_until(demand, workers, workers, [] { std::this_thread::sleep_for(1ms); });
@@ -85,7 +85,7 @@ TEST_CASE(
 
 TEST_CASE("A worker that comes back after a while brings the limit up by itself") {
   if (!kernel_tells()) return;
-  const TimeLimit limit("finding the limit", 120s);
+  const test::Watchdog limit("finding the limit", 120s);
   constexpr unsigned workers = 6;
   CoreDemand demand(workers, 1);
   CoreDemand::Probe probe;

@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "stress/time_limit.hpp"
+#include "support/basics.hpp"
 
 using multifd::engine::Signal;
 using multifd::engine::Sleepers;
@@ -38,7 +38,7 @@ struct Beds {
 }  // namespace
 
 TEST_CASE("A signal between ticket() and wait() is not lost, and one before does not count") {
-  const TimeLimit limit("waiting for a signal", 60s);
+  const test::Watchdog limit("waiting for a signal", 60s);
   Signal signal;
   signal.send();
   const auto ticket = signal.ticket();
@@ -49,7 +49,7 @@ TEST_CASE("A signal between ticket() and wait() is not lost, and one before does
 }
 
 TEST_CASE("wait() ends no sooner than its limit") {
-  const TimeLimit limit("waiting for nothing", 60s);
+  const test::Watchdog limit("waiting for nothing", 60s);
   Signal signal;
   const auto began = std::chrono::steady_clock::now();
   CHECK_FALSE(signal.wait(signal.ticket(), 30ms));
@@ -57,7 +57,7 @@ TEST_CASE("wait() ends no sooner than its limit") {
 }
 
 TEST_CASE("send() wakes a thread that sleeps") {
-  const TimeLimit limit("waking a thread", 60s);
+  const test::Watchdog limit("waking a thread", 60s);
   for (int i = 0; i < 200; ++i) {
     Signal signal;
     const auto ticket = signal.ticket();
@@ -71,7 +71,7 @@ TEST_CASE("send() wakes a thread that sleeps") {
 }
 
 TEST_CASE("Every worker is awake until it sleeps, and again after the time limit") {
-  const TimeLimit limit("a sleep with a limit", 60s);
+  const test::Watchdog limit("a sleep with a limit", 60s);
   Sleepers sleepers = make_sleepers(255);
   CHECK(sleepers.awake() == 255);
   unsigned seen = 0;
@@ -85,7 +85,7 @@ TEST_CASE("Every worker is awake until it sleeps, and again after the time limit
 }
 
 TEST_CASE("A worker that finds work once its bit is set does not sleep, unless another thread is about to wake it") {
-  const TimeLimit limit("getting up", 60s);
+  const test::Watchdog limit("getting up", 60s);
   Sleepers sleepers = make_sleepers(3);
   CHECK_FALSE(sleepers.sleep(1, Signal::forever, [] { return true; }));
   CHECK(sleepers.awake() == 3);
@@ -99,7 +99,7 @@ TEST_CASE("A worker that finds work once its bit is set does not sleep, unless a
 }
 
 TEST_CASE("A wake-up that comes with the end of the time limit is taken, not left for the next sleep") {
-  const TimeLimit limit("a late wake-up", 60s);
+  const test::Watchdog limit("a late wake-up", 60s);
   Sleepers sleepers = make_sleepers(1);
   std::jthread late;
   CHECK(sleepers.sleep(0, 1ms, [&] {
@@ -114,7 +114,7 @@ TEST_CASE("A wake-up that comes with the end of the time limit is taken, not lef
 }
 
 TEST_CASE("take_one() gives each sleeper once, take_all() the rest") {
-  const TimeLimit limit("waking 130 workers", 60s);
+  const test::Watchdog limit("waking 130 workers", 60s);
   Beds beds(130);
   std::set<unsigned> woken;
   for (int i = 0; i < 100; ++i) {
