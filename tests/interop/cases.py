@@ -161,11 +161,13 @@ def timed(report, case, action):
 
 @contextlib.contextmanager
 def told_by(*processes):
-    """Adds to a failure what these processes say about it."""
+    """Adds to a failure what these processes say about it. Who fails may be noticed before it has said why."""
     try:
         yield
     except LabError as error:
         for process in processes:
+            with contextlib.suppress(LabError):
+                process.wait_exit(5)
             said = process.stderr()[-400:].strip()
             state = "runs" if process.alive() else f"ended with {process.popen.returncode}"
             error.args = (f"{error.args[0]} | {process.name} {state}: {said}",)

@@ -364,9 +364,11 @@ class Gate:
         wait_for("everything at the relay", 20, lambda: not any(unsent(far) for _, far in self.pairs))
         for _, far in self.pairs[1:]:
             far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            far.shutdown(socket.SHUT_RD)  # ends the read that would keep the socket
+            with contextlib.suppress(OSError):  # the relay has broken this one, because of the one before
+                far.shutdown(socket.SHUT_RD)  # ends the read that would keep the socket
             far.close()
-        self.pairs[0][1].shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            self.pairs[0][1].shutdown(socket.SHUT_WR)
 
     def end_channels(self):
         for _, far in self.pairs:
