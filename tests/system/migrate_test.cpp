@@ -53,8 +53,6 @@ class There {
   std::future<Result<ArrivalReport>> taken_;
 };
 
-bool equal(MigratingGuest& one, MigratingGuest& other) { return std::ranges::equal(one.memory(), other.memory()); }
-
 }  // namespace
 
 TEST_CASE("A running guest goes on elsewhere, with every codec and zero mode") {
