@@ -107,6 +107,7 @@ int main(int argc, char** argv) {
   std::string backend = "auto";
   std::string listen;
   std::string connect;
+  double measure_s = 0;
 
   CLI::App app("Migrates a running guest to a second process over many channels.", "live_migration");
   program::add_size(app, "--memory", memory, "Guest memory; with --listen the most that is taken");
@@ -141,6 +142,10 @@ int main(int argc, char** argv) {
   app.add_option("--backend", backend, "What runs the guest: a KVM virtual machine or a thread of this process")
       ->check(CLI::IsMember({"auto", "kvm", "thread"}))
       ->capture_default_str();
+  auto* measuring =
+      app.add_option("--measure-dirty-rate", measure_s,
+                     "Measure for so many seconds, one by one, what the guest dirties, and end: nothing is migrated")
+          ->check(CLI::Range(0.001, 3600.0));
   app.add_option("--seed", settings.guest.seed, "Seed of the guest's memory")->capture_default_str();
   settings.limits.add_to_both(app);
   settings.tls.add_to(app, program::TlsSide::client);
@@ -149,7 +154,8 @@ int main(int argc, char** argv) {
       "--listen", listen,
       "Be the destination, and wait on tcp:HOST:PORT or unix:PATH; of the others --memory, --backend, --json, "
       "--tls-psk and --tls-dir (server-cert.pem, server-key.pem) count here");
-  app.add_option("--connect", connect, "Be the source, for a destination that listens there")->excludes(listening);
+  app.add_option("--connect", connect, "Be the source, for a destination that listens there")->excludes(listening)->excludes(measuring);
+  listening->excludes(measuring);
 
   return program::run(app, argc, argv, [&] {
     settings.guest.memory_bytes = memory;
@@ -170,6 +176,9 @@ int main(int argc, char** argv) {
       return live::source(settings, address, interrupt);
     };
     const auto migrate = [&]() -> nlohmann::json {
+      if (measure_s > 0)
+        return live::dirty_rate(settings, std::chrono::milliseconds(std::llround(std::max(1.0, measure_s * 1000))),
+                                interrupt);
       if (!listen.empty()) {
         const multifd::Address address = program::address_of(listen, "--listen");
         settings.tls.be_server();

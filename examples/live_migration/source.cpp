@@ -27,13 +27,6 @@ using program::need;
 
 double milliseconds(Time time) { return seconds(time) * 1000; }
 
-/// Waits for a time, or for a signal.
-void wait(double seconds, const Interrupt& interrupt) {
-  pollfd event{.fd = interrupt.native_handle(), .events = POLLIN, .revents = 0};
-  if (::poll(&event, 1, static_cast<int>(seconds * 1000)) > 0)
-    throw Failure(Error{.code = Errc::cancelled}, "live migration");
-}
-
 /// Prints rounds as a table, one line when each ends.
 class Table {
  public:
@@ -115,6 +108,9 @@ json report_of(const MigrationReport& done, const Guest& guest) {
   report["backend"] = guest.backend();
   report["bounded_by"] = to_string(bounded_by(done.stats));
   report["downtime_ms"] = milliseconds(done.downtime.total());
+  report["downtime_parts_ms"] = {{"pages", milliseconds(done.downtime.pages)},
+                                 {"device_state", milliseconds(done.downtime.device_state)},
+                                 {"round_trip", milliseconds(done.downtime.round_trip)}};
   report["promised_downtime_ms"] = milliseconds(done.switchover.downtime.total());
   report["switchover_reason"] = to_string(done.switchover.reason);
   report["pages_verified"] = done.pages_verified;
@@ -143,6 +139,12 @@ void say_summary(const MigrationReport& done, const std::string& cipher) {
 
 }  // namespace
 
+void wait_for(double seconds, const Interrupt& interrupt) {
+  pollfd event{.fd = interrupt.native_handle(), .events = POLLIN, .revents = 0};
+  if (::poll(&event, 1, static_cast<int>(seconds * 1000)) > 0)
+    throw Failure(Error{.code = Errc::cancelled}, "live migration");
+}
+
 json source(const Settings& settings, const Address& address, const Interrupt& interrupt) {
   std::string note;
   const auto guest = make_guest(settings.backend, settings.guest, &note);
@@ -150,7 +152,7 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
   if (!quiet) program::say("backend: {}\n", note);
   guest->boot();
   guest->run();
-  wait(settings.run_before_s, interrupt);  // before connecting, because a destination does not wait long for a hello
+  wait_for(settings.run_before_s, interrupt);  // before connecting, because a destination does not wait long for a hello
 
   Migration migration = need(Migration::create());
   const program::OnInterrupt cancel(interrupt, [&] { migration.cancel(); });

@@ -126,11 +126,8 @@ class Precopy {
       MULTIFD_TRY_ASSIGN(unchanged_, UnchangedPages::create(ram_));
     }
     if (stream_.zero_pages() == wire::ZeroPagesMode::none) return {};
-    if (source.needs_rearm()) {
-      for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
-        MULTIFD_TRY(rearm_chunks(source, BlockId{b}, dirty_[BlockId{b}], options_.rearm_pages,
-                                 [](std::uint64_t, auto) -> Result<void> { return {}; }));
-      }
+    for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
+      MULTIFD_TRY(rearm_all(source, BlockId{b}, dirty_[BlockId{b}], options_.rearm_pages));
     }
     MULTIFD_TRY_ASSIGN(untouched_, UntouchedPages::snapshot(ram_));
     return {};
