@@ -104,7 +104,7 @@ class SourceRun {
     const Time waiting = reporter_.now();
     MULTIFD_TRY_ASSIGN(report_.pages_verified,
                        stream_->return_path.await(wire::ExtensionKind::loaded, as_timeout(options_.load_timeout),
-                                           &reporter_.interrupt()));
+                                                  &reporter_.interrupt()));
     report_.downtime.round_trip = reporter_.now() - waiting;
     return {};
   }
@@ -136,8 +136,7 @@ class SourceRun {
         : writer_(writer), description_(description) {}
 
    private:
-    [[nodiscard]] Result<void> do_device(const qemu::DeviceSection& device,
-                                         std::span<const std::byte> state) override {
+    [[nodiscard]] Result<void> do_device(const qemu::DeviceSection& device, std::span<const std::byte> state) override {
       MULTIFD_TRY(writer_.device(device, state));
       return description_.add(device, state.size());
     }
@@ -190,8 +189,8 @@ class SourceRun {
     static_cast<void>(stream_->sender().close_channels());
     report_.stats = stream_->sender().stats();
     if (report_.own_peer)
-      static_cast<void>(stream_->return_path.await(std::nullopt, as_timeout(options_.farewell_timeout),
-                                                   &reporter_.interrupt()));
+      static_cast<void>(
+          stream_->return_path.await(std::nullopt, as_timeout(options_.farewell_timeout), &reporter_.interrupt()));
     static_cast<void>(stream_->main().finish());
     return {};
   }
