@@ -37,7 +37,8 @@ class DestinationStream {
   using Kind = wire::ExtensionKind;
 
   /// Params `wake`: triggered when a channel fails. The others outlive this object.
-  DestinationStream(ArrivedSource<Link> source, Interrupt wake, const DestinationOptions& options,
+  template <class Accepted>
+  DestinationStream(ArrivedSource<Accepted> source, Interrupt wake, const DestinationOptions& options,
                     MigrationReporter& reporter)
       : options_(options),
         reporter_(reporter),
