@@ -81,9 +81,10 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
           const MigrationProgress now = migration.progress();
           return {
               .line =
-                  fmt::format("{}: {} on the wire  {:.1f} s", to_string(now.status),
+                  fmt::format("{}: {} on the wire  {:.1f} s", text_of(now, false),
                               program::format_bytes(static_cast<double>(now.moved.wire_bytes)), seconds(now.elapsed)),
-              .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status),
+              .moved =
+                  now.moved.wire_bytes + static_cast<std::uint64_t>(now.status) + static_cast<std::uint64_t>(now.step),
               .stalled = now.status == MigrationStatus::setup
                              ? "Has the source been started, with an address that leads here, and does no firewall "
                                "stand between?"

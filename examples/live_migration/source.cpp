@@ -88,9 +88,9 @@ struct Verdict {
 };
 
 program::Snapshot snapshot_of(const MigrationProgress& now) {
-  return {.line = fmt::format("{}, round {}: wire {}  {:.1f} s", to_string(now.status), now.round,
+  return {.line = fmt::format("{}: wire {}  {:.1f} s", text_of(now, true),
                               program::format_bytes(static_cast<double>(now.moved.wire_bytes)), seconds(now.elapsed)),
-          .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status),
+          .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status) + static_cast<std::uint64_t>(now.step),
           .stalled = now.status == MigrationStatus::device
                          ? "Is the destination stopped (SIGSTOP, a debugger, its host paused)? --result-timeout ends "
                            "the wait"

@@ -130,12 +130,14 @@ class DestinationRun {
   };
 
   [[nodiscard]] Result<void> load() {
+    reporter_.step(MigrationStep::device_state);
     DeviceReader from(*this);
     MULTIFD_TRY(guest_.load(from));
     if (!from.at_end()) return fail(Errc::bad_option, Stage::none, "DestinationGuest::load() has not read all devices");
     report_.pages_verified = stream_->pages_verified();
     ownership_.loaded();
     reporter_.owner(ownership_);
+    reporter_.step(MigrationStep::hand_over);
     return stream_->writer.loaded(report_.pages_verified);
   }
 
@@ -186,6 +188,7 @@ class DestinationRun {
     }
     ownership_.running();
     reporter_.owner(ownership_);
+    reporter_.step(MigrationStep::farewell);
     if (auto ended = say_goodbye(); !ended) report_.late = ended.error();
     report_.stats = stream_->receiver().stats();
     report_.zero_on_main = stream_->zero_on_main();

@@ -116,6 +116,7 @@ class DestinationStream {
       return std::unexpected(theirs.error());
     }
     if (message.kind == Kind::page_digests) {
+      reporter_.step(MigrationStep::verify);
       MULTIFD_TRY(compare(message));
     }
     return message.kind;
