@@ -70,7 +70,6 @@ class PricedDowntime {
   Verdict at_round_end(const RoundEnd& end) noexcept {
     const DirtyRate& dirty = *end.dirty_rate;
     const double downtime = seconds(end.downtime.total());
-    const double fixed = downtime - seconds(end.downtime.pages);
     const double bandwidth = end.bandwidth->pages_per_s();
     const double pages = static_cast<double>(end.dirty_pages);
     if (pages == 0) return {Action::switch_now, Reason::downtime_fits, downtime};
@@ -81,17 +80,18 @@ class PricedDowntime {
     if (options_.never_above.count() > 0 && downtime > seconds(options_.never_above))
       return {Action::go_on, Reason::too_much_left, downtime};
 
-    // The downtime's pages are more than the bitmap's: the guest runs on while the bitmap is fetched.
-    const double share = seconds(end.downtime.pages) * bandwidth / pages;
+    const auto cost_of = [&](double some_pages, double pages_per_s) {
+      return options_.price.cost(seconds(end.switchover.downtime(some_pages, pages_per_s).total()));
+    };
     const double round = pages / bandwidth + seconds(end.sync);
-    const double next = options_.price.cost(dirty.expected(round) * share / bandwidth + fixed);
+    const double next = cost_of(dirty.expected(round), bandwidth);
     const double rises = (static_cast<double>(rises_) + rises_first) / (low_seconds_ + low_first);
     const double gain = cost - next - round - rises * round * std::max(0.0, usual_cost_ - cost);
     if (gain > 0) return {Action::go_on, Reason::improving, gain};
 
     const bool rare_low = rises_ > 0 && cost < rare * usual_cost_;
     const double link = std::max(bandwidth, end.bandwidth->usual_pages_per_s());
-    const double quiet = options_.price.cost(quiet_share * pages * share / link + fixed);
+    const double quiet = cost_of(quiet_share * pages, link);
     const double patience = hope * std::max(0.0, cost - quiet) - seconds(end.now - best_at_) - least_patience;
     if (patience > 0 && !rare_low) return {Action::go_on, Reason::waiting, patience};
     const bool fits = downtime <= seconds(options_.price.max_downtime);
