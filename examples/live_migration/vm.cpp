@@ -89,8 +89,8 @@ Result<RamMap> DestinationVm::prepare(const Announcement& announced) {
   RamMap ram(guest_page_size);
   // Only the size is needed: working set and seed come with the memory itself.
   MULTIFD_TRY(in_guest("make the guest", [&] {
-    guest_ = make_guest(machine_.backend,
-                        {.memory_bytes = blocks[0].used_length, .working_set_bytes = guest_page_size});
+    guest_ =
+        make_guest(machine_.backend, {.memory_bytes = blocks[0].used_length, .working_set_bytes = guest_page_size});
   }));
   MULTIFD_TRY(ram.add(block_name, guest_->memory()));
   return ram;

@@ -64,8 +64,9 @@ class StateReader {
 
 /// What a source announces of its guest, before any memory has to be there. Valid during the call that gets it.
 struct Announcement {
-  std::span<const qemu::BlockInfo> blocks;  ///< in the source's order; their sum is at most DestinationOptions::max_ram_bytes
-  std::string_view machine_type;            ///< as the source's VMM says
+  std::span<const qemu::BlockInfo>
+      blocks;                     ///< in the source's order; their sum is at most DestinationOptions::max_ram_bytes
+  std::string_view machine_type;  ///< as the source's VMM says
   std::size_t page_bytes = 0;
   std::span<const std::byte> user;  ///< SourceOptions::user, empty without one
   std::optional<Uuid> uuid;         ///< of the VM
@@ -77,7 +78,8 @@ concept HasRam = requires(G& guest) {
 };
 
 template <class G>
-concept HasDirtySource = requires(G& guest) { requires DirtySource<std::remove_cvref_t<decltype(guest.dirty_source())>>; };
+concept HasDirtySource =
+    requires(G& guest) { requires DirtySource<std::remove_cvref_t<decltype(guest.dirty_source())>>; };
 
 template <class G>
 concept HasPause = requires(G& guest) {
