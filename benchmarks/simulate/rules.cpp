@@ -87,15 +87,13 @@ Outcome run(const Trace& trace, std::string_view rule, const Judge& judge) {
   const auto found = std::ranges::find(all_rules, rule, &NamedRule::name);
   if (found == all_rules.end()) throw program::Failure(fmt::format("{}: no such rule", rule));
   const auto run_it = [&](const auto& chosen) { return run_rule(trace, judge, chosen, found->sync_first); };
-  if (rule == "qemu")
-    return run_it(migrate::FixedDowntime({.max_downtime = limit, .bandwidth = BandwidthOver::round}));
+  if (rule == "qemu") return run_it(migrate::FixedDowntime({.max_downtime = limit, .bandwidth = BandwidthOver::round}));
   if (rule == "cloud-hypervisor")
     return run_it(migrate::FixedDowntime({.max_downtime = limit, .bandwidth = BandwidthOver::sending}));
   // KubeVirt's limits are multiples of QEMU's default, and grow with it.
   if (rule == "ramp")
     return run_it(migrate::DowntimeRamp({.first_downtime = limit / 2, .max_downtime = limit * 7 / 2}));
-  if (rule == "stall")
-    return run_it(migrate::StallDetection({.first_downtime = limit, .max_downtime = limit * 3}));
+  if (rule == "stall") return run_it(migrate::StallDetection({.first_downtime = limit, .max_downtime = limit * 3}));
   if (rule == "rounds") return run_it(migrate::FixedRounds());
   return run_it(migrate::PricedDowntime({.price = judge.price}));
 }

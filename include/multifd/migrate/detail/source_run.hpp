@@ -91,7 +91,7 @@ class SourceRun {
     const Time stopped = reporter_.now();
     MULTIFD_TRY(pause());
     MULTIFD_TRY(precopy_->send_last_round());
-    report_.downtime.pages = reporter_.now() - stopped;
+    report_.downtime.pages = reporter_.now() - stopped - report_.downtime.sync;
     const Time saving = reporter_.now();
     MULTIFD_TRY(save_devices());
     report_.downtime.device_state = reporter_.now() - saving;
