@@ -48,7 +48,8 @@ struct PricedDowntimeOptions {
 ///  * The next round: what its shorter downtime would save, less its time, less the risk that the guest's load rises
 ///    meanwhile, as it did when it rose before.
 ///  * A quiet phase: two fifths less to send than now, or the link as it usually is, may come at any time. What it would
-///    save, a third of that, is how long it is waited for, counted from the last time that the downtime fell by a fifth.
+///    save, a third of that, is how long it is waited for, up to what 1.5 s of downtime are worth, counted from the last
+///    time that the cost fell by a fifth. So a migration whose downtime would be minutes comes to an end, too.
 ///  * A low after a rise: less than a fifth of the usual cost is taken as it comes.
 class PricedDowntime {
  public:
@@ -92,7 +93,8 @@ class PricedDowntime {
     const bool rare_low = rises_ > 0 && cost < rare * usual_cost_;
     const double link = std::max(bandwidth, end.bandwidth->usual_pages_per_s());
     const double quiet = cost_of(quiet_share * pages, link);
-    const double patience = hope * std::max(0.0, cost - quiet) - seconds(end.now - best_at_) - least_patience;
+    const double worth = std::min(hope * std::max(0.0, cost - quiet), most_hoped * options_.price.above);
+    const double patience = worth - seconds(end.now - best_at_) - least_patience;
     if (patience > 0 && !rare_low) return {Action::go_on, Reason::waiting, patience};
     const bool fits = downtime <= seconds(options_.price.max_downtime);
     return {Action::switch_now, fits ? Reason::downtime_fits : Reason::nothing_to_gain, downtime};
@@ -105,6 +107,7 @@ class PricedDowntime {
   static constexpr double low = 0.5;            // of the usual cost: the guest is quiet
   static constexpr double rare = 0.2;           // of the usual cost: take it
   static constexpr double hope = 0.35;          // how much of what might be gained is worth waiting for
+  static constexpr double most_hoped = 1.5;     // seconds of downtime, whose price is the longest wait: 100 s
   static constexpr double least_patience = 2;   // seconds
   static constexpr double quiet_share = 0.6;    // of the pages, in a quiet phase
   static constexpr double rises_first = 0.02;   // ends of quiet phases before any was seen ...
