@@ -176,7 +176,7 @@ int main(int argc, char** argv) {
   app.add_flag("--trials", settings.trials, "Print what every rule did on every trace, and why");
   app.add_option("--write-trace", settings.write_trace, "Write a generated trace to a new file, and do no more");
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
-  app.add_option("--plot", settings.plot, "Draw downtime against total time to a new .svg or .png (needs gnuplot)");
+  app.add_option("--plot", settings.plot, "Draw the rules' downtimes and costs to a new .svg or .png (needs gnuplot)");
   app.add_option("--plot-data", settings.plot_data, "Write the picture's table to a new file");
   return program::run(app, argc, argv, [&] {
     check(settings);
