@@ -2,7 +2,6 @@
 //
 // All that a VMM writes to migrate its guest. Two processes: `vmm_in_sixty_lines listen tcp::7000` takes the guest in that
 // `vmm_in_sixty_lines connect tcp:HOST:7000` runs and gives away.
-// [readme]
 #include <multifd/migrate/destination.hpp>
 #include <multifd/migrate/dirty/dirty_pages.hpp>
 #include <multifd/migrate/source.hpp>
@@ -18,6 +17,7 @@
 using namespace multifd;
 using namespace multifd::migrate;
 
+// [readme]
 struct Stacks {  // what this VMM offers; the source's options choose
   using Link = FdTransport;
   using Compressors = PolicyList<NoComp>;

@@ -89,9 +89,9 @@ struct Verdict {
 };
 
 program::Snapshot snapshot_of(const MigrationProgress& now) {
-  return {.line = fmt::format("{}, round {}: wire {}  {:.1f} s", to_string(now.status), now.round,
+  return {.line = fmt::format("{}: wire {}  {:.1f} s", text_of(now, true),
                               program::format_bytes(static_cast<double>(now.moved.wire_bytes)), seconds(now.elapsed)),
-          .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status),
+          .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status) + static_cast<std::uint64_t>(now.step),
           .stalled = now.status == MigrationStatus::device
                          ? "Is the destination stopped (SIGSTOP, a debugger, its host paused)? --result-timeout ends "
                            "the wait"
@@ -173,8 +173,10 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
   std::optional<Table> table;
   if (!quiet) table.emplace();
   Verdict verdict;
+  std::optional<program::Progress> line;
   const auto on_event = [&](const Event& event) {
     if (event.kind == EventKind::round_end && table) table->add(*event.round, note_of(*event.decision));
+    if (event.kind == EventKind::step && line) line->update();
   };
 
   const SocketOptions sockets = settings.limits.socket(&interrupt);
@@ -186,7 +188,7 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
                                    need(settings.tls.secure(std::move(channels), interrupt, settings.limits.connect))};
 
   const auto moved = [&] {
-    const program::Progress progress([&] { return snapshot_of(migration.progress()); }, settings.limits.hint);
+    line.emplace([&] { return snapshot_of(migration.progress()); }, settings.limits.hint);
     return migrate_to<program::Stacks>(vm, std::move(links),
                                        {.compression = settings.stack.compression,
                                         .level = settings.stack.level,
@@ -206,6 +208,7 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
                                         .on_user_data = [&](std::span<const std::byte> bytes) { verdict.take(bytes); },
                                         .migration = &migration});
   }();
+  line.reset();
   if (!moved) throw Failure(moved.error(), "live migration; " + std::string(migration.owner_text()));
   verdict.check();
   const GuestReport here = guest->report();

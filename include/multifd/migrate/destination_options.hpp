@@ -25,11 +25,11 @@ namespace multifd::migrate {
 struct DestinationOptions {
   // ---- What is insisted on; default: whatever the source announces
 
-  std::optional<unsigned> channels{};
+  std::optional<unsigned> channels{};             ///< how many
   std::optional<std::string_view> compression{};  ///< a name of the compressors that the program offers
   std::optional<std::string_view> zero_pages{};   ///< "none", "legacy", "multifd"
-  std::optional<Digest> digest{};
-  std::optional<Uuid> uuid{};  ///< of the VM
+  std::optional<Digest> digest{};                 ///< whether each packet has one
+  std::optional<Uuid> uuid{};                     ///< of the VM
 
   // ---- Memory
 

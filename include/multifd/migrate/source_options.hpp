@@ -63,7 +63,7 @@ struct SourceOptions {
 
   // ---- What is sent
 
-  ConvergeOptions converge{};
+  ConvergeOptions converge{};  ///< when the guest is stopped
   /// Compares both memories page by page before the guest is handed over. Costs a read of all memory on both sides while
   /// the guest stands still. Default: off; for tests, and for hosts that are not trusted. Own peers only.
   bool verify = false;

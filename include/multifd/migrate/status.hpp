@@ -41,6 +41,17 @@ constexpr bool is_end(MigrationStatus status) noexcept {
          status == MigrationStatus::cancelled;
 }
 
+/// What a switchover, MigrationStatus::device, is at. Each of these can take long.
+enum class MigrationStep : std::uint8_t {
+  none,
+  pages,         ///< the rest of the pages
+  device_state,  ///< SourceGuest::save(); at the destination DestinationGuest::load()
+  verify,        ///< all memory is read for its digests; at the destination: and compared
+  load,          ///< at the source: the destination has not said yet that it has loaded everything
+  hand_over,     ///< all is there: HAND_OVER and RUNNING are under way
+  farewell,      ///< the guest runs; DestinationOptions::farewell
+};
+
 /// What was moved so far, over all rounds.
 struct Moved {
   std::uint64_t normal_pages = 0;     ///< sent as bytes
@@ -52,8 +63,9 @@ struct Moved {
 /// A migration as it is now.
 struct MigrationProgress {
   MigrationStatus status = MigrationStatus::none;
-  Time elapsed{};                     ///< since the migration began
-  Time since{};                       ///< when the status was reached
+  Time elapsed{};  ///< since the migration began
+  Time since{};    ///< when the status was reached
+  MigrationStep step = MigrationStep::none;
   std::uint64_t ram_bytes = 0;        ///< of all blocks
   std::uint64_t round = 0;            ///< that is being sent; 0: the bulk pass
   std::uint64_t dirty_pages = 0;      ///< that this round had to send when it began
@@ -69,6 +81,7 @@ struct MigrationProgress {
 /// What an event is about.
 enum class EventKind : std::uint8_t {
   status,     ///< the status has changed
+  step,       ///< the switchover has come to its next step
   round_end,  ///< a round is over, and a decision was taken
 };
 

@@ -120,7 +120,7 @@ class DestinationRun {
     bool at_end() const noexcept { return at_end_; }
 
    private:
-    [[nodiscard]] Result<std::optional<DeviceAndState>> do_next() override {
+    [[nodiscard]] Result<std::optional<SavedDevice>> do_next() override {
       auto device = run_.next_device();
       at_end_ = device && !*device;
       return device;
@@ -130,17 +130,19 @@ class DestinationRun {
   };
 
   [[nodiscard]] Result<void> load() {
+    reporter_.step(MigrationStep::device_state);
     DeviceReader from(*this);
     MULTIFD_TRY(guest_.load(from));
     if (!from.at_end()) return fail(Errc::bad_option, Stage::none, "DestinationGuest::load() has not read all devices");
     report_.pages_verified = stream_->pages_verified();
     ownership_.loaded();
     reporter_.owner(ownership_);
+    reporter_.step(MigrationStep::hand_over);
     return stream_->writer.loaded(report_.pages_verified);
   }
 
-  [[nodiscard]] Result<std::optional<DeviceAndState>> next_device() {
-    return catch_bad_alloc(Stage::parse, "devices' state", [&]() -> Result<std::optional<DeviceAndState>> {
+  [[nodiscard]] Result<std::optional<SavedDevice>> next_device() {
+    return catch_bad_alloc(Stage::parse, "devices' state", [&]() -> Result<std::optional<SavedDevice>> {
       if (whole_) return std::nullopt;
       for (;;) {
         MULTIFD_TRY_ASSIGN(const qemu::Element element, stream_->next(options_.progress_timeout));
@@ -154,7 +156,7 @@ class DestinationRun {
             // It grows as the bytes come: the size that was announced is only a claim.
             state_.insert(state_.end(), element.data.begin(), element.data.end());
             break;
-          case qemu::ElementKind::footer: return DeviceAndState{.device = device_, .state = state_};
+          case qemu::ElementKind::footer: return SavedDevice{.device = device_, .state = state_};
           case qemu::ElementKind::command: MULTIFD_TRY(stream_->answer(element)); break;
           case qemu::ElementKind::extension: {
             MULTIFD_TRY_ASSIGN(const Kind kind, stream_->take_message(element));
@@ -186,6 +188,7 @@ class DestinationRun {
     }
     ownership_.running();
     reporter_.owner(ownership_);
+    reporter_.step(MigrationStep::farewell);
     if (auto ended = say_goodbye(); !ended) report_.late = ended.error();
     report_.stats = stream_->receiver().stats();
     report_.zero_on_main = stream_->zero_on_main();

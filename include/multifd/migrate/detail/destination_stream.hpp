@@ -37,7 +37,8 @@ class DestinationStream {
   using Kind = wire::ExtensionKind;
 
   /// Params `wake`: triggered when a channel fails. The others outlive this object.
-  DestinationStream(ArrivedSource<Link> source, Interrupt wake, const DestinationOptions& options,
+  template <class Accepted>
+  DestinationStream(ArrivedSource<Accepted> source, Interrupt wake, const DestinationOptions& options,
                     MigrationReporter& reporter)
       : options_(options),
         reporter_(reporter),
@@ -115,6 +116,7 @@ class DestinationStream {
       return std::unexpected(theirs.error());
     }
     if (message.kind == Kind::page_digests) {
+      reporter_.step(MigrationStep::verify);
       MULTIFD_TRY(compare(message));
     }
     return message.kind;
