@@ -59,7 +59,9 @@ std::string legend_of(const Curve& curve, std::size_t trials) {
   std::string text = curve.name == "priced-sync-first" ? "multifd's default, sync first" : curve.whose;
   if (std::isfinite(summary.downtime_s))
     text += fmt::format(": {:.0f} ms, {:.1f} s", summary.downtime_s * 1e3, summary.total_s);
-  if (summary.failed > 0) text += fmt::format(" ({} of {} never end)", summary.failed, trials);
+  if (summary.failed > 0)
+    text +=
+        fmt::format(" ({:.0f} % never end)", 100.0 * static_cast<double>(summary.failed) / static_cast<double>(trials));
   return text;
 }
 
@@ -124,8 +126,10 @@ void draw(const Comparison& comparison, const program::PartFile& picture) {
   line("set xtics ('1x' 1, '1.1x' 1.1, '1.2x' 1.2, '1.5x' 1.5, '2x' 2, '3x' 3)");
   line("set title 'Cost (time and priced downtime): migrations that stay below' offset 0,-0.4");
   line("set xlabel 'times the cost under the oracle' offset 0,0.2");
-  line("set key at screen 0.5, 0.015 center bottom vertical maxrows 4 Left reverse samplen 3 spacing 1.25 noenhanced");
-  line("set key title 'median downtime and total time of each rule'");
+  line(
+      "set key at screen 0.5, 0.015 center bottom vertical maxrows 4 Left reverse samplen 2.5 width -5 noenhanced font "
+      "',13'");
+  line("set key title 'Medians of downtime and total time'");
   plot("cost", true);
   line("unset multiplot");
   program::draw_by_gnuplot(script, picture);
