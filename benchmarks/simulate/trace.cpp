@@ -118,8 +118,10 @@ std::vector<Recorded> recorded_rounds(const json& object, double ram_pages) {
     if (round.dirty > 0 && round.send <= 0) throw Failure(place + "send_s: pages take time");
     rounds.push_back(round);
   }
-  // The bulk pass alone says nothing of the guest.
   if (rounds.size() < 2) throw Failure("rounds: the bulk pass alone says nothing of the guest; two are needed");
+  // What came ahead of the first page is no matter of the guest's.
+  const double origin = rounds.front().begin;
+  for (Recorded& round : rounds) round.begin -= origin, round.fetched -= origin;
   return rounds;
 }
 
@@ -141,7 +143,8 @@ void read_rounds(const json& object, Trace& trace) {
     const double found = marked.again > 0 ? marked.dirty * caught.dirty / marked.again : trace.ram_pages;
     const double set = std::clamp(found, std::min(least, trace.ram_pages), trace.ram_pages);
     const double began = rounds[i - 1].fetched, time = rounds[i].fetched - began;
-    pages.push_back({began, set});
+    // From the middle on, so that the bitmap at the end of this time has this set, and not the next.
+    pages.push_back({began + time / 2, set});
     writes.push_back({began, -std::log1p(-std::min(0.98, rounds[i].dirty / set)) / time});
     sync.push_back({rounds[i - 1].begin, rounds[i].sync});
   }

@@ -249,6 +249,24 @@ TEST_CASE("A migration's report is a trace; its last round is with the guest sto
   CHECK(trace.sync.at(0) == doctest::Approx(0.01));
 }
 
+TEST_CASE("A recorded guest that sweeps over its memory is sent in the rounds that were recorded") {
+  // begin, sync, send, dirty, again: of live_migration, whose guest writes to one page after the other.
+  constexpr double recorded[][5] = {{0.0594, 0, 1.1119, 131072, 16385},    {1.1738, 0.0023, 0.2118, 16385, 10971},
+                                    {1.3871, 0.0014, 0.1406, 10971, 1875}, {1.5288, 0.0009, 0.0936, 7289, 1},
+                                    {1.6233, 0.0007, 0.0625, 4846, 1},     {1.6865, 0.0004, 0.0427, 3265, 1},
+                                    {1.7297, 0.0003, 0.0286, 2197, 1}};
+  json report = {{"ok", true}, {"rounds", json::array()}};
+  for (const auto& [begin, sync, send, dirty, again] : recorded)
+    report["rounds"].push_back(
+        {{"begin_s", begin}, {"sync_s", sync}, {"send_s", send}, {"dirty_pages", dirty}, {"again_pages", again}});
+  const Trace trace = trace_from_json(report, "report");
+  Precopy precopy(trace);
+  for (std::size_t i = 1; i < std::size(recorded); ++i) {
+    CAPTURE(i);
+    CHECK(precopy.next().dirty_pages == doctest::Approx(recorded[i][3]).epsilon(0.1));
+  }
+}
+
 TEST_CASE("A trace that is none is refused by what is wrong with it") {
   const json good = to_json(generate("dips", 1));
   REQUIRE(text_of_failure(good) == "");
