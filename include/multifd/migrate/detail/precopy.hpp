@@ -86,6 +86,9 @@ class Precopy {
         round.sync = reporter_.now() - began;
       });
       MULTIFD_TRY(queue_all());
+      const Time queued = reporter_.now();
+      fetching.join();
+      report_.downtime.sync = reporter_.now() - queued;
     }
     MULTIFD_TRY(fetched);
     // The guest stands still: what has gone out is what it is.

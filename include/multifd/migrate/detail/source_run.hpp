@@ -92,7 +92,7 @@ class SourceRun {
     MULTIFD_TRY(pause());
     reporter_.step(MigrationStep::pages);
     MULTIFD_TRY(precopy_->send_last_round());
-    report_.downtime.pages = reporter_.now() - stopped;
+    report_.downtime.pages = reporter_.now() - stopped - report_.downtime.sync;
     const Time saving = reporter_.now();
     reporter_.step(MigrationStep::device_state);
     MULTIFD_TRY(save_devices());
