@@ -144,7 +144,8 @@ struct Followed {
 /// A destination that listens, and takes one guest in.
 class There {
  public:
-  explicit There(std::size_t pages, multifd::migrate::DestinationOptions options = {}) : guest(pages), options_(std::move(options)) {
+  explicit There(std::size_t pages, multifd::migrate::DestinationOptions options = {}, std::string idstr = "pc.ram")
+      : guest(pages, std::move(idstr)), options_(std::move(options)) {
     auto opened = multifd::Listener::listen({.host = "127.0.0.1"}, 64);
     REQUIRE(opened.has_value());
     address = opened->local_address();

@@ -49,8 +49,8 @@ struct Settings {
     return {.channels = channels,
             .compression = compression,
             .zero_pages = zero_pages,
+            .converge = {.at_time_limit = Action::switch_now, .max_rounds = 6},
             .verify = verify,
-            .converge = {.max_rounds = 6, .at_time_limit = Action::switch_now},
             .answer_timeout = 10s,
             .progress_timeout = 10s,
             .load_timeout = 10s};
