@@ -27,16 +27,17 @@ nlohmann::json dirty_rate(const Settings& settings, std::chrono::milliseconds ti
   wait_for(settings.run_before_s, interrupt);
   SourceVm vm(*guest);
   const auto period = std::min(time, std::chrono::milliseconds(1000));
-  const auto periods = program::need(
-      measure_dirty_rate(vm.dirty_source(), program::need(vm.ram()),
-                         {.period = period,
-                          .periods = static_cast<unsigned>(std::max<std::int64_t>(1, time / period)),
-                          .interrupt = &interrupt}),
-      "measure the dirty rate");
+  const auto periods =
+      program::need(measure_dirty_rate(vm.dirty_source(), program::need(vm.ram()),
+                                       {.period = period,
+                                        .periods = static_cast<unsigned>(std::max<std::int64_t>(1, time / period)),
+                                        .interrupt = &interrupt}),
+                    "measure the dirty rate");
   guest->stop();
 
   json report{{"backend", guest->backend()}, {"page_size", guest_page_size}, {"periods", json::array()}};
-  if (!quiet) program::say("{:>7} {:>11} {:>11} {:>13} {:>9}\n", "seconds", "dirty pages", "memory", "per second", "sync");
+  if (!quiet)
+    program::say("{:>7} {:>11} {:>11} {:>13} {:>9}\n", "seconds", "dirty pages", "memory", "per second", "sync");
   double sum = 0;
   double most = 0;
   for (const DirtyPeriod& each : periods) {

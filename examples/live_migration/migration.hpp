@@ -34,6 +34,9 @@ struct Settings {
 /// Waits for a time. Throws program::Failure when a signal came meanwhile.
 void wait_for(double seconds, const multifd::Interrupt& interrupt);
 
+/// For a progress line: what the migration is at.
+std::string text_of(const multifd::migrate::MigrationProgress& progress, bool source);
+
 /// Boots a guest and measures what it dirties, second by second; prints and returns it. Throws program::Failure.
 nlohmann::json dirty_rate(const Settings& settings, std::chrono::milliseconds time,
                           const multifd::Interrupt& interrupt);

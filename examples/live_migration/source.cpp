@@ -51,12 +51,18 @@ std::string note_of(const Decision& decision) {
 }
 
 json json_of(const Round& round) {
-  return {{"dirty_pages", round.dirty_pages},   {"again_pages", round.again_pages},
-          {"normal_pages", round.normal_pages}, {"zero_pages", round.zero_pages},
-          {"unchanged_pages", round.unchanged_pages}, {"wire_bytes", round.wire_bytes},
-          {"begin_s", seconds(round.begin)},    {"sync_s", seconds(round.sync)},
-          {"send_s", seconds(round.send)},      {"pages_per_s", round.pages_per_s},
-          {"dirty_pages_per_s", round.dirty_pages_per_s}, {"predicted_downtime_ms", milliseconds(round.predicted_downtime)},
+  return {{"dirty_pages", round.dirty_pages},
+          {"again_pages", round.again_pages},
+          {"normal_pages", round.normal_pages},
+          {"zero_pages", round.zero_pages},
+          {"unchanged_pages", round.unchanged_pages},
+          {"wire_bytes", round.wire_bytes},
+          {"begin_s", seconds(round.begin)},
+          {"sync_s", seconds(round.sync)},
+          {"send_s", seconds(round.send)},
+          {"pages_per_s", round.pages_per_s},
+          {"dirty_pages_per_s", round.dirty_pages_per_s},
+          {"predicted_downtime_ms", milliseconds(round.predicted_downtime)},
           {"bounded_by", to_string(round.bound)}};
 }
 
@@ -65,7 +71,8 @@ struct Verdict {
   std::optional<json> said;
 
   void take(std::span<const std::byte> bytes) {
-    json object = json::parse(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()), nullptr, false);
+    json object =
+        json::parse(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()), nullptr, false);
     if (object.is_object()) said = std::move(object);
   }
   std::uint64_t number(const char* key) const {
@@ -81,9 +88,9 @@ struct Verdict {
 };
 
 program::Snapshot snapshot_of(const MigrationProgress& now) {
-  return {.line = fmt::format("{}, round {}: wire {}  {:.1f} s", to_string(now.status), now.round,
+  return {.line = fmt::format("{}: wire {}  {:.1f} s", text_of(now, true),
                               program::format_bytes(static_cast<double>(now.moved.wire_bytes)), seconds(now.elapsed)),
-          .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status),
+          .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status) + static_cast<std::uint64_t>(now.step),
           .stalled = now.status == MigrationStatus::device
                          ? "Is the destination stopped (SIGSTOP, a debugger, its host paused)? --result-timeout ends "
                            "the wait"
@@ -152,7 +159,8 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
   if (!quiet) program::say("backend: {}\n", note);
   guest->boot();
   guest->run();
-  wait_for(settings.run_before_s, interrupt);  // before connecting, because a destination does not wait long for a hello
+  wait_for(settings.run_before_s,
+           interrupt);  // before connecting, because a destination does not wait long for a hello
 
   Migration migration = need(Migration::create());
   const program::OnInterrupt cancel(interrupt, [&] { migration.cancel(); });
@@ -176,25 +184,24 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
 
   const auto moved = [&] {
     const program::Progress progress([&] { return snapshot_of(migration.progress()); }, settings.limits.hint);
-    return migrate_to<program::Stacks>(
-        vm, std::move(links),
-        {.compression = settings.stack.compression,
-         .level = settings.stack.level,
-         .zero_pages = settings.stack.zero_pages,
-         .bandwidth = settings.stack.bandwidth,
-         .digest = settings.stack.digest,
-         .peer = settings.stack.peer,
-         .uuid = settings.stack.uuid,
-         .user = std::as_bytes(std::span(machine)),
-         .converge = settings.converge,
-         .verify = settings.verify,
-         .skip_unchanged = settings.skip_unchanged,
-         .progress_timeout = settings.limits.progress,
-         .load_timeout = settings.limits.result,
-         .farewell_timeout = settings.limits.result,
-         .on_event = on_event,
-         .on_user_data = [&](std::span<const std::byte> bytes) { verdict.take(bytes); },
-         .migration = &migration});
+    return migrate_to<program::Stacks>(vm, std::move(links),
+                                       {.compression = settings.stack.compression,
+                                        .level = settings.stack.level,
+                                        .zero_pages = settings.stack.zero_pages,
+                                        .bandwidth = settings.stack.bandwidth,
+                                        .digest = settings.stack.digest,
+                                        .peer = settings.stack.peer,
+                                        .uuid = settings.stack.uuid,
+                                        .user = std::as_bytes(std::span(machine)),
+                                        .converge = settings.converge,
+                                        .verify = settings.verify,
+                                        .skip_unchanged = settings.skip_unchanged,
+                                        .progress_timeout = settings.limits.progress,
+                                        .load_timeout = settings.limits.result,
+                                        .farewell_timeout = settings.limits.result,
+                                        .on_event = on_event,
+                                        .on_user_data = [&](std::span<const std::byte> bytes) { verdict.take(bytes); },
+                                        .migration = &migration});
   }();
   if (!moved) throw Failure(moved.error(), "live migration; " + std::string(migration.owner_text()));
   verdict.check();

@@ -100,7 +100,8 @@ struct BadCopies {
 
 /// Has both, and looks only into memory.
 struct BadEither : FromEither {
-  static std::byte* page(const RamBlock& block, const PageBatch& batch, std::size_t i, std::size_t page_bytes) noexcept {
+  static std::byte* page(const RamBlock& block, const PageBatch& batch, std::size_t i,
+                         std::size_t page_bytes) noexcept {
     return FromGuest::page(block, batch, i, page_bytes);
   }
 };

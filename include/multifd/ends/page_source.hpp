@@ -74,7 +74,8 @@ struct FromCopies {
 struct FromEither {
   static constexpr bool guest = true;
   static constexpr bool copies = true;
-  static std::byte* page(const RamBlock& block, const PageBatch& batch, std::size_t i, std::size_t page_bytes) noexcept {
+  static std::byte* page(const RamBlock& block, const PageBatch& batch, std::size_t i,
+                         std::size_t page_bytes) noexcept {
     return batch.copied ? FromCopies::page(block, batch, i, page_bytes) : FromGuest::page(block, batch, i, page_bytes);
   }
 };

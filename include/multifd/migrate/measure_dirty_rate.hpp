@@ -27,7 +27,7 @@ struct MeasureOptions {
   /// How long writes are collected before they are counted. A page that is written twice in it counts once, as it would be
   /// sent once in a round that long: take what a round of your migrations takes.
   std::chrono::milliseconds period{1000};
-  unsigned periods = 1;  ///< how often; 1 to 100 000
+  unsigned periods = 1;                             ///< how often; 1 to 100 000
   std::uint64_t rearm_pages = default_rearm_pages;  ///< see rearm_chunks()
   const Interrupt* interrupt = nullptr;             ///< ends it from outside. Not owned
 };
@@ -67,7 +67,8 @@ template <DirtySource S>
       return {};
     };
     const auto wait_until = [&](Clock::time_point end) -> Result<void> {
-      pollfd event{.fd = options.interrupt != nullptr ? options.interrupt->native_handle() : -1, .events = POLLIN, .revents = 0};
+      pollfd event{
+          .fd = options.interrupt != nullptr ? options.interrupt->native_handle() : -1, .events = POLLIN, .revents = 0};
       for (;;) {
         const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now());
         if (left.count() <= 0) return {};

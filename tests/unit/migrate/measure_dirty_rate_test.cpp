@@ -23,11 +23,18 @@ namespace {
 /// A guest that writes so many pages between two fetches of its first block's bitmap.
 struct Scripted {
   explicit Scripted(std::vector<std::uint64_t> each) : pages(std::move(each)) {
-    auto made = DirtyFromHooks::create(ram.map, {.start = [this] { on = true; return Result<void>{}; },
-                                                 .fetch = [this](BlockId block, std::span<std::uint64_t> bitmap) {
-                                                   return fetch(block, bitmap);
-                                                 },
-                                                 .stop = [this] { on = false; return Result<void>{}; }});
+    auto made = DirtyFromHooks::create(
+        ram.map, {.start =
+                      [this] {
+                        on = true;
+                        return Result<void>{};
+                      },
+                  .fetch = [this](BlockId block, std::span<std::uint64_t> bitmap) { return fetch(block, bitmap); },
+                  .stop =
+                      [this] {
+                        on = false;
+                        return Result<void>{};
+                      }});
     REQUIRE(made.has_value());
     source.emplace(std::move(*made));
   }

@@ -29,7 +29,12 @@ class Precopy {
   /// Params: all outlive this object.
   Precopy(G& guest, const RamMap& ram, const SourceOptions& options, MigrationReporter& reporter,
           SourceStream<Stacks>& stream, MigrationReport& report)
-      : guest_(guest), ram_(ram), options_(options), reporter_(reporter), stream_(stream), report_(report),
+      : guest_(guest),
+        ram_(ram),
+        options_(options),
+        reporter_(reporter),
+        stream_(stream),
+        report_(report),
         dirty_(ram) {}
   Precopy(const Precopy&) = delete;
   Precopy& operator=(const Precopy&) = delete;
@@ -68,7 +73,7 @@ class Precopy {
   /// on a guest with much memory or many devices that takes as long as the pages do. Errors: as run().
   [[nodiscard]] Result<void> send_last_round() {
     Round round{.number = report_.rounds.size(), .begin = reporter_.now(), .dirty_pages = dirty_.count()};
-    const Counted before = counted();
+    const Moved before = stream_.moved();
     DirtyBitmaps found(ram_);
     DirtyBitmaps known = dirty_;
     Result<void> fetched;
@@ -106,7 +111,7 @@ class Precopy {
  private:
   using Rounds = Convergence<AnySwitchRule, AnyThrottleRule>;
 
-  Result<Rounds> create_convergence() const {
+  [[nodiscard]] Result<Rounds> create_convergence() const {
     const ConvergeOptions& converge = options_.converge;
     return Rounds::create({.time_limit = converge.time_limit,
                            .at_time_limit = converge.at_time_limit,
@@ -138,7 +143,7 @@ class Precopy {
   [[nodiscard]] Result<Round> send_round(const Rounds& convergence) {
     Round round{.number = report_.rounds.size(), .begin = reporter_.now(), .dirty_pages = dirty_.count()};
     reporter_.round_begun(round.number, round.dirty_pages);
-    const Counted before = counted();
+    const Moved before = stream_.moved();
     MULTIFD_TRY(stream_.writer.begin_part());
     if (round.number == 0) {
       MULTIFD_TRY(queue_untouched());
@@ -171,6 +176,7 @@ class Precopy {
     } else {
       MULTIFD_TRY(stream_.sender().queue_dirty(block, chunk, first_page, stream_.zero_record(block)));
     }
+    if (unchanged_) stream_.unchanged_pages.store(unchanged_->skipped(), std::memory_order_relaxed);
     std::ranges::fill(dirty_[block].subspan(first_page / 64, chunk.size()), 0);
     return {};
   }
@@ -211,17 +217,12 @@ class Precopy {
     if constexpr (HasThrottle<G>) guest_.throttle(percent);
   }
 
-  struct Counted {
-    Moved moved;
-    std::uint64_t unchanged = 0;
-  };
-  Counted counted() const { return {stream_.moved(), unchanged_ ? unchanged_->skipped() : 0}; }
-  void count(Round& round, const Counted& before) const {
-    const Counted now = counted();
-    round.normal_pages = now.moved.normal_pages - before.moved.normal_pages;
-    round.zero_pages = now.moved.zero_pages - before.moved.zero_pages;
-    round.wire_bytes = now.moved.wire_bytes - before.moved.wire_bytes;
-    round.unchanged_pages = now.unchanged - before.unchanged;
+  void count(Round& round, const Moved& before) const {
+    const Moved now = stream_.moved();
+    round.normal_pages = now.normal_pages - before.normal_pages;
+    round.zero_pages = now.zero_pages - before.zero_pages;
+    round.wire_bytes = now.wire_bytes - before.wire_bytes;
+    round.unchanged_pages = now.unchanged_pages - before.unchanged_pages;
     round.bound = bounded_by(stream_.sender().stats());
   }
 

@@ -47,7 +47,12 @@ class MigrationReporter {
     tell(EventKind::status, [&](MigrationProgress& now) {
       now.status = status;
       now.since = now.elapsed;
+      now.step = MigrationStep::none;
     });
+  }
+  void step(MigrationStep step) {
+    const std::scoped_lock lock(state_.mutex);
+    state_.progress.step = step;
   }
   void memory(std::uint64_t ram_bytes) {
     const std::scoped_lock lock(state_.mutex);

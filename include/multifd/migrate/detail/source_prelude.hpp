@@ -60,7 +60,8 @@ class SourcePrelude {
     MULTIFD_TRY_ASSIGN(const wire::ExtensionMessage message,
                        wire::parse_extension(settings_, wire::Towards::destination));
     wire::PeerSettings spoken = own;
-    MULTIFD_TRY_ASSIGN(spoken.versions.spoken, wire::common_version(parser.commands().asked().value_or(0), own.versions));
+    MULTIFD_TRY_ASSIGN(spoken.versions.spoken,
+                       wire::common_version(parser.commands().asked().value_or(0), own.versions));
     return qemu::check_settings(message, spoken);
   }
   /// The bytes that check()'s names are part of.

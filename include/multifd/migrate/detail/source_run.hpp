@@ -90,9 +90,11 @@ class SourceRun {
     reporter_.status(MigrationStatus::device);
     const Time stopped = reporter_.now();
     MULTIFD_TRY(pause());
+    reporter_.step(MigrationStep::pages);
     MULTIFD_TRY(precopy_->send_last_round());
     report_.downtime.pages = reporter_.now() - stopped;
     const Time saving = reporter_.now();
+    reporter_.step(MigrationStep::device_state);
     MULTIFD_TRY(save_devices());
     report_.downtime.device_state = reporter_.now() - saving;
     if (!report_.own_peer) return stream_->writer.push_out();
@@ -102,9 +104,10 @@ class SourceRun {
     MULTIFD_TRY(stream_->writer.state_whole());
     MULTIFD_TRY(stream_->writer.push_out());
     const Time waiting = reporter_.now();
+    reporter_.step(MigrationStep::load);
     MULTIFD_TRY_ASSIGN(report_.pages_verified,
                        stream_->return_path.await(wire::ExtensionKind::loaded, as_timeout(options_.load_timeout),
-                                           &reporter_.interrupt()));
+                                                  &reporter_.interrupt()));
     report_.downtime.round_trip = reporter_.now() - waiting;
     return {};
   }
@@ -136,8 +139,7 @@ class SourceRun {
         : writer_(writer), description_(description) {}
 
    private:
-    [[nodiscard]] Result<void> do_device(const qemu::DeviceSection& device,
-                                         std::span<const std::byte> state) override {
+    [[nodiscard]] Result<void> do_device(const qemu::DeviceSection& device, std::span<const std::byte> state) override {
       MULTIFD_TRY(writer_.device(device, state));
       return description_.add(device, state.size());
     }
@@ -152,6 +154,7 @@ class SourceRun {
 
   [[nodiscard]] Result<void> send_digests() {
     const Time began = reporter_.now();
+    reporter_.step(MigrationStep::verify);
     const auto& blocks = stream_->blocks();
     for (std::uint32_t i = 0; i < blocks.size(); ++i) {
       MULTIFD_TRY_ASSIGN(const BlockId block, ram_->find(blocks[i].idstr));
@@ -168,6 +171,7 @@ class SourceRun {
     if (reporter_.interrupt().triggered()) return fail(Errc::cancelled, Stage::none, "ahead of the hand-over");
     MULTIFD_TRY_ASSIGN(const std::string description, description_.text());
     const Time began = reporter_.now();
+    reporter_.step(MigrationStep::hand_over);
     // From here on nothing is cancelled: the destination may be told to run the guest.
     stream_->writer.set_limits(as_timeout(options_.load_timeout), nullptr);
     ownership_.hand_over();
@@ -186,12 +190,13 @@ class SourceRun {
     reporter_.owner(ownership_);
     report_.downtime.round_trip += reporter_.now() - began;
     precopy_->release();
+    reporter_.step(MigrationStep::farewell);
     // The guest runs there: what goes wrong from here on takes nothing away.
     static_cast<void>(stream_->sender().close_channels());
     report_.stats = stream_->sender().stats();
     if (report_.own_peer)
-      static_cast<void>(stream_->return_path.await(std::nullopt, as_timeout(options_.farewell_timeout),
-                                                   &reporter_.interrupt()));
+      static_cast<void>(
+          stream_->return_path.await(std::nullopt, as_timeout(options_.farewell_timeout), &reporter_.interrupt()));
     static_cast<void>(stream_->main().finish());
     return {};
   }

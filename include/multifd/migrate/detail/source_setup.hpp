@@ -69,8 +69,8 @@ class SourceSetup {
       }
       // epoll does not report bytes that TLS has read from the socket already.
       const bool look_again = set_.has_main() && is_secured(*set_.main());
-      auto next = acceptor_.next(look_again ? std::min(deadline_, Clock::now() + std::chrono::milliseconds(50)) : deadline_,
-                                 interrupt_);
+      auto next = acceptor_.next(
+          look_again ? std::min(deadline_, Clock::now() + std::chrono::milliseconds(50)) : deadline_, interrupt_);
       if (!next && next.error().code == Errc::timed_out) {
         if (Clock::now() < deadline_) continue;
         if (gave_up_) return std::unexpected(*gave_up_);
@@ -162,7 +162,8 @@ class SourceSetup {
     last_ended_ = std::max(last_ended_, ended.last);
     if (ended.dropped == 0) return;
     if (had_main && !set_.has_main())
-      lost({.code = Errc::peer_closed, .stage = Stage::accept, .op = "a source came, and gave up before all was there"});
+      lost(
+          {.code = Errc::peer_closed, .stage = Stage::accept, .op = "a source came, and gave up before all was there"});
     else
       stranger("a connection that ended ahead of the others");
     if (set_.size() == 0 && !gave_up_) deadline_ = deadline_after(as_timeout(options_.first_timeout));

@@ -5,6 +5,7 @@
 
 #include <sys/random.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -35,7 +36,10 @@ class SourceStream {
 
   /// Params: all outlive this object.
   SourceStream(const RamMap& ram, Link main, const SourceOptions& options, MigrationReporter& reporter)
-      : ram_(ram), options_(options), reporter_(reporter), main_(std::move(main)),
+      : ram_(ram),
+        options_(options),
+        reporter_(reporter),
+        main_(std::move(main)),
         writer(main_, qemu::style_of(options.machine_type, options.peer, ram.page_bytes())),
         return_path(main_, options.on_user_data) {
     writer.set_limits(as_timeout(options_.progress_timeout), &reporter_.interrupt());
@@ -57,9 +61,9 @@ class SourceStream {
     wire::PeerSettings settings;
     if (own_peer_) {
       const Time asked = reporter_.now();
-      MULTIFD_TRY_ASSIGN(const auto version, qemu::ask_peer(writer, return_path.reader,
-                                                            as_timeout(options_.answer_timeout),
-                                                            &reporter_.interrupt()));
+      MULTIFD_TRY_ASSIGN(
+          const auto version,
+          qemu::ask_peer(writer, return_path.reader, as_timeout(options_.answer_timeout), &reporter_.interrupt()));
       round_trip_ = reporter_.now() - asked;
       own_peer_ = version.has_value();
       if (version) settings = own_settings(*version, count);
@@ -113,6 +117,7 @@ class SourceStream {
     const ChannelStats sum = total(stats.channels);
     return {.normal_pages = sum.normal_pages,
             .zero_pages = sum.zero_pages + stats.zero_on_main,
+            .unchanged_pages = unchanged_pages.load(std::memory_order_relaxed),
             .wire_bytes = sum.wire_bytes};
   }
 
@@ -131,6 +136,8 @@ class SourceStream {
   Link main_;
 
  public:
+  /// Pages that were not sent, because they are as they were last sent.
+  std::atomic<std::uint64_t> unchanged_pages = 0;
   qemu::MainStreamWriter<Link> writer;
   ReturnPath<Link> return_path;
 
