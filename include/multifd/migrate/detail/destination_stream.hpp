@@ -53,6 +53,7 @@ class DestinationStream {
         writer(main_) {
     writer.set_limits(as_timeout(options_.hand_over_timeout), &reporter_.interrupt());
   }
+  ~DestinationStream() { reporter_.channels({}, {}); }
   DestinationStream(const DestinationStream&) = delete;
   DestinationStream& operator=(const DestinationStream&) = delete;
 

@@ -44,6 +44,7 @@ class SourceStream {
         return_path(main_, options.on_user_data) {
     writer.set_limits(as_timeout(options_.progress_timeout), &reporter_.interrupt());
   }
+  ~SourceStream() { reporter_.channels({}, {}); }
   SourceStream(const SourceStream&) = delete;
   SourceStream& operator=(const SourceStream&) = delete;
 
