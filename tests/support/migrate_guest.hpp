@@ -18,6 +18,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -178,7 +179,11 @@ class MigratingGuest {
   multifd::Result<void> resume() {
     MULTIFD_TRY(faults_.come_to("resume"));
     torn_when_resumed = torn();
-    start();
+    try {
+      start();
+    } catch (const std::system_error& error) {  // no thread to be had
+      return std::unexpected(multifd::Error{.code = error.code(), .op = "start the guest"});
+    }
     return {};
   }
   multifd::Result<void> save(multifd::migrate::StateWriter& to) {
@@ -248,7 +253,6 @@ class MigratingGuest {
   void start() {
     stop();
     stopping_ = false;
-    if (running_guests != nullptr && running_guests->fetch_add(1) != 0) ran_beside = true;
     vcpu_ = std::thread([this] {
       while (!stopping_) {
         if (working_set_ == 0) {
@@ -263,6 +267,7 @@ class MigratingGuest {
         if (pause_.count() > 0) std::this_thread::sleep_for(pause_);
       }
     });
+    if (running_guests != nullptr && running_guests->fetch_add(1) != 0) ran_beside = true;
   }
 
   std::vector<std::byte> memory_;

@@ -181,6 +181,7 @@ TEST_CASE("Cancelled at any moment by either side: the guest runs on at the sour
       check_one_guest(sides, tried);
       // Nothing is lost, so somebody runs it, and both know who.
       CHECK(sides.here.runs() != sides.there.guest.runs());
+      CHECK(tried.sent.has_value() == sides.there.guest.runs());
       if (!tried.sent && at_source) CHECK_MESSAGE(tried.sent.error().code == Errc::cancelled, text(tried.sent));
       if (!tried.sent && at_source) CHECK(sides.followed.said().ends_with("cancelling cancelled"));
       ++states[asked.load() == std::chrono::steady_clock::time_point{} ? "after" : to_string(state.load())];

@@ -21,6 +21,7 @@
 #include "support/leftovers.hpp"
 #include "support/migrate_ends.hpp"
 #include "support/raw_stream.hpp"
+#include "support/source_by_hand.hpp"
 
 using namespace multifd;
 using namespace multifd::migrate;
@@ -141,65 +142,6 @@ bool contains(const Bytes& bytes, std::string_view text) {
   return std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()).contains(text);
 }
 
-/// A source of any version: one channel, no page.
-class SourceByHand {
- public:
-  explicit SourceByHand(const Address& address)
-      : main_(connect(address)), channel_(connect(address)), writer_(main_, qemu::style_of("multifd")), reader_(main_) {
-    const RawStream hello = RawStream().hello(0);
-    REQUIRE(write_all(channel_, std::span<const std::byte>(hello.bytes())).has_value());
-  }
-  /// The next message of the destination's: its type, and the extension's kind.
-  Result<std::optional<qemu::ReturnMessage>> next() { return reader_.next(10s, nullptr); }
-  std::uint32_t ask(std::uint8_t version) {
-    REQUIRE(writer_.begin_stream({.machine_type = "multifd"}).has_value());
-    REQUIRE(writer_.open_return_path().has_value());
-    REQUIRE(writer_.ping(wire::extension_ping(version)).has_value());
-    REQUIRE(writer_.push_out().has_value());
-    const auto pong = next();
-    REQUIRE_MESSAGE(pong.has_value(), text(pong));
-    REQUIRE(pong->has_value());
-    reader_.take_extension();
-    return (*pong)->value;
-  }
-  void announce(const wire::ExtensionVersions& versions, const wire::FeatureList& features = {}) {
-    wire::PeerSettings settings{.versions = versions,
-                                .features = features,
-                                .channels = 1,
-                                .page_bytes = 4096,
-                                .compression = 0,
-                                .zero_pages = wire::ZeroPagesMode::multifd,
-                                .digest = Digest::off,
-                                .tls = false,
-                                .paths = 1};
-    REQUIRE(writer_.settings(settings).has_value());
-    const qemu::BlockInfo block{.idstr = "pc.ram", .used_length = pages * 4096};
-    REQUIRE(writer_.start_ram(std::span(&block, 1)).has_value());
-    REQUIRE(writer_.end_epoch().has_value());
-    REQUIRE(writer_.end_section().has_value());
-    REQUIRE(writer_.push_out().has_value());
-  }
-  /// The destination's answer to SETTINGS.
-  qemu::ReturnMessage answer() {
-    for (;;) {
-      const auto message = next();
-      REQUIRE_MESSAGE(message.has_value(), text(message));
-      REQUIRE(message->has_value());
-      if ((*message)->type == wire::extension_number) return **message;
-    }
-  }
-
- private:
-  static FdTransport connect(const Address& address) {
-    auto link = connect_to(address, {.connect_timeout = 5s});
-    REQUIRE_MESSAGE(link.has_value(), text(link));
-    return std::move(*link);
-  }
-  FdTransport main_, channel_;
-  qemu::MainStreamWriter<FdTransport> writer_;
-  qemu::ReturnPathReader<FdTransport> reader_;
-};
-
 /// Lets a source come to a destination that answers the question with `pong`, and SETTINGS with `accepted`, if any. Returns
 /// what migrate_to() says, and what the source has said on its main connection.
 std::pair<Result<MigrationReport>, Bytes> to_destination_by_hand(std::optional<std::uint32_t> pong,
@@ -297,7 +239,7 @@ TEST_CASE("A newer source is understood, as long as it speaks this version; one 
     there.begin();
     SourceByHand source(there.address);
     CHECK(source.ask(9) == wire::extension_pong());
-    source.announce({.spoken = 1, .newest = 9, .oldest = 1}, wire::FeatureList().add({.name = "of-version-9"}));
+    source.announce(pages, {.spoken = 1, .newest = 9, .oldest = 1}, wire::FeatureList().add({.name = "of-version-9"}));
     CHECK(source.answer().message.kind == wire::ExtensionKind::accepted);
     there.followed->cancel();
     CHECK(code_of(there.result()) == Errc::cancelled);
@@ -307,14 +249,11 @@ TEST_CASE("A newer source is understood, as long as it speaks this version; one 
     there.begin();
     SourceByHand source(there.address);
     source.ask(versions.newest);
-    source.announce(versions, features);
-    const qemu::ReturnMessage answer = source.answer();
-    CHECK(answer.message.kind == wire::ExtensionKind::failed);
-    const auto said = wire::parse_failed(answer.message);
-    REQUIRE(said.has_value());
+    source.announce(pages, versions, features);
+    const std::string said = source.failure();
     const auto taken = there.result();
     REQUIRE_FALSE(taken.has_value());
-    CHECK(std::string(said->text()) == text(taken));
+    CHECK(said == text(taken));
     CHECK(untouched(there.guest));
     return text(taken);
   };

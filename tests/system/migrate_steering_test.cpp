@@ -183,7 +183,8 @@ TEST_CASE("Other threads ask while it runs, and what they see only grows") {
   const auto watch = [&over](Followed& followed) {
     MigrationProgress last;
     std::size_t rounds = 0;
-    do {
+    for (bool last_look = false; !last_look;) {
+      last_look = over;
       const MigrationProgress now = followed->progress();
       CHECK(now.elapsed >= last.elapsed);
       CHECK(now.status >= last.status);
@@ -198,7 +199,7 @@ TEST_CASE("Other threads ask while it runs, and what they see only grows") {
       static_cast<void>(followed->owner());
       static_cast<void>(followed->owner_text());
       static_cast<void>(followed->not_resumed());
-    } while (!over);
+    }
     CHECK(last.status == MigrationStatus::completed);
     CHECK(last.ram_bytes == pages * MigratingGuest::page);
     CHECK(last.moved.normal_pages + last.moved.zero_pages >= pages);

@@ -231,7 +231,7 @@ class DestinationRun {
     const bool cancelled = error.code == Errc::cancelled;
     if (cancelled) reporter_.status(MigrationStatus::cancelling);
     // A source that has gone may have handed over: what is whole here is kept for whoever can see both sides.
-    if (error.code != Condition::peer_gone) ownership_.refuse();
+    if (!DestinationStream<Stacks>::is_cut(error)) ownership_.refuse();
     if (stream_) {
       say_failed(stream_->main(), error);
       stream_->cancel();

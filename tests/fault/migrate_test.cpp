@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT
+//
+// No memory and no threads for a migration: allocation, then pthread_create, 0, 1, 2 ... of migrate_to() or migrate_from()
+// fails until the guest gets through. The error says so, the other side is told, one guest runs, and nothing is left behind.
+#include <doctest/doctest.h>
+
+#include <cerrno>
+#include <future>
+#include <memory>
+#include <optional>
+
+#include "fault/failing_threads.hpp"
+#include "fault/tally.hpp"
+#include "support/allocation_count.hpp"
+#include "support/leftovers.hpp"
+#include "support/migrate_ends.hpp"
+
+using namespace multifd;
+using namespace multifd::migrate;
+using namespace test;
+
+namespace {
+
+constexpr std::size_t pages = 64;
+
+/// In force in the thread that migrates, from its first event to its last.
+template <class Fault>
+struct Armed {
+  std::function<void(const Event&)> at(std::uint64_t number) {
+    return [this, number](const Event& event) {
+      if (event.progress.status == MigrationStatus::setup && !fault) fault.emplace(number);
+      if (!is_end(event.progress.status)) return;
+      happened = fault && fault->happened();
+      fault.reset();
+    };
+  }
+  std::optional<Fault> fault;
+  bool happened = false;
+};
+
+/// One migration, in which number `at` of one side is refused. Whether it was.
+template <class Fault>
+bool refuse(std::uint64_t at, bool at_source) {
+  CAPTURE(at);
+  CAPTURE(at_source);
+  const Leftovers before;
+  Armed<Fault> armed;
+  {
+    std::atomic<int> running = 0;
+    MigratingGuest here(pages), there(pages);
+    here.running_guests = there.running_guests = &running;
+    here.boot();
+    here.run(8, 50us);
+    Followed source, destination;
+    auto listener = Listener::listen({.host = "127.0.0.1"}, 8);
+    REQUIRE(listener.has_value());
+    const Address address = listener->local_address();
+    const auto nothing = [](const Event&) {};
+    const SourceOptions to{.channels = 2,
+                           .converge = {.at_time_limit = Action::switch_now, .max_rounds = 3},
+                           .verify = true,
+                           .skip_unchanged = true,
+                           .on_event = at_source ? armed.at(at) : nothing,
+                           .migration = &*source.handle};
+    const DestinationOptions from{.retry_timeout = 50ms,
+                                  .on_event = at_source ? nothing : armed.at(at),
+                                  .migration = &*destination.handle};
+    auto taking = std::async(std::launch::async, [&] {
+      auto taken = take_guest(there, *listener, from);
+      armed.fault.reset();
+      const Listener gone = std::move(*listener);
+      return taken;
+    });
+    const auto sent = send_guest(here, address, to);
+    if (at_source) armed.fault.reset();
+    if (!sent)
+      for (const Stopwatch waiting; taking.wait_for(1ms) != std::future_status::ready;)
+        if (waiting.elapsed() > 100ms && destination->progress().status == MigrationStatus::setup) destination->cancel();
+    const auto taken = taking.get();
+    CAPTURE(text(sent));
+    CAPTURE(text(taken));
+    CHECK_FALSE(here.ran_beside);
+    CHECK_FALSE(there.ran_beside);
+    CHECK(here.runs() != there.runs());
+    CHECK(there.runs() == taken.has_value());
+    CHECK_FALSE(here.logging());
+    CHECK(there.torn_when_resumed == 0);
+    CHECK(is_end(source->progress().status));
+    CHECK(is_end(destination->progress().status));
+    if (!armed.happened) {
+      CHECK_MESSAGE(sent.has_value(), text(sent));
+    } else if (!there.runs()) {
+      const std::error_code code = at_source ? code_of(sent) : code_of(taken);
+      CHECK((code == std::error_code(ENOMEM, std::system_category()) || code == std::error_code(EAGAIN, std::system_category())));
+      CHECK(source->owner() == Owner::source);
+      CHECK(destination->owner() == Owner::source);
+    }
+  }
+  CHECK(before.no_thread());
+  CHECK(before.no_descriptor());
+  if (armed.happened) count_fault();
+  return armed.happened;
+}
+
+template <class Fault>
+void sweep(bool at_source, std::uint64_t step, std::uint64_t least) {
+  const Watchdog watchdog("a migration without", 280s);
+  std::uint64_t at = 0;
+  while (refuse<Fault>(at, at_source)) {
+    at += step;
+    REQUIRE(at < 5000);
+  }
+  MESSAGE("refused up to number ", at);
+  CHECK(at >= least);
+}
+
+/// Clang's ThreadSanitizer brings an operator new that does not fail.
+const doctest::skip needs_failing_new(under_tsan);
+
+}  // namespace
+
+TEST_CASE("A source that gets no memory resumes the guest, and tells the destination" * needs_failing_new) {
+  sweep<FailAllocation>(true, full() ? 1 : 3, 30);
+}
+
+TEST_CASE("A destination that gets no memory tells the source" * needs_failing_new) {
+  sweep<FailAllocation>(false, full() ? 1 : 3, 30);
+}
+
+TEST_CASE("A source that gets no thread resumes the guest, and tells the destination") { sweep<FailThread>(true, 1, 3); }
+
+TEST_CASE("A destination that gets no thread tells the source") { sweep<FailThread>(false, 1, 3); }
