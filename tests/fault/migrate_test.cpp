@@ -62,9 +62,8 @@ bool refuse(std::uint64_t at, bool at_source) {
                            .skip_unchanged = true,
                            .on_event = at_source ? armed.at(at) : nothing,
                            .migration = &*source.handle};
-    const DestinationOptions from{.retry_timeout = 50ms,
-                                  .on_event = at_source ? nothing : armed.at(at),
-                                  .migration = &*destination.handle};
+    const DestinationOptions from{
+        .retry_timeout = 50ms, .on_event = at_source ? nothing : armed.at(at), .migration = &*destination.handle};
     auto taking = std::async(std::launch::async, [&] {
       auto taken = take_guest(there, *listener, from);
       armed.fault.reset();
@@ -75,7 +74,8 @@ bool refuse(std::uint64_t at, bool at_source) {
     if (at_source) armed.fault.reset();
     if (!sent)
       for (const Stopwatch waiting; taking.wait_for(1ms) != std::future_status::ready;)
-        if (waiting.elapsed() > 100ms && destination->progress().status == MigrationStatus::setup) destination->cancel();
+        if (waiting.elapsed() > 100ms && destination->progress().status == MigrationStatus::setup)
+          destination->cancel();
     const auto taken = taking.get();
     CAPTURE(text(sent));
     CAPTURE(text(taken));
@@ -91,7 +91,8 @@ bool refuse(std::uint64_t at, bool at_source) {
       CHECK_MESSAGE(sent.has_value(), text(sent));
     } else if (!there.runs()) {
       const std::error_code code = at_source ? code_of(sent) : code_of(taken);
-      CHECK((code == std::error_code(ENOMEM, std::system_category()) || code == std::error_code(EAGAIN, std::system_category())));
+      CHECK((code == std::error_code(ENOMEM, std::system_category()) ||
+             code == std::error_code(EAGAIN, std::system_category())));
       CHECK(source->owner() == Owner::source);
       CHECK(destination->owner() == Owner::source);
     }
@@ -127,6 +128,8 @@ TEST_CASE("A destination that gets no memory tells the source" * needs_failing_n
   sweep<FailAllocation>(false, full() ? 1 : 3, 30);
 }
 
-TEST_CASE("A source that gets no thread resumes the guest, and tells the destination") { sweep<FailThread>(true, 1, 3); }
+TEST_CASE("A source that gets no thread resumes the guest, and tells the destination") {
+  sweep<FailThread>(true, 1, 3);
+}
 
 TEST_CASE("A destination that gets no thread tells the source") { sweep<FailThread>(false, 1, 3); }

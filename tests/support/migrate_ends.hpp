@@ -52,7 +52,7 @@ class Script {
   const std::function<void()> then_;
   std::atomic<std::uint64_t> operations_ = 0;
   std::mutex mutex_;
-  unsigned made_ = 0;                          ///< the source's links so far
+  unsigned made_ = 0;                           ///< the source's links so far
   std::vector<std::pair<unsigned, int>> open_;  ///< their numbers and descriptors
 };
 
@@ -69,12 +69,14 @@ class WatchedLink {
     step();
     return open_->link.read_some(buffers);
   }
-  [[nodiscard]] multifd::Result<std::size_t> write_some(multifd::ConstBuffers buffers, std::chrono::milliseconds timeout,
+  [[nodiscard]] multifd::Result<std::size_t> write_some(multifd::ConstBuffers buffers,
+                                                        std::chrono::milliseconds timeout,
                                                         const multifd::Interrupt* interrupt) noexcept {
     step();
     return open_->link.write_some(buffers, timeout, interrupt);
   }
-  [[nodiscard]] multifd::Result<std::size_t> read_some(multifd::MutableBuffers buffers, std::chrono::milliseconds timeout,
+  [[nodiscard]] multifd::Result<std::size_t> read_some(multifd::MutableBuffers buffers,
+                                                       std::chrono::milliseconds timeout,
                                                        const multifd::Interrupt* interrupt) noexcept {
     step();
     return open_->link.read_some(buffers, timeout, interrupt);
@@ -185,7 +187,8 @@ struct Tried {
 
 /// Sends `here` to `there`, and waits for both. A destination that still waits for a source when the source has given up is
 /// cancelled.
-inline Tried migrate_once(MigratingGuest& here, Followed& followed, There& there, multifd::migrate::SourceOptions options = {}) {
+inline Tried migrate_once(MigratingGuest& here, Followed& followed, There& there,
+                          multifd::migrate::SourceOptions options = {}) {
   options.migration = &*followed.handle;
   auto next = std::move(options.on_event);
   options.on_event = [&followed, next](const auto& event) {

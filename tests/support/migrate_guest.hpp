@@ -36,7 +36,8 @@ class GuestFaults {
   multifd::Result<void> come_to(const char* call) {
     const auto found = left_.find(call);
     if (found == left_.end() || --found->second != 0) return {};
-    return std::unexpected(multifd::Error{.code = multifd::Errc::bad_option, .op = "the test's fault", .subject = call});
+    return std::unexpected(
+        multifd::Error{.code = multifd::Errc::bad_option, .op = "the test's fault", .subject = call});
   }
 
  private:
@@ -48,7 +49,8 @@ class WatchedDirtyPages {
  public:
   static constexpr auto fetches = multifd::migrate::DirtyFetch::complete;
 
-  WatchedDirtyPages(multifd::migrate::DirtyPages pages, GuestFaults& faults) : pages_(std::move(pages)), faults_(&faults) {}
+  WatchedDirtyPages(multifd::migrate::DirtyPages pages, GuestFaults& faults)
+      : pages_(std::move(pages)), faults_(&faults) {}
   multifd::Result<void> start() noexcept {
     MULTIFD_TRY(faults_->come_to("dirty.start"));
     on = true;
@@ -225,8 +227,8 @@ class MigratingGuest {
   std::vector<std::string> devices;       ///< those that were loaded
   std::vector<std::byte> announced_user;
   std::string announced_machine;
-  std::size_t torn_when_resumed = 0;        ///< torn(), as resume() found it
-  Writes writes = Writes::numbers;          ///< the same at both ends
+  std::size_t torn_when_resumed = 0;           ///< torn(), as resume() found it
+  Writes writes = Writes::numbers;             ///< the same at both ends
   std::atomic<int>* running_guests = nullptr;  ///< how many of all guests run; for tests that allow one
   std::atomic<bool> ran_beside = false;        ///< it was started while another one ran
 

@@ -70,10 +70,9 @@ void fail_once(const Fault& fault) {
 
 TEST_CASE("A call of the source's guest fails: it runs on there, and both sides know why") {
   const Leftovers leftovers;
-  for (const Fault& fault :
-       {Fault{"ram", true}, Fault{"dirty.start", true}, Fault{"dirty.rearm", true}, Fault{"dirty.rearm", true, 3},
-        Fault{"dirty.fetch", true}, Fault{"dirty.fetch", true, 2}, Fault{"pause", true}, Fault{"save", true},
-        Fault{"save.disk", true}})
+  for (const Fault& fault : {Fault{"ram", true}, Fault{"dirty.start", true}, Fault{"dirty.rearm", true},
+                             Fault{"dirty.rearm", true, 3}, Fault{"dirty.fetch", true}, Fault{"dirty.fetch", true, 2},
+                             Fault{"pause", true}, Fault{"save", true}, Fault{"save.disk", true}})
     fail_once(fault);
   CHECK(leftovers.no_thread());
   CHECK(leftovers.no_descriptor());
@@ -81,8 +80,8 @@ TEST_CASE("A call of the source's guest fails: it runs on there, and both sides 
 
 TEST_CASE("A call of the destination's guest fails: it runs on at the source, and both sides know why") {
   const Leftovers leftovers;
-  for (const Fault& fault : {Fault{"prepare", false}, Fault{"load", false}, Fault{"load", false}, Fault{"load.end", false},
-                             Fault{"resume", false}})
+  for (const Fault& fault : {Fault{"prepare", false}, Fault{"load", false}, Fault{"load", false},
+                             Fault{"load.end", false}, Fault{"resume", false}})
     fail_once(fault);
   CHECK(leftovers.no_thread());
   CHECK(leftovers.no_descriptor());

@@ -41,7 +41,7 @@ unsigned wanted_kills() {
 /// What one process tells the test's. It is in memory that all have.
 struct Report {
   std::atomic<std::uint64_t> operations = 0;
-  std::atomic<int> running = 0;    ///< its guests
+  std::atomic<int> running = 0;  ///< its guests
   std::atomic<bool> beside = false;
   std::atomic<std::size_t> torn = 0;
   std::atomic<MigrationStatus> hit_in = MigrationStatus::none;  ///< the state in which it was hit
@@ -304,7 +304,8 @@ TEST_CASE("One side stands still at any moment, and goes on when the other has g
         CHECK(std::string_view(both[destination].owner_text.data()).contains("all of the guest has arrived"));
       }
       const std::string state = to_string(both[each.victim].hit_in.load());
-      ++states[(each.victim == source ? "source " : "destination ") + (each.hit ? "in " + state : std::string("too late"))];
+      ++states[(each.victim == source ? "source " : "destination ") +
+               (each.hit ? "in " + state : std::string("too late"))];
       ++found["guest " + where(both)];
     }
   }

@@ -133,7 +133,8 @@ std::string shown(const Counts& counts) {
 
 }  // namespace
 
-TEST_CASE("Cancelled at any moment by either side: the guest runs on at the source, or elsewhere if it was handed over") {
+TEST_CASE(
+    "Cancelled at any moment by either side: the guest runs on at the source, or elsewhere if it was handed over") {
   const unsigned moments = wanted_moments();
   const Watchdog watchdog("cancels at random moments", std::chrono::seconds(120 + 2 * moments));
   Rng rng(seed());
@@ -190,8 +191,8 @@ TEST_CASE("Cancelled at any moment by either side: the guest runs on at the sour
     CHECK(leftovers.no_thread());
     CHECK(leftovers.no_descriptor());
   }
-  MESSAGE(moments, " cancels; the source was in: ", shown(states), "; the guest: ", shown(ends), "; longest until both were back ",
-          longest.count(), " ms, over 1 s: ", late);
+  MESSAGE(moments, " cancels; the source was in: ", shown(states), "; the guest: ", shown(ends),
+          "; longest until both were back ", longest.count(), " ms, over 1 s: ", late);
 }
 
 TEST_CASE("Connections lost at any moment: one guest runs, or none, and both sides say where it is") {
@@ -231,9 +232,10 @@ TEST_CASE("Connections lost at any moment: one guest runs, or none, and both sid
       CAPTURE(sides.there.followed->owner_text());
       check_one_guest(sides, tried);
       ++states[state.load() == MigrationStatus::none ? "after" : to_string(state.load())];
-      ++ends[sides.here.runs()          ? "at the source"
-             : sides.there.guest.runs() ? (tried.sent ? "at the destination" : "at the destination, the source does not know")
-                                        : "nowhere, and both say so"];
+      ++ends[sides.here.runs() ? "at the source"
+             : sides.there.guest.runs()
+                 ? (tried.sent ? "at the destination" : "at the destination, the source does not know")
+                 : "nowhere, and both say so"];
     }
     CHECK(leftovers.no_thread());
     CHECK(leftovers.no_descriptor());

@@ -232,7 +232,8 @@ TEST_CASE("Options that no migration can have are refused by their names") {
   contains(refused({.farewell_timeout = -1ms}), "farewell_timeout");
 }
 
-TEST_CASE("A newer source is understood, as long as it speaks this version; one that does not is refused by its version") {
+TEST_CASE(
+    "A newer source is understood, as long as it speaks this version; one that does not is refused by its version") {
   const Watchdog watchdog("newer sources");
   {
     There there(pages, {.retry_timeout = 50ms});

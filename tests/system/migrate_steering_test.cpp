@@ -36,7 +36,9 @@ static_assert(check_switch_rule<Never>());
 /// Throttles more with each round.
 struct MoreEachRound {
   static constexpr std::string_view name = "more each round";
-  unsigned percent_at(const RoundEnd& end) noexcept { return static_cast<unsigned>(std::min<std::uint64_t>(end.round * 10, 90)); }
+  unsigned percent_at(const RoundEnd& end) noexcept {
+    return static_cast<unsigned>(std::min<std::uint64_t>(end.round * 10, 90));
+  }
 };
 static_assert(check_throttle_rule<MoreEachRound>());
 
@@ -81,7 +83,8 @@ struct Migrated {
     there.guest.stop();
     // The destination's guest went on, in its working set.
     const std::size_t from = 64 * MigratingGuest::page;
-    CHECK(std::memcmp(here.memory().data() + from, there.guest.memory().data() + from, here.memory().size() - from) == 0);
+    CHECK(std::memcmp(here.memory().data() + from, there.guest.memory().data() + from, here.memory().size() - from) ==
+          0);
   }
 
   std::atomic<int> running = 0;
@@ -151,8 +154,8 @@ TEST_CASE("A handle that nothing has happened to yet says so, and a try that rea
   }
   MigratingGuest here(16);
   here.run(0);
-  const auto sent = send_guest(here, nobody, {.on_event = [&](const Event& event) { followed.note(event); },
-                                              .migration = &*followed.handle});
+  const auto sent = send_guest(
+      here, nobody, {.on_event = [&](const Event& event) { followed.note(event); }, .migration = &*followed.handle});
   CHECK_MESSAGE(sent.error().code == Condition::peer_gone, text(sent));
   CHECK(followed.said() == "setup failed");
   CHECK(followed->progress().status == MigrationStatus::failed);
@@ -297,13 +300,15 @@ TEST_CASE("What happens at the time limit, and at the last round that is allowed
     const std::uint64_t most = by_time ? 0 : 4;
     const Reason reason = by_time ? Reason::time_limit : Reason::rounds_used_up;
     Migrated gives_up;
-    gives_up.go({.converge = {.rule = Never{}, .time_limit = limit, .at_time_limit = Action::give_up, .max_rounds = most}});
+    gives_up.go(
+        {.converge = {.rule = Never{}, .time_limit = limit, .at_time_limit = Action::give_up, .max_rounds = most}});
     CHECK_MESSAGE(code_of(gives_up.tried.sent) == Errc::did_not_converge, text(gives_up.tried.sent));
     CHECK_MESSAGE(code_of(gives_up.tried.taken) == Errc::peer_gave_up, text(gives_up.tried.taken));
     CHECK_MESSAGE(text(gives_up.tried.taken).contains(to_string(reason)), text(gives_up.tried.taken));
     gives_up.check_runs_on();
     Migrated switches;
-    switches.go({.converge = {.rule = Never{}, .time_limit = limit, .at_time_limit = Action::switch_now, .max_rounds = most}});
+    switches.go(
+        {.converge = {.rule = Never{}, .time_limit = limit, .at_time_limit = Action::switch_now, .max_rounds = most}});
     switches.check_completed();
     CHECK(switches.tried.sent->switchover.reason == reason);
     if (!by_time) CHECK(switches.tried.sent->rounds.size() == most + 1);

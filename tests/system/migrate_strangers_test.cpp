@@ -71,11 +71,14 @@ TEST_CASE("Whoever else connects ahead of the source is closed and reported, and
     There there(pages, {.on_stranger = strangers.hook()});
     there.begin();
     std::vector<FdTransport> others;
-    for (const std::string_view said : {"", "GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02", "QE", "\x11\x22", "SSH-2.0-x\r\n"}) {
+    for (const std::string_view said :
+         {"", "GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02", "QE", "\x11\x22", "SSH-2.0-x\r\n"}) {
       others.push_back(connect_by_hand(there.address));
       if (!said.empty()) say(others.back(), said);
     }
-    { const FdTransport gone = connect_by_hand(there.address); }
+    {
+      const FdTransport gone = connect_by_hand(there.address);
+    }
     CHECK(eventually([&] { return strangers.has("no migration's"); }));
     check_taken(there);
     // The listener is gone, and with it who was silent.

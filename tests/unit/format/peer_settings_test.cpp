@@ -209,8 +209,7 @@ TEST_CASE("Each setting that differs is refused by its name, with both values; w
     REQUIRE_FALSE(compared.has_value());
     CHECK(compared.error().subject.view().starts_with("source: not said, destination: "));
   };
-  check(&PeerSettings::channels, 2u, Errc::channel_count_mismatch, "setting: channels",
-        "source: 4, destination: 2");
+  check(&PeerSettings::channels, 2u, Errc::channel_count_mismatch, "setting: channels", "source: 4, destination: 2");
   check(&PeerSettings::page_bytes, 65536u, Errc::page_size_mismatch, "setting: page size",
         "source: 4096, destination: 65536");
   check(&PeerSettings::compression, wire::flag_none, Errc::wrong_compression, "setting: compression",

@@ -176,8 +176,7 @@ TEST_CASE("Each setting that differs is a text at both ends, with both values, b
   };
   using wire::PeerSettings;
   check([](PeerSettings& s) { s.channels = 2; }, Errc::channel_count_mismatch, "source: 4, destination: 2");
-  check([](PeerSettings& s) { s.page_bytes = 65536; }, Errc::page_size_mismatch,
-        "source: 4096, destination: 65536");
+  check([](PeerSettings& s) { s.page_bytes = 65536; }, Errc::page_size_mismatch, "source: 4096, destination: 65536");
   check([](PeerSettings& s) { s.compression = wire::flag_zlib; }, Errc::wrong_compression,
         "source: zstd, destination: zlib");
   check([](PeerSettings& s) { s.zero_pages = wire::ZeroPagesMode::none; }, Errc::setting_mismatch,
