@@ -4,7 +4,7 @@
 // its links that is drawn by lot: the other one comes back in time, with a text, and at most one guest runs; also when the
 // one that stood still goes on.
 //
-// MULTIFD_KILLS says how many of each; 8 by default.
+// MULTIFD_KILLS says how many of each; 8 by default. With MULTIFD_TEST_FULL=1 each side stands still at every operation.
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -271,10 +271,12 @@ TEST_CASE("kill -9 of one side at any moment: the other one comes back with a te
 }
 
 TEST_CASE("One side stands still at any moment, and goes on when the other has given up: at most one guest runs") {
-  const unsigned stops = wanted_kills();
   Rng rng(seed() + 3);
   INFO("seed ", seed());
   const auto ends = operations();
+  // Every operation of both sides, or some.
+  const unsigned stops =
+      full() ? static_cast<unsigned>(2 * std::max(ends[source], ends[destination]) + 2) : wanted_kills();
   Counts states, found;
   for (unsigned done = 0; done < stops;) {
     struct Case {
@@ -285,7 +287,8 @@ TEST_CASE("One side stands still at any moment, and goes on when the other has g
     std::vector<Case> cases;  // they mostly wait: several at once
     for (; cases.size() < 4 && done < stops; ++done) {
       const Which victim = done % 2 == 0 ? source : destination;
-      const Plan plan{.victim = victim, .at = moment(rng, ends[victim]), .signal = SIGSTOP};
+      const std::uint64_t at = full() ? done / 2 : moment(rng, ends[victim]);
+      const Plan plan{.victim = victim, .at = at, .signal = SIGSTOP};
       cases.push_back({victim, std::make_unique<Processes>(plan, 16)});
     }
     for (Case& each : cases) each.hit = each.both->wait_for_hit();

@@ -26,6 +26,7 @@
 using namespace multifd;
 using namespace multifd::migrate;
 using namespace test;
+using namespace std::string_view_literals;
 
 namespace {
 
@@ -289,6 +290,15 @@ TEST_CASE("A newer destination is understood; one without what was asked for, or
   const auto needs = to_destination_by_hand(wire::extension_pong(2), demanding, options);
   contains(needs.first, "postcopy");
   CHECK_MESSAGE(::contains(needs.second, "postcopy"), "the destination is told why");
+
+  // One that does not answer may be a QEMU: it is shown nothing but the question.
+  SourceOptions hasty = options;
+  hasty.answer_timeout = 50ms;
+  const auto silent = to_destination_by_hand(std::nullopt, std::nullopt, hasty);
+  CHECK_MESSAGE(code_of(silent.first) == Errc::timed_out, text(silent.first));
+  CHECK_FALSE(::contains(silent.second, "limit"));
+  CHECK(std::string_view(reinterpret_cast<const char*>(silent.second.data()), silent.second.size())
+            .ends_with("mf\0\1"sv));
 
   // One without the extension answers as a QEMU does, and is shown none of it.
   const auto older = to_destination_by_hand(wire::extension_ping(), std::nullopt, verifying);
