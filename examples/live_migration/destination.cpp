@@ -59,13 +59,19 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
   const program::OnInterrupt cancel(interrupt, [&] { migration.cancel(); });
   DestinationVm vm(settings.backend, memory_limit);
   std::optional<Failure> failed;
+  std::optional<program::Progress> line;
   const DestinationOptions options{.max_ram_bytes = memory_limit,
                                    .into = {.destination = DestinationMemory::zeroed},
                                    .accept_timeout = settings.limits.accept,
                                    .progress_timeout = settings.limits.progress,
                                    .hand_over_timeout = settings.limits.result,
+                                   .on_event =
+                                       [&](const Event& event) {
+                                         if (event.kind == EventKind::step && line) line->update();
+                                       },
                                    .farewell =
                                        [&] {
+                                         line.reset();
                                          try {
                                            return bytes_of(run_for_a_while(vm, vm.guest().report(), interrupt));
                                          } catch (const Failure& failure) {
@@ -76,7 +82,7 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
                                    .on_stranger = [](const char* why) { program::tell("closed {}\n", why); },
                                    .migration = &migration};
   const auto taken = [&] {
-    const program::Progress progress(
+    line.emplace(
         [&]() -> program::Snapshot {
           const MigrationProgress now = migration.progress();
           return {
@@ -98,6 +104,7 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
     }
     return migrate_from<program::Stacks>(vm, listener, options);
   }();
+  line.reset();
   if (!taken) throw Failure(taken.error(), "live migration; " + std::string(migration.owner_text()));
   if (failed) throw Failure(*failed);
   if (taken->late)

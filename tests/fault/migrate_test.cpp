@@ -58,7 +58,7 @@ bool refuse(std::uint64_t at, bool at_source) {
     const auto nothing = [](const Event&) {};
     const SourceOptions to{.channels = 2,
                            .converge = {.at_time_limit = Action::switch_now, .max_rounds = 3},
-                           .verify = true,
+                           .verify = Verify::required,
                            .skip_unchanged = true,
                            .on_event = at_source ? armed.at(at) : nothing,
                            .migration = &*source.handle};

@@ -124,7 +124,7 @@ struct Followed {
     const std::scoped_lock lock(mutex);
     if (event.kind == multifd::migrate::EventKind::status) {
       statuses.push_back(to_string(event.progress.status));
-    } else {
+    } else if (event.kind == multifd::migrate::EventKind::round_end) {
       statuses.push_back("round");
       rounds.push_back(*event.round);
     }

@@ -50,7 +50,7 @@ struct Settings {
             .compression = compression,
             .zero_pages = zero_pages,
             .converge = {.at_time_limit = Action::switch_now, .max_rounds = 6},
-            .verify = verify,
+            .verify = verify ? Verify::required : Verify::off,
             .answer_timeout = 10s,
             .progress_timeout = 10s,
             .load_timeout = 10s};

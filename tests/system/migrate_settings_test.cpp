@@ -270,7 +270,7 @@ TEST_CASE("A newer destination is understood; one without what was asked for, or
   const Watchdog watchdog("destinations by hand");
   const SourceOptions options{.channels = 1, .answer_timeout = 10s};
   SourceOptions verifying = options;
-  verifying.verify = true;
+  verifying.verify = Verify::required;
   const auto contains = [](const Result<MigrationReport>& sent, std::string_view part) {
     CHECK_MESSAGE(text(sent).contains(part), text(sent));
   };

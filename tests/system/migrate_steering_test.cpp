@@ -321,7 +321,7 @@ TEST_CASE("The time limit passes inside the bulk pass: what has not gone out goe
   vm.go({.channels = 1,
          .zero_pages = "none",
          .converge = {.rule = Never{}, .time_limit = 1ms, .at_time_limit = Action::switch_now},
-         .verify = true,
+         .verify = Verify::required,
          .rearm_pages = 64});
   vm.check_completed();
   CHECK(vm.tried.sent->rounds.size() == 2);
@@ -353,7 +353,7 @@ TEST_CASE("The unchanged-page filter leaves out what was written and is the same
       CHECK(eventually([&] { return vm.here.written() > 100; }));  // each page has its value
       vm.go({.zero_pages = zero_pages,
              .converge = {.rule = Never{}, .at_time_limit = Action::switch_now, .max_rounds = 12},
-             .verify = true,
+             .verify = Verify::required,
              .skip_unchanged = true});
       vm.check_completed();
       vm.check_same_memory();

@@ -77,7 +77,7 @@ Outcome try_once(MigratingGuest& here, MigratingGuest& there, bool source_has, b
   });
   auto links = connect_source(listener->local_address(), source_has ? &client : nullptr);
   if (links)
-    outcome.sent = migrate_to<Stacks>(here, std::move(*links), {.verify = true, .answer_timeout = 5s});
+    outcome.sent = migrate_to<Stacks>(here, std::move(*links), {.verify = Verify::required, .answer_timeout = 5s});
   else
     outcome.sent = std::unexpected(links.error());
   // A destination that has met strangers alone goes on waiting.

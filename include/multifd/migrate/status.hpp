@@ -81,6 +81,7 @@ struct MigrationProgress {
 /// What an event is about.
 enum class EventKind : std::uint8_t {
   status,     ///< the status has changed
+  step,       ///< the switchover has come to its next step
   round_end,  ///< a round is over, and a decision was taken
 };
 

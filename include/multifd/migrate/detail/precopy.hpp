@@ -165,7 +165,7 @@ class Precopy {
       const auto on_chunk = [&](std::uint64_t first_page, std::span<const std::uint64_t> chunk) -> Result<void> {
         late = late || convergence.while_sending(reporter_.now()).action != Action::go_on;
         if (late) return {};
-        MULTIFD_TRY(queue(block, first_page, chunk, round.number > 0));
+        MULTIFD_TRY(queue(block, first_page, chunk, round.number > 0 || hashes_first_round()));
         return stream_.return_path.poll();
       };
       MULTIFD_TRY(rearm_chunks(guest_.dirty_source(), block, dirty_[block], options_.rearm_pages, on_chunk));
@@ -179,10 +179,17 @@ class Precopy {
     return round;
   }
 
-  /// Queues the pages of a chunk, and takes them out of what is dirty. Params `again`: all have been sent before.
+  /// Under a cap that leaves the producer time a page is hashed when it is first sent, and need not be sent twice to be known.
+  bool hashes_first_round() const noexcept {
+    constexpr std::uint64_t producer_bytes_per_s = 1'000'000'000;  // a few times as much are copied and hashed
+    return options_.bandwidth != 0 && options_.bandwidth <= producer_bytes_per_s;
+  }
+
+  /// Queues the pages of a chunk, and takes them out of what is dirty. Params `hashed`: those that are as they were last
+  /// sent are left out, where that was asked for.
   [[nodiscard]] Result<void> queue(BlockId block, std::uint64_t first_page, std::span<const std::uint64_t> chunk,
-                                   bool again) {
-    if (unchanged_ && again) {
+                                   bool hashed) {
+    if (unchanged_ && hashed) {
       MULTIFD_TRY(unchanged_->queue(stream_.sender(), block, first_page, chunk, stream_.zero_record(block)));
     } else {
       MULTIFD_TRY(stream_.sender().queue_dirty(block, chunk, first_page, stream_.zero_record(block)));

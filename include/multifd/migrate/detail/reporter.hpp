@@ -51,8 +51,7 @@ class MigrationReporter {
     });
   }
   void step(MigrationStep step) {
-    const std::scoped_lock lock(state_.mutex);
-    state_.progress.step = step;
+    tell(EventKind::step, [&](MigrationProgress& now) { now.step = step; });
   }
   void memory(std::uint64_t ram_bytes) {
     const std::scoped_lock lock(state_.mutex);

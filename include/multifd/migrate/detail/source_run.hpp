@@ -103,7 +103,7 @@ class SourceRun {
     MULTIFD_TRY(save_devices());
     report_.downtime.device_state = reporter_.now() - saving;
     if (!report_.own_peer) return stream_->writer.push_out();
-    if (options_.verify) {
+    if (stream_->verifies()) {
       MULTIFD_TRY(send_digests());
     }
     MULTIFD_TRY(stream_->writer.state_whole());

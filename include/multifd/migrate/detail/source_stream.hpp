@@ -69,7 +69,7 @@ class SourceStream {
       round_trip_ = reporter_.now() - asked;
       if (own_peer_) settings = own_settings(**version, count);
     }
-    if (!own_peer_ && options_.verify)
+    if (!own_peer_ && options_.verify == Verify::required)
       return fail(Errc::peer_lacks_confirmation, Stage::setup, "SourceOptions::verify: the destination is no multifd");
     if (own_peer_) {
       MULTIFD_TRY(writer.settings(settings));
@@ -80,12 +80,14 @@ class SourceStream {
     MULTIFD_TRY_ASSIGN(const wire::FeatureList features,
                        qemu::await_accepted(return_path.reader, settings, return_path.failure,
                                             as_timeout(options_.answer_timeout), &reporter_.interrupt()));
-    static_cast<void>(features);
+    verifies_ = features.has(wire::feature_page_digests);
     return {};
   }
 
   /// Whether the destination is migrate_from(), as it has answered; else a QEMU.
   bool own_peer() const noexcept { return own_peer_; }
+  /// Whether digests of all pages are sent for the destination to compare.
+  bool verifies() const noexcept { return verifies_; }
   /// Of the connection, as the question took it; zero with a QEMU.
   Time round_trip() const noexcept { return round_trip_; }
   wire::ZeroPagesMode zero_pages() const noexcept { return zero_pages_; }
@@ -188,12 +190,14 @@ class SourceStream {
                                 .paths = 1,
                                 .user = options_.user};
     settings.versions.spoken = version;
-    if (options_.verify) settings.features.add({.name = wire::feature_page_digests, .needed = true});
+    if (options_.verify != Verify::off)
+      settings.features.add({.name = wire::feature_page_digests, .needed = options_.verify == Verify::required});
     settings.uuid = uuid_;
     return settings;
   }
 
   bool own_peer_ = false;
+  bool verifies_ = false;
   Time round_trip_{};
   Uuid uuid_{};
   std::uint32_t method_ = 0;

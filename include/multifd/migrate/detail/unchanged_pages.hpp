@@ -26,7 +26,7 @@ namespace multifd::migrate::detail {
 ///
 /// A running guest may change a page between the moment at which it is hashed and that at which it is sent, and change it
 /// back later; then the hash would be of bytes that never went out. So a page is copied, the copy is hashed, and the copy
-/// is sent. Only pages that are sent for a second time are: a migration's first round costs nothing.
+/// is sent. So a migration's first round is left out where the copies would slow it down (Precopy).
 ///
 /// Threads: one. Cost: 16 bytes a page of the map, which become resident with the pages that are sent again; a copy and a
 /// hash for each of these.
