@@ -31,8 +31,8 @@ std::uint16_t own_port(int fd) noexcept {
 
 }  // namespace
 
-Script::Script(std::uint16_t port, std::uint64_t at, std::function<void()> then)
-    : port_(port), at_(at), then_(std::move(then)) {
+Script::Script(std::uint16_t port, std::uint64_t at, std::function<void()> then, bool behind_write)
+    : port_(port), at_(at), then_(std::move(then)), behind_write_(behind_write) {
   current = this;
 }
 Script::~Script() { current = nullptr; }
@@ -60,10 +60,12 @@ WatchedLink::Open::~Open() {
 
 WatchedLink::WatchedLink(multifd::FdTransport link) : open_(std::make_unique<Open>(std::move(link))) {}
 
-void WatchedLink::step() noexcept {
+bool WatchedLink::step(bool is_write) noexcept {
   Script* const script = open_->script;
-  if (script == nullptr || script->operations_.fetch_add(1) != script->at_) return;
+  if (script == nullptr || script->operations_.fetch_add(1) != script->at_) return false;
+  if (is_write && script->behind_write_) return true;
   script->then_();
+  return false;
 }
 
 multifd::Result<multifd::migrate::MigrationReport> send_guest(MigratingGuest& guest, const multifd::Address& address,

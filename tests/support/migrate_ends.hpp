@@ -35,7 +35,9 @@ class Script {
   static constexpr std::uint64_t never = ~std::uint64_t{0};
 
   /// Params `port`: the destination's. `then`: called ahead of operation `at`, by whoever does it.
-  explicit Script(std::uint16_t port, std::uint64_t at = never, std::function<void()> then = {});
+  ///   `behind_write`: where it is a write: called behind it, and the write is said to have failed, though it has not.
+  explicit Script(std::uint16_t port, std::uint64_t at = never, std::function<void()> then = {},
+                  bool behind_write = false);
   Script(const Script&) = delete;
   Script& operator=(const Script&) = delete;
   ~Script();
@@ -50,6 +52,7 @@ class Script {
   const std::uint16_t port_;
   const std::uint64_t at_;
   const std::function<void()> then_;
+  const bool behind_write_;
   std::atomic<std::uint64_t> operations_ = 0;
   std::mutex mutex_;
   unsigned made_ = 0;                           ///< the source's links so far
@@ -62,8 +65,7 @@ class WatchedLink {
   explicit(false) WatchedLink(multifd::FdTransport link);
 
   [[nodiscard]] multifd::Result<std::size_t> write_some(multifd::ConstBuffers buffers) noexcept {
-    step();
-    return open_->link.write_some(buffers);
+    return write([&] { return open_->link.write_some(buffers); });
   }
   [[nodiscard]] multifd::Result<std::size_t> read_some(multifd::MutableBuffers buffers) noexcept {
     step();
@@ -72,8 +74,7 @@ class WatchedLink {
   [[nodiscard]] multifd::Result<std::size_t> write_some(multifd::ConstBuffers buffers,
                                                         std::chrono::milliseconds timeout,
                                                         const multifd::Interrupt* interrupt) noexcept {
-    step();
-    return open_->link.write_some(buffers, timeout, interrupt);
+    return write([&] { return open_->link.write_some(buffers, timeout, interrupt); });
   }
   [[nodiscard]] multifd::Result<std::size_t> read_some(multifd::MutableBuffers buffers,
                                                        std::chrono::milliseconds timeout,
@@ -96,7 +97,16 @@ class WatchedLink {
   int native_handle() const noexcept { return open_->link.native_handle(); }
 
  private:
-  void step() noexcept;
+  template <class Write>
+  multifd::Result<std::size_t> write(Write&& write) noexcept {
+    const bool lies = step(true);
+    auto written = write();
+    if (!lies) return written;
+    open_->script->then_();
+    return multifd::fail_errno(multifd::Stage::write, "write", ECONNRESET);
+  }
+  /// Counts an operation, ahead of it. Returns whether it is a write that is made, and then is said to have failed.
+  bool step(bool is_write = false) noexcept;
   struct Open {
     explicit Open(multifd::FdTransport from);
     ~Open();

@@ -184,7 +184,8 @@ class MigratingGuest {
     try {
       start();
     } catch (const std::system_error& error) {  // no thread to be had
-      return std::unexpected(multifd::Error{.code = error.code(), .op = "start the guest"});
+      return std::unexpected(
+          multifd::Error{.code = {error.code().value(), std::system_category()}, .op = "start the guest"});
     }
     return {};
   }

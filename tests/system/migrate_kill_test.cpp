@@ -8,6 +8,7 @@
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -83,6 +84,7 @@ class Processes {
       pids_[side] = ::fork();
       REQUIRE(pids_[side] >= 0);
       if (pids_[side] != 0) continue;
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
       try {
         side == source ? be_source(working_set) : be_destination();
       } catch (...) {

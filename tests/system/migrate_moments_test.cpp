@@ -206,21 +206,24 @@ TEST_CASE("Connections lost at any moment: one guest runs, or none, and both sid
     CAPTURE(i);
     const Settings settings(rng);
     const bool reset = below(rng, 2) == 0;
-    const auto lost = below(rng, 3);  // the main connection, a channel, all
+    const bool behind_write = below(rng, 3) == 0;  // what was said to have failed has arrived
+    const auto lost = below(rng, 3);               // the main connection, a channel, all
     std::optional<unsigned> number;
     if (lost == 0) number = 0;
     if (lost == 1) number = static_cast<unsigned>(1 + below(rng, settings.channels));
     CAPTURE(reset);
+    CAPTURE(behind_write);
     CAPTURE(lost);
     const Measured good = measure(settings);
     {
       Sides sides(settings);
       std::atomic<MigrationStatus> state = MigrationStatus::none;
       Script* running = nullptr;
-      Script script(sides.there.address.port, moment(rng, good.operations), [&] {
+      const auto lose = [&] {
         state = sides.followed->progress().status;
         running->break_links(number, reset);
-      });
+      };
+      Script script(sides.there.address.port, moment(rng, good.operations), lose, behind_write);
       running = &script;
       const Tried tried = migrate_once(sides.here, sides.followed, sides.there, settings.options());
       CAPTURE(text(tried.sent));

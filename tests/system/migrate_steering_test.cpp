@@ -347,11 +347,14 @@ TEST_CASE("The unchanged-page filter leaves out what was written and is the same
   const Watchdog watchdog("skip_unchanged");
   for (const Writes writes : {Writes::equal, Writes::a_b_a, Writes::numbers})
     for (const char* zero_pages : {"none", "legacy", "multifd"}) {
+      // Under a cap the bulk pass keeps hashes, too.
+      const bool capped = std::string_view(zero_pages) == "multifd";
       CAPTURE(static_cast<int>(writes));
       CAPTURE(zero_pages);
       Migrated vm(48, writes);
       CHECK(eventually([&] { return vm.here.written() > 100; }));  // each page has its value
       vm.go({.zero_pages = zero_pages,
+             .bandwidth = capped ? 500'000'000u : 0u,
              .converge = {.rule = Never{}, .at_time_limit = Action::switch_now, .max_rounds = 12},
              .verify = Verify::required,
              .skip_unchanged = true});
@@ -365,8 +368,8 @@ TEST_CASE("The unchanged-page filter leaves out what was written and is the same
         again += round.normal_pages + round.zero_pages;
       }
       CHECK(vm.followed->progress().moved.unchanged_pages == unchanged);
-      // Each page goes out once more, because the bulk pass keeps no hashes.
-      if (writes == Writes::equal) CHECK(again <= 48);
+      // Where the bulk pass keeps no hashes, each page goes out once more.
+      if (writes == Writes::equal) CHECK(again <= (capped ? 0 : 48));
       if (writes == Writes::numbers) CHECK(unchanged == 0);
     }
 }

@@ -65,7 +65,7 @@ class SourceStream {
           qemu::ask_peer(writer, return_path.reader, as_timeout(options_.answer_timeout), &reporter_.interrupt());
       // Before its answer a QEMU may be there, which is shown nothing of the extension; no reason either.
       own_peer_ = version ? version->has_value() : version.error().code == Errc::extension_version_mismatch;
-      if (!version) return std::unexpected(version.error());
+      if (!version) return std::unexpected(unanswered(version.error()));
       round_trip_ = reporter_.now() - asked;
       if (own_peer_) settings = own_settings(**version, count);
     }
@@ -145,6 +145,12 @@ class SourceStream {
   ReturnPath<Link> return_path;
 
  private:
+  /// A destination under TLS resets who speaks none, and can say nothing to it.
+  Error unanswered(Error error) const noexcept {
+    if (error.code == Condition::peer_gone && !is_secured(main_))
+      error.op = "read the destination's first word (is TLS on there?)";
+    return error;
+  }
   /// Whether the user has named no QEMU as the peer.
   bool may_be_ours() const noexcept { return options_.peer.digests; }
 
