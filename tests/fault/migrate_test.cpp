@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <future>
 #include <memory>
+#include <new>
 #include <optional>
 
 #include "fault/failing_threads.hpp"
@@ -66,7 +67,7 @@ bool refuse(std::uint64_t at, bool at_source) {
         .retry_timeout = 50ms, .on_event = at_source ? nothing : armed.at(at), .migration = &*destination.handle};
     auto taking = std::async(std::launch::async, [&] {
       auto taken = take_guest(there, *listener, from);
-      armed.fault.reset();
+      if (!at_source) armed.fault.reset();
       const Listener gone = std::move(*listener);
       return taken;
     });
@@ -116,6 +117,46 @@ void sweep(bool at_source, std::uint64_t step, std::uint64_t least) {
   CHECK(at >= least);
 }
 
+/// Throws in the n-th event of one side. Whether there were so many.
+bool throw_in_hook(unsigned number, bool at_source) {
+  CAPTURE(number);
+  CAPTURE(at_source);
+  const Leftovers before;
+  unsigned left = number;
+  bool thrown = false;
+  {
+    std::atomic<int> running = 0;
+    MigratingGuest here(pages);
+    There there(pages, {.retry_timeout = 50ms});
+    here.running_guests = there.guest.running_guests = &running;
+    here.boot();
+    here.run(8, 50us);
+    Followed source;
+    const auto hook = [&](const Event&) {
+      if (thrown || left-- > 0) return;
+      thrown = true;
+      throw std::bad_alloc();
+    };
+    SourceOptions options{.channels = 2, .converge = {.at_time_limit = Action::switch_now, .max_rounds = 3}};
+    if (at_source)
+      options.on_event = hook;
+    else
+      there.on_event = hook;
+    const Tried tried = migrate_once(here, source, there, std::move(options));
+    CAPTURE(text(tried.sent));
+    CAPTURE(text(tried.taken));
+    CHECK_FALSE(here.ran_beside);
+    CHECK_FALSE(there.guest.ran_beside);
+    CHECK(here.runs() != there.guest.runs());
+    CHECK_FALSE(here.logging());
+    CHECK(here.runs() == (source->owner() == Owner::source));
+    CHECK(there.guest.runs() == (there.followed->owner() == Owner::destination));
+  }
+  CHECK(before.no_thread());
+  CHECK(before.no_descriptor());
+  return thrown;
+}
+
 /// Clang's ThreadSanitizer brings an operator new that does not fail.
 const doctest::skip needs_failing_new(under_tsan);
 
@@ -134,3 +175,12 @@ TEST_CASE("A source that gets no thread resumes the guest, and tells the destina
 }
 
 TEST_CASE("A destination that gets no thread tells the source") { sweep<FailThread>(false, 1, 3); }
+
+TEST_CASE("A hook that gets no memory, at any event of either side, leaves one guest running") {
+  const Watchdog watchdog("hooks that throw", 280s);
+  for (const bool at_source : {true, false}) {
+    unsigned number = 0;
+    while (throw_in_hook(number, at_source)) ++number;
+    CHECK(number >= 4);
+  }
+}

@@ -163,7 +163,10 @@ class There {
     address = opened->local_address();
     listener_.emplace(std::move(*opened));
     options_.migration = &*followed.handle;
-    options_.on_event = [this](const auto& event) { followed.note(event); };
+    options_.on_event = [this](const auto& event) {
+      followed.note(event);
+      if (on_event) on_event(event);
+    };
   }
   ~There() {
     if (taken_.valid() && !ended()) followed->cancel();
@@ -182,6 +185,7 @@ class There {
   MigratingGuest guest;
   multifd::Address address;
   Followed followed;
+  std::function<void(const multifd::migrate::Event&)> on_event{};
 
  private:
   multifd::migrate::DestinationOptions options_;

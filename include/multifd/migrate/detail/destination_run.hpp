@@ -48,7 +48,8 @@ class DestinationRun {
       MULTIFD_TRY(accept(acceptor));
       return run();
     });
-    if (!done) return std::unexpected(give_up(done.error()));
+    if (!done && !ownership_.runs()) return std::unexpected(give_up(done.error()));
+    if (!done) report_.late = done.error();  // nothing may look as if the guest did not run, FAILED least of all
     report_.total = reporter_.now();
     reporter_.status(MigrationStatus::completed);
     return std::move(report_);
@@ -191,8 +192,6 @@ class DestinationRun {
     }
     ownership_.running();
     reporter_.owner(ownership_);
-    reporter_.step(MigrationStep::farewell);
-    // Nothing from here on may look as if the guest did not run.
     const auto ended = catch_bad_alloc(Stage::close, "migrate_from", [&] {
       auto said = say_goodbye();
       report_.stats = stream_->receiver().stats();
@@ -208,6 +207,7 @@ class DestinationRun {
   [[nodiscard]] Result<void> say_goodbye() {
     stream_->writer.set_limits(as_timeout(options_.hand_over_timeout), nullptr);
     MULTIFD_TRY(stream_->writer.running());
+    reporter_.step(MigrationStep::farewell);
     if (options_.farewell) {
       const std::vector<std::byte> words = options_.farewell();
       if (!words.empty()) {

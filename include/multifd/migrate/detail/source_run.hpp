@@ -46,7 +46,8 @@ class SourceRun {
     reporter_.owner(ownership_);
     // Without memory, too, the guest has to be resumed, and the destination told.
     Result<void> done = catch_bad_alloc(Stage::none, "migrate_to", [&] { return run(connect); });
-    if (!done) return std::unexpected(give_up(done.error()));
+    // Where RUNNING was read the migration has completed, whatever came then.
+    if (!done && ownership_.owner() != Owner::destination) return std::unexpected(give_up(done.error()));
     report_.total = reporter_.now();
     reporter_.channels({}, {});
     reporter_.status(MigrationStatus::completed);
