@@ -245,3 +245,27 @@ TEST_CASE("Connections lost at any moment: one guest runs, or none, and both sid
   }
   MESSAGE(moments, " losses; the source was in: ", shown(states), "; the guest runs: ", shown(ends));
 }
+
+TEST_CASE("Each write of the last ones arrives and is said to have failed: the guest does not run twice") {
+  const Watchdog watchdog("writes that are said to have failed");
+  const Rng seeds(seed());
+  Counts ends;
+  for (std::uint64_t back = 0; back < 30; ++back) {
+    CAPTURE(back);
+    Rng rng = seeds;
+    const Settings settings(rng);
+    const std::uint64_t operations = measure(settings).operations;
+    Sides sides(settings);
+    Script* running = nullptr;
+    Script script(
+        sides.there.address.port, operations - std::min(operations, back), [&] { running->break_links(0, false); },
+        true);
+    running = &script;
+    const Tried tried = migrate_once(sides.here, sides.followed, sides.there, settings.options());
+    CAPTURE(text(tried.sent));
+    CAPTURE(text(tried.taken));
+    check_one_guest(sides, tried);
+    ++ends[sides.here.runs() ? "at the source" : sides.there.guest.runs() ? "at the destination" : "nowhere"];
+  }
+  MESSAGE("the guest runs: ", shown(ends));
+}

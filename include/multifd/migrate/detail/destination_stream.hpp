@@ -77,6 +77,7 @@ class DestinationStream {
     AnyReceiverOptions<IntoMemory> options{.barrier = Barrier::manual,
                                            .into = options_.into,
                                            .interrupt = &reporter_.interrupt(),
+                                           .barrier_timeout = options_.progress_timeout,
                                            .progress_timeout = options_.progress_timeout,
                                            .thread_hook = options_.thread_hook,
                                            .on_error = [this](const Error&) { wake_.trigger(); }};
