@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <optional>
 #include <span>
-#include <thread>
 #include <utility>
 
 #include "multifd/migrate/convergence.hpp"
@@ -19,6 +18,7 @@
 #include "multifd/migrate/guest.hpp"
 #include "multifd/migrate/source_options.hpp"
 #include "multifd/migrate/source_report.hpp"
+#include "multifd/thread.hpp"
 
 namespace multifd::migrate::detail {
 
@@ -76,21 +76,18 @@ class Precopy {
     const Moved before = stream_.moved();
     DirtyBitmaps found(ram_);
     DirtyBitmaps known = dirty_;
-    Result<void> fetched;
+    LastFetch fetch{*this, found};
     MULTIFD_TRY(stream_.writer.switchover_start());
     MULTIFD_TRY(stream_.writer.begin_end());
     {
-      std::jthread fetching([&] {
-        const Time began = reporter_.now();
-        fetched = fetch_all(guest_.dirty_source(), found);
-        round.sync = reporter_.now() - began;
-      });
+      MULTIFD_TRY_ASSIGN(const Thread fetching, Thread::start(fetch, no_hook_, {.role = "dirty", .channel = 0}));
       MULTIFD_TRY(queue_all());
       const Time queued = reporter_.now();
       fetching.join();
       report_.downtime.sync = reporter_.now() - queued;
     }
-    MULTIFD_TRY(fetched);
+    MULTIFD_TRY(fetch.fetched);
+    round.sync = fetch.time;
     // The guest stands still: what has gone out is what it is.
     found.remove(known);
     dirty_ = std::move(found);
@@ -113,6 +110,20 @@ class Precopy {
 
  private:
   using Rounds = Convergence<AnySwitchRule, AnyThrottleRule>;
+
+  /// The fetch behind pause(), in a thread of its own.
+  struct LastFetch {
+    Precopy& precopy;
+    DirtyBitmaps& into;
+    Result<void> fetched{};
+    Time time{};
+
+    void run() noexcept {
+      const Time began = precopy.reporter_.now();
+      fetched = fetch_all(precopy.guest_.dirty_source(), into);
+      time = precopy.reporter_.now() - began;
+    }
+  };
 
   [[nodiscard]] Result<Rounds> create_convergence() const {
     const ConvergeOptions& converge = options_.converge;
@@ -246,6 +257,7 @@ class Precopy {
   DirtyBitmaps dirty_;  ///< what is to be sent
   UntouchedPages untouched_{};
   std::optional<UnchangedPages> unchanged_;
+  const ThreadHook no_hook_{};  ///< SourceOptions::thread_hook is for the channels
   bool tracking_ = false;
   unsigned throttled_ = 0;
 };
