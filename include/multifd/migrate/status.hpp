@@ -53,6 +53,8 @@ struct MigrationProgress {
   MigrationStatus status = MigrationStatus::none;
   Time elapsed{};                    ///< since the migration began
   Time since{};                      ///< when the status was reached
+  unsigned channels = 0;             ///< that the source uses; at a destination 0 until it has said so
+  unsigned connected = 0;            ///< at a destination in setup: how many of them are there
   std::uint64_t ram_bytes = 0;       ///< of all blocks
   std::uint64_t round = 0;           ///< that is being sent; 0: the bulk pass
   std::uint64_t dirty_pages = 0;     ///< that this round had to send when it began

@@ -70,16 +70,17 @@ class DestinationRun {
     MULTIFD_TRY_ASSIGN(wake_, Interrupt::create());
     MULTIFD_TRY(own_settings<A>());
     SourceSetup<A> setup(acceptor, options_, own_,
-                         {.page_bytes = options_.page_bytes,
+                         {.page_bytes = options_.page_bytes.value_or(max_page_bytes),
                           .max_ram_bytes = options_.max_ram_bytes,
                           .extension = true,
                           .max_section_bytes = options_.max_device_bytes},
-                         &reporter_.interrupt());
+                         reporter_);
     MULTIFD_TRY_ASSIGN(auto source, setup.run());
     settings_ = source.settings;
     epochs_ahead_ = source.prelude.epochs();
     settings_bytes_ = source.prelude.take_settings();
     main_.emplace(std::move(source.links.main));
+    if constexpr (requires { main_->cipher(); }) report_.cipher = main_->cipher();
     reader_.emplace(*main_, std::move(source.prelude.parser));
     writer_.emplace(*main_);
     writer_->set_limits(as_timeout(options_.hand_over_timeout), &reporter_.interrupt());
@@ -92,7 +93,7 @@ class DestinationRun {
   template <class A>
   [[nodiscard]] Result<void> own_settings() {
     own_.features.add({.name = wire::feature_page_digests});
-    own_.page_bytes = static_cast<std::uint32_t>(options_.page_bytes);
+    if (options_.page_bytes) own_.page_bytes = static_cast<std::uint32_t>(*options_.page_bytes);
     own_.digest = options_.digest;
     own_.uuid = options_.uuid;
     if (options_.channels) own_.channels = *options_.channels;
@@ -119,7 +120,8 @@ class DestinationRun {
     const auto& parser = reader_->parser();
     MULTIFD_TRY_ASSIGN(ram_, guest_.prepare({.blocks = parser.blocks(),
                                              .machine_type = parser.machine_type(),
-                                             .page_bytes = options_.page_bytes,
+                                             .page_bytes = parser.page_bytes(),
+                                             .channels = static_cast<unsigned>(channels_.size()),
                                              .user = settings_.user,
                                              .uuid = settings_.uuid}));
     MULTIFD_TRY(qemu::compare_blocks(parser.blocks(), *ram_));
@@ -128,6 +130,7 @@ class DestinationRun {
       ids_.push_back(id);
     }
     report_.ram_bytes = ram_->total_bytes();
+    report_.page_bytes = ram_->page_bytes();
     reporter_.memory(report_.ram_bytes);
     MULTIFD_TRY(open_receiver());
     for (; epochs_ahead_ > 0; --epochs_ahead_) {
@@ -140,6 +143,7 @@ class DestinationRun {
   [[nodiscard]] Result<void> open_receiver() {
     AnyReceiverOptions<IntoMemory> options{.barrier = Barrier::manual,
                                            .into = options_.into,
+                                           .hello_timeout = options_.hello_timeout,
                                            .interrupt = &reporter_.interrupt(),
                                            .progress_timeout = options_.progress_timeout,
                                            .thread_hook = options_.thread_hook,
@@ -193,6 +197,7 @@ class DestinationRun {
     MULTIFD_TRY_ASSIGN(const auto message, wire::parse_extension(element.data, wire::Towards::destination));
     if (message.kind == Kind::failed) {
       MULTIFD_TRY_ASSIGN(const wire::PeerFailure theirs, wire::parse_failed(message));
+      reporter_.peer_gave_up(theirs.text());
       return std::unexpected(theirs.error());
     }
     if (message.kind == Kind::page_digests) {
@@ -269,7 +274,7 @@ class DestinationRun {
     return catch_bad_alloc(Stage::parse, "devices' state", [&]() -> Result<std::optional<DeviceAndState>> {
       if (whole_) return std::nullopt;
       for (;;) {
-        MULTIFD_TRY_ASSIGN(const qemu::Element element, next(options_.progress_timeout));
+        MULTIFD_TRY_ASSIGN(const qemu::Element element, next(options_.save_timeout));
         switch (element.kind) {
           case qemu::ElementKind::device_section:
             name_ = element.name;
@@ -328,13 +333,15 @@ class DestinationRun {
         MULTIFD_TRY(writer_->user_data(std::span(words).first(std::min(words.size(), max_words))));
       }
     }
-    MULTIFD_TRY(receiver_->finish(std::chrono::milliseconds(2000)));
+    MULTIFD_TRY(receiver_->finish(heard_timeout));
     MULTIFD_TRY(writer_->shut(0));
-    MULTIFD_TRY(main_->finish());
-    drain(*main_);
+    // The source ends when it has read that.
+    MULTIFD_TRY(drain(*main_, heard_timeout));
+    static_cast<void>(main_->finish());
     return {};
   }
   static constexpr std::size_t max_words = 510;
+  static constexpr std::chrono::milliseconds heard_timeout{5000};
 
   // ---- The end without a guest
 
@@ -345,7 +352,7 @@ class DestinationRun {
     if (cancelled) reporter_.status(MigrationStatus::cancelling);
     // A source that has gone may have handed over: what is whole here is kept for whoever can see both sides.
     if (error.code != Condition::peer_gone) ownership_.refuse();
-    if (main_) say_failed(*main_, error);
+    if (main_) say_failed(*main_, error, options_.reason ? options_.reason(error) : describe(error));
     reporter_.channels({}, {});
     if (receiver_) receiver_->cancel();
     receiver_.reset();

@@ -49,6 +49,15 @@ class MigrationReporter {
       now.since = now.elapsed;
     });
   }
+  void connections(unsigned announced, unsigned connected) {
+    const std::scoped_lock lock(state_.mutex);
+    state_.progress.channels = announced;
+    state_.progress.connected = connected;
+  }
+  void peer_gave_up(std::string_view text) {
+    const std::scoped_lock lock(state_.mutex);
+    state_.peer_text = text;
+  }
   void memory(std::uint64_t ram_bytes) {
     const std::scoped_lock lock(state_.mutex);
     state_.progress.ram_bytes = ram_bytes;

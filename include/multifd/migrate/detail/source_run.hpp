@@ -218,13 +218,16 @@ class SourceRun {
     tracking_ = true;
     dirty_->fill(*ram_);
     if (zero_pages_ == wire::ZeroPagesMode::none) return {};
+    // What is asked for zeros from here on is watched: a write that comes later is reported.
     if (source.needs_rearm()) {
       for (std::uint32_t b = 0; b < dirty_->blocks(); ++b) {
         MULTIFD_TRY(rearm_chunks(source, BlockId{b}, (*dirty_)[BlockId{b}], options_.rearm_pages,
                                  [](std::uint64_t, auto) -> Result<void> { return {}; }));
       }
     }
-    MULTIFD_TRY_ASSIGN(untouched_, UntouchedPages::snapshot(*ram_));
+    if constexpr (!HasKnownZeros<G>) {
+      MULTIFD_TRY_ASSIGN(untouched_, UntouchedPages::snapshot(*ram_));
+    }
     return {};
   }
 
@@ -234,7 +237,9 @@ class SourceRun {
     reporter_.round_begun(round.number, round.dirty_pages);
     const Moved before = moved();
     MULTIFD_TRY(writer_->begin_part());
-    if (round.number == 0) {
+    if constexpr (HasKnownZeros<G>) {
+      MULTIFD_TRY(queue_known_zeros(round.number));
+    } else if (round.number == 0) {
       MULTIFD_TRY(queue_untouched());
     }
     const auto late = [&] { return convergence.while_sending(reporter_.now()).action != Action::go_on; };
@@ -278,6 +283,21 @@ class SourceRun {
           (*dirty_)[block][page / 64] &= ~(std::uint64_t{1} << page % 64);
       }
     }
+    return {};
+  }
+
+  /// The same for what the guest says. Behind the first round a log that is re-armed later would report those pages for ever.
+  [[nodiscard]] Result<void> queue_known_zeros(std::uint64_t round) {
+    if (zero_pages_ == wire::ZeroPagesMode::none || (round > 0 && guest_.dirty_source().needs_rearm())) return {};
+    DirtyBitmaps zeros(*ram_);
+    for (std::uint32_t b = 0; b < dirty_->blocks(); ++b) {
+      const BlockId block{b};
+      MULTIFD_TRY(guest_.known_zeros(block, zeros[block]));
+      MULTIFD_TRY(for_each_run_in_both(zeros[block], (*dirty_)[block], [&](std::uint64_t page, std::uint64_t pages) {
+        return sender_->queue_zeros(block, page * ram_->page_bytes(), pages * ram_->page_bytes(), zero_record(block));
+      }));
+    }
+    dirty_->remove(zeros);
     return {};
   }
 
@@ -482,8 +502,9 @@ class SourceRun {
     if (ownership_.may_run()) release_guest();
     if (writer_ && report_.own_peer && ownership_.may_run()) {
       writer_->set_limits(farewell, nullptr);
-      static_cast<void>(writer_->failed(error, describe(error)));
+      static_cast<void>(writer_->failed(error, options_.reason ? options_.reason(error) : describe(error)));
     }
+    if (return_path_) reporter_.peer_gave_up(return_path_->failure.text());
     reporter_.channels({}, {});
     if (sender_) sender_->cancel();
     sender_.reset();
