@@ -262,6 +262,8 @@ class DestinationRun {
   };
 
   [[nodiscard]] Result<void> load() {
+    // A small guest is here before its channels have heard of it.
+    if (reporter_.interrupt().triggered()) return fail(Errc::cancelled, Stage::none, "ahead of the devices' state");
     DeviceReader from(*this);
     MULTIFD_TRY(guest_.load(from));
     if (!from.at_end()) return fail(Errc::bad_option, Stage::none, "DestinationGuest::load() has not read all devices");

@@ -516,15 +516,16 @@ class SourceRun {
 
   /// A destination that gives up says why, and then breaks everything: whatever was noticed first, that is the reason.
   Error reason(const Error& error) {
-    if (error.code == Errc::peer_gave_up) {
-      ownership_.refused();
-      return error;
-    }
     if (error.code != Condition::peer_gone) return error;
-    const auto said = return_path_->await(wire::ExtensionKind::failed, farewell, nullptr);
-    if (said || said.error().code != Errc::peer_gave_up) return error;
+    // Channels are told as well, but only the main connection has the text.
+    Error cause = error;
+    if (!return_path_->gave_up) {
+      const auto said = return_path_->await(wire::ExtensionKind::failed, farewell, nullptr);
+      if (said || !return_path_->gave_up) return error;
+      cause = said.error();
+    }
     ownership_.refused();
-    return said.error();
+    return cause;
   }
 
   /// The guest runs as before the migration.
