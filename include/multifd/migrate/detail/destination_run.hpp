@@ -145,6 +145,7 @@ class DestinationRun {
                                            .into = options_.into,
                                            .hello_timeout = options_.hello_timeout,
                                            .interrupt = &reporter_.interrupt(),
+                                           .barrier_timeout = options_.progress_timeout,
                                            .progress_timeout = options_.progress_timeout,
                                            .thread_hook = options_.thread_hook,
                                            .on_error = [this](const Error&) { wake_->trigger(); }};
