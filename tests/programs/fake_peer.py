@@ -5,10 +5,12 @@ our own main stream (include/multifd/format/extension.md section 19).
     python3 tests/programs/fake_peer.py --listen tcp:127.0.0.1:0 --read
     python3 tests/programs/fake_peer.py --connect unix:/tmp/socket --channels 2 --until hellos
 
-Prints one line on stdout when it has come that far, and ends when it is killed.
+Prints one line on stdout when it has come that far, a destination another one when all memory has come, and ends when
+it is killed.
 """
 
 import argparse
+import re
 import select
 import signal
 import socket
@@ -26,7 +28,7 @@ PONG = struct.pack(">HHHBB", 2, 4, EXTENSION, 0x80, 1)
 # Versions spoken, newest and oldest; what a destination can do that is asked to compare pages.
 VERSIONS, FEATURES = bytes((1, 1, 1)), b"\1\0\x0cpage-digests"
 RECORDS = struct.pack(">QQ", 0x200, 0x10)  # MULTIFD_FLUSH, EOS
-FOOTER = struct.pack(">BI", 0x7e, 1)
+END, FOOTER = struct.pack(">BI", 3, 1), struct.pack(">BI", 0x7e, 1)  # of RAM's section
 MIB = 1 << 20
 
 
@@ -75,10 +77,10 @@ def device(name, state):
 
 
 class Main:
-    """A source's main connection as the destination reads it: up to RAM's START."""
+    """A source's main connection as the destination reads it: answers up to RAM's START, and prints when RAM is whole."""
 
     def __init__(self):
-        self.said, self.answered, self.accepted = b"", False, False
+        self.said, self.answered, self.accepted, self.whole = b"", False, False, False
 
     def take(self, link, said):
         self.said += said
@@ -89,6 +91,9 @@ class Main:
         if not self.accepted and start > 0 and FOOTER in self.said[start:]:
             link.sendall(answer(ACCEPTED, VERSIONS + FEATURES))
             self.accepted = True
+        if not self.whole and END + RECORDS + FOOTER in self.said:
+            print("whole", flush=True)
+            self.whole = True
 
 
 def be_destination(options):
@@ -140,9 +145,12 @@ def be_source(options):
             links[-1].sendall(hello(channel)[:4] if options.until == "channels" else hello(channel) + SYNC)  # START's
     if options.until == "ended":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        said = b""
+        while not re.search(rb"mf\0.\0\2", said, re.S):  # ACCEPTED
+            said += links[0].recv(MIB)
         for channel in links[1:]:
             channel.sendall(SYNC)  # END's
-        links[0].sendall(struct.pack(">BI", 3, 1) + RECORDS + FOOTER)
+        links[0].sendall(END + RECORDS + FOOTER)
     print("there", flush=True)
     if options.until == "ended":
         signal.sigwait({signal.SIGUSR1})

@@ -33,7 +33,7 @@ RECEIVER_CASES = (
 
 
 def fake(folder, *options):
-    """A fake peer that has come as far as it is to come, and what it printed then."""
+    """A fake peer that has come as far as it is to come, and what it printed then. Its `out` is the file with all of it."""
     out = folder.new("fake")
     with open(out, "wb") as file:
         process = Process(folder, "fake_peer", [sys.executable, FAKE, *options], stdout=file)
@@ -44,6 +44,7 @@ def fake(folder, *options):
     except BaseException:
         process.kill()
         raise
+    process.out = out
     return process, out.read_text().strip()
 
 

@@ -41,20 +41,16 @@ class SourcePrelude {
   ///   of the parser, and of the connection.
   template <class Link>
   [[nodiscard]] Result<bool> read(Link& link) {
-    while (!whole_) {
-      MULTIFD_TRY_ASSIGN(const auto element, parser.next());
-      if (element) {
-        MULTIFD_TRY(take(link, *element));
-        continue;
-      }
-      const iovec room = mutable_buffer(parser.room());
-      MULTIFD_TRY_ASSIGN(const std::size_t got, link.read_now(std::span(&room, 1)));
-      if (got == 0) return false;
-      parser.commit(got);
-    }
-    return true;
+    return read_until(link, [this] { return whole_; });
   }
 
+  /// Called when read() has returned true, while the source waits to be accepted: reads whether it gives up.
+  /// Errors: as read().
+  template <class Link>
+  [[nodiscard]] Result<void> read_on(Link& link) {
+    MULTIFD_TRY(read_until(link, [] { return false; }));
+    return {};
+  }
   /// Whether the source has shown that it is ours: it takes FAILED then.
   bool own_source() const noexcept { return parser.commands().own_source(); }
   /// The source's SETTINGS, once read() has returned true. Errors: those of qemu::check_settings().
@@ -84,6 +80,23 @@ class SourcePrelude {
     return own;
   }
 
+  /// Takes what has arrived, up to where `done` is. Returns whether it is.
+  template <class Link, class Done>
+  [[nodiscard]] Result<bool> read_until(Link& link, const Done& done) {
+    while (!done()) {
+      MULTIFD_TRY_ASSIGN(const auto element, parser.next());
+      if (element) {
+        MULTIFD_TRY(take(link, *element));
+        continue;
+      }
+      const iovec room = mutable_buffer(parser.room());
+      MULTIFD_TRY_ASSIGN(const std::size_t got, link.read_now(std::span(&room, 1)));
+      if (got == 0) return false;
+      parser.commit(got);
+    }
+    return true;
+  }
+
   [[nodiscard]] Result<void> take_page_size(const wire::ExtensionMessage& message) {
     MULTIFD_TRY_ASSIGN(const auto spoken, versions({}));
     MULTIFD_TRY_ASSIGN(const wire::PeerSettings said, wire::parse_settings(message, spoken));
@@ -94,6 +107,8 @@ class SourcePrelude {
   template <class Link>
   [[nodiscard]] Result<void> take(Link& link, const qemu::Element& element) {
     using qemu::ElementKind;
+    if (whole_ && element.kind != ElementKind::extension && element.kind != ElementKind::command)
+      return fail(Errc::unexpected_extension_message, Stage::hello, "a source that goes on before it is accepted");
     if (element.closes_epoch) ++epochs_;
     switch (element.kind) {
       case ElementKind::command:

@@ -136,17 +136,18 @@ class SourceSetup {
 
   /// Reads what the main connection has said.
   [[nodiscard]] Result<void> look_at_main() {
-    if (!set_.has_main() || settings_) return {};
+    if (!set_.has_main()) return {};
     const auto whole = prelude_->read(*set_.main());
     if (whole && !*whole) return {};
-    if (whole) {
+    if (whole && !settings_) {
       MULTIFD_TRY_ASSIGN(settings_, prelude_->check(own_));
       if (!settings_->channels) return fail(Errc::channel_count_mismatch, Stage::hello, "SETTINGS without channels");
       // Under TLS no uuid can be peeked; but a source's main connection is accepted there before its channels connect.
       if (is_secured(*set_.main()) && set_.drop_before_main() > 0) stranger("a channel of another try");
-      return {};
     }
-    const Error& error = whole.error();
+    const Result<void> still = whole ? prelude_->read_on(*set_.main()) : std::unexpected(whole.error());
+    if (still) return {};
+    const Error& error = still.error();
     if (error.code == Condition::peer_gone) {
       lost(error);
     } else if (prelude_->own_source() || error.code == Condition::local_io) {
