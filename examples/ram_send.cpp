@@ -154,6 +154,8 @@ Failure failure_of(const Error& error, const FileGuest& guest, const program::Re
                               ? Failure(Error{.code = error.code}, "the other side is silent for " +
                                                                        settings.limits.result_limit().text())
                               : reasons.failure(error, migration);
+  if (migration.owner() == Owner::unknown)
+    return Failure(fmt::format("{} (all is verified at the receiver, which may have kept it)", failure.what()));
   if (!guest.digest().empty() && guest.changed())
     return Failure(fmt::format("{}: was changed while it was being sent ({})", settings.file, failure.what()));
   return failure;

@@ -146,7 +146,7 @@ def be_source(options):
     if options.until == "ended":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         said = b""
-        while not re.search(rb"mf\0.\0\2", said, re.S):  # ACCEPTED
+        while not re.search(rb"mf\x00.\x00\x02", said, re.S):  # ACCEPTED
             said += links[0].recv(MIB)
         for channel in links[1:]:
             channel.sendall(SYNC)  # END's
