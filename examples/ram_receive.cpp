@@ -232,7 +232,8 @@ Outcome receive(const Settings& settings, Listener& listener, Target& target, co
       .hand_over_timeout = settings.limits.progress,
       .on_event =
           [&](const Event& event) {
-            if (event.progress.status == MigrationStatus::device && guest.meter) outcome.spent = guest.meter->spent();
+            if (event.kind == EventKind::status && event.progress.status == MigrationStatus::device && guest.meter)
+              outcome.spent = guest.meter->spent();
           },
       .reason = [&](const Error& error) { return reasons.text(error); },
       .on_stranger = [](const char* why) { program::tell("closed {}\n", why); },

@@ -196,7 +196,8 @@ Outcome send(const Settings& settings, const Address& address, FileGuest& guest,
        .load_timeout = settings.limits.result,
        .on_event =
            [&](const Event& event) {
-             if (event.progress.status == MigrationStatus::device) outcome.spent = meter.spent();
+             if (event.kind == EventKind::status && event.progress.status == MigrationStatus::device)
+               outcome.spent = meter.spent();
            },
        .reason = [&](const Error& error) { return reasons.text(error); },
        .migration = &migration});

@@ -59,36 +59,43 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
   const program::OnInterrupt cancel(interrupt, [&] { migration.cancel(); });
   DestinationVm vm(settings.backend, memory_limit);
   std::optional<Failure> failed;
-  const DestinationOptions options{
-      .max_ram_bytes = memory_limit,
-      .into = {.destination = DestinationMemory::zeroed},
-      .accept_timeout = settings.limits.accept,
-      .progress_timeout = settings.limits.progress,
-      .hand_over_timeout = settings.limits.result,
-      .farewell =
-          [&] {
+  std::optional<program::Progress> line;
+  const DestinationOptions options{.max_ram_bytes = memory_limit,
+                                   .into = {.destination = DestinationMemory::zeroed},
+                                   .accept_timeout = settings.limits.accept,
+                                   .progress_timeout = settings.limits.progress,
+                                   .hand_over_timeout = settings.limits.result,
+                                   .on_event =
+                                       [&](const Event& event) {
+                                         if (event.kind == EventKind::step && line) line->update();
+                                       },
+                                   .farewell =
+                                       [&] {
+                                         line.reset();
             try {
-              return bytes_of(run_for_a_while(vm, vm.guest().report(), interrupt));
-            } catch (const Failure& failure) {
-              failed = failure;
-              return bytes_of({{"failure", std::string(failure.what()).substr(0, 400)}});
-            }
-          },
-      .on_stranger = [](const char* why) { program::tell("closed {}\n", why); },
-      .migration = &migration};
+                                           return bytes_of(run_for_a_while(vm, vm.guest().report(), interrupt));
+                                         } catch (const Failure& failure) {
+                                           failed = failure;
+                                           return bytes_of({{"failure", std::string(failure.what()).substr(0, 400)}});
+                                         }
+                                       },
+                                   .on_stranger = [](const char* why) { program::tell("closed {}\n", why); },
+                                   .migration = &migration};
   const auto taken = [&] {
-    const program::Progress progress(
+    line.emplace(
         [&]() -> program::Snapshot {
           const MigrationProgress now = migration.progress();
-          return {.line = fmt::format("{}: {} on the wire  {:.1f} s", to_string(now.status),
-                                      program::format_bytes(static_cast<double>(now.moved.wire_bytes)),
-                                      seconds(now.elapsed)),
-                  .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status),
-                  .stalled = now.status == MigrationStatus::setup
-                                 ? "Has the source been started, with an address that leads here, and does no firewall "
-                                   "stand between?"
-                                 : "Is the source stopped (SIGSTOP, a debugger, its host paused), or the network between "
-                                   "cut? --progress-timeout ends the wait"};
+          return {
+              .line =
+                  fmt::format("{}: {} on the wire  {:.1f} s", text_of(now, false),
+                              program::format_bytes(static_cast<double>(now.moved.wire_bytes)), seconds(now.elapsed)),
+              .moved =
+                  now.moved.wire_bytes + static_cast<std::uint64_t>(now.status) + static_cast<std::uint64_t>(now.step),
+              .stalled = now.status == MigrationStatus::setup
+                             ? "Has the source been started, with an address that leads here, and does no firewall "
+                               "stand between?"
+                             : "Is the source stopped (SIGSTOP, a debugger, its host paused), or the network between "
+                               "cut? --progress-timeout ends the wait"};
         },
         settings.limits.hint);
     if (settings.tls.on()) {
@@ -97,6 +104,7 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
     }
     return migrate_from<program::Stacks>(vm, listener, options);
   }();
+  line.reset();
   if (!taken) throw Failure(taken.error(), "live migration; " + std::string(migration.owner_text()));
   if (failed) throw Failure(*failed);
   if (taken->late)

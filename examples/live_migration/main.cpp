@@ -89,8 +89,10 @@ namespace {
 multifd::migrate::AnySwitchRule rule_of(const std::string& name, std::chrono::milliseconds max_downtime) {
   using namespace multifd::migrate;
   if (name == "fixed") return FixedDowntime({.max_downtime = max_downtime});
-  if (name == "ramp") return DowntimeRamp({.first_downtime = std::min(max_downtime, DowntimeRampOptions{}.max_downtime)});
-  if (name == "stall") return StallDetection({.first_downtime = std::min(max_downtime, StallDetectionOptions{}.max_downtime)});
+  if (name == "ramp")
+    return DowntimeRamp({.first_downtime = std::min(max_downtime, DowntimeRampOptions{}.max_downtime)});
+  if (name == "stall")
+    return StallDetection({.first_downtime = std::min(max_downtime, StallDetectionOptions{}.max_downtime)});
   return PricedDowntime({.price = {.max_downtime = max_downtime}});
 }
 
@@ -107,6 +109,7 @@ int main(int argc, char** argv) {
   std::string backend = "auto";
   std::string listen;
   std::string connect;
+  double measure_s = 0;
 
   CLI::App app("Migrates a running guest to a second process over many channels.", "live_migration");
   program::add_size(app, "--memory", memory, "Guest memory; with --listen the most that is taken");
@@ -116,10 +119,11 @@ int main(int argc, char** argv) {
   app.add_option("--max-downtime", max_downtime_ms, "Milliseconds that the guest may stand still")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--switch", rule,
-                 "When the guest is stopped. priced: while waiting costs more than it gains; fixed: when the downtime fits "
-                 "--max-downtime, as QEMU; ramp: as fixed, with a limit that grows; stall: at a low after a stall; "
-                 "benchmarks/simulate compares them")
+  app.add_option(
+         "--switch", rule,
+         "When the guest is stopped. priced: while waiting costs more than it gains; fixed: when the downtime fits "
+         "--max-downtime, as QEMU; ramp: as fixed, with a limit that grows; stall: at a low after a stall; "
+         "benchmarks/simulate compares them")
       ->check(CLI::IsMember({"priced", "fixed", "ramp", "stall"}))
       ->capture_default_str();
   app.add_flag("--throttle", throttle, "Slow a guest that dirties too much, more and more, as QEMU's auto-converge");
@@ -129,9 +133,10 @@ int main(int argc, char** argv) {
                  "Give up when the guest has not been stopped by then; 0: no limit")
       ->check(CLI::Range(0u, 100'000u))
       ->capture_default_str();
-  app.add_flag("--verify,!--no-verify", settings.verify,
-               "Compare all memory, page by page, before the guest runs there (default; not part of the downtime that is "
-               "reported)");
+  app.add_flag(
+      "--verify,!--no-verify", settings.verify,
+      "Compare all memory, page by page, before the guest runs there (default; not part of the downtime that is "
+      "reported)");
   app.add_option("--run-before", settings.run_before_s, "Seconds the guest runs before it migrates")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
@@ -141,6 +146,10 @@ int main(int argc, char** argv) {
   app.add_option("--backend", backend, "What runs the guest: a KVM virtual machine or a thread of this process")
       ->check(CLI::IsMember({"auto", "kvm", "thread"}))
       ->capture_default_str();
+  auto* measuring =
+      app.add_option("--measure-dirty-rate", measure_s,
+                     "Measure for so many seconds, one by one, what the guest dirties, and end: nothing is migrated")
+          ->check(CLI::Range(0.001, 3600.0));
   app.add_option("--seed", settings.guest.seed, "Seed of the guest's memory")->capture_default_str();
   settings.limits.add_to_both(app);
   settings.tls.add_to(app, program::TlsSide::client);
@@ -149,13 +158,17 @@ int main(int argc, char** argv) {
       "--listen", listen,
       "Be the destination, and wait on tcp:HOST:PORT or unix:PATH; of the others --memory, --backend, --json, "
       "--tls-psk and --tls-dir (server-cert.pem, server-key.pem) count here");
-  app.add_option("--connect", connect, "Be the source, for a destination that listens there")->excludes(listening);
+  app.add_option("--connect", connect, "Be the source, for a destination that listens there")
+      ->excludes(listening)
+      ->excludes(measuring);
+  listening->excludes(measuring);
 
   return program::run(app, argc, argv, [&] {
     settings.guest.memory_bytes = memory;
     settings.guest.working_set_bytes = working_set;
     settings.guest.dirty_bytes_per_s = dirty_rate;
-    settings.converge.max_downtime = std::chrono::milliseconds(std::max<std::int64_t>(1, std::llround(max_downtime_ms)));
+    settings.converge.max_downtime =
+        std::chrono::milliseconds(std::max<std::int64_t>(1, std::llround(max_downtime_ms)));
     settings.converge.rule = rule_of(rule, settings.converge.max_downtime);
     if (throttle) settings.converge.throttle = multifd::migrate::AutoConverge();
     settings.backend = *live::parse_backend(backend);
@@ -170,6 +183,9 @@ int main(int argc, char** argv) {
       return live::source(settings, address, interrupt);
     };
     const auto migrate = [&]() -> nlohmann::json {
+      if (measure_s > 0)
+        return live::dirty_rate(settings, std::chrono::milliseconds(std::llround(std::max(1.0, measure_s * 1000))),
+                                interrupt);
       if (!listen.empty()) {
         const multifd::Address address = program::address_of(listen, "--listen");
         settings.tls.be_server();

@@ -27,13 +27,6 @@ using program::need;
 
 double milliseconds(Time time) { return seconds(time) * 1000; }
 
-/// Waits for a time, or for a signal.
-void wait(double seconds, const Interrupt& interrupt) {
-  pollfd event{.fd = interrupt.native_handle(), .events = POLLIN, .revents = 0};
-  if (::poll(&event, 1, static_cast<int>(seconds * 1000)) > 0)
-    throw Failure(Error{.code = Errc::cancelled}, "live migration");
-}
-
 /// Prints rounds as a table, one line when each ends.
 class Table {
  public:
@@ -58,12 +51,18 @@ std::string note_of(const Decision& decision) {
 }
 
 json json_of(const Round& round) {
-  return {{"dirty_pages", round.dirty_pages},   {"again_pages", round.again_pages},
-          {"normal_pages", round.normal_pages}, {"zero_pages", round.zero_pages},
-          {"unchanged_pages", round.unchanged_pages}, {"wire_bytes", round.wire_bytes},
-          {"begin_s", seconds(round.begin)},    {"sync_s", seconds(round.sync)},
-          {"send_s", seconds(round.send)},      {"pages_per_s", round.pages_per_s},
-          {"dirty_pages_per_s", round.dirty_pages_per_s}, {"predicted_downtime_ms", milliseconds(round.predicted_downtime)},
+  return {{"dirty_pages", round.dirty_pages},
+          {"again_pages", round.again_pages},
+          {"normal_pages", round.normal_pages},
+          {"zero_pages", round.zero_pages},
+          {"unchanged_pages", round.unchanged_pages},
+          {"wire_bytes", round.wire_bytes},
+          {"begin_s", seconds(round.begin)},
+          {"sync_s", seconds(round.sync)},
+          {"send_s", seconds(round.send)},
+          {"pages_per_s", round.pages_per_s},
+          {"dirty_pages_per_s", round.dirty_pages_per_s},
+          {"predicted_downtime_ms", milliseconds(round.predicted_downtime)},
           {"bounded_by", to_string(round.bound)}};
 }
 
@@ -72,7 +71,8 @@ struct Verdict {
   std::optional<json> said;
 
   void take(std::span<const std::byte> bytes) {
-    json object = json::parse(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()), nullptr, false);
+    json object =
+        json::parse(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()), nullptr, false);
     if (object.is_object()) said = std::move(object);
   }
   std::uint64_t number(const char* key) const {
@@ -88,9 +88,9 @@ struct Verdict {
 };
 
 program::Snapshot snapshot_of(const MigrationProgress& now) {
-  return {.line = fmt::format("{}, round {}: wire {}  {:.1f} s", to_string(now.status), now.round,
+  return {.line = fmt::format("{}: wire {}  {:.1f} s", text_of(now, true),
                               program::format_bytes(static_cast<double>(now.moved.wire_bytes)), seconds(now.elapsed)),
-          .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status),
+          .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status) + static_cast<std::uint64_t>(now.step),
           .stalled = now.status == MigrationStatus::device
                          ? "Is the destination stopped (SIGSTOP, a debugger, its host paused)? --result-timeout ends "
                            "the wait"
@@ -115,6 +115,9 @@ json report_of(const MigrationReport& done, const Guest& guest) {
   report["backend"] = guest.backend();
   report["bounded_by"] = to_string(bounded_by(done.stats));
   report["downtime_ms"] = milliseconds(done.downtime.total());
+  report["downtime_parts_ms"] = {{"pages", milliseconds(done.downtime.pages)},
+                                 {"device_state", milliseconds(done.downtime.device_state)},
+                                 {"round_trip", milliseconds(done.downtime.round_trip)}};
   report["promised_downtime_ms"] = milliseconds(done.switchover.downtime.total());
   report["switchover_reason"] = to_string(done.switchover.reason);
   report["pages_verified"] = done.pages_verified;
@@ -143,6 +146,12 @@ void say_summary(const MigrationReport& done, const std::string& cipher) {
 
 }  // namespace
 
+void wait_for(double seconds, const Interrupt& interrupt) {
+  pollfd event{.fd = interrupt.native_handle(), .events = POLLIN, .revents = 0};
+  if (::poll(&event, 1, static_cast<int>(seconds * 1000)) > 0)
+    throw Failure(Error{.code = Errc::cancelled}, "live migration");
+}
+
 json source(const Settings& settings, const Address& address, const Interrupt& interrupt) {
   std::string note;
   const auto guest = make_guest(settings.backend, settings.guest, &note);
@@ -150,7 +159,8 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
   if (!quiet) program::say("backend: {}\n", note);
   guest->boot();
   guest->run();
-  wait(settings.run_before_s, interrupt);  // before connecting, because a destination does not wait long for a hello
+  wait_for(settings.run_before_s,
+           interrupt);  // before connecting, because a destination does not wait long for a hello
 
   Migration migration = need(Migration::create());
   const program::OnInterrupt cancel(interrupt, [&] { migration.cancel(); });
@@ -160,8 +170,10 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
   std::optional<Table> table;
   if (!quiet) table.emplace();
   Verdict verdict;
+  std::optional<program::Progress> line;
   const auto on_event = [&](const Event& event) {
     if (event.kind == EventKind::round_end && table) table->add(*event.round, note_of(*event.decision));
+    if (event.kind == EventKind::step && line) line->update();
   };
 
   const SocketOptions sockets = settings.limits.socket(&interrupt);
@@ -173,27 +185,27 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
                                    need(settings.tls.secure(std::move(channels), interrupt, settings.limits.connect))};
 
   const auto moved = [&] {
-    const program::Progress progress([&] { return snapshot_of(migration.progress()); }, settings.limits.hint);
-    return migrate_to<program::Stacks>(
-        vm, std::move(links),
-        {.compression = settings.stack.compression,
-         .level = settings.stack.level,
-         .zero_pages = settings.stack.zero_pages,
-         .bandwidth = settings.stack.bandwidth,
-         .digest = settings.stack.digest,
-         .peer = settings.stack.peer,
-         .uuid = settings.stack.uuid,
-         .user = std::as_bytes(std::span(machine)),
-         .converge = settings.converge,
-         .verify = settings.verify,
-         .skip_unchanged = settings.skip_unchanged,
-         .progress_timeout = settings.limits.progress,
-         .load_timeout = settings.limits.result,
-         .farewell_timeout = settings.limits.result,
-         .on_event = on_event,
-         .on_user_data = [&](std::span<const std::byte> bytes) { verdict.take(bytes); },
-         .migration = &migration});
+    line.emplace([&] { return snapshot_of(migration.progress()); }, settings.limits.hint);
+    return migrate_to<program::Stacks>(vm, std::move(links),
+                                       {.compression = settings.stack.compression,
+                                        .level = settings.stack.level,
+                                        .zero_pages = settings.stack.zero_pages,
+                                        .bandwidth = settings.stack.bandwidth,
+                                        .digest = settings.stack.digest,
+                                        .peer = settings.stack.peer,
+                                        .uuid = settings.stack.uuid,
+                                        .user = std::as_bytes(std::span(machine)),
+                                        .converge = settings.converge,
+                                        .verify = settings.verify,
+                                        .skip_unchanged = settings.skip_unchanged,
+                                        .progress_timeout = settings.limits.progress,
+                                        .load_timeout = settings.limits.result,
+                                        .farewell_timeout = settings.limits.result,
+                                        .on_event = on_event,
+                                        .on_user_data = [&](std::span<const std::byte> bytes) { verdict.take(bytes); },
+                                        .migration = &migration});
   }();
+  line.reset();
   if (!moved) throw Failure(moved.error(), "live migration; " + std::string(migration.owner_text()));
   verdict.check();
   const GuestReport here = guest->report();

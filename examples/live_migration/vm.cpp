@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "live_migration/vm.hpp"
 
+#include <fmt/format.h>
+
 #include <nlohmann/json.hpp>
 
 #include <cerrno>
@@ -8,6 +10,7 @@
 #include <string_view>
 
 #include "common/program.hpp"
+#include "live_migration/migration.hpp"
 
 namespace live {
 namespace {
@@ -32,6 +35,21 @@ Result<void> in_guest(const char* op, const Call& call) {
 }
 
 }  // namespace
+
+std::string text_of(const MigrationProgress& progress, bool source) {
+  switch (progress.step) {
+    case MigrationStep::none: break;
+    case MigrationStep::pages: return "the guest stands still, and the rest of its pages goes";
+    case MigrationStep::device_state: return source ? "saving the guest's devices" : "loading the guest's devices";
+    case MigrationStep::verify: return source ? "reading all memory for the pages' digests" : "comparing all pages";
+    case MigrationStep::load: return "waiting for the destination to load the guest";
+    case MigrationStep::hand_over:
+      return source ? "waiting for the destination to run the guest" : "waiting for the source to hand over";
+    case MigrationStep::farewell: return source ? "waiting for the destination's verdict" : "the guest runs";
+  }
+  if (progress.status != MigrationStatus::active || !source) return to_string(progress.status);
+  return fmt::format("{}, round {}", to_string(progress.status), progress.round);
+}
 
 SourceVm::SourceVm(Guest& guest) : guest_(guest) {
   static_cast<void>(program::need(ram_.add(block_name, guest.memory())));
@@ -89,8 +107,8 @@ Result<RamMap> DestinationVm::prepare(const Announcement& announced) {
   RamMap ram(guest_page_size);
   // Only the size is needed: working set and seed come with the memory itself.
   MULTIFD_TRY(in_guest("make the guest", [&] {
-    guest_ = make_guest(machine_.backend,
-                        {.memory_bytes = blocks[0].used_length, .working_set_bytes = guest_page_size});
+    guest_ =
+        make_guest(machine_.backend, {.memory_bytes = blocks[0].used_length, .working_set_bytes = guest_page_size});
   }));
   MULTIFD_TRY(ram.add(block_name, guest_->memory()));
   return ram;

@@ -199,14 +199,14 @@ class SenderOf final : public AnySender {
 
   [[nodiscard]] Result<QueuedPages> do_queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                                    const OnZero& on_zero) override {
-    if constexpr (From::copies)
+    if constexpr (!From::guest)
       return fail(Errc::not_supported, Stage::produce, "queue_range");
     else
       return sender_.queue_range(block, offset, bytes, asked(on_zero));
   }
   [[nodiscard]] Result<QueuedPages> do_queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
                                                    std::uint64_t first_page, const OnZero& on_zero) override {
-    if constexpr (From::copies)
+    if constexpr (!From::guest)
       return fail(Errc::not_supported, Stage::produce, "queue_dirty");
     else
       return sender_.queue_dirty(block, bitmap, first_page, asked(on_zero));

@@ -133,15 +133,17 @@
       "the peer refused this side over TLS: its own message says why (certificate, authority, key)")
 
 // A peer went away, a time limit passed, or the caller cancelled.
-#define MULTIFD_ERRC_ENDS(ROW)                                                                         \
-  ROW(peer_closed, peer_gone, "the peer closed the connection")                                        \
-  ROW(peer_gave_up, peer_gone, "the receiver gave up")                                                 \
-  ROW(unconfirmed, peer_gone, "the receiver ended, and has not confirmed that all arrived")            \
-  ROW(tls_truncated, peer_gone,                                                                        \
-      "the TLS stream was cut without a close_notify: the peer failed, or somebody on the way cut it") \
-  ROW(timed_out, timed_out, "time limit passed")                                                       \
-  ROW(did_not_converge, timed_out,                                                                     \
-      "the guest dirties its memory faster than it can be sent: allow more downtime or time, or throttle it") \
+#define MULTIFD_ERRC_ENDS(ROW)                                                                                         \
+  ROW(peer_closed, peer_gone, "the peer closed the connection")                                                        \
+  ROW(peer_gave_up, peer_gone, "the other side gave up")                                                               \
+  ROW(unconfirmed, peer_gone, "the receiver ended, and has not confirmed that all arrived")                            \
+  ROW(tls_truncated, peer_gone,                                                                                        \
+      "the TLS stream was cut without a close_notify: the peer failed, or somebody on the way cut it")                 \
+  ROW(timed_out, timed_out, "time limit passed")                                                                       \
+  ROW(did_not_converge, timed_out,                                                                                     \
+      "the migration does not converge: the guest dirties its memory faster than it can be sent; allow more downtime " \
+      "or "                                                                                                            \
+      "time, or throttle it")                                                                                          \
   ROW(cancelled, cancelled, "cancelled")
 
 // The caller asked for something impossible.

@@ -9,6 +9,7 @@ struct Shadow {
 #if defined(WITH_VARIABLE_COPIES)
   static bool copies;  // decides at compile time what a Sender offers
 #elif !defined(WITHOUT_COPIES)
+  static constexpr bool guest = true;
   static constexpr bool copies = false;
 #endif
 #if defined(WITH_THROWING_PAGE)

@@ -136,7 +136,8 @@ class MigratingGuest {
         }
         const std::uint64_t number = written_.load(std::memory_order_relaxed) + 1;
         const std::size_t at = number % working_set_ * page;
-        std::atomic_ref(*reinterpret_cast<std::uint64_t*>(memory_.data() + at)).store(number, std::memory_order_relaxed);
+        std::atomic_ref(*reinterpret_cast<std::uint64_t*>(memory_.data() + at))
+            .store(number, std::memory_order_relaxed);
         dirty_->mark(multifd::BlockId{0}, at, 8);
         written_ = number;
         if (pause_.count() > 0) std::this_thread::sleep_for(pause_);

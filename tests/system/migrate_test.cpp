@@ -53,8 +53,6 @@ class There {
   std::future<Result<ArrivalReport>> taken_;
 };
 
-bool equal(MigratingGuest& one, MigratingGuest& other) { return std::ranges::equal(one.memory(), other.memory()); }
-
 }  // namespace
 
 TEST_CASE("A running guest goes on elsewhere, with every codec and zero mode") {
@@ -69,8 +67,8 @@ TEST_CASE("A running guest goes on elsewhere, with every codec and zero mode") {
       here.boot();
       here.run(64, 50us);
       There there(pages);
-      auto moved = migrate_to<Stacks>(here, there.address(),
-                                      {.channels = 3, .compression = compression, .zero_pages = zero_pages, .verify = true});
+      auto moved = migrate_to<Stacks>(
+          here, there.address(), {.channels = 3, .compression = compression, .zero_pages = zero_pages, .verify = true});
       const auto taken = there.result();
       REQUIRE_MESSAGE(moved.has_value(), test::text(moved));
       REQUIRE_MESSAGE(taken.has_value(), test::text(taken));

@@ -32,7 +32,7 @@ class AnySwitchRule {
   }
 
   Verdict at_round_end(const RoundEnd& end) noexcept { return at_round_end_(end); }
-  /// What the rule refuses.
+  /// What the rule refuses. Errors: the rule's own, Errc::bad_option.
   [[nodiscard]] Result<void> check() const { return check_ ? check_() : Result<void>{}; }
   /// The rule's own name.
   std::string_view chosen() const noexcept { return chosen_; }
@@ -44,7 +44,7 @@ class AnySwitchRule {
 };
 static_assert(check_switch_rule<AnySwitchRule>());
 
-/// Any ThrottleRule, as AnySwitchRule. Default: ThrottleOff.
+/// Any ThrottleRule, as AnySwitchRule. Default: ThrottleOff. Threads: as ThrottleRule.
 class AnyThrottleRule {
  public:
   static constexpr std::string_view name = "any";
@@ -59,7 +59,9 @@ class AnyThrottleRule {
   }
 
   unsigned percent_at(const RoundEnd& end) noexcept { return percent_at_(end); }
+  /// What the rule refuses. Errors: the rule's own, Errc::bad_option.
   [[nodiscard]] Result<void> check() const { return check_ ? check_() : Result<void>{}; }
+  /// The rule's own name.
   std::string_view chosen() const noexcept { return chosen_; }
 
  private:

@@ -15,6 +15,7 @@
 namespace multifd::migrate {
 
 /// Takes a guest in at an acceptor of the caller's: with a TlsAcceptor over TLS. All else as migrate_from() below.
+/// Errors: as below, but for those of listening.
 template <class Stacks, DestinationGuest G, Acceptor A>
 [[nodiscard]] Result<ArrivalReport> migrate_from(G& guest, A& acceptor, const DestinationOptions& options = {}) {
   static_assert(check_destination_guest<G>());

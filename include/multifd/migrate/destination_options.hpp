@@ -27,28 +27,29 @@ namespace multifd::migrate {
 struct DestinationOptions {
   // ---- What is insisted on; default: whatever the source announces
 
-  std::optional<unsigned> channels{};
+  std::optional<unsigned> channels{};             ///< how many
   std::optional<std::string_view> compression{};  ///< a name of the compressors that the program offers
   std::optional<std::string_view> zero_pages{};   ///< "none", "legacy", "multifd"
-  std::optional<Digest> digest{};
-  std::optional<Uuid> uuid{};  ///< of the VM
+  std::optional<Digest> digest{};                 ///< whether each packet has one
+  std::optional<Uuid> uuid{};                     ///< of the VM
 
   // ---- Memory
 
   /// The guest's page size, which must be the source's. None: whatever the source announces (Announcement::page_bytes).
   std::optional<std::size_t> page_bytes = 4096;
-  std::uint64_t max_ram_bytes = std::uint64_t{1} << 42;  ///< the most that a source may announce; prepare() sees no more
+  std::uint64_t max_ram_bytes = std::uint64_t{1}
+                                << 42;  ///< the most that a source may announce; prepare() sees no more
   std::uint64_t max_device_bytes = std::uint64_t{1} << 28;  ///< the most that one device's state may have
   /// What is known of the memory that prepare() gives, and whether it is populated ahead: IntoMemory explains these.
   IntoMemory into{};
 
   // ---- Time limits
 
-  std::chrono::milliseconds first_timeout{0};         ///< for a source to come
-  std::chrono::milliseconds accept_timeout{10'000};   ///< from its first connection to its last
-  std::chrono::milliseconds retry_timeout{3'000};     ///< for its next try, after one that it gave up
-  std::chrono::milliseconds hello_timeout{10'000};    ///< for the channels' hellos, once all are there
-  std::chrono::milliseconds progress_timeout{300'000};  ///< how long nothing may arrive
+  std::chrono::milliseconds first_timeout{0};            ///< for a source to come
+  std::chrono::milliseconds accept_timeout{10'000};      ///< from its first connection to its last
+  std::chrono::milliseconds retry_timeout{3'000};        ///< for its next try, after one that it gave up
+  std::chrono::milliseconds hello_timeout{10'000};       ///< for the channels' hellos, once all are there
+  std::chrono::milliseconds progress_timeout{300'000};   ///< how long nothing may arrive
   /// How long nothing may arrive when all memory is here: while the source saves its devices' state, and reads its memory
   /// where it is to be verified.
   std::chrono::milliseconds save_timeout{300'000};

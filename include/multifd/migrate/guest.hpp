@@ -22,11 +22,12 @@ namespace multifd::migrate {
 
 /// Takes the state of the guest's devices, each with its name, from SourceGuest::save().
 ///
-/// Threads: the migration's. Errors: the connection's; sticky.
+/// Threads: the migration's.
 class StateWriter {
  public:
   /// Writes one device's state. Params `device`: its name (1 to 255 bytes), which one of that name, the version of the
   /// state's format. `state`: any bytes; copied or written before the call returns.
+  /// Errors: Errc::bad_option (the name's length); those of the connection; sticky.
   [[nodiscard]] Result<void> device(const qemu::DeviceSection& device, std::span<const std::byte> state) {
     return do_device(device, state);
   }
@@ -39,7 +40,7 @@ class StateWriter {
 };
 
 /// The state of one device, as the source has written it.
-struct DeviceAndState {
+struct SavedDevice {
   qemu::DeviceSection device;
   std::span<const std::byte> state;
 };
@@ -53,19 +54,20 @@ class StateReader {
   /// valid until the next call. A name is the source's, and may be any bytes.
   ///
   /// Errors: those of the main stream and of the connection; sticky. Return them from load().
-  [[nodiscard]] Result<std::optional<DeviceAndState>> next() { return do_next(); }
+  [[nodiscard]] Result<std::optional<SavedDevice>> next() { return do_next(); }
 
  protected:
   ~StateReader() = default;
 
  private:
-  [[nodiscard]] virtual Result<std::optional<DeviceAndState>> do_next() = 0;
+  [[nodiscard]] virtual Result<std::optional<SavedDevice>> do_next() = 0;
 };
 
 /// What a source announces of its guest, before any memory has to be there. Valid during the call that gets it.
 struct Announcement {
-  std::span<const qemu::BlockInfo> blocks;  ///< in the source's order; their sum is at most DestinationOptions::max_ram_bytes
-  std::string_view machine_type;            ///< as the source's VMM says
+  std::span<const qemu::BlockInfo>
+      blocks;                     ///< in the source's order; their sum is at most DestinationOptions::max_ram_bytes
+  std::string_view machine_type;  ///< as the source's VMM says
   std::size_t page_bytes = 0;
   unsigned channels = 0;            ///< all of them are connected
   std::span<const std::byte> user;  ///< SourceOptions::user, empty without one
@@ -78,7 +80,8 @@ concept HasRam = requires(G& guest) {
 };
 
 template <class G>
-concept HasDirtySource = requires(G& guest) { requires DirtySource<std::remove_cvref_t<decltype(guest.dirty_source())>>; };
+concept HasDirtySource =
+    requires(G& guest) { requires DirtySource<std::remove_cvref_t<decltype(guest.dirty_source())>>; };
 
 template <class G>
 concept HasPause = requires(G& guest) {
@@ -130,6 +133,8 @@ concept HasLoad = requires(G& guest, StateReader& from) {
 ///   is called for then.
 /// Threads: the thread that called migrate_to().
 /// Cost: pause(), save() and the last DirtySource::fetch() are part of the downtime.
+/// Models: live::SourceVm (examples/live_migration/vm.hpp), and the whole VMM in examples/vmm_in_sixty_lines.cpp.
+///   Exemplar: tests/exemplar/guest.hpp. Contract: multifd/testing/guest_contract.hpp.
 template <class G>
 concept SourceGuest = HasRam<G> && HasDirtySource<G> && HasPause<G> && HasResume<G> && HasSave<G>;
 
@@ -144,6 +149,8 @@ concept SourceGuest = HasRam<G> && HasDirtySource<G> && HasPause<G> && HasResume
 ///   well: nobody runs then, and both sides have the whole guest.
 /// Threads: the thread that called migrate_from().
 /// Cost: load() and resume() are part of the downtime.
+/// Models: live::DestinationVm (examples/live_migration/vm.hpp), and the whole VMM in examples/vmm_in_sixty_lines.cpp.
+///   Exemplar: tests/exemplar/guest.hpp. Contract: multifd/testing/guest_contract.hpp.
 template <class G>
 concept DestinationGuest = HasPrepare<G> && HasLoad<G> && HasResume<G>;
 

@@ -24,6 +24,7 @@ std::vector<Link> links_of(std::vector<FdTransport> links) {
 }
 
 /// Migrates a running guest over connections that are there already. All else as migrate_to() below.
+/// Errors: as below, but for those of connecting.
 ///
 /// Params `links`: the main connection and the channels, which all lead to the destination; for TLS with their handshakes
 ///   done. `options.channels` is not used.
@@ -50,7 +51,7 @@ template <class Stacks, SourceGuest G>
 /// Params `Stacks`: what the program offers: `Link`, a Transport that FdTransport converts to; `Compressors` and
 ///   `ZeroPages`, PolicyLists (stack.hpp). Each combination is compiled. `guest`: outlives the call.
 /// Errors: Errc::cancelled by Migration::cancel(); Errc::peer_gave_up with the destination's own reason;
-///   Errc::does_not_converge; those of connect_to(), Sender, DirtySource, MainStreamWriter, and of the guest's functions.
+///   Errc::did_not_converge; those of connect_to(), Sender, DirtySource, MainStreamWriter, and of the guest's functions.
 /// Threads: any; the guest's functions and the hooks are called by the same. One thread per channel besides.
 /// Cost: memory: as Sender::open(), a dirty bitmap, and 64 KiB.
 template <class Stacks, SourceGuest G>

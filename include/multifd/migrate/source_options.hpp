@@ -50,8 +50,8 @@ struct SourceOptions {
   std::string_view compression = "none";    ///< a name of the compressors that the program offers
   std::optional<int> level{};               ///< none: the compressor's default
   std::string_view zero_pages = "multifd";  ///< a name of the zero policies that the program offers
-  std::uint64_t bandwidth = 0;              ///< cap in bytes per second over all channels; 0: none. See Migration::set_bandwidth()
-  Digest digest = Digest::off;              ///< a digest in each packet
+  std::uint64_t bandwidth = 0;  ///< cap in bytes per second over all channels; 0: none. See Migration::set_bandwidth()
+  Digest digest = Digest::off;  ///< a digest in each packet
 
   // ---- The peer
 
@@ -60,12 +60,12 @@ struct SourceOptions {
   PeerProfile peer = peer_multifd;
   /// What the stream's configuration says; a QEMU compares it with its own, and takes the stream's style from it.
   std::string_view machine_type = "multifd";
-  Uuid uuid{};                            ///< of the VM; default: none
-  std::span<const std::byte> user{};      ///< for DestinationGuest::prepare(), up to 1024 bytes. Own peers only
+  Uuid uuid{};                        ///< of the VM; default: none
+  std::span<const std::byte> user{};  ///< for DestinationGuest::prepare(), up to 1024 bytes. Own peers only
 
   // ---- What is sent
 
-  ConvergeOptions converge{};
+  ConvergeOptions converge{};  ///< when the guest is stopped
   /// Compares both memories page by page before the guest is handed over. Costs a read of all memory on both sides while
   /// the guest stands still. Default: off; for tests, and for hosts that are not trusted. Own peers only.
   bool verify = false;

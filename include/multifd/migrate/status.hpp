@@ -29,8 +29,9 @@ enum class MigrationStatus : std::uint8_t {
 };
 
 constexpr const char* to_string(MigrationStatus status) noexcept {
-  constexpr const char* names[] = {"none",      "setup",     "active",          "pre-switchover",  "device",          "completed",
-                                   "failed",    "cancelling", "cancelled",      "postcopy-active", "postcopy-paused", "postcopy-recover"};
+  constexpr const char* names[] = {"none",      "setup",           "active",          "pre-switchover",
+                                   "device",    "completed",       "failed",          "cancelling",
+                                   "cancelled", "postcopy-active", "postcopy-paused", "postcopy-recover"};
   return names[static_cast<std::size_t>(status)];
 }
 
@@ -39,6 +40,17 @@ constexpr bool is_end(MigrationStatus status) noexcept {
   return status == MigrationStatus::completed || status == MigrationStatus::failed ||
          status == MigrationStatus::cancelled;
 }
+
+/// What a switchover, MigrationStatus::device, is at. Each of these can take long.
+enum class MigrationStep : std::uint8_t {
+  none,
+  pages,         ///< the rest of the pages
+  device_state,  ///< SourceGuest::save(); at the destination DestinationGuest::load()
+  verify,        ///< all memory is read for its digests; at the destination: and compared
+  load,          ///< at the source: the destination has not said yet that it has loaded everything
+  hand_over,     ///< all is there: HAND_OVER and RUNNING are under way
+  farewell,      ///< the guest runs; DestinationOptions::farewell
+};
 
 /// What was moved so far, over all rounds.
 struct Moved {
@@ -51,25 +63,27 @@ struct Moved {
 /// A migration as it is now.
 struct MigrationProgress {
   MigrationStatus status = MigrationStatus::none;
-  Time elapsed{};                    ///< since the migration began
-  Time since{};                      ///< when the status was reached
-  unsigned channels = 0;             ///< that the source uses; at a destination 0 until it has said so
-  unsigned connected = 0;            ///< at a destination in setup: how many of them are there
-  std::uint64_t ram_bytes = 0;       ///< of all blocks
-  std::uint64_t round = 0;           ///< that is being sent; 0: the bulk pass
-  std::uint64_t dirty_pages = 0;     ///< that this round had to send when it began
-  Moved moved{};                     ///< up to now, the round that is being sent included
-  double pages_per_s = 0;            ///< bandwidth of the last rounds; 0: not known yet
-  double dirty_pages_per_s = 0;      ///< what the guest dirtied in the last round
-  Time predicted_downtime{};         ///< by the last round's end; 0: not known yet
-  Reason reason = Reason::bulk_pass; ///< of the last decision
-  unsigned throttle_percent = 0;     ///< of each vCPU's time
-  Bound bound = Bound::nothing;      ///< what limits the last round
+  Time elapsed{};  ///< since the migration began
+  Time since{};    ///< when the status was reached
+  MigrationStep step = MigrationStep::none;
+  unsigned channels = 0;              ///< at a destination: that the source uses; 0 until it has said so
+  unsigned connected = 0;             ///< at a destination in setup: how many of them are there
+  std::uint64_t ram_bytes = 0;        ///< of all blocks
+  std::uint64_t round = 0;            ///< that is being sent; 0: the bulk pass
+  std::uint64_t dirty_pages = 0;      ///< that this round had to send when it began
+  Moved moved{};                      ///< up to now, the round that is being sent included
+  double pages_per_s = 0;             ///< bandwidth of the last rounds; 0: not known yet
+  double dirty_pages_per_s = 0;       ///< what the guest dirtied in the last round
+  Time predicted_downtime{};          ///< by the last round's end; 0: not known yet
+  Reason reason = Reason::bulk_pass;  ///< of the last decision
+  unsigned throttle_percent = 0;      ///< of each vCPU's time
+  Bound bound = Bound::nothing;       ///< what limits the last round
 };
 
 /// What an event is about.
 enum class EventKind : std::uint8_t {
   status,     ///< the status has changed
+  step,       ///< the switchover has come to its next step
   round_end,  ///< a round is over, and a decision was taken
 };
 

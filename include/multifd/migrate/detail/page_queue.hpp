@@ -40,6 +40,18 @@ class DirtyBitmaps {
   void clear() noexcept {
     for (auto& words : words_) std::ranges::fill(words, 0);
   }
+  void clear(BlockId block, std::uint64_t first_page, std::uint64_t pages) noexcept {
+    auto& words = words_[index(block)];
+    for (std::uint64_t page = first_page; page < first_page + pages;) {
+      if (page % 64 == 0 && first_page + pages - page >= 64) {
+        words[page / 64] = 0;
+        page += 64;
+      } else {
+        words[page / 64] &= ~(std::uint64_t{1} << page % 64);
+        ++page;
+      }
+    }
+  }
   /// Sets the bit of every page.
   void fill(const RamMap& ram) noexcept {
     for (std::uint32_t b = 0; b < blocks(); ++b) {
@@ -103,6 +115,14 @@ template <DirtySource S>
     MULTIFD_TRY(source.fetch(BlockId{b}, into[BlockId{b}]));
   }
   return {};
+}
+
+/// Re-arms the pages of a block whose bit is set, which are not read now. Errors: the source's.
+template <DirtySource S>
+[[nodiscard]] Result<void> rearm_all(S& source, BlockId block, std::span<const std::uint64_t> bitmap,
+                                     std::uint64_t chunk_pages) {
+  if (!source.needs_rearm()) return {};
+  return rearm_chunks(source, block, bitmap, chunk_pages, [](std::uint64_t, auto) -> Result<void> { return {}; });
 }
 
 }  // namespace multifd::migrate::detail

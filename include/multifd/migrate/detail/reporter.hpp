@@ -47,7 +47,11 @@ class MigrationReporter {
     tell(EventKind::status, [&](MigrationProgress& now) {
       now.status = status;
       now.since = now.elapsed;
+      now.step = MigrationStep::none;
     });
+  }
+  void step(MigrationStep step) {
+    tell(EventKind::step, [&](MigrationProgress& now) { now.step = step; });
   }
   void connections(unsigned announced, unsigned connected) {
     const std::scoped_lock lock(state_.mutex);

@@ -178,7 +178,8 @@ class SourceSetup {
     last_ended_ = std::max(last_ended_, ended.last);
     if (ended.dropped == 0) return;
     if (had_main && !set_.has_main())
-      lost({.code = Errc::peer_closed, .stage = Stage::accept, .op = "a source came, and gave up before all was there"});
+      lost(
+          {.code = Errc::peer_closed, .stage = Stage::accept, .op = "a source came, and gave up before all was there"});
     else
       stranger("a connection that ended ahead of the others");
     if (set_.size() == 0 && !gave_up_) deadline_ = deadline_after(as_timeout(options_.first_timeout));
