@@ -5,8 +5,8 @@
 #include <fmt/format.h>
 
 #include <sys/socket.h>
-#include <multifd/migrate/destination.hpp>
 #include <CLI/CLI.hpp>
+#include <multifd/migrate/destination.hpp>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -219,7 +219,8 @@ Outcome receive(const Settings& settings, Listener& listener, Target& target, co
   Outcome outcome;
   const DestinationOptions options{
       .channels = settings.channels != 0 ? std::optional(settings.channels) : std::nullopt,
-      .compression = settings.compression.empty() ? std::nullopt : std::optional<std::string_view>(settings.compression),
+      .compression =
+          settings.compression.empty() ? std::nullopt : std::optional<std::string_view>(settings.compression),
       .page_bytes = std::nullopt,
       .max_ram_bytes = std::uint64_t{1} << 62,  // prepare() has a limit of its own, and a text for it
       .into = {.destination = DestinationMemory::zeroed,
@@ -253,8 +254,7 @@ Outcome receive(const Settings& settings, Listener& listener, Target& target, co
   if (!taken && taken.error().code == Errc::timed_out && taken.error().stage == Stage::read)
     throw Failure(Error{.code = Errc::timed_out}, "nothing has arrived for " + settings.limits.progress_limit().text());
   if (!taken) throw reasons.failure(taken.error(), migration);
-  if (taken->late)
-    program::tell("all is verified, but the source may not have heard it: {}\n", describe(*taken->late));
+  if (taken->late) program::tell("all is verified, but the source may not have heard it: {}\n", describe(*taken->late));
   outcome.report = std::move(*taken);
   outcome.digest = guest.digest;
   return outcome;
@@ -278,8 +278,8 @@ int run(const Settings& settings) {
     const ChannelStats sum = total(done.stats.channels);
     // All of them have the source's page size; the announcement's bytes are one round's.
     const std::uint64_t pages = sum.normal_pages + sum.zero_pages + done.zero_on_main;
-    json report = program::report(outcome.spent.seconds, pages * done.page_bytes, done.zero_on_main,
-                                  done.stats.channels);
+    json report =
+        program::report(outcome.spent.seconds, pages * done.page_bytes, done.zero_on_main, done.stats.channels);
     program::add_spent(report, outcome.spent);
     report["digest"] = outcome.digest;
     report["tls_cipher"] = program::text_or_null(done.cipher);

@@ -5,10 +5,10 @@
 #include <fmt/format.h>
 
 #include <sys/socket.h>
+#include <CLI/CLI.hpp>
 #include <multifd/migrate/dirty/dirty_hooks.hpp>
 #include <multifd/migrate/fixed_downtime.hpp>
 #include <multifd/migrate/source.hpp>
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -25,7 +25,6 @@
 #include "common/stacks.hpp"
 #include "common/tell.hpp"
 #include "common/tls.hpp"
-#include "common/uuid.hpp"
 
 namespace {
 
@@ -100,7 +99,8 @@ class FileGuest {
       const program::Step step("all is sent, reading the file again for its digest");
       digest_ = file_.digest();
     }));
-    const std::string state = json{{"digest", digest_}, {"changed", changed()}, {"checked", settings_.stack.digest == Digest::on}}.dump();
+    const std::string state =
+        json{{"digest", digest_}, {"changed", changed()}, {"checked", settings_.stack.digest == Digest::on}}.dump();
     progress = std::make_unique<program::Progress>(
         "all is sent, waiting for the receiver's verdict",
         "The receiver compares digests and writes its file: is it stopped, or its disk slow? --result-timeout ends the "
@@ -128,16 +128,17 @@ class FileGuest {
 
 program::Snapshot snapshot_of(const MigrationProgress& now, std::uint64_t all, std::size_t page_size) {
   const auto moved = static_cast<double>((now.moved.normal_pages + now.moved.zero_pages) * page_size);
-  return {.line = now.status == MigrationStatus::setup
-                      ? std::string("waiting for the receiver to take the file's size and settings")
-                      : fmt::format("{:3.0f} %  {} of {}  {:.2f} GiB/s  wire {}", 100 * moved / static_cast<double>(all),
-                                    program::format_bytes(moved), program::format_bytes(static_cast<double>(all)),
-                                    program::rate(moved, seconds(now.elapsed)),
-                                    program::format_bytes(static_cast<double>(now.moved.wire_bytes))),
-          .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status),
-          .stalled = fmt::format("Is the receiver stopped (SIGSTOP, a debugger, its host paused), or its disk full or "
-                                 "slow, or the network between cut? {} ends the wait",
-                                 now.status == MigrationStatus::setup ? "--result-timeout" : "--progress-timeout")};
+  return {
+      .line = now.status == MigrationStatus::setup
+                  ? std::string("waiting for the receiver to take the file's size and settings")
+                  : fmt::format("{:3.0f} %  {} of {}  {:.2f} GiB/s  wire {}", 100 * moved / static_cast<double>(all),
+                                program::format_bytes(moved), program::format_bytes(static_cast<double>(all)),
+                                program::rate(moved, seconds(now.elapsed)),
+                                program::format_bytes(static_cast<double>(now.moved.wire_bytes))),
+      .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status),
+      .stalled = fmt::format("Is the receiver stopped (SIGSTOP, a debugger, its host paused), or its disk full or "
+                             "slow, or the network between cut? {} ends the wait",
+                             now.status == MigrationStatus::setup ? "--result-timeout" : "--progress-timeout")};
 }
 
 struct Outcome {
@@ -150,10 +151,10 @@ struct Outcome {
 Failure failure_of(const Error& error, const FileGuest& guest, const program::Reasons& reasons,
                    const Migration& migration, const Settings& settings) {
   // The return path is what stage read is about.
-  const Failure failure = error.code == Errc::timed_out && error.stage == Stage::read
-                              ? Failure(Error{.code = error.code}, "the other side is silent for " +
-                                                                       settings.limits.result_limit().text())
-                              : reasons.failure(error, migration);
+  const Failure failure =
+      error.code == Errc::timed_out && error.stage == Stage::read
+          ? Failure(Error{.code = error.code}, "the other side is silent for " + settings.limits.result_limit().text())
+          : reasons.failure(error, migration);
   if (migration.owner() == Owner::unknown)
     return Failure(fmt::format("{} (all is verified at the receiver, which may have kept it)", failure.what()));
   if (!guest.digest().empty() && guest.changed())
@@ -188,7 +189,6 @@ Outcome send(const Settings& settings, const Address& address, FileGuest& guest,
        .bandwidth = settings.stack.bandwidth,
        .digest = settings.stack.digest,
        .peer = settings.stack.peer,
-       .uuid = settings.stack.uuid,
        // Ends when nothing is dirty any more.
        .converge = {.rule = FixedRounds(settings.rounds)},
        .answer_timeout = settings.limits.result,
@@ -306,7 +306,6 @@ int main(int argc, char** argv) {
     settings.stack.peer = need(find_peer_profile(settings.peer));
     if (settings.digest && !settings.stack.peer.digests)
       throw program::Usage("--digest with --peer " + settings.peer + ": that peer does not verify digests");
-    settings.stack.uuid = program::new_uuid();
     settings.stack.progress_timeout = settings.limits.progress;
     settings.stack.digest = settings.digest ? Digest::on : Digest::off;
     settings.stack.check();

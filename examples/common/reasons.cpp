@@ -19,7 +19,7 @@ Failure Reasons::failure(const multifd::Error& error, const multifd::migrate::Mi
   if (thrown_) return *thrown_;
   const std::string theirs = migration.peer_text();
   return cause_of(error.code == multifd::Errc::peer_gave_up && !theirs.empty() ? Failure::of_peer(theirs)
-                                                                                : Failure(error));
+                                                                               : Failure(error));
 }
 
 }  // namespace program

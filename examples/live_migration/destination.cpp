@@ -72,7 +72,7 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
                                    .farewell =
                                        [&] {
                                          line.reset();
-            try {
+                                         try {
                                            return bytes_of(run_for_a_while(vm, vm.guest().report(), interrupt));
                                          } catch (const Failure& failure) {
                                            failed = failure;

@@ -45,11 +45,11 @@ struct DestinationOptions {
 
   // ---- Time limits
 
-  std::chrono::milliseconds first_timeout{0};            ///< for a source to come
-  std::chrono::milliseconds accept_timeout{10'000};      ///< from its first connection to its last
-  std::chrono::milliseconds retry_timeout{3'000};        ///< for its next try, after one that it gave up
-  std::chrono::milliseconds hello_timeout{10'000};       ///< for the channels' hellos, once all are there
-  std::chrono::milliseconds progress_timeout{300'000};   ///< how long nothing may arrive
+  std::chrono::milliseconds first_timeout{0};           ///< for a source to come
+  std::chrono::milliseconds accept_timeout{10'000};     ///< from its first connection to its last
+  std::chrono::milliseconds retry_timeout{3'000};       ///< for its next try, after one that it gave up
+  std::chrono::milliseconds hello_timeout{10'000};      ///< for the channels' hellos, once all are there
+  std::chrono::milliseconds progress_timeout{300'000};  ///< how long nothing may arrive
   /// How long nothing may arrive when all memory is here: while the source saves its devices' state, and reads its memory
   /// where it is to be verified.
   std::chrono::milliseconds save_timeout{300'000};

@@ -79,8 +79,8 @@ class DirtyBitmaps {
 
 /// Calls `on_run(first_page, pages)` for each run of pages whose bit is set in both bitmaps, up to the first error.
 template <class OnRun>
-[[nodiscard]] Result<void> for_each_run_in_both(std::span<const std::uint64_t> one, std::span<const std::uint64_t> other,
-                                                OnRun&& on_run) {
+[[nodiscard]] Result<void> for_each_run_in_both(std::span<const std::uint64_t> one,
+                                                std::span<const std::uint64_t> other, OnRun&& on_run) {
   std::uint64_t begin = 0;
   std::uint64_t pages = 0;  // of the run that ends where the next bit is looked at
   const auto end_run = [&](std::uint64_t at) -> Result<void> {

@@ -72,9 +72,11 @@ class SourceSetup {
       }
       // epoll does not report bytes that TLS has read from the socket already.
       const bool look_again = set_.has_main() && is_secured(*set_.main());
-      auto next = acceptor_.next(look_again ? std::min(deadline_, Clock::now() + std::chrono::milliseconds(50)) : deadline_,
-                                 &reporter_.interrupt());
-      if (!next && is_limit(next.error().code) && !(set_.has_main() && prelude_->own_source()) && wait_for_main()) continue;
+      auto next =
+          acceptor_.next(look_again ? std::min(deadline_, Clock::now() + std::chrono::milliseconds(50)) : deadline_,
+                         &reporter_.interrupt());
+      if (!next && is_limit(next.error().code) && !(set_.has_main() && prelude_->own_source()) && wait_for_main())
+        continue;
       if (!next && next.error().code == Errc::timed_out) {
         if (Clock::now() < deadline_) continue;
         if (gave_up_) return std::unexpected(*gave_up_);
@@ -207,7 +209,8 @@ class SourceSetup {
   /// Tells the source why this side gives up.
   void refuse(const Error& error) {
     auto main = set_.take_main();
-    if (main && prelude_->own_source()) say_failed(*main, error, options_.reason ? options_.reason(error) : describe(error));
+    if (main && prelude_->own_source())
+      say_failed(*main, error, options_.reason ? options_.reason(error) : describe(error));
   }
 
   void stranger(const char* why) const {
