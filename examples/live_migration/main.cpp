@@ -133,10 +133,15 @@ int main(int argc, char** argv) {
                  "Give up when the guest has not been stopped by then; 0: no limit")
       ->check(CLI::Range(0u, 100'000u))
       ->capture_default_str();
+  app.add_flag_callback(
+      "--verify", [&] { settings.verify = multifd::migrate::Verify::required; },
+      "Compare all memory, page by page, before the guest runs there (default, where the destination can); not part of "
+      "the "
+      "downtime that is reported");
+  app.add_flag_callback("--no-verify", [&] { settings.verify = multifd::migrate::Verify::off; }, "Do not compare it");
   app.add_flag(
-      "--verify,!--no-verify", settings.verify,
-      "Compare all memory, page by page, before the guest runs there (default; not part of the downtime that is "
-      "reported)");
+      "--skip-unchanged", settings.skip_unchanged,
+      "Leave out pages that were written to and are as they were last sent; for guests that rewrite equal values");
   app.add_option("--run-before", settings.run_before_s, "Seconds the guest runs before it migrates")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();

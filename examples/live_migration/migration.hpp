@@ -24,7 +24,7 @@ struct Settings {
   program::TimeLimits limits;
   program::Tls tls;
   multifd::migrate::ConvergeOptions converge;
-  bool verify = true;
+  multifd::migrate::Verify verify = multifd::migrate::Verify::where_possible;
   bool skip_unchanged = false;
   double run_before_s = 0.5;  ///< the guest runs that long before its migration starts
   double run_after_s = 1.0;   ///< and that long on the other side before the verdict

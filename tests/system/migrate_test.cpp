@@ -68,7 +68,8 @@ TEST_CASE("A running guest goes on elsewhere, with every codec and zero mode") {
       here.run(64, 50us);
       There there(pages);
       auto moved = migrate_to<Stacks>(
-          here, there.address(), {.channels = 3, .compression = compression, .zero_pages = zero_pages, .verify = true});
+          here, there.address(),
+          {.channels = 3, .compression = compression, .zero_pages = zero_pages, .verify = Verify::required});
       const auto taken = there.result();
       REQUIRE_MESSAGE(moved.has_value(), test::text(moved));
       REQUIRE_MESSAGE(taken.has_value(), test::text(taken));

@@ -56,9 +56,9 @@ template <class T>
 [[nodiscard]] Result<void> compare_setting(const char* what, const std::optional<T>& sources,
                                            const std::optional<T>& own, Errc code = Errc::setting_mismatch) noexcept {
   if (!own || sources == own) return {};
-  Subject both("the source: ");
+  Subject both("source: ");
   sources ? append_value(both, *sources) : void(both.append("not said"));
-  both.append(", the destination: ");
+  both.append(", destination: ");
   append_value(both, *own);
   return fail(code, Stage::hello, what, 0, 0, both);
 }

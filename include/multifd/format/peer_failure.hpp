@@ -45,11 +45,30 @@ class PeerFailure {
 
   /// The same as an error of this side: Errc::peer_gave_up with the reason, whose subject has the text's beginning.
   Error error() const noexcept {
-    return {
-        .code = Errc::peer_gave_up, .detail = detail, .expected = expected, .subject = text(), .peer_reason = reason};
+    return {.code = Errc::peer_gave_up,
+            .detail = detail,
+            .expected = expected,
+            .subject = beside_the_reason(),
+            .peer_reason = reason};
   }
 
  private:
+  /// The text without what the reason says already: a Subject is short, and what matters is which setting, and both values.
+  Subject beside_the_reason() const noexcept {
+    std::string_view front = text(), back;
+    if (reason.category() == category()) {
+      const std::string_view known = multifd::detail::errc_info(reason.value()).text;
+      if (const std::size_t at = front.find(known); at != front.npos) {
+        back = front.substr(at + known.size());
+        front = front.substr(0, at);
+        if (back.starts_with(' ')) back.remove_prefix(1);
+      }
+    }
+    constexpr std::string_view in_setup = "hello: ";
+    if (front.starts_with(in_setup)) front.remove_prefix(in_setup.size());
+    return Subject(front).append(back);
+  }
+
   std::array<char, max_failure_text_bytes> text_;
   std::size_t length_ = 0;
 };

@@ -23,8 +23,9 @@ class AnySwitchRule {
   static constexpr std::string_view name = "any";
 
   AnySwitchRule() : AnySwitchRule(PricedDowntime{}) {}
-  template <SwitchRule R>
-    requires(!std::same_as<R, AnySwitchRule>)
+  // In this order: to ask whether AnySwitchRule is one needs its constructors.
+  template <class R>
+    requires(!std::same_as<R, AnySwitchRule> && SwitchRule<R>)
   AnySwitchRule(R rule) {  // NOLINT(google-explicit-constructor): {.rule = FixedDowntime(...)}
     chosen_ = R::name;
     if constexpr (requires(const R& r) { r.check(); }) check_ = [rule] { return rule.check(); };
@@ -50,8 +51,9 @@ class AnyThrottleRule {
   static constexpr std::string_view name = "any";
 
   AnyThrottleRule() : AnyThrottleRule(ThrottleOff{}) {}
-  template <ThrottleRule R>
-    requires(!std::same_as<R, AnyThrottleRule>)
+  // In this order: to ask whether AnyThrottleRule is one needs its constructors.
+  template <class R>
+    requires(!std::same_as<R, AnyThrottleRule> && ThrottleRule<R>)
   AnyThrottleRule(R rule) {  // NOLINT(google-explicit-constructor): {.throttle = AutoConverge()}
     chosen_ = R::name;
     if constexpr (requires(const R& r) { r.check(); }) check_ = [rule] { return rule.check(); };

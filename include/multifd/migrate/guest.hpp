@@ -144,7 +144,8 @@ concept SourceGuest = HasRam<G> && HasDirtySource<G> && HasPause<G> && HasResume
 ///   `prepare(announced)`: the blocks into which the source's memory goes, with the same names and sizes, in any order.
 ///     Called once. A VMM that builds its machine beforehand looks at nothing; another one allocates by what is announced.
 ///   `load(StateReader&)`: reads all devices' states, and makes the guest ready to run. Must read up to the end.
-///   `resume()`: the guest runs. Called once, and only when the source has given the guest away.
+///   `resume()`: the guest runs. Called once, and only when the source has given the guest away. When it returns an error,
+///     or throws std::bad_alloc, nothing of the guest may run: the source is told so, and runs it.
 /// Errors: what prepare() and load() return is told to the source, whose guest runs on. A resume() that fails is told as
 ///   well: nobody runs then, and both sides have the whole guest.
 /// Threads: the thread that called migrate_from().

@@ -122,6 +122,8 @@ class DestinationOwnership {
     if (place_ != Place::running) place_ = Place::refused;
   }
 
+  /// Whether it was started here.
+  bool runs() const noexcept { return place_ == Place::running; }
   /// Whether the guest may run here.
   bool may_run() const noexcept { return place_ == Place::allowed || place_ == Place::running; }
 

@@ -23,6 +23,23 @@ std::vector<Link> links_of(std::vector<FdTransport> links) {
   return {std::make_move_iterator(links.begin()), std::make_move_iterator(links.end())};
 }
 
+namespace detail {
+
+template <class Stacks, SourceGuest G, class Connect>
+[[nodiscard]] Result<MigrationReport> migrate_over(G& guest, const SourceOptions& options, Connect connect) {
+  static_assert(check_source_guest<G>());
+  return catch_bad_alloc(Stage::setup, "migrate_to", [&]() -> Result<MigrationReport> {
+    std::optional<Migration> own;
+    if (options.migration == nullptr) {
+      MULTIFD_TRY_ASSIGN(own, Migration::create());
+    }
+    SourceRun<Stacks, G> run(guest, options, own ? *own : *options.migration);
+    return run.migrate(connect);
+  });
+}
+
+}  // namespace detail
+
 /// Migrates a running guest over connections that are there already. All else as migrate_to() below.
 /// Errors: as below, but for those of connecting.
 ///
@@ -31,15 +48,8 @@ std::vector<Link> links_of(std::vector<FdTransport> links) {
 template <class Stacks, SourceGuest G>
 [[nodiscard]] Result<MigrationReport> migrate_to(G& guest, SourceLinks<typename Stacks::Link> links,
                                                  const SourceOptions& options = {}) {
-  static_assert(check_source_guest<G>());
-  return catch_bad_alloc(Stage::setup, "migrate_to", [&]() -> Result<MigrationReport> {
-    std::optional<Migration> own;
-    if (options.migration == nullptr) {
-      MULTIFD_TRY_ASSIGN(own, Migration::create());
-    }
-    detail::SourceRun<Stacks, G> run(guest, options, own ? *own : *options.migration);
-    return run.migrate(std::move(links));
-  });
+  using Links = SourceLinks<typename Stacks::Link>;
+  return detail::migrate_over<Stacks>(guest, options, [&]() -> Result<Links> { return std::move(links); });
 }
 
 /// Migrates a running guest to a destination that listens at `address`, whose migrate_from() takes it, or a QEMU.
@@ -57,13 +67,12 @@ template <class Stacks, SourceGuest G>
 template <class Stacks, SourceGuest G>
 [[nodiscard]] Result<MigrationReport> migrate_to(G& guest, const Address& address, const SourceOptions& options = {}) {
   using Link = typename Stacks::Link;
-  const SocketOptions sockets{.connect_timeout = options.connect_timeout,
-                              .interrupt = options.migration != nullptr ? &options.migration->interrupt() : nullptr};
-  MULTIFD_TRY_ASSIGN(FdTransport main, connect_to(address, sockets));
-  MULTIFD_TRY_ASSIGN(std::vector<FdTransport> channels, connect_channels(address, options.channels, sockets));
-  return catch_bad_alloc(Stage::setup, "migrate_to", [&] {
-    return migrate_to<Stacks>(guest, SourceLinks<Link>{Link(std::move(main)), links_of<Link>(std::move(channels))},
-                              options);
+  return detail::migrate_over<Stacks>(guest, options, [&]() -> Result<SourceLinks<Link>> {
+    const SocketOptions sockets{.connect_timeout = options.connect_timeout,
+                                .interrupt = options.migration != nullptr ? &options.migration->interrupt() : nullptr};
+    MULTIFD_TRY_ASSIGN(FdTransport main, connect_to(address, sockets));
+    MULTIFD_TRY_ASSIGN(std::vector<FdTransport> channels, connect_channels(address, options.channels, sockets));
+    return SourceLinks<Link>{Link(std::move(main)), links_of<Link>(std::move(channels))};
   });
 }
 

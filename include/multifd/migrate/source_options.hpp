@@ -40,6 +40,13 @@ struct ConvergeOptions {
   std::uint64_t max_rounds = 0;            ///< the same for rounds. Default: no limit; most callers leave it alone
 };
 
+/// Whether both memories are compared page by page before the guest is handed over.
+enum class Verify : std::uint8_t {
+  off,
+  where_possible,  ///< where the destination is one of ours, with that feature; MigrationReport::pages_verified tells
+  required,        ///< another destination is refused before a page travels
+};
+
 /// Settings of migrate_to(). Everything has a default: most callers set `channels`, `compression` and
 /// `converge.max_downtime`. Time limits: 0 is none (time_limit.hpp). Names and spans are the caller's, and are used until
 /// the call returns.
@@ -67,10 +74,11 @@ struct SourceOptions {
 
   ConvergeOptions converge{};  ///< when the guest is stopped
   /// Compares both memories page by page before the guest is handed over. Costs a read of all memory on both sides while
-  /// the guest stands still. Default: off; for tests, and for hosts that are not trusted. Own peers only.
-  bool verify = false;
+  /// the guest stands still. Default: off; for tests, and for hosts that are not trusted.
+  Verify verify = Verify::off;
   /// Leaves out pages that were written and yet are as they were last sent. Default: off: dirty pages are copied and hashed
-  /// for it, and 16 bytes a page are kept.
+  /// for it, and 16 bytes a page are kept. Under a cap of 1 GB/s or less all are; else, because copies would slow
+  /// it down, a sample of those behind the first round, and all once half of these are unchanged. Switch it on for guests that rewrite what they have: caches, collected heaps.
   bool skip_unchanged = false;
   /// Waits with the guest stopped, ahead of the last round, for Migration::proceed(). Default: off.
   bool pause_before_switchover = false;

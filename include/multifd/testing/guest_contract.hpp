@@ -99,7 +99,7 @@ class GuestCheck {
 
   template <class D>
   void whole(D& destination) {
-    const auto moved = move(destination, {.channels = 2, .verify = true});
+    const auto moved = move(destination, {.channels = 2, .verify = migrate::Verify::required});
     report_.expect(moved.has_value(), "a migration fails: " + (moved ? "" : describe(moved.error())));
     if (moved) report_.expect(moved->pages_verified > 0, "no page was compared");
   }

@@ -143,6 +143,18 @@ TEST_CASE("FAILED carries the reason and a text that any terminal bears (section
   CHECK(wire::parse_failed(parsed(hostile, Towards::source))->text() == std::string(26, '?'));
 }
 
+TEST_CASE("Of FAILED's text an error keeps what its code does not say: which setting, and both values") {
+  const multifd::Error error{.code = Errc::wrong_compression,
+                             .stage = multifd::Stage::hello,
+                             .op = "setting: compression",
+                             .subject = "source: none, destination: zstd"};
+  const auto bytes = wire::encode_failed(error, describe(error));
+  const auto failure = wire::parse_failed(parsed(bytes.view(), Towards::source));
+  REQUIRE(failure.has_value());
+  CHECK(failure->text() == describe(error));
+  CHECK(failure->error().subject.view() == "setting: compression: (source: none, destination: zstd)");
+}
+
 TEST_CASE("FAILED's text is cut, and its code counts only where both sides have the same list") {
   const std::string longest(500, 'x');
   const auto bytes = wire::encode_failed({.code = {ENOSPC, std::system_category()}}, longest);

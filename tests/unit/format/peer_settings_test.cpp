@@ -207,23 +207,22 @@ TEST_CASE("Each setting that differs is refused by its name, with both values; w
     (silent.*field).reset();
     const auto compared = wire::compare_settings(silent, own);
     REQUIRE_FALSE(compared.has_value());
-    CHECK(compared.error().subject.view().starts_with("the source: not said, the destination: "));
+    CHECK(compared.error().subject.view().starts_with("source: not said, destination: "));
   };
-  check(&PeerSettings::channels, 2u, Errc::channel_count_mismatch, "setting: channels",
-        "the source: 4, the destination: 2");
+  check(&PeerSettings::channels, 2u, Errc::channel_count_mismatch, "setting: channels", "source: 4, destination: 2");
   check(&PeerSettings::page_bytes, 65536u, Errc::page_size_mismatch, "setting: page size",
-        "the source: 4096, the destination: 65536");
+        "source: 4096, destination: 65536");
   check(&PeerSettings::compression, wire::flag_none, Errc::wrong_compression, "setting: compression",
-        "the source: zstd, the destination: none");
+        "source: zstd, destination: none");
   check(&PeerSettings::zero_pages, wire::ZeroPagesMode::legacy, Errc::setting_mismatch, "setting: zero pages",
-        "the source: multifd, the destination: legacy");
+        "source: multifd, destination: legacy");
   check(&PeerSettings::digest, multifd::Digest::on, Errc::setting_mismatch, "setting: digest",
-        "the source: off, the destination: on");
-  check(&PeerSettings::tls, false, Errc::setting_mismatch, "setting: TLS", "the source: on, the destination: off");
-  check(&PeerSettings::paths, 1u, Errc::setting_mismatch, "setting: paths", "the source: 2, the destination: 1");
+        "source: off, destination: on");
+  check(&PeerSettings::tls, false, Errc::setting_mismatch, "setting: TLS", "source: on, destination: off");
+  check(&PeerSettings::paths, 1u, Errc::setting_mismatch, "setting: paths", "source: 2, destination: 1");
   multifd::Uuid other{};
   check(&PeerSettings::uuid, other, Errc::uuid_mismatch, "setting: uuid",
-        "the source: 5a5a5a5a..., the destination: 00000000...");
+        "source: 5a5a5a5a..., destination: 00000000...");
 }
 
 TEST_CASE("A feature that one side needs and the other does not have is refused by its name, by either") {

@@ -175,18 +175,17 @@ TEST_CASE("Each setting that differs is a text at both ends, with both values, b
     CHECK(ends.source_error->peer_reason == code);
   };
   using wire::PeerSettings;
-  check([](PeerSettings& s) { s.channels = 2; }, Errc::channel_count_mismatch, "the source: 4, the destination: 2");
-  check([](PeerSettings& s) { s.page_bytes = 65536; }, Errc::page_size_mismatch,
-        "the source: 4096, the destination: 65536");
+  check([](PeerSettings& s) { s.channels = 2; }, Errc::channel_count_mismatch, "source: 4, destination: 2");
+  check([](PeerSettings& s) { s.page_bytes = 65536; }, Errc::page_size_mismatch, "source: 4096, destination: 65536");
   check([](PeerSettings& s) { s.compression = wire::flag_zlib; }, Errc::wrong_compression,
-        "the source: zstd, the destination: zlib");
+        "source: zstd, destination: zlib");
   check([](PeerSettings& s) { s.zero_pages = wire::ZeroPagesMode::none; }, Errc::setting_mismatch,
-        "the source: multifd, the destination: none");
-  check([](PeerSettings& s) { s.digest = Digest::on; }, Errc::setting_mismatch, "the source: off, the destination: on");
+        "source: multifd, destination: none");
+  check([](PeerSettings& s) { s.digest = Digest::on; }, Errc::setting_mismatch, "source: off, destination: on");
   check([](PeerSettings& s) { s.tls = true; }, Errc::setting_mismatch, "setting: TLS");
-  check([](PeerSettings& s) { s.paths = 3; }, Errc::setting_mismatch, "the source: 1, the destination: 3");
+  check([](PeerSettings& s) { s.paths = 3; }, Errc::setting_mismatch, "source: 1, destination: 3");
   check([](PeerSettings& s) { s.uuid->fill(std::byte{8}); }, Errc::uuid_mismatch,
-        "the source: 07070707..., the destination: 08080808...");
+        "source: 07070707..., destination: 08080808...");
   check([](PeerSettings& s) { s.features.add({.name = "postcopy", .needed = true}); }, Errc::missing_feature,
         "postcopy");
 }

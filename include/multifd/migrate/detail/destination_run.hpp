@@ -43,9 +43,13 @@ class DestinationRun {
   [[nodiscard]] Result<ArrivalReport> migrate(A& acceptor) {
     reporter_.status(MigrationStatus::setup);
     reporter_.owner(ownership_);
-    Result<void> done = accept(acceptor);
-    if (done) done = run();
-    if (!done) return std::unexpected(give_up(done.error()));
+    // Without memory, too, the source has to be told.
+    Result<void> done = catch_bad_alloc(Stage::none, "migrate_from", [&]() -> Result<void> {
+      MULTIFD_TRY(accept(acceptor));
+      return run();
+    });
+    if (!done && !ownership_.runs()) return std::unexpected(give_up(done.error()));
+    if (!done) report_.late = done.error();  // nothing may look as if the guest did not run, FAILED least of all
     report_.total = reporter_.now();
     reporter_.status(MigrationStatus::completed);
     return std::move(report_);
@@ -193,29 +197,35 @@ class DestinationRun {
     }
     ownership_.running();
     reporter_.owner(ownership_);
-    reporter_.step(MigrationStep::farewell);
-    if (auto ended = say_goodbye(); !ended) report_.late = ended.error();
-    report_.stats = stream_->receiver().stats();
+    const auto ended = catch_bad_alloc(Stage::close, "migrate_from", [&] {
+      auto said = say_goodbye();
+      report_.stats = stream_->receiver().stats();
+      return said;
+    });
+    if (!ended) report_.late = ended.error();
     report_.zero_on_main = stream_->zero_on_main();
     reporter_.channels({}, {});
     return {};
   }
 
-  /// The guest runs here, whatever happens now.
+  /// The guest runs here, whatever happens now, and whoever cancels.
   [[nodiscard]] Result<void> say_goodbye() {
+    stream_->writer.set_limits(as_timeout(options_.hand_over_timeout), nullptr);
     MULTIFD_TRY(stream_->writer.running());
+    reporter_.step(MigrationStep::farewell);
     if (options_.farewell) {
       const std::vector<std::byte> words = options_.farewell();
       if (!words.empty()) {
         MULTIFD_TRY(stream_->writer.user_data(std::span(words).first(std::min(words.size(), max_words))));
       }
     }
-    MULTIFD_TRY(stream_->receiver().finish(heard_timeout));
+    const auto ended = stream_->receiver().finish(heard_timeout);
+    // Whatever became of the channels: the source still has to read RUNNING.
     MULTIFD_TRY(stream_->writer.shut(0));
     // The source ends when it has read that.
     MULTIFD_TRY(drain(stream_->main(), heard_timeout));
     static_cast<void>(stream_->main().finish());
-    return {};
+    return ended;
   }
   static constexpr std::size_t max_words = 510;
   static constexpr std::chrono::milliseconds heard_timeout{5000};
@@ -228,7 +238,7 @@ class DestinationRun {
     const bool cancelled = error.code == Errc::cancelled;
     if (cancelled) reporter_.status(MigrationStatus::cancelling);
     // A source that has gone may have handed over: what is whole here is kept for whoever can see both sides.
-    if (error.code != Condition::peer_gone) ownership_.refuse();
+    if (!DestinationStream<Stacks>::is_cut(error)) ownership_.refuse();
     if (stream_) {
       say_failed(stream_->main(), error, options_.reason ? options_.reason(error) : describe(error));
       stream_->cancel();

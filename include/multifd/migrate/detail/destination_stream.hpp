@@ -53,6 +53,7 @@ class DestinationStream {
         writer(main_) {
     writer.set_limits(as_timeout(options_.hand_over_timeout), &reporter_.interrupt());
   }
+  ~DestinationStream() { reporter_.channels({}, {}); }
   DestinationStream(const DestinationStream&) = delete;
   DestinationStream& operator=(const DestinationStream&) = delete;
 
@@ -154,11 +155,16 @@ class DestinationStream {
     return writer.pong(reader_.parser().commands().answer(wire::load_be<std::uint32_t>(element.data.data())));
   }
 
+  /// Whether a connection ended under way: what is wrong then is not the source's doing.
+  static bool is_cut(const Error& error) noexcept {
+    return error.code == Condition::peer_gone || error.code == Errc::truncated_stream ||
+           error.code == Errc::unsynced_end || error.code == Errc::truncated_header ||
+           error.code == Errc::truncated_payload;
+  }
+
   /// A source that gives up says why, and then breaks its channels: whatever was noticed first, that is the reason.
   Error reason(const Error& error) {
-    if (error.code != Condition::peer_gone && error.code != Errc::unsynced_end &&
-        error.code != Errc::truncated_header && error.code != Errc::truncated_payload)
-      return error;
+    if (!is_cut(error)) return error;
     const auto deadline = deadline_after(farewell);
     while (std::chrono::steady_clock::now() < deadline) {
       const auto element = reader_.next(farewell);

@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <optional>
 #include <span>
-#include <thread>
 #include <utility>
 
 #include "multifd/migrate/convergence.hpp"
@@ -19,6 +18,7 @@
 #include "multifd/migrate/guest.hpp"
 #include "multifd/migrate/source_options.hpp"
 #include "multifd/migrate/source_report.hpp"
+#include "multifd/thread.hpp"
 
 namespace multifd::migrate::detail {
 
@@ -76,18 +76,18 @@ class Precopy {
     const Moved before = stream_.moved();
     DirtyBitmaps found(ram_);
     DirtyBitmaps known = dirty_;
-    Result<void> fetched;
+    LastFetch fetch{*this, found};
     MULTIFD_TRY(stream_.writer.switchover_start());
     MULTIFD_TRY(stream_.writer.begin_end());
     {
-      std::jthread fetching([&] {
-        const Time began = reporter_.now();
-        fetched = fetch_all(guest_.dirty_source(), found);
-        round.sync = reporter_.now() - began;
-      });
+      MULTIFD_TRY_ASSIGN(Thread fetching, Thread::start(fetch, no_hook_, {.role = "dirty", .channel = 0}));
       MULTIFD_TRY(queue_all());
+      const Time queued = reporter_.now();
+      fetching.join();
+      report_.downtime.sync = reporter_.now() - queued;
     }
-    MULTIFD_TRY(fetched);
+    MULTIFD_TRY(fetch.fetched);
+    round.sync = fetch.time;
     // The guest stands still: what has gone out is what it is.
     found.remove(known);
     dirty_ = std::move(found);
@@ -111,6 +111,20 @@ class Precopy {
  private:
   using Rounds = Convergence<AnySwitchRule, AnyThrottleRule>;
 
+  /// The fetch behind pause(), in a thread of its own.
+  struct LastFetch {
+    Precopy& precopy;
+    DirtyBitmaps& into;
+    Result<void> fetched{};
+    Time time{};
+
+    void run() noexcept {
+      const Time began = precopy.reporter_.now();
+      fetched = fetch_all(precopy.guest_.dirty_source(), into);
+      time = precopy.reporter_.now() - began;
+    }
+  };
+
   [[nodiscard]] Result<Rounds> create_convergence() const {
     const ConvergeOptions& converge = options_.converge;
     return Rounds::create({.time_limit = converge.time_limit,
@@ -128,7 +142,7 @@ class Precopy {
     tracking_ = true;
     dirty_.fill(ram_);
     if (options_.skip_unchanged) {
-      MULTIFD_TRY_ASSIGN(unchanged_, UnchangedPages::create(ram_));
+      MULTIFD_TRY_ASSIGN(unchanged_, UnchangedPages::create(ram_, is_capped()));
     }
     if (stream_.zero_pages() == wire::ZeroPagesMode::none) return {};
     // What is asked for zeros from here on is watched: a write that comes later is reported.
@@ -159,7 +173,7 @@ class Precopy {
       const auto on_chunk = [&](std::uint64_t first_page, std::span<const std::uint64_t> chunk) -> Result<void> {
         late = late || convergence.while_sending(reporter_.now()).action != Action::go_on;
         if (late) return {};
-        MULTIFD_TRY(queue(block, first_page, chunk, round.number > 0));
+        MULTIFD_TRY(queue(block, first_page, chunk, round.number > 0 || is_capped()));
         return stream_.return_path.poll();
       };
       MULTIFD_TRY(rearm_chunks(guest_.dirty_source(), block, dirty_[block], options_.rearm_pages, on_chunk));
@@ -167,16 +181,24 @@ class Precopy {
     MULTIFD_TRY_ASSIGN(const std::uint64_t epoch, stream_.close_epoch());
     MULTIFD_TRY(stream_.sender().wait(epoch));
     untouched_.forget();
+    if (unchanged_) unchanged_->round_ended();
     round.dirty_pages -= dirty_.count();
     round.send = reporter_.now() - round.begin;
     count(round, before);
     return round;
   }
 
-  /// Queues the pages of a chunk, and takes them out of what is dirty. Params `again`: all have been sent before.
+  /// Whether the cap leaves the producer time. Then a page is hashed when it is first sent, and need not be sent twice to be known.
+  bool is_capped() const noexcept {
+    constexpr std::uint64_t producer_bytes_per_s = 1'000'000'000;  // a few times as much are copied and hashed
+    return options_.bandwidth != 0 && options_.bandwidth <= producer_bytes_per_s;
+  }
+
+  /// Queues the pages of a chunk, and takes them out of what is dirty. Params `hashed`: those that are as they were last
+  /// sent are left out, where that was asked for.
   [[nodiscard]] Result<void> queue(BlockId block, std::uint64_t first_page, std::span<const std::uint64_t> chunk,
-                                   bool again) {
-    if (unchanged_ && again) {
+                                   bool hashed) {
+    if (unchanged_ && hashed) {
       MULTIFD_TRY(unchanged_->queue(stream_.sender(), block, first_page, chunk, stream_.zero_record(block)));
     } else {
       MULTIFD_TRY(stream_.sender().queue_dirty(block, chunk, first_page, stream_.zero_record(block)));
@@ -258,6 +280,7 @@ class Precopy {
   DirtyBitmaps dirty_;  ///< what is to be sent
   UntouchedPages untouched_{};
   std::optional<UnchangedPages> unchanged_;
+  const ThreadHook no_hook_{};  ///< SourceOptions::thread_hook is for the channels
   bool tracking_ = false;
   unsigned throttled_ = 0;
 };

@@ -34,7 +34,8 @@ class ReturnPath {
   /// Takes what has arrived. Errors: as await(), but for its timed_out.
   [[nodiscard]] Result<void> poll() {
     const auto none = await({}, std::chrono::milliseconds(0), nullptr);
-    if (!none && none.error().code != Errc::timed_out) return std::unexpected(none.error());
+    if (none) return fail(Errc::peer_closed, Stage::read, "return path: SHUT", *none);
+    if (none.error().code != Errc::timed_out) return std::unexpected(none.error());
     return {};
   }
 

@@ -39,11 +39,15 @@ class SourceRun {
   SourceRun(G& guest, const SourceOptions& options, Migration& migration)
       : guest_(guest), options_(options), reporter_(migration, options.on_event) {}
 
-  [[nodiscard]] Result<MigrationReport> migrate(SourceLinks<Link> links) {
+  /// Params `connect`: returns a Result of the SourceLinks; called when the options are good, and the guest has said its memory.
+  template <class Connect>
+  [[nodiscard]] Result<MigrationReport> migrate(Connect&& connect) {
     reporter_.status(MigrationStatus::setup);
     reporter_.owner(ownership_);
-    Result<void> done = run(std::move(links));
-    if (!done) return std::unexpected(give_up(done.error()));
+    // Without memory, too, the guest has to be resumed, and the destination told.
+    Result<void> done = catch_bad_alloc(Stage::none, "migrate_to", [&] { return run(connect); });
+    // Where RUNNING was read the migration has completed, whatever came then.
+    if (!done && ownership_.owner() != Owner::destination) return std::unexpected(give_up(done.error()));
     report_.total = reporter_.now();
     reporter_.channels({}, {});
     reporter_.status(MigrationStatus::completed);
@@ -51,10 +55,12 @@ class SourceRun {
   }
 
  private:
-  [[nodiscard]] Result<void> run(SourceLinks<Link> links) {
+  template <class Connect>
+  [[nodiscard]] Result<void> run(Connect& connect) {
     MULTIFD_TRY(check_options());
     MULTIFD_TRY_ASSIGN(ram_, guest_.ram());
     reporter_.memory(ram_->total_bytes());
+    MULTIFD_TRY_ASSIGN(SourceLinks<Link> links, connect());
     stream_.emplace(*ram_, std::move(links.main), options_, reporter_);
     MULTIFD_TRY(stream_->open(std::move(links.channels)));
     report_.own_peer = stream_->own_peer();
@@ -92,13 +98,13 @@ class SourceRun {
     MULTIFD_TRY(pause());
     reporter_.step(MigrationStep::pages);
     MULTIFD_TRY(precopy_->send_last_round());
-    report_.downtime.pages = reporter_.now() - stopped;
+    report_.downtime.pages = reporter_.now() - stopped - report_.downtime.sync;
     const Time saving = reporter_.now();
     reporter_.step(MigrationStep::device_state);
     MULTIFD_TRY(save_devices());
     report_.downtime.device_state = reporter_.now() - saving;
     if (!report_.own_peer) return stream_->writer.push_out();
-    if (options_.verify) {
+    if (stream_->verifies()) {
       MULTIFD_TRY(send_digests());
     }
     MULTIFD_TRY(stream_->writer.state_whole());
@@ -108,7 +114,8 @@ class SourceRun {
     MULTIFD_TRY_ASSIGN(report_.pages_verified,
                        stream_->return_path.await(wire::ExtensionKind::loaded, as_timeout(options_.load_timeout),
                                                   &reporter_.interrupt()));
-    report_.downtime.round_trip = reporter_.now() - waiting;
+    // The destination compares meanwhile, and loading cannot be told from that.
+    (stream_->verifies() ? report_.verify : report_.downtime.round_trip) += reporter_.now() - waiting;
     return {};
   }
 

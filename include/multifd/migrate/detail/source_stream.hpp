@@ -44,6 +44,7 @@ class SourceStream {
         return_path(main_, options.on_user_data) {
     writer.set_limits(as_timeout(options_.progress_timeout), &reporter_.interrupt());
   }
+  ~SourceStream() { reporter_.channels({}, {}); }
   SourceStream(const SourceStream&) = delete;
   SourceStream& operator=(const SourceStream&) = delete;
 
@@ -51,7 +52,6 @@ class SourceStream {
   /// Errors: those of Sender::open() and of the connections; setting_mismatch and its like; Errc::peer_gave_up with the
   ///   destination's reason; peer_lacks_confirmation.
   [[nodiscard]] Result<void> open(std::vector<Link> channels) {
-    own_peer_ = options_.peer.digests;
     const auto count = static_cast<std::uint32_t>(channels.size());
     MULTIFD_TRY_ASSIGN(uuid_, uuid_of_try());
     MULTIFD_TRY(open_sender(std::move(channels)));
@@ -59,16 +59,17 @@ class SourceStream {
     MULTIFD_TRY(writer.begin_stream({.machine_type = options_.machine_type}));
     MULTIFD_TRY(writer.open_return_path());
     wire::PeerSettings settings;
-    if (own_peer_) {
+    if (may_be_ours()) {
       const Time asked = reporter_.now();
-      MULTIFD_TRY_ASSIGN(
-          const auto version,
-          qemu::ask_peer(writer, return_path.reader, as_timeout(options_.answer_timeout), &reporter_.interrupt()));
+      const auto version =
+          qemu::ask_peer(writer, return_path.reader, as_timeout(options_.answer_timeout), &reporter_.interrupt());
+      // Before its answer a QEMU may be there, which is shown nothing of the extension; no reason either.
+      own_peer_ = version ? version->has_value() : version.error().code == Errc::extension_version_mismatch;
+      if (!version) return std::unexpected(unanswered(version.error()));
       round_trip_ = reporter_.now() - asked;
-      own_peer_ = version.has_value();
-      if (version) settings = own_settings(*version, count);
+      if (own_peer_) settings = own_settings(**version, count);
     }
-    if (!own_peer_ && options_.verify)
+    if (!own_peer_ && options_.verify == Verify::required)
       return fail(Errc::peer_lacks_confirmation, Stage::setup, "SourceOptions::verify: the destination is no multifd");
     if (own_peer_) {
       MULTIFD_TRY(writer.settings(settings));
@@ -79,12 +80,14 @@ class SourceStream {
     MULTIFD_TRY_ASSIGN(const wire::FeatureList features,
                        qemu::await_accepted(return_path.reader, settings, return_path.failure,
                                             as_timeout(options_.answer_timeout), &reporter_.interrupt()));
-    static_cast<void>(features);
+    verifies_ = features.has(wire::feature_page_digests);
     return {};
   }
 
-  /// Whether the destination is migrate_from(); else a QEMU.
+  /// Whether the destination is migrate_from(), as it has answered; else a QEMU.
   bool own_peer() const noexcept { return own_peer_; }
+  /// Whether digests of all pages are sent for the destination to compare.
+  bool verifies() const noexcept { return verifies_; }
   /// Of the connection, as the question took it; zero with a QEMU.
   Time round_trip() const noexcept { return round_trip_; }
   wire::ZeroPagesMode zero_pages() const noexcept { return zero_pages_; }
@@ -142,10 +145,20 @@ class SourceStream {
   ReturnPath<Link> return_path;
 
  private:
+  /// A destination under TLS resets who speaks none, and can say nothing to it.
+  Error unanswered(Error error) const noexcept {
+    if (error.code == Condition::peer_gone && !is_secured(main_))
+      error.op = "read the destination's first word (is TLS on there?)";
+    return error;
+  }
+  /// Whether the user has named no QEMU as the peer.
+  bool may_be_ours() const noexcept { return options_.peer.digests; }
+
   /// Of the VM, if the caller has said one; else one that tells this try's channels from another's.
   [[nodiscard]] Result<Uuid> uuid_of_try() const {
     Uuid uuid = options_.uuid;
-    if (uuid == Uuid{} && own_peer_ && ::getrandom(uuid.data(), uuid.size(), 0) != static_cast<ssize_t>(uuid.size()))
+    if (uuid == Uuid{} && may_be_ours() &&
+        ::getrandom(uuid.data(), uuid.size(), 0) != static_cast<ssize_t>(uuid.size()))
       return fail_errno(Stage::setup, "getrandom");
     return uuid;
   }
@@ -183,12 +196,14 @@ class SourceStream {
                                 .paths = 1,
                                 .user = options_.user};
     settings.versions.spoken = version;
-    if (options_.verify) settings.features.add({.name = wire::feature_page_digests, .needed = true});
+    if (options_.verify != Verify::off)
+      settings.features.add({.name = wire::feature_page_digests, .needed = options_.verify == Verify::required});
     settings.uuid = uuid_;
     return settings;
   }
 
   bool own_peer_ = false;
+  bool verifies_ = false;
   Time round_trip_{};
   Uuid uuid_{};
   std::uint32_t method_ = 0;
