@@ -182,6 +182,7 @@ int main(int argc, char** argv) {
     settings.guest.dirty_bytes_per_s = dirty_rate;
     settings.converge.max_downtime =
         std::chrono::milliseconds(std::max<std::int64_t>(1, std::llround(max_downtime_ms)));
+    settings.converge.device_state = std::chrono::milliseconds(2);  // of a guest with one vCPU and no other device
     settings.converge.rule = rule_of(rule, settings.converge.max_downtime);
     if (throttle) settings.converge.throttle = multifd::migrate::AutoConverge();
     settings.backend = *live::parse_backend(backend);
