@@ -106,7 +106,7 @@ struct SourceState {
   }
 };
 
-/// A file as a guest: it gets its name where another guest would be started.
+/// A file as a guest: where another guest is ready to run, it has its name.
 class FileGuest {
  public:
   FileGuest(const Settings& settings, Target& target, program::Reasons& reasons)
@@ -133,7 +133,7 @@ class FileGuest {
     return ram;
   }
 
-  /// Returns when what arrived is what was sent, and the disk has it.
+  /// Returns when what arrived is what was sent, the disk has it, and it has its name.
   Result<void> load(StateReader& from) {
     std::optional<SourceState> source;
     for (;;) {
@@ -148,6 +148,9 @@ class FileGuest {
       digest = target_.digest(page_bytes_);
       if (digest != source->digest) throw differs(*source);
       target_.sync();
+      // A verified copy is not thrown away, whatever becomes of the source.
+      target_.keep();
+      kept = target_.file.has_value();
     }));
     progress = std::make_unique<program::Progress>(
         "all is verified, waiting for the source to let go of it",
@@ -156,14 +159,12 @@ class FileGuest {
     return {};
   }
 
-  /// From here on the file stays, even if the source has gone before it hears that.
-  Result<void> resume() {
-    return reasons_.in_guest("keep the file", [&] { target_.keep(); });
-  }
+  Result<void> resume() { return {}; }  // a file does not run
 
   std::unique_ptr<program::Progress> progress;  ///< of what is done now
   std::optional<program::Meter> meter;          ///< runs from when there is memory
   std::string digest;
+  bool kept = false;  ///< the file has its name
 
  private:
   Failure differs(const SourceState& source) const {
@@ -251,6 +252,7 @@ Outcome receive(const Settings& settings, Listener& listener, Target& target, co
     return migrate_from<program::Stacks>(guest, acceptor, options);
   }();
   guest.progress.reset();
+  if (!taken && guest.kept) program::tell("{} is whole and verified, and stays\n", settings.file);
   if (!taken && taken.error().code == Errc::timed_out && taken.error().stage == Stage::read)
     throw Failure(Error{.code = Errc::timed_out}, "nothing has arrived for " + settings.limits.progress_limit().text());
   if (!taken) throw reasons.failure(taken.error(), migration);

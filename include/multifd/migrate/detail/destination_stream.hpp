@@ -74,14 +74,15 @@ class DestinationStream {
       MULTIFD_TRY_ASSIGN(const BlockId id, ram.find(block.idstr));
       ids_.push_back(id);
     }
-    AnyReceiverOptions<IntoMemory> options{.barrier = Barrier::manual,
-                                           .into = options_.into,
-                                           .hello_timeout = options_.hello_timeout,
-                                           .interrupt = &reporter_.interrupt(),
-                                           .barrier_timeout = options_.progress_timeout,
-                                           .progress_timeout = options_.progress_timeout,
-                                           .thread_hook = options_.thread_hook,
-                                           .on_error = [this](const Error&) { wake_.trigger(); }};
+    AnyReceiverOptions<IntoMemory> options;
+    options.barrier = Barrier::manual;
+    options.into = options_.into;
+    options.hello_timeout = options_.hello_timeout;
+    options.interrupt = &reporter_.interrupt();
+    options.barrier_timeout = options_.progress_timeout;
+    options.progress_timeout = options_.progress_timeout;
+    options.thread_hook = options_.thread_hook;
+    options.on_error = [this](const Error&) { wake_.trigger(); };
     if (settings_.uuid) options.uuid = {.kind = UuidCheck::Kind::exact, .uuid = *settings_.uuid};
     MULTIFD_TRY_ASSIGN(options.compression, compressor_of(settings_.compression.value_or(0)));
     MULTIFD_TRY_ASSIGN(
