@@ -111,7 +111,7 @@ double cpu_seconds() {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) / 1e9;
 }
 
-Outcome migrate(std::size_t bytes, std::size_t working_set, bool equal, bool filter, std::uint64_t rounds,
+Outcome measure(std::size_t bytes, std::size_t working_set, bool equal, bool filter, std::uint64_t rounds,
                 std::uint64_t bandwidth) {
   Guest here(bytes, working_set, equal);
   Guest there(bytes, working_set, equal);
@@ -164,7 +164,7 @@ int main(int argc, char** argv) {
     std::vector<double> bulk[2], later[2], time[2], cpu[2], less, slower;
     for (unsigned i = 0; i < repetitions; ++i) {
       for (const bool filter : {i % 2 == 0, i % 2 != 0}) {
-        const Outcome each = migrate(memory_mib << 20, working_set_mib << 20, equal, filter, rounds,
+        const Outcome each = measure(memory_mib << 20, working_set_mib << 20, equal, filter, rounds,
                                      static_cast<std::uint64_t>(bandwidth_mb * 1e6));
         bulk[filter].push_back(each.bulk_bytes / 1e6);
         later[filter].push_back(each.later_bytes / 1e6);

@@ -62,7 +62,7 @@ void summarise(Comparison& comparison) {
   for (const Trial& trial : comparison.trials) {
     Loss loss{.trial = &trial, .mine = &trial.outcomes[0]};
     double least = infinite;
-    for (std::size_t i = 1; i < comparison.rules.size(); ++i) {
+    for (std::size_t i = 0; i < comparison.rules.size(); ++i) {
       const double here = cost(trial.outcomes[i], judge);
       if (!comparison.rules[i].baseline || !(here < least)) continue;
       least = here;
@@ -70,6 +70,9 @@ void summarise(Comparison& comparison) {
       loss.best_rule = comparison.rules[i].name;
     }
     if (loss.best == nullptr) continue;
+    for (std::size_t i = 0; i < comparison.rules.size(); ++i)
+      if (cost(trial.outcomes[i], judge) > loss_limit * least) ++comparison.summaries[i].lost;
+    if (cost(trial.oracle, judge) > loss_limit * least) ++comparison.oracle.lost;
     loss.factor = cost(*loss.mine, judge) / least;
     loss.waited = loss.best->total_s > loss.mine->total_s;
     if (loss.factor > 1) comparison.losses.push_back(loss);

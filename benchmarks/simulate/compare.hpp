@@ -20,6 +20,9 @@ struct Trial {
   std::vector<Outcome> outcomes{};  ///< of each rule, in the order of Comparison::rules
 };
 
+/// How much worse than the best baseline a rule may be in a trial before that counts.
+inline constexpr double loss_limit = 1.2;
+
 /// One rule over all trials. A migration that did not come to an end counts as infinitely long, in both figures.
 struct Summary {
   double downtime_s = 0;  ///< median
@@ -29,6 +32,8 @@ struct Summary {
   double over_oracle = 0;   ///< median of the trials' cost, times the oracle's
   double most_over = 0;     ///< so many times the oracle's in nine trials of ten
   double promise_kept = 0;  ///< share of the switchovers that took at most 1.1 times what was promised
+  /// Trials that cost more than loss_limit times as much as under the best baseline, which is another one each time.
+  std::size_t lost = 0;
 };
 
 /// A trial in which a baseline had a lower cost than the rule that is judged.
@@ -40,9 +45,6 @@ struct Loss {
   double factor = 1;    ///< of the costs
   bool waited = false;  ///< the baseline took longer: it went on when the judged rule gave up waiting, and was lucky
 };
-
-/// How much worse than the best baseline a rule may be in a trial before that counts.
-inline constexpr double loss_limit = 1.2;
 
 struct Comparison {
   std::vector<NamedRule> rules{};

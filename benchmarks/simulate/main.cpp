@@ -35,7 +35,7 @@ which a switchover costs least.
 
   multifd_simulate                                    all kinds, 200 traces
   multifd_simulate --generate phases --traces 5 --trials
-  multifd_simulate --trace guest.json --rule priced --rule qemu --json -
+  multifd_simulate --trace report.json --rule priced --rule qemu --json -
   multifd_simulate --plot rules.svg)";
 
 constexpr const char* footer = R"(
@@ -144,7 +144,9 @@ int main(int argc, char** argv) {
   app.footer(footer);
   std::vector<std::string> rule_names;
   for (const NamedRule& each : rules()) rule_names.emplace_back(each.name);
-  app.add_option("--trace", settings.traces, "A trace in a file, recorded or written by --write-trace; repeatable");
+  app.add_option(
+      "--trace", settings.traces,
+      "A recorded guest: the report of live_migration --json, or a trace as --write-trace writes it; repeatable");
   app.add_option("--generate", settings.generated, "A kind of traces to make; repeatable. Default: all, unless --trace")
       ->check(CLI::IsMember(std::vector<std::string>(kinds.begin(), kinds.end())))
       ->delimiter(',');
@@ -176,7 +178,7 @@ int main(int argc, char** argv) {
   app.add_flag("--trials", settings.trials, "Print what every rule did on every trace, and why");
   app.add_option("--write-trace", settings.write_trace, "Write a generated trace to a new file, and do no more");
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
-  app.add_option("--plot", settings.plot, "Draw downtime against total time to a new .svg or .png (needs gnuplot)");
+  app.add_option("--plot", settings.plot, "Draw the rules' downtimes and costs to a new .svg or .png (needs gnuplot)");
   app.add_option("--plot-data", settings.plot_data, "Write the picture's table to a new file");
   return program::run(app, argc, argv, [&] {
     check(settings);

@@ -29,10 +29,10 @@ json number(double value) { return std::isfinite(value) ? json(value) : json(nul
 
 void print_row(const Comparison& comparison, std::string_view name, std::string_view whose, const Summary& row) {
   const Summary& best = comparison.oracle;
-  fmt::print("{:<17} {:<24} {:>8} {:>6} {:>8} {:>6} {:>8} {:>6} {:>6} {:>7}\n", name, whose,
+  fmt::print("{:<17} {:<24} {:>8} {:>6} {:>8} {:>6} {:>8} {:>6} {:>5} {:>5} {:>7}\n", name, whose,
              format_seconds(row.downtime_s), format_times(row.downtime_s / best.downtime_s),
              format_seconds(row.total_s), format_times(row.total_s / best.total_s), format_seconds(row.cost_s),
-             format_times(row.most_over), row.failed, fmt::format("{:.0f} %", 100 * row.promise_kept));
+             format_times(row.most_over), row.lost, row.failed, fmt::format("{:.0f} %", 100 * row.promise_kept));
 }
 
 void print_losses(const Comparison& comparison) {
@@ -88,6 +88,7 @@ json to_json(std::string_view name, std::string_view whose, const Summary& row) 
           {"median_cost_s", number(row.cost_s)},
           {"median_over_oracle", number(row.over_oracle)},
           {"p90_over_oracle", number(row.most_over)},
+          {"lost", row.lost},
           {"not_done", row.failed},
           {"promise_kept", number(row.promise_kept)}};
 }
@@ -105,11 +106,12 @@ void print_tables(const Comparison& comparison, bool every_trial) {
   fmt::print(
       "{} traces; medians, and times the oracle's. Cost: the time, and each second of downtime as {:.3g} s up to {}, "
       "as "
-      "{:.3g} s above\n\n",
-      comparison.trials.size(), price.within, format_seconds(migrate::seconds(price.max_downtime)), price.above);
-  fmt::print("{:<17} {:<24} {:>15} {:>15} {:>8} {:>6} {:>6} {:>7}\n", "rule", "whose", "downtime", "total time", "cost",
-             "p90", "not", "promise");
-  fmt::print("{:<17} {:<24} {:>15} {:>15} {:>8} {:>6} {:>6} {:>7}\n", "", "", "", "", "", "", "done", "kept");
+      "{:.3g} s above.\nLost: costs over {:.0f} % more than the best baseline, which is another one on each trace\n\n",
+      comparison.trials.size(), price.within, format_seconds(migrate::seconds(price.max_downtime)), price.above,
+      100 * (loss_limit - 1));
+  fmt::print("{:<17} {:<24} {:>15} {:>15} {:>8} {:>6} {:>5} {:>5} {:>7}\n", "rule", "whose", "downtime", "total time",
+             "cost", "p90", "lost", "not", "promise");
+  fmt::print("{:<17} {:<24} {:>15} {:>15} {:>8} {:>6} {:>5} {:>5} {:>7}\n", "", "", "", "", "", "", "", "done", "kept");
   print_row(comparison, "oracle", "knows the trace", comparison.oracle);
   for (std::size_t i = 0; i < comparison.rules.size(); ++i)
     print_row(comparison, comparison.rules[i].name, comparison.rules[i].whose, comparison.summaries[i]);

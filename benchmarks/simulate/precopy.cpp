@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "simulate/precopy.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 
@@ -37,14 +38,14 @@ SentRound Precopy::next(unsigned throttle_percent) {
   return round;
 }
 
-double Precopy::downtime_s() const {
+double Precopy::downtime_s(bool sync_first) const {
   // In the last bitmap, or written to since.
   double pages = 0;
   for (std::size_t i = 0; i < written_.size(); ++i)
     pages += (1 - (1 - dirty_[i]) * std::exp(-written_[i])) * trace_->sets[i].pages.at(now_s_);
-  const double sync = trace_->sync.at(now_s_);
-  const double begin = now_s_ + sync;
-  return sync + (trace_->link.reach(begin, pages) - begin) + trace_->device_state_s + trace_->round_trip_s;
+  const double known = sync_first ? 0 : std::min(pages, pages_);
+  const double fetched = std::max(now_s_ + trace_->sync.at(now_s_), trace_->link.reach(now_s_, known));
+  return trace_->link.reach(fetched, pages - known) - now_s_ + trace_->device_state_s + trace_->round_trip_s;
 }
 
 }  // namespace simulate

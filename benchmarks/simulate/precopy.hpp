@@ -32,8 +32,9 @@ class Precopy {
   /// Sends what is dirty (first: everything), with the guest held for so many percent of its time, and fetches the bitmap.
   SentRound next(unsigned throttle_percent = 0);
 
-  /// How long the guest would stand still if it were stopped now, at the end of the round.
-  double downtime_s() const;
+  /// How long the guest would stand still if it were stopped now, at the end of the round. `sync_first`: no page is sent
+  /// while the last bitmap is fetched.
+  double downtime_s(bool sync_first = false) const;
 
   /// Seconds that the guest was held so far.
   double held_s() const { return held_s_; }

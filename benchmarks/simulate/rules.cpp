@@ -7,6 +7,7 @@
 #include <multifd/migrate/fixed_downtime.hpp>
 #include <multifd/migrate/stall_detection.hpp>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cmath>
@@ -21,7 +22,8 @@ namespace {
 namespace migrate = multifd::migrate;
 
 constexpr std::array all_rules = {
-    NamedRule{"priced", "multifd's default", false},
+    NamedRule{"priced", "multifd's default", false, /*sync_first=*/false},
+    NamedRule{"priced-sync-first", "the same, sync first", false},
     NamedRule{"qemu", "QEMU 11.1"},
     NamedRule{"cloud-hypervisor", "Cloud Hypervisor v53"},
     NamedRule{"ramp", "KubeVirt VEP 291"},
@@ -32,12 +34,13 @@ constexpr std::array all_rules = {
 std::uint64_t whole(double pages) { return static_cast<std::uint64_t>(pages + 0.5); }
 
 template <class Rule, class Throttle>
-Outcome run_with(const Trace& trace, Rule rule, Throttle throttle) {
+Outcome run_with(const Trace& trace, Rule rule, Throttle throttle, bool sync_first) {
   using std::chrono::ceil;
   const migrate::ConvergenceOptions options{
       .time_limit = ceil<std::chrono::milliseconds>(migrate::from_seconds(trace.time_limit_s)),
       .device_state = ceil<std::chrono::microseconds>(migrate::from_seconds(trace.device_state_s)),
-      .round_trip = ceil<std::chrono::microseconds>(migrate::from_seconds(trace.round_trip_s))};
+      .round_trip = ceil<std::chrono::microseconds>(migrate::from_seconds(trace.round_trip_s)),
+      .sync_first = sync_first};
   auto convergence = program::need(migrate::Convergence<Rule, Throttle>::create(options, rule, throttle));
   Precopy precopy(trace);
   unsigned throttle_percent = 0;
@@ -56,7 +59,7 @@ Outcome run_with(const Trace& trace, Rule rule, Throttle throttle) {
                     .reason = decision.reason,
                     .figure = decision.figure};
     if (outcome.done) {
-      outcome.downtime_s = precopy.downtime_s();
+      outcome.downtime_s = precopy.downtime_s(sync_first);
       outcome.total_s += outcome.downtime_s;
     }
     return outcome;
@@ -64,9 +67,9 @@ Outcome run_with(const Trace& trace, Rule rule, Throttle throttle) {
 }
 
 template <class Rule>
-Outcome run_rule(const Trace& trace, const Judge& judge, Rule rule) {
-  return judge.throttle ? run_with(trace, rule, migrate::AutoConverge())
-                        : run_with(trace, rule, migrate::ThrottleOff());
+Outcome run_rule(const Trace& trace, const Judge& judge, Rule rule, bool sync_first) {
+  return judge.throttle ? run_with(trace, rule, migrate::AutoConverge(), sync_first)
+                        : run_with(trace, rule, migrate::ThrottleOff(), sync_first);
 }
 
 }  // namespace
@@ -81,18 +84,18 @@ std::span<const NamedRule> rules() { return all_rules; }
 Outcome run(const Trace& trace, std::string_view rule, const Judge& judge) {
   using migrate::BandwidthOver;
   const auto limit = judge.price.max_downtime;
-  if (rule == "priced") return run_rule(trace, judge, migrate::PricedDowntime({.price = judge.price}));
-  if (rule == "qemu")
-    return run_rule(trace, judge, migrate::FixedDowntime({.max_downtime = limit, .bandwidth = BandwidthOver::round}));
+  const auto found = std::ranges::find(all_rules, rule, &NamedRule::name);
+  if (found == all_rules.end()) throw program::Failure(fmt::format("{}: no such rule", rule));
+  const auto run_it = [&](const auto& chosen) { return run_rule(trace, judge, chosen, found->sync_first); };
+  if (rule == "qemu") return run_it(migrate::FixedDowntime({.max_downtime = limit, .bandwidth = BandwidthOver::round}));
   if (rule == "cloud-hypervisor")
-    return run_rule(trace, judge, migrate::FixedDowntime({.max_downtime = limit, .bandwidth = BandwidthOver::sending}));
+    return run_it(migrate::FixedDowntime({.max_downtime = limit, .bandwidth = BandwidthOver::sending}));
   // KubeVirt's limits are multiples of QEMU's default, and grow with it.
   if (rule == "ramp")
-    return run_rule(trace, judge, migrate::DowntimeRamp({.first_downtime = limit / 2, .max_downtime = limit * 7 / 2}));
-  if (rule == "stall")
-    return run_rule(trace, judge, migrate::StallDetection({.first_downtime = limit, .max_downtime = limit * 3}));
-  if (rule == "rounds") return run_rule(trace, judge, migrate::FixedRounds());
-  throw program::Failure(fmt::format("{}: no such rule", rule));
+    return run_it(migrate::DowntimeRamp({.first_downtime = limit / 2, .max_downtime = limit * 7 / 2}));
+  if (rule == "stall") return run_it(migrate::StallDetection({.first_downtime = limit, .max_downtime = limit * 3}));
+  if (rule == "rounds") return run_it(migrate::FixedRounds());
+  return run_it(migrate::PricedDowntime({.price = judge.price}));
 }
 
 Outcome oracle(const Trace& trace, const Judge& judge) {

@@ -39,6 +39,9 @@ struct NamedRule {
   std::string_view name;
   std::string_view whose;
   bool baseline = true;  ///< one of those that the default rule is measured by
+  /// Its switchover fetches the last bitmap before it sends the first page, as the VMM does whose rule it is. multifd's
+  /// driver sends what is known to be dirty meanwhile.
+  bool sync_first = true;
 };
 
 /// All of them; the first is the default rule.
@@ -47,7 +50,8 @@ std::span<const NamedRule> rules();
 /// Runs one. `rule`: a name of rules().
 Outcome run(const Trace& trace, std::string_view rule, const Judge& judge);
 
-/// Knows the trace: the round's end at which a switchover costs least (README.md says why that is the bound).
+/// Knows the trace, and switches over as multifd does: the round's end at which that costs least (README.md says why that is
+/// the bound).
 Outcome oracle(const Trace& trace, const Judge& judge);
 
 }  // namespace simulate

@@ -86,49 +86,86 @@ void read_sets(const json& object, Trace& trace) {
   }
 }
 
-/// What a driver sees of a guest: the sizes of its dirty bitmaps, and how many pages of each were in the one before it, too.
-/// Both together say how many pages the guest writes to, as marking and catching fish again says how many are in a pond.
-void read_rounds(const json& object, Trace& trace) {
+/// A bitmap that a driver has fetched, and the round behind it.
+struct Recorded {
+  double begin = 0;    ///< the round's first page
+  double fetched = 0;  ///< what was written to until then is in the bitmap
+  double sync = 0;
+  double send = 0;
+  double dirty = 0;
+  double again = 0;  ///< of `dirty`, in the next bitmap, too
+  bool stopped = false;
+};
+
+std::vector<Recorded> recorded_rounds(const json& object, double ram_pages) {
+  std::vector<Recorded> rounds;
   const json& list = list_of(object, "rounds", "", most_entries);
-  std::vector<Step> link, sync, pages, writes;
-  double before = trace.ram_pages, fetched = 0, set = 0;
   for (std::size_t i = 0; i < list.size(); ++i) {
     const std::string place = fmt::format("rounds[{}].", i);
     if (!list[i].is_object()) throw Failure(fmt::format("rounds[{}]: an object is expected", i));
-    const double begin = number_of(list[i], "begin_s", place, 0, most_seconds);
-    const double sync_s = number_of(list[i], "sync_s", place, 0, most_seconds);
-    const double send = number_of(list[i], "send_s", place, 0, most_seconds);
-    const double dirty = number_of(list[i], "dirty_pages", place, 0, trace.ram_pages);
-    const double again = number_of(list[i], "again_pages", place, 0, dirty, dirty);
-    if (!link.empty() && begin <= link.back().at) throw Failure(place + "begin_s: not behind the round before it");
-    if (dirty > 0 && send <= 0) throw Failure(place + "send_s: pages take time");
-    if (dirty > 0) link.push_back({begin, std::max(1.0, dirty / send)});
-    sync.push_back({begin, sync_s});
-    const double fetch = begin - sync_s;
-    if (i > 0) {
-      if (fetch <= fetched) throw Failure(place + "sync_s: the bitmap is fetched behind the round before it");
-      // Of the first bitmap nothing is known but its size: it is taken to be of the same pages as the second.
-      const double least = 1.02 * std::max({1.0, dirty, i > 1 ? before : 0});
-      const double found = again > 0 ? before * dirty / again : trace.ram_pages;
-      if (i > 1 || list.size() == 2) set = std::clamp(found, std::min(least, trace.ram_pages), trace.ram_pages);
-      const double known = i > 1 || list.size() == 2 ? set : 0;
-      pages.push_back({fetched, known});
-      writes.push_back({fetched, dirty / (fetch - fetched)});  // a share of `pages` below
-      before = dirty;
-    }
-    fetched = fetch;
+    Recorded round{.begin = number_of(list[i], "begin_s", place, 0, most_seconds),
+                   .sync = number_of(list[i], "sync_s", place, 0, most_seconds),
+                   .send = number_of(list[i], "send_s", place, 0, most_seconds),
+                   .dirty = number_of(list[i], "dirty_pages", place, 0, ram_pages)};
+    round.again = number_of(list[i], "again_pages", place, 0, round.dirty, round.dirty);
+    round.stopped = list[i].contains("stopped") && list[i]["stopped"] == true;
+    // A guest that stands still writes nothing while its bitmap is fetched.
+    round.fetched = round.stopped ? round.begin : round.begin - round.sync;
+    if (!rounds.empty() && round.begin <= rounds.back().begin)
+      throw Failure(place + "begin_s: not behind the round before it");
+    if (!rounds.empty() && round.fetched <= rounds.back().fetched)
+      throw Failure(place + "sync_s: the bitmap is fetched behind the round before it");
+    if (round.dirty > 0 && round.send <= 0) throw Failure(place + "send_s: pages take time");
+    rounds.push_back(round);
   }
-  if (pages.empty()) throw Failure("rounds: the bulk pass alone says nothing of the guest; two are needed");
-  if (pages.front().value == 0) pages.front().value = pages[1].value;
-  for (std::size_t i = 0; i < pages.size(); ++i) {
-    const double time = (i + 1 < pages.size() ? pages[i + 1].at : fetched) - pages[i].at;
-    const double share = std::min(0.98, writes[i].value * time / pages[i].value);
-    writes[i].value = -std::log1p(-share) / time;
-  }
+  if (rounds.size() < 2) throw Failure("rounds: the bulk pass alone says nothing of the guest; two are needed");
+  // What came ahead of the first page is no matter of the guest's.
+  const double origin = rounds.front().begin;
+  for (Recorded& round : rounds) round.begin -= origin, round.fetched -= origin;
+  return rounds;
+}
+
+/// What a driver sees of a guest: the sizes of its dirty bitmaps, and how many pages of each were in the next one, too. Both
+/// together say how many pages the guest writes to, as marking and catching fish again says how many are in a pond.
+void read_rounds(const json& object, Trace& trace) {
+  const std::vector<Recorded> rounds = recorded_rounds(object, trace.ram_pages);
+  std::vector<Step> link, sync, pages, writes;
+  // With the guest stopped there may be more waiting for the bitmap than sending.
+  for (const Recorded& round : rounds)
+    if (round.dirty > 0 && !round.stopped) link.push_back({round.begin, std::max(1.0, round.dirty / round.send)});
   if (link.empty()) throw Failure("rounds: none has pages");
+  for (std::size_t i = 1; i < rounds.size(); ++i) {
+    // The bulk pass is no bitmap. Of the first one nothing is known but its size: it is taken to be of the same pages as
+    // the second.
+    const std::size_t known = i == 1 && rounds.size() > 2 ? 2 : i;
+    const Recorded &marked = rounds[known - 1], &caught = rounds[known];
+    const double least = 1.02 * std::max({1.0, caught.dirty, known > 1 ? marked.dirty : 0});
+    const double found = marked.again > 0 ? marked.dirty * caught.dirty / marked.again : trace.ram_pages;
+    const double set = std::clamp(found, std::min(least, trace.ram_pages), trace.ram_pages);
+    const double began = rounds[i - 1].fetched, time = rounds[i].fetched - began;
+    // From the middle on, so that the bitmap at the end of this time has this set, and not the next.
+    pages.push_back({began + time / 2, set});
+    writes.push_back({began, -std::log1p(-std::min(0.98, rounds[i].dirty / set)) / time});
+    sync.push_back({rounds[i - 1].begin, rounds[i].sync});
+  }
   trace.link = Steps(std::move(link));
   trace.sync = Steps(std::move(sync));
   trace.sets.push_back({.pages = Steps(std::move(pages)), .writes = Steps(std::move(writes))});
+}
+
+/// The report of a migration (live_migration --json), which is a trace of its guest.
+void read_report(const json& object, Trace& trace) {
+  if (object.contains("ok") && object["ok"] == false) throw Failure("a report of a migration that failed");
+  const json& rounds = list_of(object, "rounds", "", most_entries);
+  if (!rounds.front().is_object()) throw Failure("rounds[0]: an object is expected");
+  trace.ram_pages = number_of(rounds.front(), "dirty_pages", "rounds[0].", 1, most_pages);
+  if (object.contains("downtime_parts_ms")) {
+    const json& parts = object["downtime_parts_ms"];
+    if (!parts.is_object()) throw Failure("downtime_parts_ms: an object is expected");
+    trace.device_state_s = number_of(parts, "device_state", "downtime_parts_ms.", 0, most_seconds * 1e3, 0) / 1e3;
+    trace.round_trip_s = number_of(parts, "round_trip", "downtime_parts_ms.", 0, most_seconds * 1e3, 0) / 1e3;
+  }
+  read_rounds(object, trace);
 }
 
 }  // namespace
@@ -149,14 +186,21 @@ json to_json(const Trace& trace) {
 }
 
 Trace trace_from_json(const json& object, const std::string& name) {
-  if (!object.is_object() || !object.contains("format") || object["format"] != format_name)
-    throw Failure(fmt::format("{}: no trace: \"format\" is not \"{}\"", name, format_name));
-  if (!object.contains("version") || object["version"] != format_version)
-    throw Failure(fmt::format("{}: a trace of another version than {}", name, format_version));
-  if (object.contains("sets") == object.contains("rounds"))
-    throw Failure(name + ": a trace has either \"sets\" or \"rounds\"");
+  const bool is_trace = object.is_object() && object.contains("format") && object["format"] == format_name;
+  const bool is_report = object.is_object() && !object.contains("format") && object.contains("ok");
+  if (!is_trace && !is_report)
+    throw Failure(fmt::format("{}: no trace: neither has it \"format\": \"{}\", nor is it live_migration's report",
+                              name, format_name));
   try {
     Trace trace{.kind = "recorded", .name = name};
+    if (is_report) {
+      read_report(object, trace);
+      return trace;
+    }
+    if (!object.contains("version") || object["version"] != format_version)
+      throw Failure(fmt::format("a trace of another version than {}", format_version));
+    if (object.contains("sets") == object.contains("rounds"))
+      throw Failure("a trace has either \"sets\" or \"rounds\"");
     trace.ram_pages = number_of(object, "ram_pages", "", 1, most_pages);
     trace.device_state_s = number_of(object, "device_state_s", "", 0, most_seconds, 0);
     trace.round_trip_s = number_of(object, "round_trip_s", "", 0, most_seconds, 0);

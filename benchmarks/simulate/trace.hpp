@@ -35,7 +35,7 @@ struct Trace {
 /// The JSON object of a trace: format, version and "sets".
 nlohmann::json to_json(const Trace& trace);
 
-/// Reads a trace, with "sets" or "rounds". Throws program::Failure that names what is wrong.
+/// Reads a trace, with "sets" or "rounds", or the report of a migration. Throws program::Failure that names what is wrong.
 Trace trace_from_json(const nlohmann::json& object, const std::string& name);
 
 /// Reads a file. Throws program::Failure.

@@ -64,7 +64,8 @@ json json_of(const Round& round) {
           {"pages_per_s", round.pages_per_s},
           {"dirty_pages_per_s", round.dirty_pages_per_s},
           {"predicted_downtime_ms", milliseconds(round.predicted_downtime)},
-          {"bounded_by", to_string(round.bound)}};
+          {"bounded_by", to_string(round.bound)},
+          {"stopped", false}};
 }
 
 /// What the destination says of the guest when it has run there for a while.
@@ -116,7 +117,8 @@ json report_of(const MigrationReport& done, const Guest& guest) {
   report["backend"] = guest.backend();
   report["bounded_by"] = to_string(bounded_by(done.stats));
   report["downtime_ms"] = milliseconds(done.downtime.total());
-  report["downtime_parts_ms"] = {{"pages", milliseconds(done.downtime.pages)},
+  report["downtime_parts_ms"] = {{"sync", milliseconds(done.downtime.sync)},
+                                 {"pages", milliseconds(done.downtime.pages)},
                                  {"device_state", milliseconds(done.downtime.device_state)},
                                  {"round_trip", milliseconds(done.downtime.round_trip)}};
   report["promised_downtime_ms"] = milliseconds(done.switchover.downtime.total());
@@ -124,6 +126,7 @@ json report_of(const MigrationReport& done, const Guest& guest) {
   report["pages_verified"] = done.pages_verified;
   report["rounds"] = json::array();
   for (const Round& round : done.rounds) report["rounds"].push_back(json_of(round));
+  report["rounds"].back()["stopped"] = true;  // multifd_simulate --trace reads them
   return report;
 }
 

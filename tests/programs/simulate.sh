@@ -28,6 +28,17 @@ for file in made read; do
 done
 cmp "$work/made.rules" "$work/read.rules" || die "another outcome from the file"
 
+# So is what a migration reports of itself.
+cat >"$work/report.json" <<'END'
+{"ok": true, "rounds": [
+  {"begin_s": 0.06, "sync_s": 0, "send_s": 1.1, "dirty_pages": 131072, "again_pages": 16385, "stopped": false},
+  {"begin_s": 1.17, "sync_s": 0.002, "send_s": 0.21, "dirty_pages": 16385, "again_pages": 10971, "stopped": false},
+  {"begin_s": 1.39, "sync_s": 0.002, "send_s": 0.2, "dirty_pages": 10971, "again_pages": 0, "stopped": true}],
+ "downtime_parts_ms": {"sync": 0, "pages": 200, "device_state": 5, "round_trip": 1}}
+END
+expect_status 0 "report.json" "$simulate" --trace "$work/report.json" --trials
+expect_status 1 "that failed" "$simulate" --trace "$work/failed.json"
+
 # The tables say what every rule did, and why.
 "$simulate" --generate dips,sync --traces 2 --trials --plot-data "$work/data.txt" >"$work/table.txt" 2>"$work/table.log" ||
   die "table"

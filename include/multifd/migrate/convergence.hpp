@@ -34,6 +34,9 @@ struct ConvergenceOptions {
   /// beforehand, and the round trips of the hand-over.
   std::chrono::microseconds device_state{0};
   std::chrono::microseconds round_trip{0};  ///< see device_state
+  /// The switchover waits for the last bitmap before it sends the first page. false: it sends what is known to be dirty
+  /// meanwhile, as migrate_to() does.
+  bool sync_first = false;
 };
 
 /// What is to be done at a round's end.
@@ -81,6 +84,7 @@ class Convergence {
                        .send = send,
                        .sync = sync,
                        .dirty_pages = dirty_pages,
+                       .switchover = switchover(sync),
                        .downtime = downtime(dirty_pages, sync),
                        .bandwidth = &bandwidth_,
                        .dirty_rate = &dirty_rate_};
@@ -108,13 +112,7 @@ class Convergence {
 
   /// What a switchover would cost with so many dirty pages, when fetching the bitmap takes `sync`.
   Downtime downtime(std::uint64_t dirty_pages, Time sync) const noexcept {
-    const double bandwidth = bandwidth_.pages_per_s();
-    // The guest runs on while the bitmap is fetched, and what it dirties then has to be sent, too.
-    const double pages = static_cast<double>(dirty_pages) * dirty_rate_.grown(seconds(sync));
-    return {.sync = sync,
-            .pages = bandwidth > 0 ? from_seconds(pages / bandwidth) : Time::zero(),
-            .device_state = options_.device_state,
-            .round_trip = options_.round_trip};
+    return switchover(sync).downtime(static_cast<double>(dirty_pages), bandwidth_.pages_per_s());
   }
 
   const BandwidthEstimate& bandwidth() const noexcept { return bandwidth_; }
@@ -123,6 +121,15 @@ class Convergence {
  private:
   Convergence(const ConvergenceOptions& options, Rule rule, Throttle throttle) noexcept
       : options_(options), rule_(std::move(rule)), throttle_(std::move(throttle)) {}
+
+  Switchover switchover(Time sync) const noexcept {
+    // The guest has run on while the bitmap was fetched, and what it dirtied then has to be sent, too.
+    return {.sync = sync,
+            .found = dirty_rate_.grown(seconds(sync)) - 1,
+            .sync_first = options_.sync_first,
+            .device_state = options_.device_state,
+            .round_trip = options_.round_trip};
+  }
 
   static Decision asked(Decision decision) noexcept {
     decision.action = Action::switch_now;

@@ -48,7 +48,8 @@ struct PricedDowntimeOptions {
 ///  * The next round: what its shorter downtime would save, less its time, less the risk that the guest's load rises
 ///    meanwhile, as it did when it rose before.
 ///  * A quiet phase: two fifths less to send than now, or the link as it usually is, may come at any time. What it would
-///    save, a third of that, is how long it is waited for, counted from the last time that the downtime fell by a fifth.
+///    save, a third of that, is how long it is waited for, up to what 1.5 s of downtime are worth, counted from the last
+///    time that the cost fell by a fifth. So a migration whose downtime would be minutes comes to an end, too.
 ///  * A low after a rise: less than a fifth of the usual cost is taken as it comes.
 class PricedDowntime {
  public:
@@ -70,7 +71,6 @@ class PricedDowntime {
   Verdict at_round_end(const RoundEnd& end) noexcept {
     const DirtyRate& dirty = *end.dirty_rate;
     const double downtime = seconds(end.downtime.total());
-    const double fixed = downtime - seconds(end.downtime.pages);
     const double bandwidth = end.bandwidth->pages_per_s();
     const double pages = static_cast<double>(end.dirty_pages);
     if (pages == 0) return {Action::switch_now, Reason::downtime_fits, downtime};
@@ -81,18 +81,20 @@ class PricedDowntime {
     if (options_.never_above.count() > 0 && downtime > seconds(options_.never_above))
       return {Action::go_on, Reason::too_much_left, downtime};
 
-    // The downtime's pages are more than the bitmap's: the guest runs on while the bitmap is fetched.
-    const double share = seconds(end.downtime.pages) * bandwidth / pages;
+    const auto cost_of = [&](double some_pages, double pages_per_s) {
+      return options_.price.cost(seconds(end.switchover.downtime(some_pages, pages_per_s).total()));
+    };
     const double round = pages / bandwidth + seconds(end.sync);
-    const double next = options_.price.cost(dirty.expected(round) * share / bandwidth + fixed);
+    const double next = cost_of(dirty.expected(round), bandwidth);
     const double rises = (static_cast<double>(rises_) + rises_first) / (low_seconds_ + low_first);
     const double gain = cost - next - round - rises * round * std::max(0.0, usual_cost_ - cost);
     if (gain > 0) return {Action::go_on, Reason::improving, gain};
 
     const bool rare_low = rises_ > 0 && cost < rare * usual_cost_;
     const double link = std::max(bandwidth, end.bandwidth->usual_pages_per_s());
-    const double quiet = options_.price.cost(quiet_share * pages * share / link + fixed);
-    const double patience = hope * std::max(0.0, cost - quiet) - seconds(end.now - best_at_) - least_patience;
+    const double quiet = cost_of(quiet_share * pages, link);
+    const double worth = std::min(hope * std::max(0.0, cost - quiet), most_hoped * options_.price.above);
+    const double patience = worth - seconds(end.now - best_at_) - least_patience;
     if (patience > 0 && !rare_low) return {Action::go_on, Reason::waiting, patience};
     const bool fits = downtime <= seconds(options_.price.max_downtime);
     return {Action::switch_now, fits ? Reason::downtime_fits : Reason::nothing_to_gain, downtime};
@@ -105,6 +107,7 @@ class PricedDowntime {
   static constexpr double low = 0.5;            // of the usual cost: the guest is quiet
   static constexpr double rare = 0.2;           // of the usual cost: take it
   static constexpr double hope = 0.35;          // how much of what might be gained is worth waiting for
+  static constexpr double most_hoped = 1.5;     // seconds of downtime, whose price is the longest wait: 100 s
   static constexpr double least_patience = 2;   // seconds
   static constexpr double quiet_share = 0.6;    // of the pages, in a quiet phase
   static constexpr double rises_first = 0.02;   // ends of quiet phases before any was seen ...

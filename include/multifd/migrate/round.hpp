@@ -4,6 +4,7 @@
 // Downtime: what a switchover would cost, in its parts.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 
@@ -23,15 +24,34 @@ constexpr Time from_seconds(double value) noexcept {
   return Time(static_cast<Time::rep>(value * 1e9 < most ? value * 1e9 : most));
 }
 
-/// How long the guest would stand still, in the order in which it happens.
+/// How long the guest would stand still, in parts that add up.
 struct Downtime {
-  Time sync{};          ///< fetching the dirty bitmap once more, after the guest has stopped
+  Time sync{};          ///< fetching the dirty bitmap once more, as far as no page is sent meanwhile
   Time pages{};         ///< sending what is dirty, at the bandwidth of the last rounds
   Time device_state{};  ///< saving, sending and loading it
   Time round_trip{};    ///< the switchover's messages
 
   constexpr Time total() const noexcept { return sync + pages + device_state + round_trip; }
   constexpr bool operator==(const Downtime&) const = default;
+};
+
+/// What a switchover does, from which follows how long it takes for any number of pages.
+struct Switchover {
+  Time sync{};              ///< fetching the dirty bitmap once more
+  double found = 0;         ///< how many more pages that finds, as a share of those known before
+  bool sync_first = false;  ///< no page is sent meanwhile; else the known ones are
+  Time device_state{};      ///< see Downtime
+  Time round_trip{};        ///< see Downtime
+
+  /// Params: `known_pages`: of the bitmap before; `pages_per_s`: 0: unknown, and no time is taken for pages.
+  constexpr Downtime downtime(double known_pages, double pages_per_s) const noexcept {
+    const double known = pages_per_s > 0 ? known_pages / pages_per_s : 0;
+    const Time hidden = sync_first ? Time::zero() : std::min(sync, from_seconds(known));
+    return {.sync = sync - hidden,
+            .pages = from_seconds(known * (1 + found)),
+            .device_state = device_state,
+            .round_trip = round_trip};
+  }
 };
 
 /// What one pass over what was dirty moved, and what it says about the next.

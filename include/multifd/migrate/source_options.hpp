@@ -75,8 +75,8 @@ struct SourceOptions {
   /// the guest stands still. Default: off; for tests, and for hosts that are not trusted.
   Verify verify = Verify::off;
   /// Leaves out pages that were written and yet are as they were last sent. Default: off: dirty pages are copied and hashed
-  /// for it, and 16 bytes a page are kept. Under a cap of 1 GB/s or less all rounds are; else all but the first one, and what
-  /// is written to in that is sent once more. Switch it on for guests that rewrite what they have: caches, collected heaps.
+  /// for it, and 16 bytes a page are kept. Under a cap of 1 GB/s or less all are; else, because copies would slow
+  /// it down, a sample of those behind the first round, and all once half of these are unchanged. Switch it on for guests that rewrite what they have: caches, collected heaps.
   bool skip_unchanged = false;
   /// Waits with the guest stopped, ahead of the last round, for Migration::proceed(). Default: off.
   bool pause_before_switchover = false;

@@ -66,6 +66,7 @@ struct RoundEnd {
   Time send{};                                   ///< which took so long, without sync
   Time sync{};                                   ///< fetching the bitmap just now
   std::uint64_t dirty_pages = 0;                 ///< that it has
+  Switchover switchover{};                       ///< what stopping the guest comes to, for any number of pages
   Downtime downtime{};                           ///< if the guest were stopped now
   const BandwidthEstimate* bandwidth = nullptr;  ///< never null when a rule is asked
   const DirtyRate* dirty_rate = nullptr;         ///< never null when a rule is asked

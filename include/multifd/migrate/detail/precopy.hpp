@@ -82,6 +82,9 @@ class Precopy {
     {
       MULTIFD_TRY_ASSIGN(const Thread fetching, Thread::start(fetch, no_hook_, {.role = "dirty", .channel = 0}));
       MULTIFD_TRY(queue_all());
+      const Time queued = reporter_.now();
+      fetching.join();
+      report_.downtime.sync = reporter_.now() - queued;
     }
     MULTIFD_TRY(fetch.fetched);
     round.sync = fetch.time;
@@ -139,7 +142,7 @@ class Precopy {
     tracking_ = true;
     dirty_.fill(ram_);
     if (options_.skip_unchanged) {
-      MULTIFD_TRY_ASSIGN(unchanged_, UnchangedPages::create(ram_));
+      MULTIFD_TRY_ASSIGN(unchanged_, UnchangedPages::create(ram_, is_capped()));
     }
     if (stream_.zero_pages() == wire::ZeroPagesMode::none) return {};
     for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
@@ -165,7 +168,7 @@ class Precopy {
       const auto on_chunk = [&](std::uint64_t first_page, std::span<const std::uint64_t> chunk) -> Result<void> {
         late = late || convergence.while_sending(reporter_.now()).action != Action::go_on;
         if (late) return {};
-        MULTIFD_TRY(queue(block, first_page, chunk, round.number > 0 || hashes_first_round()));
+        MULTIFD_TRY(queue(block, first_page, chunk, round.number > 0 || is_capped()));
         return stream_.return_path.poll();
       };
       MULTIFD_TRY(rearm_chunks(guest_.dirty_source(), block, dirty_[block], options_.rearm_pages, on_chunk));
@@ -173,14 +176,15 @@ class Precopy {
     MULTIFD_TRY_ASSIGN(const std::uint64_t epoch, stream_.close_epoch());
     MULTIFD_TRY(stream_.sender().wait(epoch));
     untouched_.forget();
+    if (unchanged_) unchanged_->round_ended();
     round.dirty_pages -= dirty_.count();
     round.send = reporter_.now() - round.begin;
     count(round, before);
     return round;
   }
 
-  /// Under a cap that leaves the producer time a page is hashed when it is first sent, and need not be sent twice to be known.
-  bool hashes_first_round() const noexcept {
+  /// Whether the cap leaves the producer time. Then a page is hashed when it is first sent, and need not be sent twice to be known.
+  bool is_capped() const noexcept {
     constexpr std::uint64_t producer_bytes_per_s = 1'000'000'000;  // a few times as much are copied and hashed
     return options_.bandwidth != 0 && options_.bandwidth <= producer_bytes_per_s;
   }

@@ -98,7 +98,7 @@ class SourceRun {
     MULTIFD_TRY(pause());
     reporter_.step(MigrationStep::pages);
     MULTIFD_TRY(precopy_->send_last_round());
-    report_.downtime.pages = reporter_.now() - stopped;
+    report_.downtime.pages = reporter_.now() - stopped - report_.downtime.sync;
     const Time saving = reporter_.now();
     reporter_.step(MigrationStep::device_state);
     MULTIFD_TRY(save_devices());
@@ -114,7 +114,8 @@ class SourceRun {
     MULTIFD_TRY_ASSIGN(report_.pages_verified,
                        stream_->return_path.await(wire::ExtensionKind::loaded, as_timeout(options_.load_timeout),
                                                   &reporter_.interrupt()));
-    report_.downtime.round_trip = reporter_.now() - waiting;
+    // The destination compares meanwhile, and loading cannot be told from that.
+    (stream_->verifies() ? report_.verify : report_.downtime.round_trip) += reporter_.now() - waiting;
     return {};
   }
 
