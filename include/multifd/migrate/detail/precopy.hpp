@@ -80,7 +80,7 @@ class Precopy {
     MULTIFD_TRY(stream_.writer.switchover_start());
     MULTIFD_TRY(stream_.writer.begin_end());
     {
-      MULTIFD_TRY_ASSIGN(const Thread fetching, Thread::start(fetch, no_hook_, {.role = "dirty", .channel = 0}));
+      MULTIFD_TRY_ASSIGN(Thread fetching, Thread::start(fetch, no_hook_, {.role = "dirty", .channel = 0}));
       MULTIFD_TRY(queue_all());
       const Time queued = reporter_.now();
       fetching.join();
