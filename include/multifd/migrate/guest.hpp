@@ -69,6 +69,7 @@ struct Announcement {
       blocks;                     ///< in the source's order; their sum is at most DestinationOptions::max_ram_bytes
   std::string_view machine_type;  ///< as the source's VMM says
   std::size_t page_bytes = 0;
+  unsigned channels = 0;            ///< all of them are connected
   std::span<const std::byte> user;  ///< SourceOptions::user, empty without one
   std::optional<Uuid> uuid;         ///< of the VM
 };
@@ -101,6 +102,11 @@ template <class G>
 concept HasThrottle = requires(G& guest, unsigned percent) { guest.throttle(percent); };
 
 template <class G>
+concept HasKnownZeros = requires(G& guest, BlockId block, std::span<std::uint64_t> bitmap) {
+  { guest.known_zeros(block, bitmap) } -> std::same_as<Result<void>>;
+};
+
+template <class G>
 concept HasPrepare = requires(G& guest, const Announcement& announced) {
   { guest.prepare(announced) } -> std::same_as<Result<RamMap>>;
 };
@@ -118,6 +124,10 @@ concept HasLoad = requires(G& guest, StateReader& from) {
 ///   `pause()`: stops all vCPUs, and what else writes memory. When it returns nobody writes any more.
 ///   `resume()`: the guest runs on, after a pause() whose migration came to nothing.
 ///   `save(StateWriter&)`: writes the state of the stopped guest's devices, vCPUs among them.
+///   `known_zeros(block, bitmap)`: optional: sets the bit of each page that is zero as the VMM knows without reading it:
+///     holes of the file behind the memory. Bitmaps as DirtySource has them; the one that is passed is clear. Called ahead
+///     of each round, and a write that comes later must be reported by a later fetch. Those pages are not read; without
+///     the member the driver itself looks, once, for anonymous memory that was never touched (UntouchedPages).
 ///   `throttle(percent)`: optional: holds each vCPU for that share of its time, 0 to 99; 0 takes the throttle off.
 /// Errors: what a call returns is the migration's first error; the guest runs on at the source, which is what resume()
 ///   is called for then.

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -80,6 +81,12 @@ class Migration {
     const std::scoped_lock lock(state_->mutex);
     return state_->owner_text;
   }
+  /// The other side's own words, when it has given up: all of them, of which Error::subject has the beginning. Printable
+  /// ASCII.
+  std::string peer_text() const {
+    const std::scoped_lock lock(state_->mutex);
+    return state_->peer_text;
+  }
   /// Why the guest could not be resumed at the source, when that failed after a migration that came to nothing.
   std::optional<Error> not_resumed() const {
     const std::scoped_lock lock(state_->mutex);
@@ -104,6 +111,7 @@ class Migration {
     std::vector<Round> rounds;
     Owner owner = Owner::source;
     std::string_view owner_text;
+    std::string peer_text;
     std::optional<Error> not_resumed;
     std::function<Moved()> moved;  ///< while there are channels
     std::function<void(std::uint64_t)> apply_bandwidth;

@@ -9,9 +9,11 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "multifd/any.hpp"
+#include "multifd/error_value.hpp"
 #include "multifd/migrate/any_rule.hpp"
 #include "multifd/migrate/convergence.hpp"
 #include "multifd/migrate/dirty/rearm_chunks.hpp"
@@ -98,6 +100,8 @@ struct SourceOptions {
 
   /// Called at each change of the status and at each round's end, by the thread that called migrate_to(). Keep it short.
   std::function<void(const Event&)> on_event{};
+  /// What the destination is told when this side gives up, up to 400 bytes. Default: describe(). Own peers only.
+  std::function<std::string(const Error&)> reason{};
   /// Called with what the destination's VMM says (DestinationOptions::farewell). Own peers only.
   std::function<void(std::span<const std::byte>)> on_user_data{};
   ThreadHook thread_hook{};  ///< runs in each channel's thread before its first packet

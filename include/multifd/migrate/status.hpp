@@ -66,6 +66,8 @@ struct MigrationProgress {
   Time elapsed{};  ///< since the migration began
   Time since{};    ///< when the status was reached
   MigrationStep step = MigrationStep::none;
+  unsigned channels = 0;              ///< at a destination: that the source uses; 0 until it has said so
+  unsigned connected = 0;             ///< at a destination in setup: how many of them are there
   std::uint64_t ram_bytes = 0;        ///< of all blocks
   std::uint64_t round = 0;            ///< that is being sent; 0: the bulk pass
   std::uint64_t dirty_pages = 0;      ///< that this round had to send when it began

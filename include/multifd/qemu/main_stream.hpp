@@ -138,6 +138,18 @@ class MainStreamParser {
   /// The sum of all used_lengths; 0 before it is known.
   std::uint64_t ram_bytes() const noexcept { return ram_.list().total_bytes(); }
   std::size_t page_bytes() const noexcept { return limits_.page_bytes; }
+  /// Sets another page size than that of the limits, for a destination that takes what an own source's SETTINGS say. To be
+  /// called ahead of RAM's START.
+  /// Errors: Errc::bad_page_size: no page size, or larger than that of the limits, by which the memory was allocated;
+  ///   already_closed: START has come.
+  [[nodiscard]] Result<void> set_page_bytes(std::size_t bytes) noexcept {
+    if (!valid_page_bytes(bytes) || bytes > limits_.page_bytes)
+      return fail(Errc::bad_page_size, Stage::parse, "main stream", bytes, limits_.page_bytes);
+    if (ram_.begun()) return fail(Errc::already_closed, Stage::parse, "main stream: the page size, behind RAM's START");
+    limits_.page_bytes = bytes;
+    ram_.set_page_bytes(bytes);
+    return {};
+  }
 
   /// The machine type. Empty if there was no configuration (machine types before 2.4).
   std::string_view machine_type() const noexcept { return configuration_.machine_type(); }

@@ -65,13 +65,14 @@ class DestinationRun {
     MULTIFD_TRY_ASSIGN(Interrupt wake, Interrupt::create());
     MULTIFD_TRY(own_settings<A>());
     SourceSetup<A> setup(acceptor, options_, own_,
-                         {.page_bytes = options_.page_bytes,
+                         {.page_bytes = options_.page_bytes.value_or(max_page_bytes),
                           .max_ram_bytes = options_.max_ram_bytes,
                           .extension = true,
                           .max_section_bytes = options_.max_device_bytes},
-                         &reporter_.interrupt());
+                         reporter_);
     MULTIFD_TRY_ASSIGN(auto source, setup.run());
     stream_.emplace(std::move(source), std::move(wake), options_, reporter_);
+    if constexpr (requires { stream_->main().cipher(); }) report_.cipher = stream_->main().cipher();
     return {};
   }
 
@@ -79,7 +80,7 @@ class DestinationRun {
   template <class A>
   [[nodiscard]] Result<void> own_settings() {
     own_.features.add({.name = wire::feature_page_digests});
-    own_.page_bytes = static_cast<std::uint32_t>(options_.page_bytes);
+    if (options_.page_bytes) own_.page_bytes = static_cast<std::uint32_t>(*options_.page_bytes);
     own_.digest = options_.digest;
     own_.uuid = options_.uuid;
     if (options_.channels) own_.channels = *options_.channels;
@@ -106,10 +107,12 @@ class DestinationRun {
     const qemu::MainStreamParser& parser = stream_->parser();
     MULTIFD_TRY_ASSIGN(ram_, guest_.prepare({.blocks = parser.blocks(),
                                              .machine_type = parser.machine_type(),
-                                             .page_bytes = options_.page_bytes,
+                                             .page_bytes = parser.page_bytes(),
+                                             .channels = *stream_->settings().channels,
                                              .user = stream_->settings().user,
                                              .uuid = stream_->settings().uuid}));
     report_.ram_bytes = ram_->total_bytes();
+    report_.page_bytes = ram_->page_bytes();
     reporter_.memory(report_.ram_bytes);
     MULTIFD_TRY(stream_->open(*ram_));
     return stream_->writer.accepted(own_);
@@ -134,6 +137,8 @@ class DestinationRun {
   };
 
   [[nodiscard]] Result<void> load() {
+    // A small guest is here before its channels have heard of it.
+    if (reporter_.interrupt().triggered()) return fail(Errc::cancelled, Stage::none, "ahead of the devices' state");
     reporter_.step(MigrationStep::device_state);
     DeviceReader from(*this);
     MULTIFD_TRY(guest_.load(from));
@@ -149,7 +154,7 @@ class DestinationRun {
     return catch_bad_alloc(Stage::parse, "devices' state", [&]() -> Result<std::optional<SavedDevice>> {
       if (whole_) return std::nullopt;
       for (;;) {
-        MULTIFD_TRY_ASSIGN(const qemu::Element element, stream_->next(options_.progress_timeout));
+        MULTIFD_TRY_ASSIGN(const qemu::Element element, stream_->next(options_.save_timeout));
         switch (element.kind) {
           case qemu::ElementKind::device_section:
             name_ = element.name;
@@ -214,14 +219,16 @@ class DestinationRun {
         MULTIFD_TRY(stream_->writer.user_data(std::span(words).first(std::min(words.size(), max_words))));
       }
     }
-    const auto ended = stream_->receiver().finish(std::chrono::milliseconds(2000));
+    const auto ended = stream_->receiver().finish(heard_timeout);
     // Whatever became of the channels: the source still has to read RUNNING.
     MULTIFD_TRY(stream_->writer.shut(0));
-    MULTIFD_TRY(stream_->main().finish());
-    drain(stream_->main());
+    // The source ends when it has read that.
+    MULTIFD_TRY(drain(stream_->main(), heard_timeout));
+    static_cast<void>(stream_->main().finish());
     return ended;
   }
   static constexpr std::size_t max_words = 510;
+  static constexpr std::chrono::milliseconds heard_timeout{5000};
 
   // ---- The end without a guest
 
@@ -233,7 +240,7 @@ class DestinationRun {
     // A source that has gone may have handed over: what is whole here is kept for whoever can see both sides.
     if (!DestinationStream<Stacks>::is_cut(error)) ownership_.refuse();
     if (stream_) {
-      say_failed(stream_->main(), error);
+      say_failed(stream_->main(), error, options_.reason ? options_.reason(error) : describe(error));
       stream_->cancel();
     }
     reporter_.owner(ownership_);

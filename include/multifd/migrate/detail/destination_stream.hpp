@@ -76,6 +76,7 @@ class DestinationStream {
     }
     AnyReceiverOptions<IntoMemory> options{.barrier = Barrier::manual,
                                            .into = options_.into,
+                                           .hello_timeout = options_.hello_timeout,
                                            .interrupt = &reporter_.interrupt(),
                                            .barrier_timeout = options_.progress_timeout,
                                            .progress_timeout = options_.progress_timeout,
@@ -115,6 +116,7 @@ class DestinationStream {
     MULTIFD_TRY_ASSIGN(const auto message, wire::parse_extension(element.data, wire::Towards::destination));
     if (message.kind == Kind::failed) {
       MULTIFD_TRY_ASSIGN(const wire::PeerFailure theirs, wire::parse_failed(message));
+      reporter_.peer_gave_up(theirs.text());
       return std::unexpected(theirs.error());
     }
     if (message.kind == Kind::page_digests) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -75,6 +76,37 @@ class DirtyBitmaps {
  private:
   std::vector<std::vector<std::uint64_t>> words_;
 };
+
+/// Calls `on_run(first_page, pages)` for each run of pages whose bit is set in both bitmaps, up to the first error.
+template <class OnRun>
+[[nodiscard]] Result<void> for_each_run_in_both(std::span<const std::uint64_t> one,
+                                                std::span<const std::uint64_t> other, OnRun&& on_run) {
+  std::uint64_t begin = 0;
+  std::uint64_t pages = 0;  // of the run that ends where the next bit is looked at
+  const auto end_run = [&](std::uint64_t at) -> Result<void> {
+    if (pages > 0) {
+      MULTIFD_TRY(on_run(begin, pages));
+    }
+    pages = 0;
+    begin = at;
+    return {};
+  };
+  for (std::uint64_t w = 0; w < one.size(); ++w) {
+    const std::uint64_t word = one[w] & other[w];
+    for (unsigned bit = 0; bit < 64;) {
+      const auto unset = static_cast<unsigned>(std::countr_zero(word >> bit));
+      if (unset > 0) {
+        MULTIFD_TRY(end_run(w * 64 + std::min(bit + unset, 64u)));
+        bit += unset;
+        continue;
+      }
+      const auto set = static_cast<unsigned>(std::countr_one(word >> bit));
+      pages += set;
+      bit += set;
+    }
+  }
+  return end_run(one.size() * 64);
+}
 
 /// Fetches the marks of all blocks. Errors: the source's.
 template <DirtySource S>

@@ -145,10 +145,13 @@ class Precopy {
       MULTIFD_TRY_ASSIGN(unchanged_, UnchangedPages::create(ram_, is_capped()));
     }
     if (stream_.zero_pages() == wire::ZeroPagesMode::none) return {};
+    // What is asked for zeros from here on is watched: a write that comes later is reported.
     for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
       MULTIFD_TRY(rearm_all(source, BlockId{b}, dirty_[BlockId{b}], options_.rearm_pages));
     }
-    MULTIFD_TRY_ASSIGN(untouched_, UntouchedPages::snapshot(ram_));
+    if constexpr (!HasKnownZeros<G>) {
+      MULTIFD_TRY_ASSIGN(untouched_, UntouchedPages::snapshot(ram_));
+    }
     return {};
   }
 
@@ -159,7 +162,9 @@ class Precopy {
     reporter_.round_begun(round.number, round.dirty_pages);
     const Moved before = stream_.moved();
     MULTIFD_TRY(stream_.writer.begin_part());
-    if (round.number == 0) {
+    if constexpr (HasKnownZeros<G>) {
+      MULTIFD_TRY(queue_known_zeros(round.number));
+    } else if (round.number == 0) {
       MULTIFD_TRY(queue_untouched());
     }
     bool late = false;
@@ -230,6 +235,24 @@ class Precopy {
         page += run;
       }
     }
+    return {};
+  }
+
+  /// The same for what the guest says. Behind the first round a log that is re-armed later would report those pages for ever.
+  [[nodiscard]] Result<void> queue_known_zeros(std::uint64_t round) {
+    if (stream_.zero_pages() == wire::ZeroPagesMode::none || (round > 0 && guest_.dirty_source().needs_rearm()))
+      return {};
+    DirtyBitmaps zeros(ram_);
+    for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
+      const BlockId block{b};
+      MULTIFD_TRY(guest_.known_zeros(block, zeros[block]));
+      const auto on_run = [&](std::uint64_t page, std::uint64_t pages) {
+        return stream_.sender().queue_zeros(block, page * ram_.page_bytes(), pages * ram_.page_bytes(),
+                                            stream_.zero_record(block));
+      };
+      MULTIFD_TRY(for_each_run_in_both(zeros[block], dirty_[block], on_run));
+    }
+    dirty_.remove(zeros);
     return {};
   }
 

@@ -53,6 +53,15 @@ class MigrationReporter {
   void step(MigrationStep step) {
     tell(EventKind::step, [&](MigrationProgress& now) { now.step = step; });
   }
+  void connections(unsigned announced, unsigned connected) {
+    const std::scoped_lock lock(state_.mutex);
+    state_.progress.channels = announced;
+    state_.progress.connected = connected;
+  }
+  void peer_gave_up(std::string_view text) {
+    const std::scoped_lock lock(state_.mutex);
+    state_.peer_text = text;
+  }
   void memory(std::uint64_t ram_bytes) {
     const std::scoped_lock lock(state_.mutex);
     state_.progress.ram_bytes = ram_bytes;

@@ -58,6 +58,7 @@ class ReturnPath {
       if (message->type != wire::extension_number) continue;
       if (message->message.kind == Kind::failed) {
         MULTIFD_TRY_ASSIGN(failure, wire::parse_failed(message->message));
+        gave_up = true;
         return std::unexpected(failure.error());
       }
       if (message->message.kind == Kind::user_data && on_user_data_) on_user_data_(message->message.body);
@@ -67,6 +68,7 @@ class ReturnPath {
 
   qemu::ReturnPathReader<T> reader;
   wire::PeerFailure failure{};  ///< what the destination's FAILED says, when it was read
+  bool gave_up = false;         ///< it was read, behind ACCEPTED
 
  private:
   const std::function<void(std::span<const std::byte>)>& on_user_data_;

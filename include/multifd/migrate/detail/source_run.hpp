@@ -221,8 +221,9 @@ class SourceRun {
     resume();
     if (stream_ && stream_->own_peer() && ownership_.may_run()) {
       stream_->writer.set_limits(farewell, nullptr);
-      static_cast<void>(stream_->writer.failed(error, describe(error)));
+      static_cast<void>(stream_->writer.failed(error, options_.reason ? options_.reason(error) : describe(error)));
     }
+    if (stream_) reporter_.peer_gave_up(stream_->return_path.failure.text());
     if (stream_) stream_->cancel();
     reporter_.owner(ownership_);
     reporter_.status(cancelled ? MigrationStatus::cancelled : MigrationStatus::failed);
@@ -237,15 +238,17 @@ class SourceRun {
 
   /// A destination that gives up says why, and then breaks everything: whatever was noticed first, that is the reason.
   Error reason(const Error& error) {
-    if (error.code == Errc::peer_gave_up) {
-      ownership_.refused();
-      return error;
-    }
     if (error.code != Condition::peer_gone) return error;
-    const auto said = stream_->return_path.await(wire::ExtensionKind::failed, farewell, nullptr);
-    if (said || said.error().code != Errc::peer_gave_up) return error;
+    // Channels are told as well, but only the main connection has the text.
+    Error cause = error;
+    auto& from = stream_->return_path;
+    if (!from.gave_up) {
+      const auto said = from.await(wire::ExtensionKind::failed, farewell, nullptr);
+      if (said || !from.gave_up) return error;
+      cause = said.error();
+    }
     ownership_.refused();
-    return said.error();
+    return cause;
   }
 
   G& guest_;

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -18,6 +19,7 @@
 #include "multifd/limits.hpp"
 #include "multifd/migrate/destination_options.hpp"
 #include "multifd/migrate/detail/last_words.hpp"
+#include "multifd/migrate/detail/reporter.hpp"
 #include "multifd/migrate/detail/source_prelude.hpp"
 #include "multifd/qemu/accept_source.hpp"
 #include "multifd/qemu/return_path_writer.hpp"
@@ -41,10 +43,10 @@ class SourceSetup {
  public:
   using Link = typename A::Link;
 
-  /// Params `own`: what this side insists on. `interrupt`: may be null.
+  /// Params `own`: what this side insists on.
   SourceSetup(A& acceptor, const DestinationOptions& options, const wire::PeerSettings& own,
-              const qemu::MainStreamLimits& limits, const Interrupt* interrupt)
-      : acceptor_(acceptor), options_(options), own_(own), limits_(limits), interrupt_(interrupt) {}
+              const qemu::MainStreamLimits& limits, MigrationReporter& reporter)
+      : acceptor_(acceptor), options_(options), own_(own), limits_(limits), reporter_(reporter) {}
 
   /// Errors (stage accept): timed_out, cancelled, errno; peer_gave_up, peer_closed: a source came, and gave up; what does not
   ///   fit of its settings, which it is told, too.
@@ -63,14 +65,18 @@ class SourceSetup {
     for (;;) {
       MULTIFD_TRY(look_at_main());  // first, because a source that has ended may have sent its reason
       drop_ended();
+      reporter_.connections(settings_ ? *settings_->channels : 0, static_cast<unsigned>(set_.channels()));
       if (settings_) {
         MULTIFD_TRY_ASSIGN(const bool whole, whole_set());
         if (whole) return take();
       }
       // epoll does not report bytes that TLS has read from the socket already.
       const bool look_again = set_.has_main() && is_secured(*set_.main());
-      auto next = acceptor_.next(
-          look_again ? std::min(deadline_, Clock::now() + std::chrono::milliseconds(50)) : deadline_, interrupt_);
+      auto next =
+          acceptor_.next(look_again ? std::min(deadline_, Clock::now() + std::chrono::milliseconds(50)) : deadline_,
+                         &reporter_.interrupt());
+      if (!next && is_limit(next.error().code) && !(set_.has_main() && prelude_->own_source()) && wait_for_main())
+        continue;
       if (!next && next.error().code == Errc::timed_out) {
         if (Clock::now() < deadline_) continue;
         if (gave_up_) return std::unexpected(*gave_up_);
@@ -80,6 +86,14 @@ class SourceSetup {
       if (!*next) continue;
       MULTIFD_TRY(take_in(std::move(**next)));
     }
+  }
+
+  /// This process has run out of something. The source's main connection may be among those that have said nothing yet, and
+  /// is to be told. Returns whether that is still worth waiting for.
+  bool wait_for_main() {
+    if (!limit_deadline_) limit_deadline_ = deadline_after(std::chrono::milliseconds(1000));
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    return Clock::now() < *limit_deadline_;
   }
 
   const char* missing() const noexcept {
@@ -92,7 +106,9 @@ class SourceSetup {
     const bool is_main = arrival.magic == wire::main_stream_magic;
     if (!is_main && arrival.magic != wire::magic) {
       // A channel that a source has closed without a byte: its main connection has the reason.
-      if (arrival.magic || !(set_.has_main() || gave_up_)) stranger("a connection that is no migration's");
+      const bool is_tls = arrival.magic && *arrival.magic >> 16 == 0x1603 && !is_secured(arrival.link);
+      if (arrival.magic || !(set_.has_main() || gave_up_))
+        stranger(is_tls ? "a connection that speaks TLS, which is off here" : "a connection that is no migration's");
       return {};
     }
     MULTIFD_TRY(acceptor_.watch_end(arrival.link, is_main ? std::uint32_t{EPOLLIN} : 0u));
@@ -105,7 +121,7 @@ class SourceSetup {
     if (is_main) {
       main_number_ = arrival.number;
       settings_.reset();
-      MULTIFD_TRY_ASSIGN(prelude_, SourcePrelude::create(limits_));
+      MULTIFD_TRY_ASSIGN(prelude_, SourcePrelude::create(limits_, !options_.page_bytes));
       static_cast<void>(set_.add_main(std::move(arrival)));
     } else if (const auto added = set_.add_channel(std::move(arrival)); added == Set::Added::not_at_all) {
       stranger("a channel of another try, or of another source");
@@ -122,17 +138,18 @@ class SourceSetup {
 
   /// Reads what the main connection has said.
   [[nodiscard]] Result<void> look_at_main() {
-    if (!set_.has_main() || settings_) return {};
+    if (!set_.has_main()) return {};
     const auto whole = prelude_->read(*set_.main());
     if (whole && !*whole) return {};
-    if (whole) {
+    if (whole && !settings_) {
       MULTIFD_TRY_ASSIGN(settings_, prelude_->check(own_));
       if (!settings_->channels) return fail(Errc::channel_count_mismatch, Stage::hello, "SETTINGS without channels");
       // Under TLS no uuid can be peeked; but a source's main connection is accepted there before its channels connect.
       if (is_secured(*set_.main()) && set_.drop_before_main() > 0) stranger("a channel of another try");
-      return {};
     }
-    const Error& error = whole.error();
+    const Result<void> still = whole ? prelude_->read_on(*set_.main()) : std::unexpected(whole.error());
+    if (still) return {};
+    const Error& error = still.error();
     if (error.code == Condition::peer_gone) {
       lost(error);
     } else if (prelude_->own_source() || error.code == Condition::local_io) {
@@ -149,6 +166,7 @@ class SourceSetup {
 
   /// A source has gone. It may come again.
   void lost(const Error& error) {
+    if (error.code == Errc::peer_gave_up) reporter_.peer_gave_up(prelude_->reason());
     set_.take_main();
     settings_.reset();
     stranger("a source that gave up");
@@ -191,7 +209,8 @@ class SourceSetup {
   /// Tells the source why this side gives up.
   void refuse(const Error& error) {
     auto main = set_.take_main();
-    if (main && prelude_->own_source()) say_failed(*main, error);
+    if (main && prelude_->own_source())
+      say_failed(*main, error, options_.reason ? options_.reason(error) : describe(error));
   }
 
   void stranger(const char* why) const {
@@ -202,7 +221,7 @@ class SourceSetup {
   const DestinationOptions& options_;
   const wire::PeerSettings& own_;
   const qemu::MainStreamLimits limits_;
-  const Interrupt* interrupt_;
+  MigrationReporter& reporter_;
   Set set_{max_channels};
   std::optional<SourcePrelude> prelude_;        ///< of the set's main connection
   std::optional<wire::PeerSettings> settings_;  ///< of the set's main connection
@@ -210,6 +229,7 @@ class SourceSetup {
   std::optional<std::uint64_t> last_ended_;     ///< of the connections that have ended, the number of the last one
   std::optional<Error> gave_up_;                ///< why a source has gone whose next try is waited for
   Clock::time_point deadline_{};
+  std::optional<Clock::time_point> limit_deadline_;
 };
 
 }  // namespace multifd::migrate::detail
