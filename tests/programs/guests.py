@@ -107,7 +107,7 @@ def main():
 
         def one(number):
             dice = random.Random(f"{options.seed} {number}")
-            victim, after = ("source", "destination")[number % 2], dice.uniform(0.05, 1.1) * length * options.jobs
+            victim, after = ("source", "destination")[number % 2], dice.uniform(0.05, 1.1) * length
             try:
                 return kill_one(folder, programs, victim, after), f"{victim} after {after:.3f} s", None
             except (LabError, OSError, subprocess.SubprocessError) as error:
