@@ -116,6 +116,14 @@ int main(int argc, char** argv) {
   settings.stack.add_to(app);
   program::add_size(app, "--working-set", working_set, "Memory that the guest keeps rewriting");
   program::add_size(app, "--dirty-rate", dirty_rate, "How much it rewrites per second (0: as fast as it goes)");
+  app.add_option("--busy", settings.guest.quiet.busy_s, "Seconds that the guest is busy before it is quiet for --quiet")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  app.add_option("--quiet", settings.guest.quiet.quiet_s, "Seconds that it is quiet then, in turn; 0: never")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  program::add_size(app, "--quiet-rate", settings.guest.quiet.dirty_bytes_per_s,
+                    "How much it rewrites per second then");
   app.add_option("--max-downtime", max_downtime_ms, "Milliseconds that the guest may stand still")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -174,6 +182,7 @@ int main(int argc, char** argv) {
     settings.guest.dirty_bytes_per_s = dirty_rate;
     settings.converge.max_downtime =
         std::chrono::milliseconds(std::max<std::int64_t>(1, std::llround(max_downtime_ms)));
+    settings.converge.device_state = std::chrono::milliseconds(2);  // of a guest with one vCPU and no other device
     settings.converge.rule = rule_of(rule, settings.converge.max_downtime);
     if (throttle) settings.converge.throttle = multifd::migrate::AutoConverge();
     settings.backend = *live::parse_backend(backend);

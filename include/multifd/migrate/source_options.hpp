@@ -37,6 +37,9 @@ struct ConvergeOptions {
   /// How long the migration may take up to the switchover, and what happens then. Default: no limit.
   std::chrono::milliseconds time_limit{0};
   Action at_time_limit = Action::give_up;  ///< Action::give_up or Action::switch_now
+  /// What stopping the vCPUs, saving, loading and starting them takes, as far as it is known: part of each promised downtime.
+  /// Default: 0. Measure it once (MigrationReport::downtime) where downtimes of some milliseconds matter.
+  std::chrono::microseconds device_state{0};
   std::uint64_t max_rounds = 0;            ///< the same for rounds. Default: no limit; most callers leave it alone
 };
 

@@ -47,8 +47,8 @@ namespace multifd::qemu {
 ///     device()..., end_stream(text), push_out()
 ///
 /// The caller decides what is written where: nothing checks that a footer ends a section.
-/// Errors (of each call): the transport's. Sticky: every later call returns the first one. Gathered bytes are lost
-///   then.
+/// Errors (of each call): the transport's. Sticky: every later call returns the first one, and gathered bytes are lost; but
+///   for push_out()'s Errc::cancelled.
 /// Threads: one, the transport's writing thread.
 /// Cost: one buffer of 64 KiB, allocated at construction; nothing after it. Bytes are copied once; an element larger
 ///   than the buffer is written without a copy.
@@ -274,10 +274,16 @@ class MainStreamWriter {
   /// Writes a section's footer, where the stream has footers. Params `section_id`: the section's, as its START says.
   [[nodiscard]] Result<void> footer(std::uint32_t section_id) noexcept { return put(element_footer, section_id); }
 
-  /// Writes the gathered bytes; may block until the peer takes them.
+  /// Writes the gathered bytes; may block until the peer takes them. When the Interrupt ends that, nothing is lost: the rest
+  /// goes out with the next call, by a side that gives up and says why.
   [[nodiscard]] Result<void> push_out() noexcept {
     if (error_) return std::unexpected(*error_);
-    return write({buffer_.get(), std::exchange(gathered_, 0)});
+    std::size_t done = 0;
+    auto written = limited_write({buffer_.get(), gathered_}, [&](std::size_t bytes) { done += bytes; });
+    if (!written && written.error().code != Errc::cancelled) error_ = written.error();
+    std::copy(buffer_.get() + done, buffer_.get() + gathered_, buffer_.get());
+    gathered_ -= done;
+    return written;
   }
 
  private:
@@ -339,7 +345,10 @@ class MainStreamWriter {
   [[nodiscard]] Result<void> append(std::span<const std::byte> bytes) noexcept {
     if (error_) return std::unexpected(*error_);
     if (bytes.size() > capacity - gathered_) {
-      if (auto pushed = push_out(); !pushed) return pushed;
+      if (auto pushed = push_out(); !pushed) {
+        error_ = pushed.error();  // an element's end is missing
+        return pushed;
+      }
       if (bytes.size() > capacity) return write(bytes);
     }
     std::copy(bytes.begin(), bytes.end(), buffer_.get() + gathered_);
@@ -349,7 +358,7 @@ class MainStreamWriter {
 
   [[nodiscard]] Result<void> write(std::span<const std::byte> bytes) noexcept {
     if (bytes.empty()) return {};
-    auto written = limited_write(bytes);
+    auto written = limited_write(bytes, [](std::size_t) {});
     if (!written) error_ = written.error();
     return written;
   }
@@ -362,11 +371,12 @@ class MainStreamWriter {
     return idstr;
   }
 
-  [[nodiscard]] Result<void> limited_write(std::span<const std::byte> bytes) noexcept {
+  template <class Moved>
+  [[nodiscard]] Result<void> limited_write(std::span<const std::byte> bytes, const Moved& moved) noexcept {
     if constexpr (HasTimeLimits<T>)
-      return write_all(*link_, bytes, timeout_, interrupt_);
+      return write_all(*link_, bytes, timeout_, interrupt_, moved);
     else
-      return write_all(*link_, bytes);
+      return write_all(*link_, bytes, moved);
   }
 
   T* link_;

@@ -130,6 +130,7 @@ class Precopy {
     return Rounds::create({.time_limit = converge.time_limit,
                            .at_time_limit = converge.at_time_limit,
                            .max_rounds = converge.max_rounds,
+                           .device_state = converge.device_state,
                            .round_trip = std::chrono::ceil<std::chrono::microseconds>(2 * stream_.round_trip())},
                           converge.rule.value_or(PricedDowntime({.price = {.max_downtime = converge.max_downtime}})),
                           converge.throttle);

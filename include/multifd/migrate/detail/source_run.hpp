@@ -191,8 +191,10 @@ class SourceRun {
     const auto wanted = report_.own_peer ? std::optional(wire::ExtensionKind::running) : std::nullopt;
     MULTIFD_TRY_ASSIGN(const std::uint64_t status,
                        stream_->return_path.await(wanted, as_timeout(options_.load_timeout), nullptr));
-    if (!report_.own_peer && status != 0)
+    if (!report_.own_peer && status != 0) {
+      ownership_.refused();
       return fail(Errc::peer_gave_up, Stage::close, "the destination could not load the guest: SHUT", status);
+    }
     ownership_.running_there();
     reporter_.owner(ownership_);
     report_.downtime.round_trip += reporter_.now() - began;

@@ -54,10 +54,14 @@ class SourceStream {
   [[nodiscard]] Result<void> open(std::vector<Link> channels) {
     const auto count = static_cast<std::uint32_t>(channels.size());
     MULTIFD_TRY_ASSIGN(uuid_, uuid_of_try());
-    MULTIFD_TRY(open_sender(std::move(channels)));
-    MULTIFD_TRY_ASSIGN(blocks_, qemu::announced_blocks(ram_));
     MULTIFD_TRY(writer.begin_stream({.machine_type = options_.machine_type}));
     MULTIFD_TRY(writer.open_return_path());
+    if (may_be_ours()) {
+      // Ahead of the channels' hellos, so that a destination sees that another try begins, and takes them for that one's.
+      MULTIFD_TRY(writer.push_out());
+    }
+    MULTIFD_TRY(open_sender(std::move(channels)));
+    MULTIFD_TRY_ASSIGN(blocks_, qemu::announced_blocks(ram_));
     wire::PeerSettings settings;
     if (may_be_ours()) {
       const Time asked = reporter_.now();
