@@ -25,7 +25,7 @@ LIMIT = 20  # for what does not hang, also on a busy machine
 OWNERS = {
     "source": {"at the source": "the guest is at the source, and runs there",
                "both whole": "the destination has been told to run it: look there",
-               "at the destination": "the guest runs at the destination"},
+               "at the destination": "the destination runs the guest, and has not said"},  # it died behind RUNNING
     "destination": {"at the source": "not all of the guest has arrived; it is at the source",
                     "both whole": "all of the guest has arrived, and the source has not let go of it",
                     "at the destination": "the guest runs here"},
@@ -89,7 +89,6 @@ def kill_one(folder, programs, victim, after):
                     return "source killed before it came: the destination waits for the next one"
                 raise
             place = where(survivor, sides[survivor])
-            # A destination that was killed had the guest only if the source knows it, or knows that it cannot know.
             return f"{victim} {'killed' if was_alive else 'had ended'}: the guest is {place}"
 
 
@@ -108,7 +107,7 @@ def main():
 
         def one(number):
             dice = random.Random(f"{options.seed} {number}")
-            victim, after = ("source", "destination")[number % 2], dice.uniform(0.05, 1.1) * length * options.jobs
+            victim, after = ("source", "destination")[number % 2], dice.uniform(0.05, 1.1) * length
             try:
                 return kill_one(folder, programs, victim, after), f"{victim} after {after:.3f} s", None
             except (LabError, OSError, subprocess.SubprocessError) as error:

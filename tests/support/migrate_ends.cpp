@@ -49,6 +49,7 @@ void Script::break_links(std::optional<unsigned> number, bool reset) noexcept {
 WatchedLink::Open::Open(multifd::FdTransport from) : link(std::move(from)), script(current) {
   if (script == nullptr || own_port(link.native_handle()) == script->port_) return;
   const std::scoped_lock lock(script->mutex_);
+  is_main = script->made_ == 0;
   script->open_.emplace_back(script->made_++, link.native_handle());
 }
 
@@ -62,9 +63,9 @@ WatchedLink::WatchedLink(multifd::FdTransport link) : open_(std::make_unique<Ope
 
 bool WatchedLink::step(bool is_write) noexcept {
   Script* const script = open_->script;
-  if (script == nullptr || script->operations_.fetch_add(1) != script->at_) return false;
-  if (is_write && script->behind_write_) return true;
-  script->then_();
+  if (script == nullptr) return false;
+  if (script->behind_write_) return is_write && open_->is_main && script->operations_.fetch_add(1) == script->at_;
+  if (script->operations_.fetch_add(1) == script->at_) script->then_();
   return false;
 }
 

@@ -35,9 +35,12 @@ class Script {
   static constexpr std::uint64_t never = ~std::uint64_t{0};
 
   /// Params `port`: the destination's. `then`: called ahead of operation `at`, by whoever does it.
-  ///   `behind_write`: where it is a write: called behind it, and the write is said to have failed, though it has not.
-  explicit Script(std::uint16_t port, std::uint64_t at = never, std::function<void()> then = {},
-                  bool behind_write = false);
+  explicit Script(std::uint16_t port, std::uint64_t at = never, std::function<void()> then = {})
+      : Script(port, at, std::move(then), false) {}
+  /// Of the writes of the source's main connection number `at` is made, `then` called, and the write said to have failed.
+  static Script behind_write(std::uint16_t port, std::uint64_t at, std::function<void()> then) {
+    return Script(port, at, std::move(then), true);
+  }
   Script(const Script&) = delete;
   Script& operator=(const Script&) = delete;
   ~Script();
@@ -49,6 +52,7 @@ class Script {
 
  private:
   friend class WatchedLink;
+  Script(std::uint16_t port, std::uint64_t at, std::function<void()> then, bool behind_write);
   const std::uint16_t port_;
   const std::uint64_t at_;
   const std::function<void()> then_;
@@ -112,6 +116,7 @@ class WatchedLink {
     ~Open();
     multifd::FdTransport link;
     Script* script;
+    bool is_main = false;  ///< the source's
   };
   std::unique_ptr<Open> open_;
 };

@@ -45,7 +45,8 @@ void check_taken(There& there) {
   here.boot();
   here.run(16, 50us);
   Followed followed;
-  const auto sent = send_guest(here, there.address, {.channels = 2, .verify = Verify::required, .migration = &*followed.handle});
+  const auto sent =
+      send_guest(here, there.address, {.channels = 2, .verify = Verify::required, .migration = &*followed.handle});
   const auto taken = there.result();
   REQUIRE_MESSAGE(sent.has_value(), text(sent));
   REQUIRE_MESSAGE(taken.has_value(), text(taken));
@@ -209,8 +210,9 @@ TEST_CASE("Strangers that come while pages travel disturb nobody") {
     others.push_back(connect_by_hand(there.address));
     say(others.back(), std::span<const std::byte>(RawStream().hello(0).bytes()));
   };
-  const auto sent = send_guest(here, there.address,
-                               {.channels = 2, .verify = Verify::required, .on_event = on_event, .migration = &*followed.handle});
+  const auto sent =
+      send_guest(here, there.address,
+                 {.channels = 2, .verify = Verify::required, .on_event = on_event, .migration = &*followed.handle});
   const auto taken = there.result();
   REQUIRE_MESSAGE(sent.has_value(), text(sent));
   REQUIRE_MESSAGE(taken.has_value(), text(taken));

@@ -40,7 +40,7 @@ struct ConvergeOptions {
   /// What stopping the vCPUs, saving, loading and starting them takes, as far as it is known: part of each promised downtime.
   /// Default: 0. Measure it once (MigrationReport::downtime) where downtimes of some milliseconds matter.
   std::chrono::microseconds device_state{0};
-  std::uint64_t max_rounds = 0;            ///< the same for rounds. Default: no limit; most callers leave it alone
+  std::uint64_t max_rounds = 0;  ///< the same for rounds. Default: no limit; most callers leave it alone
 };
 
 /// Whether both memories are compared page by page before the guest is handed over.

@@ -168,24 +168,25 @@ class SourceStream {
   }
 
   [[nodiscard]] Result<void> open_sender(std::vector<Link> channels) {
-    MULTIFD_TRY_ASSIGN(
-        sender_,
-        with_policies(options_.compression, typename Stacks::Compressors{}, options_.zero_pages,
-                      typename Stacks::ZeroPages{}, [&]<class C, class Z>() -> Result<std::unique_ptr<AnySender>> {
-                        method_ = C::method;
-                        zero_pages_ = Z::stage == ZeroStage::none       ? wire::ZeroPagesMode::none
-                                      : Z::stage == ZeroStage::producer ? wire::ZeroPagesMode::legacy
-                                                                        : wire::ZeroPagesMode::multifd;
-                        return open_any_sender_of<C, FromEither>(Z{}, ram_, std::move(channels),
-                                                                 {.level = options_.level,
-                                                                  .uuid = uuid_,
-                                                                  .peer = options_.peer,
-                                                                  .bandwidth = options_.bandwidth,
-                                                                  .progress_timeout = options_.progress_timeout,
-                                                                  .interrupt = &reporter_.interrupt(),
-                                                                  .digest = options_.digest,
-                                                                  .thread_hook = options_.thread_hook});
-                      }));
+    // The lambda has no return type of its own: with one, clang 19 leaves the virtual functions of what it opens undefined.
+    MULTIFD_TRY_ASSIGN(sender_, with_policies(options_.compression, typename Stacks::Compressors{}, options_.zero_pages,
+                                              typename Stacks::ZeroPages{}, [&]<class C, class Z>() {
+                                                method_ = C::method;
+                                                zero_pages_ = Z::stage == ZeroStage::none ? wire::ZeroPagesMode::none
+                                                              : Z::stage == ZeroStage::producer
+                                                                  ? wire::ZeroPagesMode::legacy
+                                                                  : wire::ZeroPagesMode::multifd;
+                                                return open_any_sender_of<C, FromEither>(
+                                                    Z{}, ram_, std::move(channels),
+                                                    {.level = options_.level,
+                                                     .uuid = uuid_,
+                                                     .peer = options_.peer,
+                                                     .bandwidth = options_.bandwidth,
+                                                     .progress_timeout = options_.progress_timeout,
+                                                     .interrupt = &reporter_.interrupt(),
+                                                     .digest = options_.digest,
+                                                     .thread_hook = options_.thread_hook});
+                                              }));
     reporter_.channels([this] { return moved(); }, [this](std::uint64_t bytes) { sender_->set_bandwidth(bytes); });
     return {};
   }
