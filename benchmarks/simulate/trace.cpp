@@ -156,16 +156,27 @@ void read_rounds(const json& object, Trace& trace) {
 /// The report of a migration (live_migration --json), which is a trace of its guest.
 void read_report(const json& object, Trace& trace) {
   if (object.contains("ok") && object["ok"] == false) throw Failure("a report of a migration that failed");
-  const json& rounds = list_of(object, "rounds", "", most_entries);
+  json rounds = list_of(object, "rounds", "", most_entries);
   if (!rounds.front().is_object()) throw Failure("rounds[0]: an object is expected");
-  trace.ram_pages = number_of(rounds.front(), "dirty_pages", "rounds[0].", 1, most_pages);
+  // Zero pages of the bulk pass take no time, and what a guest writes to is not zero.
+  json& bulk = rounds.front();
+  if (number_of(bulk, "normal_pages", "rounds[0].", 0, most_pages, 0) > 0) {
+    bulk["dirty_pages"] = bulk["normal_pages"];
+    bulk.erase("again_pages");
+  }
+  trace.ram_pages = number_of(bulk, "dirty_pages", "rounds[0].", 1, most_pages);
+  for (const json& round : rounds)
+    if (round.is_object())
+      trace.ram_pages = std::max(trace.ram_pages, number_of(round, "dirty_pages", "rounds[].", 0, most_pages, 0));
   if (object.contains("downtime_parts_ms")) {
     const json& parts = object["downtime_parts_ms"];
     if (!parts.is_object()) throw Failure("downtime_parts_ms: an object is expected");
     trace.device_state_s = number_of(parts, "device_state", "downtime_parts_ms.", 0, most_seconds * 1e3, 0) / 1e3;
     trace.round_trip_s = number_of(parts, "round_trip", "downtime_parts_ms.", 0, most_seconds * 1e3, 0) / 1e3;
   }
-  read_rounds(object, trace);
+  json report = object;
+  report["rounds"] = std::move(rounds);
+  read_rounds(report, trace);
 }
 
 }  // namespace

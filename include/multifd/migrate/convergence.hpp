@@ -70,7 +70,8 @@ class Convergence {
 
   /// A round was sent, and the dirty bitmap fetched again. To be called once per round, the bulk pass being the first.
   ///
-  /// Params: `sent_pages`: all that the round had, zero and unchanged ones included; `send`: from its first page to its
+  /// Params: `sent_pages`: all that the round had, zero and unchanged ones included; of the bulk pass those that took time, because
+  ///   what the guest dirties is not zero; `send`: from its first page to its
   ///   last; `sync`: how long fetching the bitmap took; `dirty_pages`: how many it has; `now`: since the migration
   ///   began, with the bitmap there.
   Decision round_ended(std::uint64_t sent_pages, Time send, Time sync, std::uint64_t dirty_pages, Time now) noexcept {

@@ -54,7 +54,7 @@ class Precopy {
       sync = reporter_.now() - fetching;
       const std::uint64_t pages = dirty_.count();
       if (reporter_.switchover_asked()) convergence.ask_for_switchover();
-      const Decision decision = convergence.round_ended(round.dirty_pages, round.send, sync, pages, reporter_.now());
+      const Decision decision = convergence.round_ended(with_bytes(round), round.send, sync, pages, reporter_.now());
       round.pages_per_s = convergence.bandwidth().pages_per_s();
       round.dirty_pages_per_s = convergence.dirty_rate().pages_per_s();
       round.again_pages = dirty_.in_both(before);
@@ -187,6 +187,12 @@ class Precopy {
     round.send = reporter_.now() - round.begin;
     count(round, before);
     return round;
+  }
+
+  /// The pages of a round by which the bandwidth for the pages that the guest dirties is told. Most of a guest's memory may be
+  /// zero, and zero pages take no time; what it dirties is not, and in later rounds is what it was in those before.
+  static std::uint64_t with_bytes(const Round& round) noexcept {
+    return round.number == 0 && round.normal_pages > 0 ? round.normal_pages : round.dirty_pages;
   }
 
   /// Whether the cap leaves the producer time. Then a page is hashed when it is first sent, and need not be sent twice to be known.
