@@ -13,10 +13,10 @@
 namespace multifd {
 
 template <class S>
-concept HasCopies = requires {
-  typename std::bool_constant<S::copies>;
-  typename std::bool_constant<S::guest>;
-};
+concept HasGuestPages = requires { typename std::bool_constant<S::guest>; };
+
+template <class S>
+concept HasCopies = requires { typename std::bool_constant<S::copies>; };
 
 template <class S>
 concept HasPage = requires(const RamBlock& block, const PageBatch& batch, std::size_t i, std::size_t page_bytes) {
@@ -39,12 +39,13 @@ concept HasPage = requires(const RamBlock& block, const PageBatch& batch, std::s
 /// Models: FromGuest, FromCopies, FromEither. Exemplar: tests/exemplar/page_source.hpp.
 ///   Contract: multifd/testing/page_source_contract.hpp.
 template <class S>
-concept PageSource = HasCopies<S> && HasPage<S>;
+concept PageSource = HasGuestPages<S> && HasCopies<S> && HasPage<S>;
 
 /// Fails to compile with a message that says which member to write.
 template <class S>
 consteval bool check_page_source() {
-  static_assert(HasCopies<S>, "PageSource: needs  static constexpr bool guest, copies");
+  static_assert(HasGuestPages<S>, "PageSource: needs  static constexpr bool guest");
+  static_assert(HasCopies<S>, "PageSource: needs  static constexpr bool copies");
   static_assert(HasPage<S>,
                 "PageSource: needs  static std::byte* page(const RamBlock&, const PageBatch&, std::size_t i, "
                 "std::size_t page_bytes) noexcept");
