@@ -32,7 +32,8 @@ struct BadGuest : test::MigratingGuest {
         while (writing) std::atomic_ref(memory()[0]).store(std::byte(++number), std::memory_order_relaxed);
       });
     MULTIFD_TRY(MigratingGuest::pause());
-    if (wrong == Wrong::unmarked) memory()[100] = std::byte(++number);  // the DMA of a device that nobody watches
+    if (wrong == Wrong::unmarked)
+      memory()[300 * page] = std::byte(++number);  // the DMA of a device that nobody watches
     return {};
   }
   Result<void> resume() {
