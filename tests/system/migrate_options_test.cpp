@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <functional>
 #include <future>
 #include <optional>
 #include <string>
@@ -37,6 +38,7 @@ struct StillGuest {
   StillGuest(std::size_t page_bytes, std::byte fill) : memory(pages * page_bytes, fill), map(page_bytes) {
     REQUIRE(map.add("ram", memory).has_value());
     auto hooks = DirtyFromHooks::create(map, {.fetch = [this](BlockId, std::span<std::uint64_t> bitmap) {
+                                          if (on_fetch) on_fetch();
                                           if (rounds-- > 1)
                                             std::ranges::fill(bitmap.first(pages / 64), ~std::uint64_t{0});
                                           return Result<void>();
@@ -73,6 +75,7 @@ struct StillGuest {
   RamMap map;
   std::optional<DirtyFromHooks> dirty;
   unsigned rounds = 1;
+  std::function<void()> on_fetch;  ///< what the guest has done meanwhile
   std::vector<std::size_t> zeros;
   unsigned asked = 0;
   bool refuses = false;
@@ -127,6 +130,27 @@ TEST_CASE("A destination that insists on a page size refuses another one, at bot
   REQUIRE_FALSE(taken.has_value());
   CHECK(taken.error().code == Errc::page_size_mismatch);
   CHECK(moved.error().peer_reason == Errc::page_size_mismatch);
+}
+
+TEST_CASE("A page that was known, then known to be zero, then as it was at first, is sent again") {
+  StillGuest here(4096, std::byte{7});
+  StillGuest there(4096, std::byte{0});
+  here.rounds = 3;
+  const auto fill = [&](std::byte with) { std::ranges::fill(std::span(here.memory).subspan(5 * 4096, 4096), with); };
+  here.on_fetch = [&, fetches = 0]() mutable {
+    ++fetches;
+    here.zeros.clear();
+    if (fetches == 1) here.zeros = {5};
+    fill(fetches == 1 ? std::byte{0} : std::byte{7});
+  };
+  const auto [moved, taken] = migrate_between(
+      here, there, {.bandwidth = 500'000'000, .converge = {.rule = FixedRounds(3)}, .skip_unchanged = true}, {});
+  REQUIRE_MESSAGE(moved.has_value(), test::text(moved));
+  REQUIRE_MESSAGE(taken.has_value(), test::text(taken));
+  REQUIRE(moved->rounds.size() == 4);
+  CHECK(moved->rounds[1].unchanged_pages > 100);
+  CHECK(moved->rounds[2].normal_pages == 1);
+  CHECK(here.memory == there.memory);
 }
 
 TEST_CASE("Pages that the guest knows to be zero arrive as zeros, and nobody reads them") {

@@ -254,6 +254,7 @@ class Precopy {
       const BlockId block{b};
       MULTIFD_TRY(guest_.known_zeros(block, zeros[block]));
       const auto on_run = [&](std::uint64_t page, std::uint64_t pages) {
+        if (unchanged_) unchanged_->forget(block, page, pages);
         return stream_.sender().queue_zeros(block, page * ram_.page_bytes(), pages * ram_.page_bytes(),
                                             stream_.zero_record(block));
       };

@@ -98,6 +98,12 @@ class UnchangedPages {
     }
   }
 
+  /// For pages that are sent without this object. At least these are not known any more.
+  void forget(BlockId block, std::uint64_t first_page, std::uint64_t pages) noexcept {
+    const std::uint64_t first = first_word_[index(block)];
+    for (std::uint64_t word = first_page / 64; word * 64 < first_page + pages; ++word) forget(first + word);
+  }
+
   /// Decides, behind a round, whether all pages are looked at in the next one.
   void round_ended() noexcept {
     if (!capped_ && compared_ > 0) all_ = 2 * unchanged_ >= compared_;
