@@ -175,6 +175,7 @@ class Processes {
                         .accept_timeout = 2s,
                         .retry_timeout = 100ms,
                         .progress_timeout = 1s,
+                        .save_timeout = 1s,
                         .hand_over_timeout = 1s});
     there.guest.running_guests = &report.running;
     Script script(there.address.port, moment_of(destination), hit(report, there.followed));

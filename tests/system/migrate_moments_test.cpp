@@ -58,7 +58,11 @@ struct Settings {
 };
 
 DestinationOptions patient_destination() {
-  return {.accept_timeout = 5s, .retry_timeout = 50ms, .progress_timeout = 10s, .hand_over_timeout = 10s};
+  return {.accept_timeout = 5s,
+          .retry_timeout = 50ms,
+          .progress_timeout = 10s,
+          .save_timeout = 10s,
+          .hand_over_timeout = 10s};
 }
 
 /// Both sides of a migration, and the guest that may run once.

@@ -88,9 +88,11 @@ class PageSourceCheck {
       std::vector<std::byte>& content = pages.contents.emplace_back(page_bytes_);
       fill_differently(content, random_);
       std::byte* to = host_.data() + pages.batch.offsets()[i];
-      std::byte* const copy = pages.batch.copies.data() + i * page_bytes_;
-      if constexpr (S::copies) std::memset(copied_ ? to : copy, 0xee, page_bytes_);
-      if (copied_) to = copy;
+      if constexpr (S::copies) {
+        std::byte* const copy = pages.batch.copies.data() + i * page_bytes_;
+        std::memset(copied_ ? to : copy, 0xee, page_bytes_);
+        if (copied_) to = copy;
+      }
       std::memcpy(to, content.data(), page_bytes_);
     }
   }

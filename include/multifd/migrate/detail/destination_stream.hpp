@@ -112,6 +112,7 @@ class DestinationStream {
         return fail(Errc::timed_out, Stage::read, "nothing arrives from the source");
     }
   }
+
   /// A message of the source's, for this side. Returns its kind.
   [[nodiscard]] Result<Kind> take_message(const qemu::Element& element) {
     MULTIFD_TRY_ASSIGN(const auto message, wire::parse_extension(element.data, wire::Towards::destination));
@@ -222,6 +223,7 @@ class DestinationStream {
     if (name.empty()) return fail(Errc::wrong_compression, Stage::hello, "setting: compression", method);
     return name;
   }
+
   const DestinationOptions& options_;
   MigrationReporter& reporter_;
   Interrupt wake_;
