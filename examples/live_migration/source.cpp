@@ -148,6 +148,9 @@ void say_summary(const MigrationReport& done, const std::string& cipher) {
                    : "");
 }
 
+/// What has failed before the migration began, and where that leaves the guest.
+std::string stays(const char* what) { return fmt::format("{}; {}", what, SourceOwnership().text()); }
+
 /// The destination speaks QEMU's stream only: it has the guest, and says nothing of how that does.
 json gone_elsewhere(const MigrationReport& done, Guest& guest, const std::string& cipher, bool quiet) {
   json report = report_of(done, guest);
@@ -193,8 +196,8 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
   };
 
   const SocketOptions sockets = settings.limits.socket(&interrupt);
-  FdTransport main = need(connect_to(address, sockets), "main connection");
-  auto channels = need(connect_channels(address, settings.stack.channels, sockets), "connect the channels");
+  FdTransport main = need(connect_to(address, sockets), stays("main connection"));
+  auto channels = need(connect_channels(address, settings.stack.channels, sockets), stays("connect the channels"));
   program::Link secured = need(settings.tls.secure(std::move(main), interrupt, settings.limits.connect));
   const std::string cipher = secured.cipher();
   SourceLinks<program::Link> links{std::move(secured),
