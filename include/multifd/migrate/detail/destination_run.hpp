@@ -219,11 +219,13 @@ class DestinationRun {
         MULTIFD_TRY(stream_->writer.user_data(std::span(words).first(std::min(words.size(), max_words))));
       }
     }
+    const auto deadline = deadline_after(heard_timeout);
     const auto ended = stream_->receiver().finish(heard_timeout);
     // Whatever became of the channels: the source still has to read RUNNING.
     MULTIFD_TRY(stream_->writer.shut(0));
-    // The source ends when it has read that.
-    MULTIFD_TRY(drain(stream_->main(), heard_timeout));
+    // The source ends when it has read that. One that has not ended its channels gets a moment more.
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    MULTIFD_TRY(drain(stream_->main(), std::max(left, farewell)));
     static_cast<void>(stream_->main().finish());
     return ended;
   }
