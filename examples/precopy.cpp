@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The README's program about precopy, whole: the source's rounds with a dirty log and ResidencyAware, and a main() that
+// The program about precopy in include/multifd/README.md, whole: the source's rounds with a dirty log and ResidencyAware, and a main() that
 // runs them against a receiver while a "guest" writes.
 
 #include <sys/mman.h>

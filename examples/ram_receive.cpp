@@ -1,32 +1,37 @@
 // SPDX-License-Identifier: MIT
 //
-// ram_receive: the smallest real receiver. Takes one RAM block from ram_send into a file, or into memory that is
+// ram_receive: the smallest real destination. Takes one RAM block from ram_send into a file, or into memory that is
 // thrown away, and checks that what arrived is what was sent.
 #include <fmt/format.h>
 
 #include <sys/socket.h>
 #include <CLI/CLI.hpp>
+#include <multifd/migrate/destination.hpp>
+#include <nlohmann/json.hpp>
 
-#include "common/accept_peer.hpp"
-#include "common/control.hpp"
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <utility>
+
 #include "common/limits.hpp"
 #include "common/mapping.hpp"
 #include "common/program.hpp"
 #include "common/progress.hpp"
-#include "common/receive.hpp"
+#include "common/reasons.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
 #include "common/tell.hpp"
+#include "common/tls.hpp"
 
 namespace {
 
 using namespace multifd;
+using namespace multifd::migrate;
 using nlohmann::json;
-using program::Accepted;
 using program::Failure;
-using program::MessageType;
 using program::need;
-using program::Received;
 
 struct Settings {
   std::string listen;
@@ -66,20 +71,202 @@ struct Target {
                                   : "all is here, reading it again for its digest");
     return file ? file->make_sparse(page_size).digest : mapping().digest();
   }
-  void keep() {
+  /// All that can fail but the new name.
+  void sync() {
     if (!file) return;
     const program::Step step("the digest is right, waiting for the disk to have it all (fsync)");
-    file->keep();
+    file->sync();
+  }
+  void keep() {
+    if (!file) return;
+    file->rename();
+    file->release();
   }
   const program::Mapping& mapping() const { return file ? file->mapping() : *anonymous; }
 };
 
-int migrate(const Settings& settings) {
+/// What the source says of its file.
+struct SourceState {
+  std::string digest;
+  bool changed = false;  ///< while it was sent
+  bool checked = false;  ///< the packets had digests
+
+  /// Throws Failure.
+  explicit SourceState(std::span<const std::byte> state) {
+    const std::string_view text(reinterpret_cast<const char*>(state.data()), state.size());
+    const auto object = json::parse(text, nullptr, /*allow_exceptions=*/false);
+    const auto is_set = [&](const char* key) {
+      return object.contains(key) && object[key].is_boolean() && object[key].get<bool>();
+    };
+    if (!object.is_object() || !object.contains("digest") || !object["digest"].is_string())
+      throw Failure("the source is no ram_send, or another version of it");
+    digest = object["digest"].get<std::string>();
+    changed = is_set("changed");
+    checked = is_set("checked");
+  }
+};
+
+/// A file as a guest: where another guest is ready to run, it has its name.
+class FileGuest {
+ public:
+  FileGuest(const Settings& settings, Target& target, program::Reasons& reasons)
+      : settings_(settings), target_(target), reasons_(reasons) {}
+
+  Result<RamMap> prepare(const Announcement& announced) {
+    RamMap ram(announced.page_bytes);
+    MULTIFD_TRY(reasons_.in_guest("prepare the memory", [&] {
+      if (announced.blocks.size() != 1 || announced.blocks[0].idstr != "ram")
+        throw Failure("the source's guest is not one RAM block \"ram\": it is no ram_send");
+      const std::uint64_t bytes = announced.blocks[0].used_length;
+      const std::uint64_t limit = settings_.size != 0 ? settings_.size : program::physical_memory();
+      if (bytes > limit)
+        throw Failure(fmt::format("the source announces {} bytes; at most {} are taken here (--size)", bytes, limit));
+      program::tell_of_smaller_backlog(announced.channels + 1);
+      if (!settings_.populate) target_.allocate(bytes);
+      const std::span<std::byte> memory = target_.mapping().bytes();
+      if (memory.size() != bytes)
+        throw Failure(fmt::format("the source announces {} bytes; {} were populated (--size)", bytes, memory.size()));
+      static_cast<void>(need(ram.add("ram", memory)));
+      page_bytes_ = announced.page_bytes;
+      meter.emplace();
+    }));
+    return ram;
+  }
+
+  /// Returns when what arrived is what was sent, the disk has it, and it has its name.
+  Result<void> load(StateReader& from) {
+    std::optional<SourceState> source;
+    for (;;) {
+      MULTIFD_TRY_ASSIGN(const auto section, from.next());
+      if (!section) break;
+      MULTIFD_TRY(reasons_.in_guest("read the source's digest", [&] { source.emplace(section->state); }));
+    }
+    progress.reset();
+    MULTIFD_TRY(reasons_.in_guest("verify the memory", [&] {
+      if (!source) throw Failure("the source has not said the digest of its file: it is no ram_send");
+      program::check_mapped_files();  // what has failed looks like zeros, which would be punched out
+      digest = target_.digest(page_bytes_);
+      if (digest != source->digest) throw differs(*source);
+      target_.sync();
+      // A verified copy is not thrown away, whatever becomes of the source.
+      target_.keep();
+      kept = target_.file.has_value();
+    }));
+    progress = std::make_unique<program::Progress>(
+        "all is verified, waiting for the source to let go of it",
+        "Is the source stopped (SIGSTOP, a debugger, its host paused)? --progress-timeout ends the wait",
+        settings_.limits.hint);
+    return {};
+  }
+
+  Result<void> resume() { return {}; }  // a file does not run
+
+  std::unique_ptr<program::Progress> progress;  ///< of what is done now
+  std::optional<program::Meter> meter;          ///< runs from when there is memory
+  std::string digest;
+  bool kept = false;  ///< the file has its name
+
+ private:
+  Failure differs(const SourceState& source) const {
+    // Digests or TLS have checked the wire, so this is the only reason left.
+    const bool changed = source.changed || source.checked || settings_.tls.on();
+    return Failure(fmt::format(
+        "what arrived is not what the source's file holds now: digest {}, the source says {}: {}", digest,
+        source.digest,
+        changed ? "the file was changed while it was being sent"
+                : "the file was written to while it was being sent, as a running guest does, or the data was damaged "
+                  "on the way (--digest at the source tells which)"));
+  }
+
+  const Settings& settings_;
+  Target& target_;
+  program::Reasons& reasons_;
+  std::size_t page_bytes_ = 0;
+};
+
+program::Snapshot snapshot_of(const MigrationProgress& now, const std::string& address, double seconds) {
+  if (now.status == MigrationStatus::setup && now.channels == 0 && now.connected == 0)
+    return {.line = "waiting for a source on " + address,
+            .stalled =
+                "Nobody has connected: has the source been started, with an address that leads here, and does no "
+                "firewall stand between?"};
+  if (now.status == MigrationStatus::setup)
+    return {.line = fmt::format("waiting for the source's connections: {} of {} channels", now.connected,
+                                now.channels == 0 ? "some" : std::to_string(now.channels)),
+            .moved = now.channels + now.connected,
+            .stalled =
+                "Is the source stopped, or does something between (a proxy, a firewall, a full queue) hold its "
+                "connections back? --accept-timeout ends the wait"};
+  const auto wire = static_cast<double>(now.moved.wire_bytes);
+  return {.line = fmt::format("received {} for {} of memory  {:.2f} GiB/s", program::format_bytes(wire),
+                              program::format_bytes(static_cast<double>(now.ram_bytes)), program::rate(wire, seconds)),
+          .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status),
+          .stalled =
+              "Is the source stopped (SIGSTOP, a debugger, its host paused), or waiting for memory or a disk, or the "
+              "network between cut? --progress-timeout ends the wait"};
+}
+
+struct Outcome {
+  ArrivalReport report;
+  program::Spent spent;  ///< from the first page to the last
+  std::string digest;
+};
+
+Outcome receive(const Settings& settings, Listener& listener, Target& target, const Interrupt& interrupt) {
+  Migration migration = need(Migration::create());
+  const program::OnInterrupt cancel(interrupt, [&] { migration.cancel(); });
+  program::Reasons reasons;
+  FileGuest guest(settings, target, reasons);
+  Outcome outcome;
+  const DestinationOptions options{
+      .channels = settings.channels != 0 ? std::optional(settings.channels) : std::nullopt,
+      .compression =
+          settings.compression.empty() ? std::nullopt : std::optional<std::string_view>(settings.compression),
+      .page_bytes = std::nullopt,
+      .max_ram_bytes = std::uint64_t{1} << 62,  // prepare() has a limit of its own, and a text for it
+      .into = {.destination = DestinationMemory::zeroed,
+               .populate = settings.populate_ahead ? Populate::ahead : Populate::off},
+      .accept_timeout = settings.limits.accept,
+      .hello_timeout = settings.limits.hello,
+      .progress_timeout = settings.limits.progress,
+      // The source reads a large file for its digest: what is whole is not thrown away because that takes long.
+      .save_timeout = 12 * settings.limits.progress,
+      .hand_over_timeout = settings.limits.progress,
+      .on_event =
+          [&](const Event& event) {
+            if (event.kind == EventKind::status && event.progress.status == MigrationStatus::device && guest.meter)
+              outcome.spent = guest.meter->spent();
+          },
+      .reason = [&](const Error& error) { return reasons.text(error); },
+      .on_stranger = [](const char* why) { program::tell("closed {}\n", why); },
+      .migration = &migration};
+  const program::Stopwatch watch;
+  guest.progress = std::make_unique<program::Progress>(
+      [&, address = to_string(listener.local_address())] {
+        return snapshot_of(migration.progress(), address, watch.seconds());
+      },
+      settings.limits.hint);
+  auto taken = [&] {
+    if (!settings.tls.on()) return migrate_from<program::Stacks>(guest, listener, options);
+    program::TlsAcceptor acceptor = settings.tls.acceptor(listener, settings.limits.hello);
+    return migrate_from<program::Stacks>(guest, acceptor, options);
+  }();
+  guest.progress.reset();
+  if (!taken && guest.kept) program::tell("{} is whole and verified, and stays\n", settings.file);
+  if (!taken && taken.error().code == Errc::timed_out && taken.error().stage == Stage::read)
+    throw Failure(Error{.code = Errc::timed_out}, "nothing has arrived for " + settings.limits.progress_limit().text());
+  if (!taken) throw reasons.failure(taken.error(), migration);
+  if (taken->late) program::tell("all is verified, but the source may not have heard it: {}\n", describe(*taken->late));
+  outcome.report = std::move(*taken);
+  outcome.digest = guest.digest;
+  return outcome;
+}
+
+int run(const Settings& settings) {
   const Interrupt& interrupt = program::catch_signals();
   const program::Stopwatch watch;
   program::JsonFile json_file(settings.json_path);
   try {
-    const std::uint64_t limit = settings.size != 0 ? settings.size : program::physical_memory();
     Target target(settings, interrupt);
     SocketOptions socket = settings.limits.socket();
     socket.send_buffer_bytes = socket.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
@@ -87,72 +274,27 @@ int migrate(const Settings& settings) {
     const Address address = program::address_of(settings.listen, "--listen");
     auto listener = need(Listener::listen(address, multifd::max_channels + 1u, socket), "listen on " + settings.listen);
     program::tell("listening on {}\n", to_string(listener.local_address()));
-    Accepted source = program::accept_peer(listener, settings.channels, interrupt, settings.limits, settings.tls);
-    try {
-      const auto bytes = program::field<std::uint64_t>(source.hello, "size");
-      const auto page_size = program::field<std::size_t>(source.hello, "page_size");
-      const auto compression = program::field<std::string>(source.hello, "compression");
-      if (bytes > limit)
-        throw Failure(fmt::format("the source announces {} bytes; at most {} are taken here (--size)", bytes, limit));
-      if (!settings.compression.empty() && compression != settings.compression)
-        throw Failure(fmt::format("the source compresses with {}, --compression here says {}", compression,
-                                  settings.compression));
-      if (!multifd::valid_page_bytes(page_size) || bytes == 0 || bytes % page_size != 0)
-        throw Failure(fmt::format("the source announces {} bytes in pages of {}", bytes, page_size));
+    const Outcome outcome = receive(settings, listener, target, interrupt);
 
-      if (!settings.populate) target.allocate(bytes);
-      const std::span<std::byte> memory = target.mapping().bytes();
-      if (memory.size() != bytes)
-        throw Failure(fmt::format("the source announces {} bytes; {} were populated (--size)", bytes, memory.size()));
-      RamMap ram(page_size);
-      const BlockId block = need(ram.add("ram", memory));
-      const program::Meter meter;
-      const Received received = program::receive_ram(compression, source, ram, block, interrupt, settings.limits,
-                                                     settings.populate_ahead ? Populate::ahead : Populate::off);
-      const program::Spent spent = meter.spent();
-
-      const std::string digest = target.digest(page_size);
-      if (const auto theirs = program::field<std::string>(received.done, "digest"); digest != theirs) {
-        // Digests or TLS have checked the wire, so this is the only reason left.
-        const bool changed =
-            received.done.value("changed", false) || received.stats.pages_verified > 0 || settings.tls.on();
-        throw Failure(fmt::format(
-            "what arrived is not what the source's file holds now: digest {}, the source says {}: {}", digest, theirs,
-            changed
-                ? "the file was changed while it was being sent"
-                : "the file was written to while it was being sent, as a running guest does, or the data was damaged "
-                  "on the way (--digest at the source tells which)"));
-      }
-      if (interrupt.triggered()) throw Failure(Error{.code = Errc::cancelled});
-      target.keep();
-      // A verified file stays, even if the source has gone before it got the result.
-      const std::string verdict = json{{"ok", true}, {"digest", digest}}.dump();
-      if (!source.control.send_last(MessageType::result, std::as_bytes(std::span(verdict))))
-        program::tell("the source has gone before it heard that all is verified\n");
-      else if (const std::string why = source.control.why_unheard(); !why.empty())
-        program::tell("all is verified, but the source may not have heard it: {}\n", why);
-
-      const ChannelStats sum = total(received.stats.channels);
-      const std::uint64_t pages = sum.normal_pages + sum.zero_pages + received.main_zero_pages;
-      json report = program::report(received.memory_seconds, pages * page_size, received.main_zero_pages,
-                                    received.stats.channels);
-      program::add_spent(report, spent);
-      report["digest"] = digest;
-      report["tls_cipher"] = program::text_or_null(source.control.cipher());
-      report["epochs"] = received.stats.epochs;
-      report["pages_verified"] = received.stats.pages_verified;
-      if (settings.json_path != "-")
-        program::say("received {} in {:.2f} s: {:.2f} GiB/s, {} epochs; digest {} verified{}\n",
-                     program::format_bytes(static_cast<double>(pages * page_size)), received.memory_seconds,
-                     report["gib_per_s"].get<double>(), received.stats.epochs, digest,
-                     program::cipher_note(source.control.cipher()));
-      json_file.write(report);
-      return program::exit_done;
-    } catch (const Failure& failure) {
-      source.control.give_up(failure);
-    } catch (const std::exception& error) {
-      source.control.give_up(Failure(program::text_of(error)));
-    }
+    const ArrivalReport& done = outcome.report;
+    const ChannelStats sum = total(done.stats.channels);
+    // All of them have the source's page size; the announcement's bytes are one round's.
+    const std::uint64_t pages = sum.normal_pages + sum.zero_pages + done.zero_on_main;
+    json report =
+        program::report(outcome.spent.seconds, pages * done.page_bytes, done.zero_on_main, done.stats.channels);
+    program::add_spent(report, outcome.spent);
+    report["digest"] = outcome.digest;
+    report["tls_cipher"] = program::text_or_null(done.cipher);
+    // Those of RAM's START and END have no pages.
+    const std::uint64_t epochs = done.stats.epochs - std::min<std::uint64_t>(done.stats.epochs, 2);
+    report["epochs"] = epochs;
+    report["pages_verified"] = done.stats.pages_verified;
+    if (settings.json_path != "-")
+      program::say("received {} in {:.2f} s: {:.2f} GiB/s, {} epochs; digest {} verified{}\n",
+                   program::format_bytes(static_cast<double>(pages * done.page_bytes)), outcome.spent.seconds,
+                   report["gib_per_s"].get<double>(), epochs, outcome.digest, program::cipher_note(done.cipher));
+    json_file.write(report);
+    return program::exit_done;
   } catch (const std::exception& error) {
     json_file.write(program::failure_report(program::text_of(error), watch.seconds()));
     throw;
@@ -192,6 +334,6 @@ int main(int argc, char** argv) {
     if (settings.populate && (settings.size == 0 || settings.size % multifd::min_page_bytes != 0))
       throw program::Usage("--populate needs --size, the exact size that will be sent");
     settings.tls.prepare(program::address_of(settings.listen, "--listen"));
-    return migrate(settings);
+    return run(settings);
   });
 }

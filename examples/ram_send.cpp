@@ -1,29 +1,37 @@
 // SPDX-License-Identifier: MIT
 //
-// ram_send: the smallest real sender. A file's bytes go as one RAM block to ram_receive in another process; a main
-// connection of our own beside the channels carries what a VMM's main stream would.
+// ram_send: the smallest real source. A file's bytes are the only RAM block of a guest that stands still, and migrate to
+// ram_receive in another process.
 #include <fmt/format.h>
 
 #include <sys/socket.h>
 #include <CLI/CLI.hpp>
+#include <multifd/migrate/dirty/dirty_hooks.hpp>
+#include <multifd/migrate/fixed_downtime.hpp>
+#include <multifd/migrate/source.hpp>
+#include <nlohmann/json.hpp>
 
-#include "common/control.hpp"
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+
 #include "common/limits.hpp"
 #include "common/mapping.hpp"
 #include "common/program.hpp"
 #include "common/progress.hpp"
+#include "common/reasons.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
 #include "common/tell.hpp"
-#include "common/uuid.hpp"
+#include "common/tls.hpp"
 
 namespace {
 
 using namespace multifd;
+using namespace multifd::migrate;
 using nlohmann::json;
-using program::Control;
 using program::Failure;
-using program::MessageType;
 using program::need;
 
 struct Settings {
@@ -43,68 +51,163 @@ struct Settings {
   program::Tls tls;
 };
 
-struct Outcome {
-  program::Spent spent;
-  SenderStats stats;
-  std::uint64_t ram_bytes = 0;
-};
-
-Outcome send(const Settings& settings, const program::Mapping& file, Control& control, const Interrupt& interrupt) {
-  const std::span<const std::byte> bytes = file.bytes();
-  RamMap ram(settings.page_size);
-  const BlockId block = need(ram.add_read_only("ram", bytes));
-  SocketOptions socket = settings.limits.socket(&interrupt);
-  socket.send_buffer_bytes = socket.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
-  const Address address = program::address_of(settings.connect, "--connect");
-
-  const program::Meter meter;
-  const program::Stopwatch watch;
-  auto plain = need(connect_channels(address, settings.stack.channels, socket), "connect the channels");
-  auto links = need(settings.tls.secure(std::move(plain), interrupt, settings.limits.connect));
-  const auto sender = program::open_sender(settings.stack, ram, std::move(links));
-  const program::OnInterrupt cancel(interrupt, [&] { sender->cancel(); });
-  program::ZeroRuns zeros(control, settings.page_size);
-  const std::uint64_t all = bytes.size() * settings.rounds;
-  {
-    const program::Progress progress(
-        [&]() -> program::Snapshot {
-          const SenderStats stats = sender->stats();
-          const ChannelStats sum = total(stats.channels);
-          const auto moved =
-              static_cast<double>((sum.normal_pages + sum.zero_pages + stats.zero_on_main) * settings.page_size);
-          return {
-              .line = fmt::format("{:3.0f} %  {} of {}  {:.2f} GiB/s  wire {}", 100 * moved / static_cast<double>(all),
-                                  program::format_bytes(moved), program::format_bytes(static_cast<double>(all)),
-                                  program::rate(moved, watch.seconds()),
-                                  program::format_bytes(static_cast<double>(sum.wire_bytes))),
-              .moved = sum.wire_bytes,
-              .stalled =
-                  "Is the receiver stopped (SIGSTOP, a debugger, its host paused), or its disk full or slow, "
-                  "or the network between cut? --progress-timeout ends the wait"};
-        },
-        settings.limits.hint);
-    for (unsigned round = 0; round < settings.rounds; ++round) {
-      const auto on_zero = [&](std::uint64_t offset) {
-        zeros.add(offset);
-        return true;
-      };
-      std::uint64_t done = 0;
-      for (const program::Run& run : file.data(settings.page_size)) {
-        need(sender->queue_zeros(block, done, run.offset - done, on_zero));
-        need(sender->queue_range(block, run.offset, run.bytes, on_zero));
-        done = run.offset + run.bytes;
-      }
-      need(sender->queue_zeros(block, done, bytes.size() - done, on_zero));
-      need(sender->close_epoch());
-      zeros.flush();
-      control.send(MessageType::round_end);
-    }
-    need(sender->close_channels());
+/// Sets the bits of adjacent pages.
+void set_pages(std::span<std::uint64_t> bitmap, std::uint64_t first, std::uint64_t pages) {
+  for (const std::uint64_t end = first + pages; first < end;) {
+    const std::uint64_t run = std::min(end - first, 64 - first % 64);
+    bitmap[first / 64] |= ~std::uint64_t{0} >> (64 - run) << first % 64;
+    first += run;
   }
-  return {.spent = meter.spent(), .stats = sender->stats(), .ram_bytes = all};
 }
 
-int migrate(const Settings& settings) {
+/// A file as a guest that stands still, and dirties all of its memory in each round but the last.
+class FileGuest {
+ public:
+  FileGuest(const Settings& settings, const program::Mapping& file, program::Reasons& reasons)
+      : settings_(settings), file_(file), reasons_(reasons), ram_(settings.page_size), rounds_left_(settings.rounds) {
+    block_ = need(ram_.add_read_only("ram", file.bytes()));
+    dirty_.emplace(need(DirtyFromHooks::create(ram_, {.fetch = [this](BlockId, std::span<std::uint64_t> bitmap) {
+                                                 if (rounds_left_ > 1) {
+                                                   --rounds_left_;
+                                                   set_pages(bitmap, 0, ram_.pages(block_));
+                                                 }
+                                                 return Result<void>();
+                                               }})));
+  }
+
+  Result<RamMap> ram() { return ram_; }
+  DirtyFromHooks& dirty_source() { return *dirty_; }
+  Result<void> pause() { return {}; }
+  Result<void> resume() { return {}; }
+  Result<void> known_zeros(BlockId, std::span<std::uint64_t> bitmap) {
+    return reasons_.in_guest("look for holes", [&] {
+      std::uint64_t done = 0;
+      const auto zeros_to = [&](std::uint64_t end) {
+        set_pages(bitmap, done / ram_.page_bytes(), (end - done) / ram_.page_bytes());
+      };
+      for (const program::Run& run : file_.data(ram_.page_bytes())) {
+        zeros_to(run.offset);
+        done = run.offset + run.bytes;
+      }
+      zeros_to(file_.bytes().size());
+    });
+  }
+  /// What the receiver compares.
+  Result<void> save(StateWriter& to) {
+    MULTIFD_TRY(reasons_.in_guest("compute the file's digest", [&] {
+      progress.reset();
+      const program::Step step("all is sent, reading the file again for its digest");
+      digest_ = file_.digest();
+    }));
+    const std::string state =
+        json{{"digest", digest_}, {"changed", changed()}, {"checked", settings_.stack.digest == Digest::on}}.dump();
+    progress = std::make_unique<program::Progress>(
+        "all is sent, waiting for the receiver's verdict",
+        "The receiver compares digests and writes its file: is it stopped, or its disk slow? --result-timeout ends the "
+        "wait",
+        settings_.limits.hint);
+    return to.device({.idstr = "ram_send"}, std::as_bytes(std::span(state)));
+  }
+
+  const std::string& digest() const { return digest_; }
+  /// Whether the file has been written to meanwhile.
+  bool changed() const { return file_.changed(); }
+
+  std::unique_ptr<program::Progress> progress;  ///< of what is done now
+
+ private:
+  const Settings& settings_;
+  const program::Mapping& file_;
+  program::Reasons& reasons_;
+  RamMap ram_;
+  BlockId block_{};
+  unsigned rounds_left_;
+  std::optional<DirtyFromHooks> dirty_;
+  std::string digest_;
+};
+
+program::Snapshot snapshot_of(const MigrationProgress& now, std::uint64_t all, std::size_t page_size) {
+  const auto moved = static_cast<double>((now.moved.normal_pages + now.moved.zero_pages) * page_size);
+  return {
+      .line = now.status == MigrationStatus::setup
+                  ? std::string("waiting for the receiver to take the file's size and settings")
+                  : fmt::format("{:3.0f} %  {} of {}  {:.2f} GiB/s  wire {}", 100 * moved / static_cast<double>(all),
+                                program::format_bytes(moved), program::format_bytes(static_cast<double>(all)),
+                                program::rate(moved, seconds(now.elapsed)),
+                                program::format_bytes(static_cast<double>(now.moved.wire_bytes))),
+      .moved = now.moved.wire_bytes + static_cast<std::uint64_t>(now.status),
+      .stalled = fmt::format("Is the receiver stopped (SIGSTOP, a debugger, its host paused), or its disk full or "
+                             "slow, or the network between cut? {} ends the wait",
+                             now.status == MigrationStatus::setup ? "--result-timeout" : "--progress-timeout")};
+}
+
+struct Outcome {
+  MigrationReport report;
+  program::Spent spent;  ///< up to the last page
+  std::string cipher;
+};
+
+/// What migrate_to() has failed with.
+Failure failure_of(const Error& error, const FileGuest& guest, const program::Reasons& reasons,
+                   const Migration& migration, const Settings& settings) {
+  // The return path is what stage read is about.
+  const Failure failure =
+      error.code == Errc::timed_out && error.stage == Stage::read
+          ? Failure(Error{.code = error.code}, "the other side is silent for " + settings.limits.result_limit().text())
+          : reasons.failure(error, migration);
+  if (migration.owner() == Owner::unknown)
+    return Failure(fmt::format("{} (all is verified at the receiver, which may have kept it)", failure.what()));
+  if (!guest.digest().empty() && guest.changed())
+    return Failure(fmt::format("{}: was changed while it was being sent ({})", settings.file, failure.what()));
+  return failure;
+}
+
+Outcome send(const Settings& settings, const Address& address, FileGuest& guest, program::Reasons& reasons,
+             std::uint64_t ram_bytes, const Interrupt& interrupt) {
+  const SocketOptions of_main = settings.limits.socket(&interrupt);
+  SocketOptions of_channels = of_main;
+  of_channels.send_buffer_bytes = of_channels.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
+  Migration migration = need(Migration::create());
+  const program::OnInterrupt cancel(interrupt, [&] { migration.cancel(); });
+
+  const program::Meter meter;
+  Outcome outcome;
+  auto plain_main = need(connect_to(address, of_main), "connect to " + to_string(address));
+  program::Link main =
+      need(settings.tls.secure(std::move(plain_main), interrupt, settings.limits.connect), "main connection");
+  outcome.cipher = main.cipher();
+  auto plain = need(connect_channels(address, settings.stack.channels, of_channels), "connect the channels");
+  SourceLinks<program::Link> links{std::move(main),
+                                   need(settings.tls.secure(std::move(plain), interrupt, settings.limits.connect))};
+  guest.progress = std::make_unique<program::Progress>(
+      [&] { return snapshot_of(migration.progress(), ram_bytes, settings.page_size); }, settings.limits.hint);
+  auto done = migrate_to<program::Stacks>(
+      guest, std::move(links),
+      {.compression = settings.stack.compression,
+       .level = settings.stack.level,
+       .zero_pages = settings.stack.zero_pages,
+       .bandwidth = settings.stack.bandwidth,
+       .digest = settings.stack.digest,
+       .peer = settings.stack.peer,
+       // Ends when nothing is dirty any more.
+       .converge = {.rule = FixedRounds(settings.rounds)},
+       .answer_timeout = settings.limits.result,
+       .progress_timeout = settings.limits.progress,
+       .load_timeout = settings.limits.result,
+       .on_event =
+           [&](const Event& event) {
+             if (event.kind == EventKind::status && event.progress.status == MigrationStatus::device)
+               outcome.spent = meter.spent();
+           },
+       .reason = [&](const Error& error) { return reasons.text(error); },
+       .migration = &migration});
+  guest.progress.reset();
+  if (!done) throw failure_of(done.error(), guest, reasons, migration, settings);
+  outcome.report = std::move(*done);
+  return outcome;
+}
+
+int run(const Settings& settings) {
   const Interrupt& interrupt = program::catch_signals();
   const program::Stopwatch watch;
   program::JsonFile json_file(settings.json_path);
@@ -118,61 +221,32 @@ int migrate(const Settings& settings) {
       const program::Step step("mapping every page of the file");
       file.populate_for_reading(&interrupt);
     }
-    const std::span<const std::byte> bytes = file.bytes();
-    Control control =
-        Control::connect(program::address_of(settings.connect, "--connect"), interrupt, settings.limits, settings.tls);
-    try {
-      control.send_json(MessageType::hello, {{"size", bytes.size()},
-                                             {"page_size", settings.page_size},
-                                             {"channels", settings.stack.channels},
-                                             {"compression", settings.stack.compression},
-                                             {"uuid", program::to_string(settings.stack.uuid)}});
-      const Outcome outcome = send(settings, file, control, interrupt);
-      const std::string digest = [&] {
-        const program::Step step("all is sent, reading the file again for its digest");
-        return file.digest();
-      }();
-      const bool changed = file.changed();
-      control.send_json(MessageType::done, {{"digest", digest}, {"changed", changed}});
-      const program::Progress waiting("all is sent, waiting for the receiver's verdict",
-                                      "The receiver compares digests and writes its file: is it stopped, or its disk "
-                                      "slow? --result-timeout ends the wait",
-                                      settings.limits.hint);
-      const json result = [&] {
-        try {
-          return control.expect(MessageType::result, program::small_message, settings.limits.result_limit()).json();
-        } catch (const Failure& failure) {
-          if (!changed) throw;
-          throw Failure(fmt::format("{}: was changed while it was being sent ({})", settings.file, failure.what()));
-        }
-      }();
-      control.finish();
+    program::Reasons reasons;
+    FileGuest guest(settings, file, reasons);
+    const std::uint64_t ram_bytes = file.bytes().size() * settings.rounds;
+    const Outcome outcome =
+        send(settings, program::address_of(settings.connect, "--connect"), guest, reasons, ram_bytes, interrupt);
 
-      json report =
-          program::report(outcome.spent.seconds, outcome.ram_bytes, outcome.stats.zero_on_main, outcome.stats.channels);
-      program::add_spent(report, outcome.spent);
-      report["digest"] = program::field<std::string>(result, "digest");
-      report["bounded_by"] = to_string(bounded_by(outcome.stats));
-      report["tls_cipher"] = program::text_or_null(control.cipher());
-      report["producer_waits"] = outcome.stats.producer_waits;
-      if (settings.json_path != "-") {
-        const ChannelStats sum = total(outcome.stats.channels);
-        program::say(
-            "sent {} in {:.2f} s over {} channels: {:.2f} GiB/s, {} normal and {} zero pages, {} on the wire, "
-            "bounded by {}; digest {} verified{}\n",
-            program::format_bytes(static_cast<double>(outcome.ram_bytes)), outcome.spent.seconds,
-            settings.stack.channels, report["gib_per_s"].get<double>(), sum.normal_pages,
-            sum.zero_pages + outcome.stats.zero_on_main, program::format_bytes(static_cast<double>(sum.wire_bytes)),
-            report["bounded_by"].get<std::string>(), report["digest"].get<std::string>(),
-            program::cipher_note(control.cipher()));
-      }
-      json_file.write(report);
-      return program::exit_done;
-    } catch (const Failure& failure) {
-      control.give_up(failure);
-    } catch (const std::exception& error) {
-      control.give_up(Failure(program::text_of(error)));
+    const SenderStats& stats = outcome.report.stats;
+    json report = program::report(outcome.spent.seconds, ram_bytes, stats.zero_on_main, stats.channels);
+    program::add_spent(report, outcome.spent);
+    report["digest"] = guest.digest();
+    // Of the last round that had pages; behind it the channels wait for the digest.
+    report["bounded_by"] = to_string(outcome.report.rounds.at(settings.rounds - 1).bound);
+    report["tls_cipher"] = program::text_or_null(outcome.cipher);
+    report["producer_waits"] = stats.producer_waits;
+    if (settings.json_path != "-") {
+      const ChannelStats sum = total(stats.channels);
+      program::say(
+          "sent {} in {:.2f} s over {} channels: {:.2f} GiB/s, {} normal and {} zero pages, {} on the wire, "
+          "bounded by {}; digest {} verified{}\n",
+          program::format_bytes(static_cast<double>(ram_bytes)), outcome.spent.seconds, settings.stack.channels,
+          report["gib_per_s"].get<double>(), sum.normal_pages, sum.zero_pages + stats.zero_on_main,
+          program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>(),
+          guest.digest(), program::cipher_note(outcome.cipher));
     }
+    json_file.write(report);
+    return program::exit_done;
   } catch (const std::exception& error) {
     json_file.write(program::failure_report(program::text_of(error), watch.seconds()));
     throw;
@@ -230,11 +304,15 @@ int main(int argc, char** argv) {
     if (peers_asked) return list_peers();
     if (settings.connect.empty() || settings.file.empty()) throw program::Usage("--connect and --file are needed");
     settings.stack.peer = need(find_peer_profile(settings.peer));
-    settings.stack.uuid = program::new_uuid();
+    if (settings.digest && !settings.stack.peer.digests)
+      throw program::Usage("--digest with --peer " + settings.peer + ": that peer does not verify digests");
     settings.stack.progress_timeout = settings.limits.progress;
     settings.stack.digest = settings.digest ? Digest::on : Digest::off;
     settings.stack.check();
+    // What the channels carry is what that generation reads; the main connection leads to ram_receive all the same.
+    settings.stack.peer.digests = true;
+    settings.stack.peer.sync_style = peer_multifd.sync_style;
     settings.tls.prepare(program::address_of(settings.connect, "--connect"));
-    return migrate(settings);
+    return run(settings);
   });
 }

@@ -3,7 +3,7 @@
 
     python3 tests/documents.py
 
-* README.md has at most 220 lines.
+* README.md has at most 250 lines.
 * Every folder and file that a document names exists, and so does every heading that it links to.
 * Every file in benchmarks/results/ is cited by a document, and every cited one exists.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "benchmarks/results"
-LONGEST = 220
+LONGEST = 250
 FOLDERS = ("", "include", "include/multifd", "examples", "tests", "benchmarks")  # where a name may begin
 MADE = ("build/", "guest-ram/")  # what the commands of a document make
 NAMES = re.compile(r"(?<![\w./<>…$:*-])[\w.-][\w./-]*(?![\w…])")

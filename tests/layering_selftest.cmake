@@ -17,7 +17,7 @@ set(expected
     "engine/worker.hpp (level 6) must not include compress/zlib.hpp (level 8)"
     "engine/worker.hpp must not include \"worker_detail.hpp\""
     "testing/check.hpp must not include multifd/multifd.hpp"
-    "testing/check.hpp (level 12) must not include multifd.hpp (level 12)"
+    "testing/check.hpp (level 14) must not include multifd.hpp (level 14)"
     "testing/check.hpp includes gone.hpp, which does not exist"
     "stranger.hpp has no row"
 )

@@ -252,7 +252,14 @@ night() {
     part "cancels-$preset" $run_tests env "MULTIFD_CANCELS=${MULTIFD_CANCELS:-2000}" "build/$preset/tests/system" \
       '--source-file=*/cancel_sweep_test.cpp'
   done
+  # 500 cancels and 500 losses of whole migrations, and one side killed or stopped at an operation of its links.
+  for preset in dev asan-ubsan; do
+    # shellcheck disable=SC2086 # a list of words
+    part "moments-$preset" $run_tests env "MULTIFD_MOMENTS=${MULTIFD_MOMENTS:-500}" "MULTIFD_KILLS=${MULTIFD_KILLS:-500}" \
+      "build/$preset/tests/system" '--source-file=*/migrate_moments_test.cpp,*/migrate_kill_test.cpp'
+  done
   part kill python3 -B tests/programs/kill.py build/dev/examples "${MULTIFD_KILLS:-100}"
+  part guests python3 -B tests/programs/guests.py build/dev/examples "${MULTIFD_KILLS:-500}"
   part signals python3 -B tests/programs/signals.py build/dev/examples --tries 10
   # All cases of the live QEMUs, where the default run has a covering choice.
   interop="--programs build/dev/examples"
@@ -291,7 +298,7 @@ if [ "$quick" = no ]; then
   stage asan-ubsan build_and_test asan-ubsan only $dear $units
   dev_left_out=$(echo "$dear" | tr ' ' ';')
   # The rooms that threads share.
-  stage tsan build_and_test tsan only system property stress unit_ends unit_engine unit_memory unit_packets unit_transport
+  stage tsan build_and_test tsan only system property stress unit_ends unit_engine unit_memory unit_migrate unit_packets unit_transport
   stage messages-clang messages # of wrong policies
 fi
 

@@ -16,6 +16,7 @@
 #include "advise/output.hpp"
 #include "advise/plot.hpp"
 #include "advise/rate.hpp"
+#include "common/gnuplot.hpp"
 #include "common/limits.hpp"
 #include "common/part_file.hpp"
 #include "common/program.hpp"
@@ -156,7 +157,7 @@ int advise_on(const Settings& settings) {
   program::JsonFile json_file(settings.json_path);
   Steps steps(interrupt);
   try {
-    if (!settings.plot.empty()) need_gnuplot();
+    if (!settings.plot.empty()) program::need_gnuplot();
     // Before the measuring: a name that is taken is no surprise after it.
     std::optional<program::PartFile> plot_data, plot;
     if (!settings.plot_data.empty()) plot_data.emplace(settings.plot_data).check_writes();

@@ -1,40 +1,23 @@
 // SPDX-License-Identifier: MIT
 #include "advise/plot.hpp"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <poll.h>
-#include <signal.h>
-#include <spawn.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <fstream>
 #include <limits>
 #include <map>
-#include <sstream>
 #include <tuple>
 
 #include "advise/rate.hpp"
-#include "common/descriptor.hpp"
+#include "common/gnuplot.hpp"
 #include "common/program.hpp"
-
-extern "C" char** environ;
 
 namespace advise {
 namespace {
 
-using program::Failure;
-
-constexpr const char* install_hint = "install the package gnuplot-nox (or gnuplot); --plot-data needs none";
+using program::quoted;
 
 std::vector<double> speeds() {
   std::vector<double> all;
@@ -42,16 +25,6 @@ std::vector<double> speeds() {
   for (double at = 1e8; at < 4e11; at *= std::pow(10, 1.0 / steps_per_decade)) all.push_back(at);
   all.push_back(4e11);
   return all;
-}
-
-/// In gnuplot's single quotes.
-std::string quoted(const std::string& text) {
-  std::string out = "'";
-  for (const char c : text) {
-    if (c == '\'') out += '\'';
-    out += c == '\n' ? ' ' : c;
-  }
-  return out + "'";
 }
 
 std::string data_table(const Curves& curves) {
@@ -79,12 +52,7 @@ std::string script_for(const Findings& findings, const program::PartFile& pictur
   const auto line = [&]<class... Args>(fmt::format_string<Args...> format, Args&&... args) {
     script += fmt::format(format, std::forward<Args>(args)...) + "\n";
   };
-  if (picture.path().ends_with(".svg")) {
-    line("set terminal svg size 1120,640 dynamic enhanced background '#ffffff' font 'Helvetica,Arial,sans-serif,15'");
-  } else {
-    line("set terminal pngcairo size 1400,800 enhanced background '#ffffff' font 'Sans,13'");
-  }
-  line("set output {}", quoted(picture.part()));
+  script += program::gnuplot_terminal(picture);
   line("$curves << END_OF_CURVES\n{}END_OF_CURVES", data_table(curves));
   line("set logscale xy");
   line("set xrange [99.9:400001]\nset mytics 10");
@@ -117,55 +85,6 @@ std::string script_for(const Findings& findings, const program::PartFile& pictur
                           colours[i % colours.size()], curves.curves[i].label.starts_with("none") ? 4 : 1,
                           quoted(curves.curves[i].label));
   return script + "\n";
-}
-
-/// A file that goes with its owner.
-class Scratch {
- public:
-  Scratch() : path_(std::string(std::getenv("TMPDIR") != nullptr ? std::getenv("TMPDIR") : "/tmp") + "/adviseXXXXXX") {
-    fd_ = program::Descriptor(::mkostemp(path_.data(), O_CLOEXEC));
-    if (fd_.get() < 0) throw Failure(fmt::format("{}: {}", path_, std::strerror(errno)));
-  }
-  ~Scratch() { ::unlink(path_.c_str()); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  const std::string& path() const noexcept { return path_; }
-
- private:
-  std::string path_;
-  program::Descriptor fd_;
-};
-
-/// Starts gnuplot and waits, at most 30 seconds; returns its exit status. Its messages go to `messages`.
-int run_gnuplot(const char* argument, const std::string& messages) {
-  posix_spawn_file_actions_t actions;
-  ::posix_spawn_file_actions_init(&actions);
-  ::posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-  ::posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, messages.c_str(), O_WRONLY | O_TRUNC, 0600);
-  ::posix_spawn_file_actions_adddup2(&actions, STDOUT_FILENO, STDERR_FILENO);
-  std::string name = "gnuplot";
-  std::string text = argument;
-  char* const arguments[] = {name.data(), text.data(), nullptr};
-  pid_t child = -1;
-  const int error = ::posix_spawnp(&child, "gnuplot", &actions, nullptr, arguments, environ);
-  ::posix_spawn_file_actions_destroy(&actions);
-  if (error != 0) throw Failure(fmt::format("gnuplot: {}: {}", std::strerror(error), install_hint));
-  // The bare call: pidfd_open() of glibc 2.36 is declared without C linkage.
-  const program::Descriptor handle(static_cast<int>(::syscall(SYS_pidfd_open, child, 0)));
-  pollfd ended{.fd = handle.get(), .events = POLLIN, .revents = 0};
-  const bool in_time = ::poll(&ended, 1, 30'000) == 1;
-  if (!in_time) ::kill(child, SIGKILL);
-  int status = 0;
-  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  if (!in_time) throw Failure("gnuplot: no picture after 30 seconds");
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
-}
-
-void write_file(const std::string& path, const std::string& text) {
-  std::ofstream file(path);
-  file << text;
-  if (!file.flush()) throw Failure(fmt::format("{}: {}", path, std::strerror(errno)));
 }
 
 }  // namespace
@@ -224,23 +143,8 @@ Curves curves_of(const Findings& findings) {
   return result;
 }
 
-void need_gnuplot() {
-  const Scratch messages;
-  if (run_gnuplot("--version", messages.path()) != 0)
-    throw Failure(fmt::format("gnuplot does not start: {}", install_hint));
-}
-
 void draw(const Findings& findings, const program::PartFile& picture) {
-  const Scratch script, messages;
-  write_file(script.path(), script_for(findings, picture));
-  const int status = run_gnuplot(script.path().c_str(), messages.path());
-  std::stringstream said;
-  said << std::ifstream(messages.path()).rdbuf();
-  struct stat drawn{};
-  if (status == 0 && ::fstat(picture.fd(), &drawn) == 0 && drawn.st_size > 0) return;
-  std::string reason = said.str();
-  std::ranges::replace(reason, '\n', ' ');
-  throw Failure(fmt::format("{}: gnuplot could not draw it: {}", picture.path(), reason));
+  program::draw_by_gnuplot(script_for(findings, picture), picture);
 }
 
 void write_plot_data(const Findings& findings, const program::PartFile& table) {

@@ -27,9 +27,6 @@ inline constexpr std::size_t most_curves = 8;
 /// The stacks that are the quickest at some speed, and the uncompressed ones to compare with.
 Curves curves_of(const Findings& findings);
 
-/// Whether gnuplot can be started. Throws program::Failure that says what to install.
-void need_gnuplot();
-
 /// Draws to a file whose name will end in .svg or .png. Throws program::Failure.
 void draw(const Findings& findings, const program::PartFile& picture);
 

@@ -57,14 +57,13 @@ Transfer transfer(std::span<std::byte> from, const program::Mapping& to, Destina
   auto out = need(connect_channels(listener.local_address(), options.channels), "loopback");
   auto in = need(listener.accept_channels(options.channels, std::chrono::seconds(5)), "loopback");
 
-  program::StackOptions stack;
-  stack.channels = options.channels;
-  stack.compression = options.compressor;
-  stack.level = options.level;
-  stack.zero_pages = to_string(options.zero_pages);
-  stack.bandwidth = options.bandwidth;
   const program::Stopwatch watch;
-  const auto sender = program::open_sender(stack, source_ram, program::Link::all_of(std::move(out)));
+  const auto sender = need(open_any_sender(program::Compressors{}, program::ZeroPolicies{}, source_ram,
+                                           program::Link::all_of(std::move(out)),
+                                           {.compression = options.compressor,
+                                            .level = options.level,
+                                            .zero_pages = to_string(options.zero_pages),
+                                            .bandwidth = options.bandwidth}));
 
   Transfer run;
   Result<void> received;

@@ -70,13 +70,6 @@ std::string with_context(const multifd::Error& error, const std::string& context
   return context.empty() ? text : context + ": " + text;
 }
 
-// How a stream looks that the peer tore down.
-bool is_broken_stream(const std::error_code& code) {
-  using multifd::Errc;
-  return code == Errc::truncated_hello || code == Errc::truncated_header || code == Errc::truncated_payload ||
-         code == Errc::unsynced_end;
-}
-
 // What a second signal removes.
 struct Unfinished {
   std::mutex mutex;
@@ -171,17 +164,9 @@ void fill_standard_descriptors() {
 }  // namespace
 
 Failure::Failure(const multifd::Error& error, const std::string& context)
-    : std::runtime_error(with_context(error, context)),
-      code_(error.code),
-      may_be_echo_(error.code == multifd::Condition::peer_gone || is_broken_stream(error.code) ||
-                   // The socket file of a peer that has ended.
-                   (error.stage == multifd::Stage::connect && error.code == std::errc::no_such_file_or_directory)) {}
+    : std::runtime_error(with_context(error, context)), code_(error.code) {}
 
-Failure Failure::of_peer(const std::string& reason) {
-  Failure failure("the other side gave up: " + reason);
-  failure.from_peer_ = true;
-  return failure;
-}
+Failure Failure::of_peer(const std::string& reason) { return Failure("the other side gave up: " + reason); }
 
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
   fill_standard_descriptors();

@@ -37,14 +37,9 @@ class Failure : public std::runtime_error {
 
   /// The Error's code; empty for a failure of the program's own.
   std::error_code code() const noexcept { return code_; }
-  bool from_peer() const noexcept { return from_peer_; }
-  /// Whether the error may be only the consequence of a failure on the other side.
-  bool may_be_echo() const noexcept { return may_be_echo_; }
 
  private:
   std::error_code code_;
-  bool from_peer_ = false;
-  bool may_be_echo_ = false;
 };
 
 /// Wrong use that the option parser cannot see: exit status 2.

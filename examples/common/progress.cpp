@@ -61,27 +61,39 @@ std::string Patience::look(const Snapshot& snapshot, Clock::time_point now) {
 }
 
 Progress::Progress(Look look, std::chrono::milliseconds hint_after)
-    : thread_([this, look = std::move(look), hint_after] { run(look, hint_after); }) {}
+    : look_(std::move(look)),
+      hint_after_(hint_after),
+      terminal_(::isatty(STDERR_FILENO) != 0),
+      patience_(hint_after, Patience::Clock::now()),
+      thread_([this] { run(); }) {}
 
-void Progress::run(const Look& look, std::chrono::milliseconds hint_after) {
-  const bool terminal = ::isatty(STDERR_FILENO) != 0;
-  if (!terminal && hint_after.count() == 0) return;  // there is nothing to say
-  const auto interval = terminal ? 200ms : std::clamp<std::chrono::milliseconds>(hint_after / 4, 20ms, 500ms);
-  const char* const clear = terminal ? "\r\x1b[K" : "";
-  Patience patience(hint_after, Patience::Clock::now());
+void Progress::update() {
+  if (!terminal_) return;
+  const std::lock_guard lock(mutex_);
+  show();
+}
+
+void Progress::show() {
+  const char* const clear = terminal_ ? "\r\x1b[K" : "";
+  const Snapshot snapshot = look_();
+  if (const std::string hint = patience_.look(snapshot, Patience::Clock::now()); !hint.empty())
+    tell("{}hint: {}\n", clear, hint);
+  if (!terminal_) return;
+  const bool still = patience_.still() >= 2s;
+  tell("{}{}{}", clear, snapshot.line,
+       !still                     ? std::string()
+       : snapshot.stalled.empty() ? "  for " + text_of(patience_.still())
+                                  : "  nothing has moved for " + text_of(patience_.still()));
+}
+
+void Progress::run() {
+  if (!terminal_ && hint_after_.count() == 0) return;  // there is nothing to say
+  const auto interval = terminal_ ? 200ms : std::clamp<std::chrono::milliseconds>(hint_after_ / 4, 20ms, 500ms);
   std::unique_lock lock(mutex_);
   do {  // at least once, so that the terminal shows what was done last, however short that was
-    const Snapshot snapshot = look();
-    if (const std::string hint = patience.look(snapshot, Patience::Clock::now()); !hint.empty())
-      tell("{}hint: {}\n", clear, hint);
-    if (!terminal) continue;
-    const bool still = patience.still() >= 2s;
-    tell("{}{}{}", clear, snapshot.line,
-         !still                     ? std::string()
-         : snapshot.stalled.empty() ? "  for " + text_of(patience.still())
-                                    : "  nothing has moved for " + text_of(patience.still()));
+    show();
   } while (!changed_.wait_for(lock, interval, [this] { return ended_; }));
-  tell("{}", clear);
+  if (terminal_) tell("\r\x1b[K");
 }
 
 Progress::~Progress() {

@@ -77,10 +77,18 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
- private:
-  void run(const Look& look, std::chrono::milliseconds hint_after);
+  /// Rewrites the line at once: something else is being done from now on. Threads: any.
+  void update();
 
+ private:
+  void run();
+  void show();
+
+  const Look look_;
+  const std::chrono::milliseconds hint_after_;
+  const bool terminal_;
   std::mutex mutex_;
+  Patience patience_;
   std::condition_variable changed_;
   bool ended_ = false;
   std::thread thread_;

@@ -24,10 +24,6 @@ Result<std::unique_ptr<AnyReceiver>> open_receiver_into(Into into, std::string_v
 
 }  // namespace
 
-std::unique_ptr<AnySender> open_sender(const StackOptions& options, const RamMap& ram, std::vector<Link> links) {
-  return need(open_any_sender(Compressors{}, ZeroPolicies{}, ram, std::move(links), options.for_library()));
-}
-
 std::unique_ptr<AnySender> open_relay_sender(const StackOptions& options, const RamMap& ram, std::vector<Link> links) {
   return need(open_any_sender<FromCopies>(Compressors{}, ZeroPolicies{}, ram, std::move(links), options.for_library()));
 }
@@ -41,8 +37,8 @@ Result<std::unique_ptr<AnyReceiver>> open_receiver(const std::string& compressio
 #endif
   if (options.on_packet)
     return open_receiver_into(IntoHook{std::move(options.on_packet)}, decoder, ram, std::move(links), options);
-  return open_receiver_into(IntoMemory{.destination = DestinationMemory::zeroed, .populate = options.populate}, decoder,
-                            ram, std::move(links), options);
+  return open_receiver_into(IntoMemory{.destination = DestinationMemory::zeroed}, decoder, ram, std::move(links),
+                            options);
 }
 
 }  // namespace program

@@ -34,6 +34,13 @@ using Compressors = multifd::PolicyList<multifd::NoComp, multifd::Zlib, multifd:
 #endif
 using ZeroPolicies = multifd::PolicyList<multifd::ZeroPagesNone, multifd::ZeroPagesLegacy, multifd::ZeroPagesMultifd>;
 
+/// The same for multifd::migrate.
+struct Stacks {
+  using Link = program::Link;
+  using Compressors = program::Compressors;
+  using ZeroPages = program::ZeroPolicies;
+};
+
 /// Options that choose a sender's stack.
 struct StackOptions {
   unsigned channels = 4;
@@ -64,17 +71,14 @@ struct StackOptions {
 /// The names of --compression.
 std::vector<std::string> compressor_names();
 
-/// multifd::Sender::open() for the stack that the options name. Throws Failure.
-std::unique_ptr<AnySender> open_sender(const StackOptions& options, const multifd::RamMap& ram,
-                                       std::vector<Link> links);
-/// The same for a relay: its pages come by queue_copies().
+/// multifd::Sender::open() for the stack that the options name, for a relay: its pages come by queue_copies(). Throws
+/// Failure.
 std::unique_ptr<AnySender> open_relay_sender(const StackOptions& options, const multifd::RamMap& ram,
                                              std::vector<Link> links);
 
 /// What the programs set of multifd::ReceiverOptions; the barrier is manual, the memory fresh.
 struct ReceiveOptions {
   multifd::UuidCheck uuid{};
-  multifd::Populate populate = multifd::Populate::off;
   multifd::FirstPacket first_packet = multifd::FirstPacket::any;
   std::chrono::milliseconds hello_timeout = TimeLimits{}.hello;
   std::chrono::milliseconds progress_timeout = multifd::ReceiverOptions<multifd::NoComp>{}.progress_timeout;

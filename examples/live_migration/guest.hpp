@@ -37,11 +37,19 @@ enum class Backend { automatic, kvm, thread };
 /// Parses "auto", "kvm" or "thread"; no value for other names.
 std::optional<Backend> parse_backend(std::string_view name);
 
+/// When the guest writes less: busy for a time, then quiet, and so on, beginning with run().
+struct QuietPhases {
+  double busy_s = 0;
+  double quiet_s = 0;  ///< 0: never quiet
+  std::uint64_t dirty_bytes_per_s = std::uint64_t{1} << 20;
+};
+
 /// A destination uses only `memory_bytes`: everything else comes with the memory and the state.
 struct GuestConfig {
   std::size_t memory_bytes = std::size_t{1} << 30;        ///< multiple of 4096, at least 2 MiB
   std::size_t working_set_bytes = std::size_t{64} << 20;  ///< rounded up to pages; lies in the middle of memory
   std::uint64_t dirty_bytes_per_s = 0;                    ///< 4096 per page written; 0: as fast as it goes
+  QuietPhases quiet{};                                    ///< at the source; elsewhere the guest is always busy
   std::uint64_t seed = 1;                                 ///< same seed and sizes: same memory after boot()
   double zero_share = 0.4;                                ///< share of the pages left zero by boot()
   double text_share = 0.4;                                ///< share that compresses like text; the rest is random

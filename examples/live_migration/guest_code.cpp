@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -306,19 +307,24 @@ std::span<const std::byte> decode_state(std::span<const std::byte> state, std::s
   return payload;
 }
 
-void Pacer::start(std::uint64_t bytes_per_s) {
+void Pacer::start(std::uint64_t bytes_per_s, const QuietPhases& quiet) {
   const std::lock_guard lock(mutex_);
   interrupted_ = false;
   bytes_per_s_ = bytes_per_s;
-  due_ = std::chrono::steady_clock::now();
+  quiet_ = quiet;
+  began_ = due_ = std::chrono::steady_clock::now();
 }
 
 void Pacer::wait(std::uint64_t pages) {
   using namespace std::chrono_literals;
   std::unique_lock lock(mutex_);
-  if (bytes_per_s_ == 0) return;
-  const std::chrono::duration<double> cost(static_cast<double>(pages * guest_page_size) /
-                                           static_cast<double>(bytes_per_s_));
+  std::uint64_t rate = bytes_per_s_;
+  if (quiet_.quiet_s > 0) {
+    const std::chrono::duration<double> now = std::chrono::steady_clock::now() - began_;
+    if (std::fmod(now.count(), quiet_.busy_s + quiet_.quiet_s) >= quiet_.busy_s) rate = quiet_.dirty_bytes_per_s;
+  }
+  if (rate == 0) return;
+  const std::chrono::duration<double> cost(static_cast<double>(pages * guest_page_size) / static_cast<double>(rate));
   due_ = std::max(due_, std::chrono::steady_clock::now() - 100ms) +
          std::chrono::duration_cast<std::chrono::steady_clock::duration>(cost);
   wake_.wait_until(lock, due_, [this] { return interrupted_; });

@@ -90,7 +90,7 @@ std::span<const std::byte> decode_state(std::span<const std::byte> state, std::s
 class Pacer {
  public:
   /// Starts anew; 0 means no limit.
-  void start(std::uint64_t bytes_per_s);
+  void start(std::uint64_t bytes_per_s, const QuietPhases& quiet);
   /// Waits until it is time for more after `pages` pages. Returns early when interrupted.
   void wait(std::uint64_t pages);
   /// Ends the wait, and all waits until start(). Any thread.
@@ -101,6 +101,8 @@ class Pacer {
   std::condition_variable wake_;
   bool interrupted_ = false;
   std::uint64_t bytes_per_s_ = 0;
+  QuietPhases quiet_{};
+  std::chrono::steady_clock::time_point began_;
   std::chrono::steady_clock::time_point due_;
 };
 

@@ -163,7 +163,7 @@ class KvmGuest final : public Guest {
     stopping_.store(false, std::memory_order_relaxed);
     const std::uint64_t rate = mailbox_word(memory_.bytes(), MailboxWord::dirty_bytes_per_s);
     pages_per_exit_ = mailbox_word(memory_.bytes(), MailboxWord::pages_per_exit);
-    pacer_.start(rate);
+    pacer_.start(rate, config_.quiet);
 
     // The thread starts with all signals blocked, inside KVM_RUN all but `kick_signal` are. So a kick ends
     // KVM_RUN but is never delivered: it needs no handler, and the signals of the process stay with the other

@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstring>
 #include <iterator>
@@ -23,6 +25,11 @@
 #include "common/tell.hpp"
 #include "common/uuid.hpp"
 #include "live_migration/migration.hpp"
+
+#include <multifd/migrate/downtime_ramp.hpp>
+#include <multifd/migrate/fixed_downtime.hpp>
+#include <multifd/migrate/priced_downtime.hpp>
+#include <multifd/migrate/stall_detection.hpp>
 
 namespace {
 
@@ -76,27 +83,73 @@ class Child {
 
 }  // namespace
 
+namespace {
+
+/// The rule of --switch.
+multifd::migrate::AnySwitchRule rule_of(const std::string& name, std::chrono::milliseconds max_downtime) {
+  using namespace multifd::migrate;
+  if (name == "fixed") return FixedDowntime({.max_downtime = max_downtime});
+  if (name == "ramp")
+    return DowntimeRamp({.first_downtime = std::min(max_downtime, DowntimeRampOptions{}.max_downtime)});
+  if (name == "stall")
+    return StallDetection({.first_downtime = std::min(max_downtime, StallDetectionOptions{}.max_downtime)});
+  return PricedDowntime({.price = {.max_downtime = max_downtime}});
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   live::Settings settings;
   std::uint64_t memory = std::uint64_t{1} << 30;
   std::uint64_t working_set = std::uint64_t{64} << 20;
   std::uint64_t dirty_rate = std::uint64_t{64} << 20;
   double max_downtime_ms = 300;
+  std::string rule = "priced";
+  bool throttle = false;
   std::string backend = "auto";
   std::string listen;
   std::string connect;
+  double measure_s = 0;
 
   CLI::App app("Migrates a running guest to a second process over many channels.", "live_migration");
   program::add_size(app, "--memory", memory, "Guest memory; with --listen the most that is taken");
   settings.stack.add_to(app);
   program::add_size(app, "--working-set", working_set, "Memory that the guest keeps rewriting");
   program::add_size(app, "--dirty-rate", dirty_rate, "How much it rewrites per second (0: as fast as it goes)");
+  app.add_option("--busy", settings.guest.quiet.busy_s, "Seconds that the guest is busy before it is quiet for --quiet")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  app.add_option("--quiet", settings.guest.quiet.quiet_s, "Seconds that it is quiet then, in turn; 0: never")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  program::add_size(app, "--quiet-rate", settings.guest.quiet.dirty_bytes_per_s,
+                    "How much it rewrites per second then");
   app.add_option("--max-downtime", max_downtime_ms, "Milliseconds that the guest may stand still")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--max-rounds", settings.max_rounds, "Give up when it has not converged by then")
-      ->check(CLI::Range(1u, 100'000u))
+  app.add_option(
+         "--switch", rule,
+         "When the guest is stopped. priced: while waiting costs more than it gains; fixed: when the downtime fits "
+         "--max-downtime, as QEMU; ramp: as fixed, with a limit that grows; stall: at a low after a stall; "
+         "benchmarks/simulate compares them")
+      ->check(CLI::IsMember({"priced", "fixed", "ramp", "stall"}))
       ->capture_default_str();
+  app.add_flag("--throttle", throttle, "Slow a guest that dirties too much, more and more, as QEMU's auto-converge");
+  program::add_duration(app, "--timeout", settings.converge.time_limit,
+                        "Give up when the guest has not been stopped by then");
+  app.add_option("--max-rounds", settings.converge.max_rounds,
+                 "Give up when the guest has not been stopped by then; 0: no limit")
+      ->check(CLI::Range(0u, 100'000u))
+      ->capture_default_str();
+  app.add_flag_callback(
+      "--verify", [&] { settings.verify = multifd::migrate::Verify::required; },
+      "Compare all memory, page by page, before the guest runs there (default, where the destination can); not part of "
+      "the "
+      "downtime that is reported");
+  app.add_flag_callback("--no-verify", [&] { settings.verify = multifd::migrate::Verify::off; }, "Do not compare it");
+  app.add_flag(
+      "--skip-unchanged", settings.skip_unchanged,
+      "Leave out pages that were written to and are as they were last sent; for guests that rewrite equal values");
   app.add_option("--run-before", settings.run_before_s, "Seconds the guest runs before it migrates")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
@@ -106,6 +159,10 @@ int main(int argc, char** argv) {
   app.add_option("--backend", backend, "What runs the guest: a KVM virtual machine or a thread of this process")
       ->check(CLI::IsMember({"auto", "kvm", "thread"}))
       ->capture_default_str();
+  auto* measuring =
+      app.add_option("--measure-dirty-rate", measure_s,
+                     "Measure for so many seconds, one by one, what the guest dirties, and end: nothing is migrated")
+          ->check(CLI::Range(0.001, 3600.0));
   app.add_option("--seed", settings.guest.seed, "Seed of the guest's memory")->capture_default_str();
   settings.limits.add_to_both(app);
   settings.tls.add_to(app, program::TlsSide::client);
@@ -114,13 +171,20 @@ int main(int argc, char** argv) {
       "--listen", listen,
       "Be the destination, and wait on tcp:HOST:PORT or unix:PATH; of the others --memory, --backend, --json, "
       "--tls-psk and --tls-dir (server-cert.pem, server-key.pem) count here");
-  app.add_option("--connect", connect, "Be the source, for a destination that listens there")->excludes(listening);
+  app.add_option("--connect", connect, "Be the source, for a destination that listens there")
+      ->excludes(listening)
+      ->excludes(measuring);
+  listening->excludes(measuring);
 
   return program::run(app, argc, argv, [&] {
     settings.guest.memory_bytes = memory;
     settings.guest.working_set_bytes = working_set;
     settings.guest.dirty_bytes_per_s = dirty_rate;
-    settings.max_downtime_s = max_downtime_ms / 1000;
+    settings.converge.max_downtime =
+        std::chrono::milliseconds(std::max<std::int64_t>(1, std::llround(max_downtime_ms)));
+    settings.converge.device_state = std::chrono::milliseconds(2);  // of a guest with one vCPU and no other device
+    settings.converge.rule = rule_of(rule, settings.converge.max_downtime);
+    if (throttle) settings.converge.throttle = multifd::migrate::AutoConverge();
     settings.backend = *live::parse_backend(backend);
     settings.stack.check();
     settings.stack.uuid = program::new_uuid();
@@ -133,6 +197,9 @@ int main(int argc, char** argv) {
       return live::source(settings, address, interrupt);
     };
     const auto migrate = [&]() -> nlohmann::json {
+      if (measure_s > 0)
+        return live::dirty_rate(settings, std::chrono::milliseconds(std::llround(std::max(1.0, measure_s * 1000))),
+                                interrupt);
       if (!listen.empty()) {
         const multifd::Address address = program::address_of(listen, "--listen");
         settings.tls.be_server();

@@ -252,7 +252,7 @@ class ThreadGuest final : public Guest {
     if (thread_.joinable()) throw std::runtime_error("the guest runs already");
     check_resumable(memory_.bytes(), registers_);
     stopping_.store(false, std::memory_order_relaxed);
-    pacer_.start(mailbox_word(memory_.bytes(), MailboxWord::dirty_bytes_per_s));
+    pacer_.start(mailbox_word(memory_.bytes(), MailboxWord::dirty_bytes_per_s), config_.quiet);
     thread_ = quiet_thread("vcpu0", [this] { vcpu_loop(); });
   }
 

@@ -11,7 +11,7 @@
 //   using ZeroPages   = PolicyList<ZeroPagesNone, ZeroPagesLegacy, ZeroPagesMultifd>;
 //
 //   auto tx = open_any_sender(Compressors{}, ZeroPages{}, ram, std::move(links), {.compression = "zstd", .level = 3});
-//   auto queued = (*tx)->queue_dirty(block, bitmap, on_zero);
+//   auto queued = (*tx)->queue_dirty(block, bitmap, 0, on_zero);
 #pragma once
 
 #include <chrono>
@@ -54,10 +54,9 @@ class AnySender {
                                                 const OnZero& on_zero) {
     return do_queue_range(block, offset, bytes, on_zero);
   }
-  /// Params `bitmap`: from the block's first page on.
   [[nodiscard]] Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
-                                                const OnZero& on_zero) {
-    return do_queue_dirty(block, bitmap, on_zero);
+                                                std::uint64_t first_page, const OnZero& on_zero) {
+    return do_queue_dirty(block, bitmap, first_page, on_zero);
   }
   [[nodiscard]] Result<Queued> queue_zero(BlockId block, std::uint64_t offset) { return do_queue_zero(block, offset); }
   /// `on_zero` is called for the pages that are Queued::zero_on_main, and must take them.
@@ -86,7 +85,7 @@ class AnySender {
   [[nodiscard]] virtual Result<QueuedPages> do_queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                                            const OnZero& on_zero) = 0;
   [[nodiscard]] virtual Result<QueuedPages> do_queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
-                                                           const OnZero& on_zero) = 0;
+                                                           std::uint64_t first_page, const OnZero& on_zero) = 0;
   [[nodiscard]] virtual Result<Queued> do_queue_zero(BlockId block, std::uint64_t offset) = 0;
   [[nodiscard]] virtual Result<void> do_queue_zeros(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                                     const OnZero& on_zero) = 0;
@@ -200,17 +199,17 @@ class SenderOf final : public AnySender {
 
   [[nodiscard]] Result<QueuedPages> do_queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                                    const OnZero& on_zero) override {
-    if constexpr (From::copies)
+    if constexpr (!From::guest)
       return fail(Errc::not_supported, Stage::produce, "queue_range");
     else
       return sender_.queue_range(block, offset, bytes, asked(on_zero));
   }
   [[nodiscard]] Result<QueuedPages> do_queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
-                                                   const OnZero& on_zero) override {
-    if constexpr (From::copies)
+                                                   std::uint64_t first_page, const OnZero& on_zero) override {
+    if constexpr (!From::guest)
       return fail(Errc::not_supported, Stage::produce, "queue_dirty");
     else
-      return sender_.queue_dirty(block, bitmap, 0, asked(on_zero));
+      return sender_.queue_dirty(block, bitmap, first_page, asked(on_zero));
   }
   [[nodiscard]] Result<Queued> do_queue_zero(BlockId block, std::uint64_t offset) override {
     return sender_.queue_zero(block, offset);

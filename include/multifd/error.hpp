@@ -96,6 +96,21 @@
   ROW(unknown_return_message, peer_protocol, "message on the return path that is unknown, or comes after the last")   \
   ROW(bad_return_length, peer_protocol, "message on the return path has a wrong length")
 
+// A peer of our own broke the extension of the main stream, or does not fit this side (format/extension.md section 19).
+#define MULTIFD_ERRC_EXTENSION(ROW)                                                                             \
+  ROW(bad_extension_message, peer_protocol, "message of multifd's own extension is malformed")                  \
+  ROW(unexpected_extension_message, peer_protocol, "message of multifd's own extension out of order")           \
+  ROW(extension_version_mismatch, peer_protocol,                                                                \
+      "the two versions of multifd do not understand each other: update the older one", "version of the peer",  \
+      "of this side")                                                                                           \
+  ROW(unknown_feature, peer_protocol,                                                                           \
+      "the peer needs a feature that this side does not have: update this side, or turn the feature off there") \
+  ROW(missing_feature, peer_protocol,                                                                           \
+      "the peer does not have a feature that this side needs: update the peer, or turn the feature off here")   \
+  ROW(unknown_setting, peer_protocol,                                                                           \
+      "the peer has a setting that this side does not know and must not ignore: update this side", "number")    \
+  ROW(setting_mismatch, peer_protocol, "the two sides are set differently: set the same on both")
+
 // A peer failed to prove itself, or broke TLS (format/tls.md section 14).
 #define MULTIFD_ERRC_TLS(ROW)                                                                                          \
   ROW(tls_not_spoken, peer_protocol, "the peer does not speak TLS: switch TLS on there, too, or off here")             \
@@ -118,13 +133,17 @@
       "the peer refused this side over TLS: its own message says why (certificate, authority, key)")
 
 // A peer went away, a time limit passed, or the caller cancelled.
-#define MULTIFD_ERRC_ENDS(ROW)                                                                         \
-  ROW(peer_closed, peer_gone, "the peer closed the connection")                                        \
-  ROW(peer_gave_up, peer_gone, "the receiver gave up")                                                 \
-  ROW(unconfirmed, peer_gone, "the receiver ended, and has not confirmed that all arrived")            \
-  ROW(tls_truncated, peer_gone,                                                                        \
-      "the TLS stream was cut without a close_notify: the peer failed, or somebody on the way cut it") \
-  ROW(timed_out, timed_out, "time limit passed")                                                       \
+#define MULTIFD_ERRC_ENDS(ROW)                                                                                         \
+  ROW(peer_closed, peer_gone, "the peer closed the connection")                                                        \
+  ROW(peer_gave_up, peer_gone, "the other side gave up")                                                               \
+  ROW(unconfirmed, peer_gone, "the receiver ended, and has not confirmed that all arrived")                            \
+  ROW(tls_truncated, peer_gone,                                                                                        \
+      "the TLS stream was cut without a close_notify: the peer failed, or somebody on the way cut it")                 \
+  ROW(timed_out, timed_out, "time limit passed")                                                                       \
+  ROW(did_not_converge, timed_out,                                                                                     \
+      "the migration does not converge: the guest dirties its memory faster than it can be sent; allow more downtime " \
+      "or "                                                                                                            \
+      "time, or throttle it")                                                                                          \
   ROW(cancelled, cancelled, "cancelled")
 
 // The caller asked for something impossible.
@@ -150,7 +169,8 @@
 
 #define MULTIFD_ERRCS(ROW) \
   MULTIFD_ERRC_FORMAT(ROW) \
-  MULTIFD_ERRC_STREAM(ROW) MULTIFD_ERRC_TLS(ROW) MULTIFD_ERRC_ENDS(ROW) MULTIFD_ERRC_MISUSE(ROW)
+  MULTIFD_ERRC_STREAM(ROW) \
+  MULTIFD_ERRC_EXTENSION(ROW) MULTIFD_ERRC_TLS(ROW) MULTIFD_ERRC_ENDS(ROW) MULTIFD_ERRC_MISUSE(ROW)
 
 namespace multifd {
 
@@ -311,6 +331,7 @@ struct std::is_error_condition_enum<multifd::Condition> : std::true_type {};
 #undef MULTIFD_ERRCS
 #undef MULTIFD_ERRC_FORMAT
 #undef MULTIFD_ERRC_STREAM
+#undef MULTIFD_ERRC_EXTENSION
 #undef MULTIFD_ERRC_TLS
 #undef MULTIFD_ERRC_ENDS
 #undef MULTIFD_ERRC_MISUSE

@@ -44,7 +44,8 @@ inline constexpr std::array<PeerProfile, 7> peer_profiles{{
     {"multifd", 0, 0, true, true, true, SyncStyle::per_round},
 }};
 
-/// The row for our own receiver.
+/// The row for our own receiver. A source with a main stream can do better than believe it: ask_peer()
+/// (qemu/peer_handshake.hpp) asks the destination.
 inline constexpr const PeerProfile& peer_multifd = peer_profiles.back();
 
 /// Finds a row by its name. Params: `name`: "qemu-9.0". Errors: Errc::unknown_policy. Threads: any.

@@ -34,6 +34,7 @@ namespace multifd {
 ///
 /// Params: `From`: where the pages lie. FromGuest: in the map's memory, queued by queue_page(), queue_range() and
 ///   queue_dirty(). FromCopies: in buffers, for a relay; the blocks need no memory, and pages are queued by queue_copies().
+///   FromEither: all of these.
 /// Threads: cancel(), stats(), set_bandwidth(), set_level() from any thread; everything else from one, the producer.
 ///   The memory may be written by the guest all the time.
 /// Errors: the first error, from whichever thread, stops all channels and is what every later call returns.
@@ -49,7 +50,7 @@ class Sender {
   /// Params: `ram`: at least one block, copied (the memory is not); `links`: 1 to 255 connected streams.
   /// Errors: Errc::bad_channel_count, bad_block_size (no block), block_without_memory, peer_lacks_zero_lists, bad_option;
   ///   out of memory or threads. The links are closed on any error.
-  /// Cost: a thread for each channel, `depth` batches of 1 KiB, with FromCopies of 512 KiB, and a compressor's encoder.
+  /// Cost: a thread for each channel, `depth` batches of 1 KiB, with FromCopies and FromEither of 512 KiB, and a compressor's encoder.
   ///   Nothing is allocated later but messages and stats().
   [[nodiscard]] static Result<Sender> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
     if (Z::stage == ZeroStage::channel && !options.peer.zero_lists)
@@ -82,7 +83,7 @@ class Sender {
   /// Errors: Errc::bad_range (nothing is queued, the sender goes on); the first error.
   /// Threads: producer. Blocks while every channel is full.
   [[nodiscard]] Result<Queued> queue_page(BlockId block, std::uint64_t offset) noexcept
-    requires(!From::copies)
+    requires From::guest
   {
     return producer().queue_page(block, offset);
   }
@@ -96,7 +97,7 @@ class Sender {
   template <engine::ZeroSink<Z> OnZero = engine::NoZeroSink>
   [[nodiscard]] Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                                 OnZero&& on_zero = {})
-    requires(!From::copies)
+    requires From::guest
   {
     return producer().queue_range(block, offset, bytes, on_zero);
   }
@@ -111,7 +112,7 @@ class Sender {
   template <engine::ZeroSink<Z> OnZero = engine::NoZeroSink>
   [[nodiscard]] Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
                                                 std::uint64_t first_page = 0, OnZero&& on_zero = {})
-    requires(!From::copies)
+    requires From::guest
   {
     return producer().queue_dirty(block, bitmap, first_page, on_zero);
   }

@@ -38,7 +38,7 @@ template <class First, class... Rest, class Body>
   if constexpr (sizeof...(Rest) > 0) {
     return with_policy(name, PolicyList<Rest...>{}, std::forward<Body>(body));
   } else {
-    return fail(Errc::unknown_policy, Stage::setup, "pick a policy by name");
+    return fail(Errc::unknown_policy, Stage::setup, "pick a policy by name", 0, 0, name);
   }
 }
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// WITHOUT_GUEST: PageSource: needs  static constexpr bool guest
 // WITHOUT_COPIES: PageSource: needs  static constexpr bool copies
 // WITH_VARIABLE_COPIES: PageSource: needs  static constexpr bool copies
 // WITHOUT_PAGE: PageSource: needs  static std::byte* page(const RamBlock&, const PageBatch&, std::size_t i
@@ -6,6 +7,9 @@
 #include "multifd/ends/page_source.hpp"
 
 struct Shadow {
+#ifndef WITHOUT_GUEST
+  static constexpr bool guest = true;
+#endif
 #if defined(WITH_VARIABLE_COPIES)
   static bool copies;  // decides at compile time what a Sender offers
 #elif !defined(WITHOUT_COPIES)

@@ -5,12 +5,21 @@
 #include "multifd/any.hpp"
 #include "multifd/compress/zlib.hpp"
 #include "multifd/compress/zstd.hpp"
+#include "multifd/format/compare_settings.hpp"
+#include "multifd/format/page_digests.hpp"
+#include "multifd/format/peer_failure.hpp"
+#include "multifd/format/peer_settings.hpp"
 #include "multifd/multifd.hpp"
 #include "multifd/qemu/accept_source.hpp"
 #include "multifd/qemu/main_stream.hpp"
 #include "multifd/qemu/main_stream_reader.hpp"
 #include "multifd/qemu/main_stream_writer.hpp"
+#include "multifd/qemu/peer_handshake.hpp"
+#include "multifd/qemu/ram_blocks.hpp"
 #include "multifd/qemu/return_path.hpp"
+#include "multifd/qemu/return_path_reader.hpp"
+#include "multifd/qemu/return_path_writer.hpp"
+#include "multifd/qemu/vm_description.hpp"
 #include "multifd/testing/fault_transport.hpp"
 #include "multifd/testing/memory_transport.hpp"
 #include "multifd/transport/socket.hpp"
@@ -126,6 +135,27 @@ void main_streams(qemu::MainStreamReader<FdTransport>& reader, qemu::MainStreamW
   reader.next();       // dropped
   writer.forward({});  // dropped
   writer.push_out();   // dropped
+  writer.hand_over();  // dropped
+}
+
+void return_paths(qemu::ReturnPathReader<FdTransport>& reader, qemu::ReturnPathWriter<FdTransport>& writer,
+                  const wire::ExtensionMessage& message, qemu::MainStreamWriter<FdTransport>& main,
+                  wire::PeerFailure& theirs) {
+  qemu::ask_peer(main, reader);              // dropped
+  qemu::await_accepted(reader, {}, theirs);  // dropped
+  qemu::check_settings(message, {});         // dropped
+  reader.next();                             // dropped
+  writer.running();                          // dropped
+  wire::parse_extension({}, {});             // dropped
+  wire::parse_settings(message);             // dropped
+  wire::parse_failed(message);               // dropped
+  wire::parse_page_digests(message);         // dropped
+  wire::compare_settings({}, {});            // dropped
+  wire::check_features({}, {});              // dropped
+  wire::common_version(1);                   // dropped
+  qemu::announced_blocks(RamMap());          // dropped
+  qemu::compare_blocks({}, RamMap());        // dropped
+  qemu::VmDescription().text();              // dropped
 }
 
 void testing_transports(FaultTransport<MemoryTransport>& link, MemoryTransport& pipe) {

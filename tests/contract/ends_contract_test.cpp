@@ -71,6 +71,7 @@ enum class WrongSource { short_offsets, neighbours, looks_back, counts };
 
 template <WrongSource wrong>
 struct BadSource {
+  static constexpr bool guest = true;
   static constexpr bool copies = false;
   static inline std::atomic<std::size_t> calls{0};
 
@@ -90,17 +91,27 @@ struct BadSource {
 
 /// Takes copies for memory: the page lies at its offset.
 struct BadCopies {
+  static constexpr bool guest = false;
   static constexpr bool copies = true;
   static std::byte* page(const RamBlock&, const PageBatch& batch, std::size_t i, std::size_t) noexcept {
     return batch.copies.data() + batch.offsets()[i] % batch_bytes;
   }
 };
 
+/// Has both, and looks only into memory.
+struct BadEither : FromEither {
+  static std::byte* page(const RamBlock& block, const PageBatch& batch, std::size_t i,
+                         std::size_t page_bytes) noexcept {
+    return FromGuest::page(block, batch, i, page_bytes);
+  }
+};
+
 }  // namespace
 
-TEST_CASE("FromGuest, FromCopies and the exemplar keep the PageSource contract") {
+TEST_CASE("FromGuest, FromCopies, FromEither and the exemplar keep the PageSource contract") {
   check(check_page_source_contract<FromGuest>());
   check(check_page_source_contract<FromCopies>());
+  check(check_page_source_contract<FromEither>());
   check(check_page_source_contract<exemplar::FromSlowMemory>());
 }
 
@@ -111,6 +122,7 @@ TEST_CASE("the PageSource contract notices a source that breaks it") {
               "depends on the offsets before its own");
   check_fails(check_page_source_contract<BadSource<WrongSource::counts>>(), "asked again, and backwards");
   check_fails(check_page_source_contract<BadCopies>(), "other bytes than were queued");
+  check_fails(check_page_source_contract<BadEither>(), "other bytes than were queued");
 }
 
 // ---- PageSink

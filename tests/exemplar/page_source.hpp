@@ -11,6 +11,7 @@ namespace exemplar {
 
 /// As FromGuest, and asks the CPU for the next page while this one is looked at.
 struct FromSlowMemory {
+  static constexpr bool guest = true;
   static constexpr bool copies = false;
 
   static std::byte* page(const multifd::RamBlock& block, const multifd::PageBatch& batch, std::size_t i,

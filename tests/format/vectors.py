@@ -20,6 +20,9 @@ import uuid
 import zlib
 from pathlib import Path
 
+import extension
+from reader import Reader, Refused, check
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXTS = ROOT / "include/multifd/format"
 CAPTURES = ROOT / "tests/golden/captures"
@@ -28,66 +31,11 @@ METHODS = {"none": 0x00, "zlib": 0x02, "zstd": 0x04, "qpl": 0x08, "uadk": 0x10, 
 COMMANDS = {1: "OPEN_RETURN_PATH", 2: "PING", 3: "POSTCOPY_ADVISE", 11: "SWITCHOVER_START"}
 
 
-class Refused(Exception):
-    """What a receiver answers to bytes that break the format."""
-
-
 class NoLibrary(Exception):
     """Only libzstd or libxxhash could tell."""
 
 
-def check(condition, why):
-    if not condition:
-        raise Refused(why)
-
-
 # ---- bytes -----------------------------------------------------------------------------------------------------------
-
-
-class Reader:
-    """Takes bytes from the front; remembers which ones a receiver ignores and which belong to a compressor."""
-
-    def __init__(self, data):
-        self.data, self.at = data, 0
-        self.ignored, self.coded = [], []  # ranges
-
-    def left(self):
-        return len(self.data) - self.at
-
-    def take(self, size):
-        check(self.left() >= size, f"{size} bytes wanted at {self.at}, {self.left()} there")
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def ignore(self, size):
-        self.take(size)
-        self.ignored.append(range(self.at - size, self.at))
-
-    def take_coded(self, size):
-        self.coded.append(range(self.at, self.at + size))
-        return self.take(size)
-
-    def number(self, size):
-        return int.from_bytes(self.take(size), "big")
-
-    def name(self):
-        length = self.number(1)
-        check(length > 0, "a name without a byte")
-        return self.text(length)
-
-    def text(self, length):
-        try:
-            return self.take(length).decode()
-        except UnicodeDecodeError:
-            raise Refused("a name that is no text") from None
-
-    def field_name(self, size):
-        """A name in a field of fixed size: what stands behind the NUL is ignored."""
-        field = self.take(size)
-        end = field.find(b"\0")
-        check(end > 0, "a name that is empty or has no end")
-        self.ignored.append(range(self.at - size + end + 1, self.at))
-        return field[:end].decode(errors="backslashreplace")
 
 
 def describe(content):
@@ -289,8 +237,11 @@ def device_state(reader, flags):
 
 
 class MainStream:
-    def __init__(self, reader, page_size, sections=(), blocks=(), in_stream=True):
-        self.reader, self.page_size = reader, page_size
+    def __init__(self, reader, page_size, sections=(), blocks=(), in_stream=True, given=None):
+        self.reader, self.page_size, self.given = reader, page_size, given or {}
+        self.asked = False  # whether a PING has asked for the extension
+        self.ram = "ahead"
+        self.own = extension.ToDestination()
         self.sections = {int(number): name for number, name in dict(sections).items()}
         self.blocks = dict(blocks)  # used_length by idstr
         self.block = None  # of the record before
@@ -305,6 +256,8 @@ class MainStream:
             result.append({"header": 3})
         while self.reader.left():
             result.append(self.element(self.reader.number(1)))
+            if "start" in result[-1] or "end" in result[-1]:
+                self.ram = "inside" if "start" in result[-1] else "whole"
             if "eof" in result[-1] and self.reader.left():
                 check(self.reader.number(1) == 0x06, "something else than the description behind EOF")
                 result.append({"description": json.loads(self.reader.text(self.reader.number(4)))})
@@ -314,11 +267,14 @@ class MainStream:
     def element(self, kind):
         reader = self.reader
         if kind == 0x00:
+            check(not self.own.settings or self.own.last == "HAND_OVER", "EOF without HAND_OVER")
             return {"eof": True}
         if kind == 0x07:
             return self.configuration()
         if kind == 0x08:
             return self.command()
+        if kind == 0x04 and self.own.settings:
+            return self.device()
         check(kind in (1, 2, 3), f"element {kind:#x}")
         number = reader.number(4)
         if kind == 1:
@@ -353,13 +309,29 @@ class MainStream:
     def command(self):
         reader = self.reader
         command, length = reader.number(2), reader.number(2)
+        if command == extension.NUMBER and self.asked:
+            one = extension.take(reader, length, extension.DESTINATION, self.given)
+            self.own.take(one, self.ram)
+            return one
         check(command in COMMANDS, "command")
         result = {"command": COMMANDS[command]}
         check(length in {1: (0,), 2: (4,), 3: (0, 16), 11: (0,)}[command], "length of a command")
         if command == 2:
             result["value"] = reader.number(4)
+            if version := extension.asked(result["value"]):
+                result["asks"] = version
+                self.asked = True
         elif length:
             result |= {"backing": reader.number(8), "target": reader.number(8)}
+        return result
+
+    def device(self):
+        """A device's section of an own source, which has announced the size of the state."""
+        reader = self.reader
+        number = reader.number(4)
+        result = {"device": reader.name(), "id": number, "instance": reader.number(4), "version": reader.number(4)}
+        result["state"] = reader.take(self.own.take_section()).hex()
+        check(reader.number(1) == 0x7E and reader.number(4) == number, "footer")
         return result
 
     def block_list(self):
@@ -431,14 +403,20 @@ class MainStream:
 # ---- return path (section 9.8) ---------------------------------------------------------------------------------------
 
 
-def return_messages(reader):
+def return_messages(reader, given):
     result = []
     while reader.left():
         kind, length = reader.number(2), reader.number(2)
         check(length <= 512, "length")
+        if kind == extension.NUMBER and any("answers" in each for each in result):
+            check(result[-1]["message"] != "SHUT", "a message behind SHUT")
+            result.append({"message": "extension"} | extension.take(reader, length, extension.SOURCE, given))
+            continue
         body = Reader(reader.take(length))
         if kind in (1, 2):
             message = {"message": {1: "SHUT", 2: "PONG"}[kind], "value": body.number(4)}
+            if kind == 2 and (version := extension.answered(message["value"])):
+                message["answers"] = version
         elif kind in (3, 4):
             message = {"message": {3: "REQ_PAGES_ID", 4: "REQ_PAGES"}[kind], "start": hex(body.number(8)),
                        "length": hex(body.number(4))}
@@ -457,6 +435,7 @@ def return_messages(reader):
         check(body.left() == 0, "length")
         check(not result or result[-1]["message"] != "SHUT", "a message behind SHUT")
         result.append(message)
+    extension.check_answers(result)
     return result
 
 
@@ -483,7 +462,8 @@ def decode(kind, given, data):
         pages = Payloads(given["compression"]).decode(reader, given["next_packet_size"], given["pages"], page_size)
         result = {"pages": [describe(page) for page in pages]}
     elif kind == "main_stream":
-        stream = MainStream(reader, page_size, given.get("sections", {}), given.get("blocks", {}), "sections" in given)
+        stream = MainStream(reader, page_size, given.get("sections", {}), given.get("blocks", {}), "sections" in given,
+                            given)
         result = {"elements": stream.elements()}
     elif kind == "mapped_ram_start":
         stream = MainStream(reader, page_size)
@@ -496,7 +476,7 @@ def decode(kind, given, data):
         pages, places = stream.mapped_bitmap(result["used_length"])
         result |= places | {"pages": pages}
     elif kind == "return_path":
-        result = {"messages": return_messages(reader)}
+        result = {"messages": return_messages(reader, given)}
     else:
         raise SystemExit(f"no decoder for {kind}")
     check(reader.left() == 0, f"{reader.left()} bytes behind the end")

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// QEMU's main stream. Input: u8 options (bits 0-1: page size; bit 2: small limits), u8 size of the pieces, the bytes.
+// QEMU's main stream. Input: u8 options (bits 0-1: page size; bit 2: small limits; bit 3: with the extension of our
+// own), u8 size of the pieces, the bytes.
 #include "multifd/qemu/main_stream.hpp"
 
 #include <string>
@@ -22,6 +23,7 @@ struct Said {
   std::string text;
   Bytes stream;   ///< the bytes of all elements
   Bytes devices;  ///< those of the device state
+  Bytes own;      ///< the same of an own source, whose sections have ends
   bool operator==(const Said&) const = default;
 };
 
@@ -64,8 +66,14 @@ Said parse(Span input, const qemu::MainStreamLimits& limits, std::size_t piece) 
       const Element& e = **element;
       check(*parser, e);
       append(said.stream, e.bytes);
-      if (e.kind == ElementKind::device_state) {
-        append(said.devices, e.data);
+      if (e.kind == ElementKind::extension) {
+        require(limits.extension && parser->commands().asked().has_value(),
+                "the extension is taken where it was asked for");
+        require(wire::parse_extension(e.data, wire::Towards::destination).has_value(), "a message is one");
+      }
+      if (e.kind == ElementKind::device_state || e.kind == ElementKind::description) {
+        // The pieces are as they arrived; all of them together are not.
+        append(parser->commands().own_source() ? said.own : said.devices, e.data);
         continue;
       }
       said.numbers.insert(said.numbers.end(), {std::uint64_t(e.kind), e.closes_epoch, e.continues, e.command,
@@ -108,7 +116,10 @@ void test(Span input) {
               .max_blocks = 2,
               .max_ram_bytes = 4 * limits.page_bytes,
               .max_machine_type_bytes = 8,
-              .max_capabilities = 1};
+              .max_capabilities = 1,
+              .max_section_bytes = 1000,
+              .max_description_bytes = 64};
+  limits.extension = (options & 8) != 0;
 
   const Said whole = parse(bytes, limits, bytes.size() + 1);
   require(whole.stream.size() <= bytes.size() && std::ranges::equal(whole.stream, bytes.first(whole.stream.size())),

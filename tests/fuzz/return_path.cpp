@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What a destination says to a source on the main connection. Input: u8 size of the pieces, then the bytes.
+// What a destination says to a source on the main connection. Input: u8 size of the pieces (even: the extension of our
+// own is taken), then the bytes.
 #include "multifd/qemu/return_path.hpp"
 
 #include <string>
@@ -21,6 +22,13 @@ struct Said {
 };
 
 void check(const qemu::ReturnMessage& message) {
+  if (message.type == wire::extension_number) {
+    const auto again = wire::parse_extension(message.bytes.subspan(4), wire::Towards::source);
+    require(again && again->kind == message.message.kind && again->number == message.message.number &&
+                again->body.data() == message.message.body.data(),
+            "a message of the extension is in its bytes");
+    return;
+  }
   const bool same =
       message.type == qemu::return_shut   ? std::ranges::equal(qemu::encode_shut(message.value), message.bytes)
       : message.type == qemu::return_pong ? std::ranges::equal(qemu::encode_pong(message.value), message.bytes)
@@ -28,9 +36,10 @@ void check(const qemu::ReturnMessage& message) {
   require(same, "a message that was accepted is what we would write");
 }
 
-Said parse(Span input, std::size_t piece) {
+Said parse(Span input, std::size_t piece, bool extension) {
   Said said;
   qemu::ReturnPathParser parser;
+  if (extension) parser.take_extension();
   for (;;) {
     const auto message = parser.next();
     if (!message) {
@@ -60,8 +69,10 @@ void test(Span input) {
   Reader in(input);
   const std::size_t piece = 1 + in.u8();
   const Span bytes = in.rest();
-  const Said whole = parse(bytes, bytes.size() + 1);
-  require(whole == parse(bytes, piece) && whole == parse(bytes, 1), "the pieces do not matter");
+  const bool extension = piece % 2 == 1;
+  const Said whole = parse(bytes, bytes.size() + 1, extension);
+  require(whole == parse(bytes, piece, extension) && whole == parse(bytes, 1, extension), "the pieces do not matter");
+  if (!extension) require(!whole.text.contains("extension"), "nobody is taken for an own peer unasked");
 }
 
 const Register registered({.name = "return_path", .test = test});

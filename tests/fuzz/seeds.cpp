@@ -14,8 +14,12 @@
 #include "fuzz/fuzz.hpp"
 #include "fuzz/receiver_input.hpp"
 #include "golden/captured.hpp"
+#include "multifd/format/page_digests.hpp"
+#include "multifd/format/peer_failure.hpp"
+#include "multifd/format/peer_settings.hpp"
 #include "multifd/qemu/main_stream.hpp"
 #include "multifd/qemu/return_path.hpp"
+#include "support/format_vector.hpp"
 #include "support/raw_stream.hpp"
 
 namespace {
@@ -218,6 +222,52 @@ void stream_seeds() {
   }
 }
 
+/// The extension of our own: its messages, and whole streams with them.
+void extension_seeds() {
+  namespace wire = multifd::wire;
+  wire::PeerSettings settings;
+  settings.features.add({.name = wire::feature_epochs}).add({.name = wire::feature_page_digests, .needed = true});
+  settings.channels = settings.paths = 2;
+  settings.page_bytes = 4096;
+  settings.compression = 2;
+  settings.zero_pages = wire::ZeroPagesMode::legacy;
+  settings.digest = multifd::Digest::on;
+  settings.tls = false;
+  settings.uuid.emplace();
+  settings.user = std::as_bytes(std::span(std::string_view("vmm")));
+  Bytes digests;
+  append(digests, wire::encode_page_digests_header(0, 4096).view());
+  append(digests, multifd::digest_of(Bytes(4096)), 8);
+  Bytes user;
+  append(user, 4, 2);
+  append(user, settings.user);
+  const auto message = [](const char* name, unsigned options, Span data) {
+    Bytes bytes{std::byte(options)};
+    append(bytes, data);
+    write("extension", name, bytes);
+  };
+  const auto failed = wire::encode_failed({.code = multifd::Errc::cancelled}, "cancelled by a signal");
+  using Kind = wire::ExtensionKind;
+  message("settings", 0, wire::encode_settings(settings).view());
+  message("accepted", 1, wire::encode_settings(settings, Kind::accepted).view());
+  message("failed", 0, failed.view());
+  message("user-data", 1, user);
+  message("page-digests", 0, digests);
+  message("state-whole", 0, wire::encode_extension(Kind::state_whole, 2).view());
+  message("loaded", 1, wire::encode_extension(Kind::loaded, 2).view());
+  message("running", 1, wire::encode_extension(Kind::running).view());
+
+  const test::Bytes stream = test::format_vector("extension.md", "extension_stream");
+  const test::Bytes answers = test::format_vector("extension.md", "extension_answers");
+  Bytes seed{std::byte{8}, std::byte{16}};
+  append(seed, stream);
+  append(seed, std::as_bytes(std::span("\6\0\0\0\2{}")).first(7));
+  write("main_stream", "extension", seed);
+  seed = {std::byte{2}};
+  append(seed, answers);
+  write("return_path", "extension", seed);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -230,4 +280,5 @@ int main(int argc, char** argv) {
   packet_seeds();
   decoder_seeds();
   stream_seeds();
+  extension_seeds();
 }

@@ -8,14 +8,27 @@
 #endif
 #include "multifd/compress/zlib.hpp"
 #include "multifd/compress/zstd.hpp"
+#include "multifd/format/compare_settings.hpp"
+#include "multifd/format/page_digests.hpp"
+#include "multifd/format/peer_failure.hpp"
+#include "multifd/format/peer_settings.hpp"
+#include "multifd/migrate/convergence.hpp"
+#include "multifd/migrate/downtime_ramp.hpp"
+#include "multifd/migrate/fixed_downtime.hpp"
+#include "multifd/migrate/stall_detection.hpp"
 #include "multifd/multifd.hpp"
 #include "multifd/qemu/accept_source.hpp"
 #include "multifd/qemu/main_stream.hpp"
 #include "multifd/qemu/main_stream_reader.hpp"
 #include "multifd/qemu/main_stream_writer.hpp"
+#include "multifd/qemu/peer_handshake.hpp"
+#include "multifd/qemu/ram_blocks.hpp"
 #include "multifd/qemu/ram_records.hpp"
 #include "multifd/qemu/return_path.hpp"
+#include "multifd/qemu/return_path_reader.hpp"
+#include "multifd/qemu/return_path_writer.hpp"
 #include "multifd/qemu/stream_end.hpp"
+#include "multifd/qemu/vm_description.hpp"
 #include "multifd/receiver.hpp"
 #include "multifd/sender.hpp"
 #include "multifd/stack.hpp"
@@ -74,8 +87,14 @@ Result<SourceLinks<TlsTransport>> accept_secured(Listener& listener, const TlsCr
 }
 #endif
 template class BasicAcceptor<detail::PlainPending>;
+template class migrate::Convergence<>;
+template class migrate::Convergence<migrate::FixedDowntime, migrate::AutoConverge>;
+template class migrate::Convergence<migrate::DowntimeRamp>;
+template class migrate::Convergence<migrate::StallDetection>;
 template class qemu::MainStreamReader<FdTransport>;
 template class qemu::MainStreamWriter<FdTransport>;
+template class qemu::ReturnPathReader<FdTransport>;
+template class qemu::ReturnPathWriter<FdTransport>;
 template class AnyTransport<FdTransport>;
 template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesLegacy>>;
 template class Sender<FdTransport, NoComp, ResidencyAware<ZeroPagesMultifd>>;
@@ -136,6 +155,34 @@ Result<void> hear_everything(std::span<const std::byte> stream, std::span<std::b
   answers.commit(shut.size());
   if (auto message = answers.next(); !message) return std::unexpected(message.error());
   return {};
+}
+
+// What the two ends of this library say beyond QEMU's stream.
+Result<wire::FeatureList> shake_hands(FdTransport& link, const wire::PeerSettings& settings) {
+  qemu::MainStreamWriter<FdTransport> writer(link);
+  qemu::ReturnPathReader<FdTransport> reader(link);
+  if (auto asked = qemu::ask_peer(writer, reader); !asked) return std::unexpected(asked.error());
+  wire::PeerFailure theirs;
+  return qemu::await_accepted(reader, settings, theirs);
+}
+
+Result<void> say_everything(const RamMap& ram, std::span<const std::byte> data, std::span<const std::byte> memory) {
+  const auto message = wire::parse_extension(data, wire::Towards::destination);
+  if (!message) return std::unexpected(message.error());
+  auto settings = wire::parse_settings(*message);
+  if (!settings) return std::unexpected(settings.error());
+  if (auto same = wire::compare_settings(*settings, {}); !same) return same;
+  if (auto good = wire::check_features(settings->features, {}); !good) return good;
+  if (auto failure = wire::parse_failed(*message); failure) return std::unexpected(failure->error());
+  const auto digests = wire::parse_page_digests(*message);
+  if (!digests) return std::unexpected(digests.error());
+  if (auto equal = wire::compare_page_digests(*digests, memory, 4096, "ram"); !equal) return equal;
+  auto blocks = qemu::announced_blocks(ram);
+  if (!blocks) return std::unexpected(blocks.error());
+  qemu::VmDescription description;
+  if (auto added = description.add({.idstr = "cpu"}, 1); !added) return added;
+  if (auto text = description.text(); !text) return std::unexpected(text.error());
+  return qemu::compare_blocks(*blocks, ram);
 }
 
 // A relay: packets as copies from the source's channels into those to the destination.

@@ -137,7 +137,7 @@ STEPS = {
     "ram_send": ("mapping every page", "reading the file again for its digest", "waiting for the receiver's verdict"),
     "live_migration": ("waiting for the destination to load the guest", "reading all memory for the pages' digests",
                        "waiting for the destination's verdict"),
-    "live_migration --listen": ("waiting for the source's digests", "comparing all pages",
+    "live_migration --listen": ("loading the guest's devices", "comparing all pages",
                                 "the guest runs, for --run-after"),
 }
 

@@ -13,7 +13,7 @@ expect_status 2 "tcp:HOST:PORT" "$migrate" --connect nonsense
 expect_status 1 "Connection refused" "$migrate" --memory 16M --working-set 1M --connect tcp:127.0.0.1:1
 # A guest that dirties memory faster than the capped link carries it: says so, and does not hang.
 expect_status 1 "does not converge" "$migrate" --backend thread --memory 32M --working-set 8M --dirty-rate 0 \
-  --zero-pages multifd --bandwidth 40M --max-downtime 5 --max-rounds 3 --json "$work/report.json"
+  --zero-pages multifd --bandwidth 40M --switch fixed --max-downtime 5 --max-rounds 3 --json "$work/report.json"
 grep -q '"ok": false' "$work/report.json" || die "JSON does not say that it failed"
 # SIGINT in the middle of a slow migration.
 "$migrate" --backend thread --memory 64M --working-set 2M --bandwidth 4M --channels 2 >"$work/slow.log" 2>&1 &

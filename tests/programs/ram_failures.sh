@@ -40,8 +40,9 @@ mismatch() {
   grep -qF -e "$text" "$work/receiver.log" || die "the receiver does not say: $text"
   [ ! -e "$work/copy" ] && [ ! -e "$work/copy.part" ] || die "a file is left after: $text"
 }
-mismatch "--channels here says 3" --channels 3
-mismatch "--compression here says zstd" --compression zstd
+mismatch "setting: channels: the two sides use different numbers of channels: set the same on both (source: 2, destination: 3)" --channels 3
+mismatch "setting: compression" --compression zstd
+mismatch "(source: none, destination: zstd)" --compression zstd
 mismatch "at most 1048576 are taken" --size 1M
 expect_status 2 "use legacy or none" "$send" --connect tcp:127.0.0.1:1 --file "$work/image" --peer qemu-8.0 \
   --zero-pages multifd

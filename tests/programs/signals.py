@@ -95,20 +95,11 @@ class Scene:
         return path
 
     def computing_the_digest(self):
-        sender = self.sender(self.fake("--listen", "tcp:127.0.0.1:0", "--read"), image=self.large_file(256))
-
-        def channels():
-            """Its channels' threads, by their names: the program has others, which come and go."""
-            count = 0
-            for task in Path(f"/proc/{sender.pid}/task").iterdir():
-                with contextlib.suppress(OSError):  # it has ended meanwhile
-                    count += (task / "comm").read_text().startswith("mfd-")
-            return count
-
-        # Its channels have come and gone: the digest is next. A poll that misses this state sees a later one, which serves as well.
-        with contextlib.suppress(LabError):
-            wait_for("the channels", 5, lambda: channels() > 0, every=0.001)
-        wait_for("the end of the channels", LIMIT, lambda: channels() == 0, every=0.001)
+        process, address = fake(self.folder, "--listen", "tcp:127.0.0.1:0", "--read")
+        self.stack.enter_context(process)
+        sender = self.sender(address, image=self.large_file(256))
+        # All memory has come: the digest is next. A look that misses this state sees a later one, which serves as well.
+        wait_for("the end of the memory", LIMIT, lambda: "whole" in process.out.read_text(), every=0.001)
         return sender
 
     def populating(self):

@@ -21,18 +21,19 @@ MARGIN = 60.0  # says only that the limit was heard at all: a busy machine may n
 # What the peer does, the program's option that is to notice it, and what is then said.
 SENDER_CASES = (
     ("--full", "--connect-timeout", "connect the channels: .*time limit passed|connect to .*: time limit passed"),
-    ("", "--progress-timeout", "no byte moved|time limit passed"),
+    ("--deaf", "--result-timeout", r"other side is silent for 1.5 s \(--result-timeout\).*time limit passed"),
+    ("", "--progress-timeout", "no channel took a byte.*time limit passed"),
     ("--read", "--result-timeout", r"other side is silent for 1.5 s \(--result-timeout\).*time limit passed"),
 )
 RECEIVER_CASES = (
-    ("main", "--accept-timeout", "waiting for 2 channels, 0 came: .*time limit passed"),
+    ("main", "--accept-timeout", "not all channels of the source came: time limit passed"),
     ("channels", "--hello-timeout", "hello: .*time limit passed"),
     ("hellos", "--progress-timeout", r"nothing has arrived for 1.5 s \(--progress-timeout\).*time limit passed"),
 )
 
 
 def fake(folder, *options):
-    """A fake peer that has come as far as it is to come, and what it printed then."""
+    """A fake peer that has come as far as it is to come, and what it printed then. Its `out` is the file with all of it."""
     out = folder.new("fake")
     with open(out, "wb") as file:
         process = Process(folder, "fake_peer", [sys.executable, FAKE, *options], stdout=file)
@@ -43,6 +44,7 @@ def fake(folder, *options):
     except BaseException:
         process.kill()
         raise
+    process.out = out
     return process, out.read_text().strip()
 
 

@@ -85,7 +85,7 @@ def seconds_to_end(process, limit, since):
 def told(process):
     """What a program said on stderr besides where it listens, whom it turned away, that TLS is off, why it may wait."""
     lines = process.stderr().splitlines()
-    others = "listening on", "closed a connection", "not encrypted", "hint: "
+    others = "listening on", "closed a ", "not encrypted", "hint: "
     return [line for line in lines if not line.startswith(others)]
 
 

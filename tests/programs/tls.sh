@@ -98,7 +98,7 @@ refused "refused this side" "the peer has no certificate" "$good" --tls-dir "$tl
 refused "pre-shared keys differ" "pre-shared keys differ" "--tls-psk $tls/keys.psk" --tls-psk "$tls/other.psk"
 refused "share no way to do TLS" "share no way to do TLS" "--tls-psk $tls/keys.psk" --tls-dir "$tls/good"
 refused "" "the peer does not speak TLS" "$good" --channels 2
-refused "is TLS on at the peer, too?" "it speaks TLS, which is off here" "" --tls-dir "$tls/good"
+refused "is TLS on at the peer, too?" "speaks TLS, which is off here" "" --tls-dir "$tls/good"
 
 # Wrong use, and files that are not there.
 expect_status 2 "" "$programs/ram_send" --connect tcp:127.0.0.1:1 --file "$work/image" --tls-dir a --tls-psk b

@@ -6,7 +6,6 @@
 
 import argparse
 import filecmp
-import json
 import socket
 import ssl
 import struct
@@ -19,17 +18,8 @@ from survivors import Folder, LabError
 
 LIMIT = 60
 MAGIC = struct.pack(">I", fake_peer.CHANNEL_MAGIC)
-MAIN = struct.pack(">I", fake_peer.MAIN_MAGIC)
-
-
-def message(kind, payload):
-    return struct.pack(">BI", kind, len(payload)) + payload
-
-
-def hello(channels=1, **more):
-    fields = {"size": 1 << 24, "page_size": 4096, "channels": channels, "compression": "none", **more}
-    return MAIN + message(1, json.dumps(fields).encode())
-
+MAIN = fake_peer.MAIN_MAGIC
+setup, failed = fake_peer.main_setup, fake_peer.failed
 
 # What connects ahead of the good source: bytes, and whether they stay connected. One after the other, in this order.
 CASES = {
@@ -39,18 +29,23 @@ CASES = {
     "a channel, left open": [(fake_peer.hello(0), True)],
     "a main connection's magic, closed": [(MAIN, False)],
     "a main connection's magic, left open": [(MAIN, True)],
-    "half a hello, left open": [(hello()[:30], True)],
-    "a hello, closed": [(hello(), False)],
-    "a hello, left open": [(hello(channels=2), True)],
-    "a hello that gives up": [(hello(channels=2) + message(9, b"no more"), False)],
-    "a hello that gives up with many words": [(hello(channels=2) + message(9, b"no more " * 100), False)],
-    "a hello and a channel, closed": [(hello(channels=2), False), (fake_peer.hello(0), False)],
-    "a hello and a channel, left open": [(hello(channels=3), True), (fake_peer.hello(1), True)],
+    "the question, closed": [(fake_peer.main_question(), False)],
+    "the question, left open": [(fake_peer.main_question(), True)],
+    "half the settings, left open": [(setup(1)[:70], True)],
+    "settings, closed": [(setup(1), False)],
+    "settings, left open": [(setup(2), True)],
+    "settings, and gives up": [(setup(2) + failed(b"no more"), False)],
+    "settings, and gives up with many words": [(setup(2) + failed(b"no more " * 50), False)],
+    "the question, and gives up": [(fake_peer.main_question() + failed(b"no more"), False)],
+    "settings and a channel, closed": [(setup(2), False), (fake_peer.hello(0), False)],
+    "settings and a channel, left open": [(setup(3), True), (fake_peer.hello(1), True)],
     "GET": [(b"GET / HTTP/1.0\r\n\r\n", False)],
-    "GET between": [(hello(channels=2), False), (b"GET / HTTP/1.0\r\n\r\n", True), (MAGIC, False)],
+    "GET between": [(setup(2), False), (b"GET / HTTP/1.0\r\n\r\n", True), (MAGIC, False)],
     "silence, left open": [(b"", True)] * 3,
     "nothing, closed": [(b"", False)],
 }
+
+
 def play(address, case, tls=None):
     """Connects as the case says, under TLS where that has a context; the connections that stay."""
     open_links, ended = [], []
@@ -101,7 +96,7 @@ def check_reason(folder, programs, _image):
     """A source that gives up and does not come again: the receiver ends, and says why."""
     started, copy = receiver(folder, programs)
     with started as to:
-        play(to.address, CASES["a hello that gives up"])
+        play(to.address, CASES["settings, and gives up"])
         to.wait_exit(LIMIT)
         survivors.check_failure(to, "the other side gave up: no more")
     if survivors.leftovers(copy):

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <thread>
 
 #include "support/allocation_count.hpp"
 #include "support/basics.hpp"
@@ -26,6 +27,13 @@ inline std::size_t entries_of(const char* folder) {
 inline std::size_t threads_now() { return entries_of("/proc/self/task"); }
 inline std::size_t descriptors_now() { return entries_of("/proc/self/fd"); }
 
+/// The same; a sanitizer starts a thread of its own with the process's first one, and keeps it.
+inline std::size_t settled_threads() {
+  static const bool started = (std::thread([] {}).join(), true);
+  static_cast<void>(started);
+  return threads_now();
+}
+
 /// Remembers what there is, to be compared with what there is later.
 class Leftovers {
  public:
@@ -38,7 +46,7 @@ class Leftovers {
   std::int64_t bytes() const { return live_bytes() - bytes_; }
 
  private:
-  std::size_t threads_ = threads_now();
+  std::size_t threads_ = settled_threads();
   std::size_t descriptors_ = descriptors_now();
   std::int64_t bytes_ = live_bytes();
 };

@@ -142,6 +142,16 @@ inline Captures captures(unsigned channels) {
   return result;
 }
 
+/// What all channels have sent so far. A packet under a cap leaves in pieces, and counts in stats() when it is whole.
+inline std::size_t captured_bytes(const std::vector<CaptureTransport::Shared>& tapes) {
+  std::size_t bytes = 0;
+  for (const auto& tape : tapes) {
+    const std::scoped_lock lock(tape->mutex);
+    bytes += tape->bytes.size();
+  }
+  return bytes;
+}
+
 /// A gate that lets bytes through only while it is open; shutdown() passes it always.
 class Gate {
  public:

@@ -205,7 +205,7 @@ TEST_CASE("What a stack does not have is not_supported, and a name that no list 
   REQUIRE(tx.has_value());
   CHECK(code_of((*tx)->queue_range(guests.block, 0, page, {})) == Errc::not_supported);
   const std::uint64_t bitmap = 1;
-  CHECK(code_of((*tx)->queue_dirty(guests.block, std::span(&bitmap, 1), {})) == Errc::not_supported);
+  CHECK(code_of((*tx)->queue_dirty(guests.block, std::span(&bitmap, 1), 0, {})) == Errc::not_supported);
   auto rx = open_any_receiver(Compressors{}, guests.target_map, std::move(links.receiver),
                               AnyReceiverOptions<IntoHook>{.into = {[](ReceivedPacket&) { return Result<void>{}; }}});
   REQUIRE(rx.has_value());

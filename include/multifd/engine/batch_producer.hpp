@@ -37,7 +37,7 @@ class BatchProducer {
   void start() noexcept { open_ = shared_.handoff->first_batch(); }
 
   [[nodiscard]] Result<Queued> queue_page(BlockId block, std::uint64_t offset) noexcept
-    requires(!From::copies)
+    requires From::guest
   {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (!is_open() || !fits(block, offset, page_bytes())) [[unlikely]]
@@ -58,7 +58,7 @@ class BatchProducer {
   template <ZeroSink<Z> OnZero>
   [[nodiscard]] Result<QueuedPages> queue_range(BlockId block, std::uint64_t offset, std::uint64_t bytes,
                                                 OnZero&& on_zero)
-    requires(!From::copies)
+    requires From::guest
   {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (!is_open() || !fits(block, offset, bytes)) [[unlikely]]
@@ -83,7 +83,7 @@ class BatchProducer {
   template <ZeroSink<Z> OnZero>
   [[nodiscard]] Result<QueuedPages> queue_dirty(BlockId block, std::span<const std::uint64_t> bitmap,
                                                 std::uint64_t first_page, OnZero&& on_zero)
-    requires(!From::copies)
+    requires From::guest
   {
     [[maybe_unused]] const auto turn = checks_.enter();
     if (!is_open() || !fits(block, 0, 0)) [[unlikely]]
@@ -115,7 +115,7 @@ class BatchProducer {
       return Queued::zero_on_main;
     } else {
       constexpr bool listed = Z::stage == ZeroStage::channel;
-      if constexpr (!listed && !From::copies) {
+      if constexpr (!listed && From::guest) {
         if (auto queued = append_page(block, offset); !queued) return std::unexpected(queued.error());
       } else {
         // In a batch the listed zero pages come last. No bytes can follow, so each kind has batches of its own.
@@ -162,6 +162,7 @@ class BatchProducer {
     QueuedPages done;
     PageBatch& batch = *open_;
     batch.block = block;
+    batch.copied = true;
     std::swap(batch.copies, pages);
     for (std::size_t i = 0; i < normal_pages; ++i) {
       std::byte* const page = batch.copies.data() + i * page_bytes();
@@ -332,6 +333,7 @@ class BatchProducer {
 
   /// Appends a zero page among copies, as bytes.
   void append_zero_bytes(std::uint64_t offset) noexcept {
+    open_->copied = true;
     std::memset(open_->copies.data() + open_->size() * page_bytes(), 0, page_bytes());
     open_->push(offset);
   }

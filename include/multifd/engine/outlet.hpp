@@ -49,6 +49,10 @@ class Meter {
     return granted ? Result<void>{} : fail(Errc::cancelled, Stage::write);
   }
 
+  /// Whether there is a cap now. Under one an outlet asks for what it writes piece by piece: the larger a piece, the further what leaves
+  /// in a moment is from the cap.
+  bool capped() const noexcept { return limiter_.rate() != 0; }
+
   /// Called by an outlet as often as bytes leave, also for a part of what it writes. Without such calls a write that takes
   /// longer than SenderOptions::progress_timeout counts as standing still.
   void moved(std::size_t bytes) noexcept { counters_.moved_bytes.add(bytes); }

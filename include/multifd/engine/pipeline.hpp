@@ -50,7 +50,7 @@ class Pipeline {
       return fail(Errc::bad_channel_count, Stage::setup, "open a sender", channels);
     if (ram.blocks().empty()) return fail(Errc::bad_block_size, Stage::setup, "open a sender: no RAM block");
     for (const RamBlock& block : ram.blocks())
-      if (block.access == Access::none && !From::copies)
+      if (block.access == Access::none && From::guest)
         return fail(Errc::block_without_memory, Stage::setup, "open a sender", 0, 0, block.idstr);
     if (auto good = check_time_limit("SenderOptions::progress_timeout", options.progress_timeout, Stage::setup); !good)
       return std::unexpected(good.error());

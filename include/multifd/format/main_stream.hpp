@@ -36,6 +36,10 @@ inline constexpr std::string_view subsection_uuid = "configuration/uuid";
 inline constexpr std::string_view capability_ignore_shared = "x-ignore-shared";
 inline constexpr std::string_view capability_mapped_ram = "mapped-ram";
 
+// Section 9.2: the header of a section with a name: type, id, length of the name, name, instance, version.
+inline constexpr std::size_t max_section_header_bytes = 1 + 4 + 1 + max_idstr_length + 4 + 4;
+inline constexpr std::size_t footer_bytes = 5;
+
 // Section 9.4.
 inline constexpr std::string_view ram_section_name = "ram";
 inline constexpr std::uint32_t ram_instance = 0;
@@ -59,6 +63,7 @@ inline constexpr std::size_t max_ram_record_header_bytes = ram_word_bytes + 1 + 
 inline constexpr std::size_t max_zero_record_bytes = max_ram_record_header_bytes + 1;
 
 // Section 9.7.
+inline constexpr std::size_t command_header_bytes = 5;
 inline constexpr std::uint16_t command_open_return_path = 1;
 inline constexpr std::uint16_t command_ping = 2;
 inline constexpr std::uint16_t command_postcopy_advise = 3;

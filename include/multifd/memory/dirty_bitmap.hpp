@@ -11,6 +11,16 @@
 
 namespace multifd {
 
+/// Words of a dirty bitmap of `pages` pages.
+constexpr std::size_t bitmap_words(std::uint64_t pages) noexcept { return (pages + 63) / 64; }
+
+/// Pages whose bit is set.
+inline std::uint64_t count_dirty(std::span<const std::uint64_t> bitmap) noexcept {
+  std::uint64_t sum = 0;
+  for (const std::uint64_t word : bitmap) sum += static_cast<unsigned>(std::popcount(word));
+  return sum;
+}
+
 /// One past the highest page whose bit is set; 0 when none is.
 inline std::uint64_t end_of_dirty(std::span<const std::uint64_t> bitmap) noexcept {
   for (std::size_t w = bitmap.size(); w-- > 0;)

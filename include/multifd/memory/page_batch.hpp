@@ -36,7 +36,8 @@ class PageBatch {
   BlockId block{};
   std::uint64_t epoch = 0;      ///< the epoch these pages belong to
   std::size_t known_zeros = 0;  ///< how many of the last offsets are zero pages
-  PageBuffer copies;            ///< with FromCopies: the bytes of the other pages, in the order of their offsets
+  bool copied = false;          ///< the bytes of the other pages are in `copies`
+  PageBuffer copies;            ///< in the order of their offsets
   Message message{};            ///< instead of pages
   PageBatch* next = nullptr;    ///< the hand-off's: links batches that are empty
 
@@ -73,6 +74,7 @@ class PageBatch {
   void clear() noexcept {
     size_ = 0;
     known_zeros = 0;
+    copied = false;
     message = {};
   }
 

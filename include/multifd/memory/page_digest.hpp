@@ -21,6 +21,19 @@ inline std::uint64_t digest_of(std::span<const std::byte> bytes) noexcept {
   return XXH3_64bits(bytes.data(), bytes.size());
 }
 
+/// An XXH3-128.
+struct Digest128 {
+  std::uint64_t low = 0;
+  std::uint64_t high = 0;
+  friend bool operator==(const Digest128&, const Digest128&) = default;
+};
+
+/// XXH3-128 of one range of bytes: where two pages are taken for equal because their digests are.
+inline Digest128 digest128_of(std::span<const std::byte> bytes) noexcept {
+  const XXH128_hash_t digest = XXH3_128bits(bytes.data(), bytes.size());
+  return {.low = digest.low64, .high = digest.high64};
+}
+
 /// XXH3-64 over several ranges as if they were one. Threads: one at a time; a channel has its own.
 class PageDigest {
  public:

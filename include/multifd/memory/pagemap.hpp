@@ -43,6 +43,9 @@ struct PagemapScan {
 };
 static_assert(sizeof(PagemapScan) == 96);
 inline constexpr unsigned long pagemap_scan_request = _IOWR('f', 16, PagemapScan);
+inline constexpr std::uint64_t pagemap_protect = 1u << 0;     // PM_SCAN_WP_MATCHING: write-protect what was found
+inline constexpr std::uint64_t pagemap_only_async = 1u << 1;  // PM_SCAN_CHECK_WPASYNC: EPERM elsewhere
+inline constexpr std::uint64_t page_is_written = 1u << 1;
 inline constexpr std::uint64_t page_is_present = 1u << 3;
 inline constexpr std::uint64_t page_is_swapped = 1u << 4;
 inline constexpr std::uint64_t page_is_pfnzero = 1u << 5;
@@ -75,13 +78,50 @@ class Pagemap {
   template <class OnData>
   [[nodiscard]] Result<void> for_each_data(std::uintptr_t begin, std::uintptr_t end, OnData&& on_data) {
     if (can_scan_) {
-      const int error = scan(begin, end, on_data);
+      const int error = scan({.begin = begin,
+                              .end = end,
+                              .category_inverted = page_is_pfnzero,
+                              .category_mask = page_is_pfnzero,
+                              .category_anyof_mask = page_is_present | page_is_swapped,
+                              .return_mask = page_is_present},
+                             on_data);
       if (error == 0) return {};
       // The errors by which older kernels, sandboxes and emulators refuse a request that they do not know.
       if (error != ENOTTY && error != EINVAL && error != ENOSYS) return fail_errno(Stage::setup, "PAGEMAP_SCAN", error);
       can_scan_ = false;
     }
     return read_entries(begin, end, on_data);
+  }
+
+  /// Calls on_written(begin, end) for each run of pages that were written since they were last protected, and
+  /// write-protects them again: in one step for each page, so that no write falls between the two.
+  ///
+  /// Params: `begin`, `end`: page aligned; memory that a userfaultfd with WP_ASYNC watches.
+  /// Errors: errno: EPERM when some of it is not watched, ENOTTY before Linux 6.7. What on_written got before is valid.
+  template <class OnWritten>
+  [[nodiscard]] Result<void> take_written(std::uintptr_t begin, std::uintptr_t end, OnWritten&& on_written) {
+    // These masks and no others: the kernel then also counts a page as written that was discarded meanwhile.
+    const int error = scan({.flags = pagemap_protect | pagemap_only_async,
+                            .begin = begin,
+                            .end = end,
+                            .category_mask = page_is_written,
+                            .return_mask = page_is_written},
+                           on_written);
+    if (error != 0) return fail_errno(Stage::none, "PAGEMAP_SCAN", error);
+    return {};
+  }
+
+  /// Write-protects all pages that are there; a page that comes into being later counts as written. Params, Errors: as
+  /// take_written().
+  [[nodiscard]] Result<void> protect_written(std::uintptr_t begin, std::uintptr_t end) noexcept {
+    PagemapScan all{.flags = pagemap_protect | pagemap_only_async,
+                    .begin = begin,
+                    .end = end,
+                    .category_mask = page_is_written,
+                    .return_mask = page_is_written};
+    while (::ioctl(fd_, pagemap_scan_request, &all) < 0)
+      if (errno != EINTR) return fail_errno(Stage::none, "PAGEMAP_SCAN");
+    return {};
   }
 
  private:
@@ -92,18 +132,12 @@ class Pagemap {
 
   Pagemap() = default;
 
-  /// Returns an errno, or 0. Runs that `on_data` got before an error are valid.
-  template <class OnData>
-  int scan(std::uintptr_t begin, std::uintptr_t end, OnData& on_data) {
-    PagemapScan scan{.begin = begin,
-                     .end = end,
-                     .regions = reinterpret_cast<std::uintptr_t>(buffer_->regions.data()),
-                     .region_count = buffer_->regions.size(),
-                     .category_inverted = page_is_pfnzero,
-                     .category_mask = page_is_pfnzero,
-                     .category_anyof_mask = page_is_present | page_is_swapped,
-                     .return_mask = page_is_present};
-    for (; scan.begin < end; scan.begin = scan.walk_end) {
+  /// Returns an errno, or 0. Runs that `on_run` got before an error are valid.
+  template <class OnRun>
+  int scan(PagemapScan scan, OnRun& on_run) {
+    scan.regions = reinterpret_cast<std::uintptr_t>(buffer_->regions.data());
+    scan.region_count = buffer_->regions.size();
+    for (; scan.begin < scan.end; scan.begin = scan.walk_end) {
       const int found = ::ioctl(fd_, pagemap_scan_request, &scan);
       if (found < 0) {
         if (errno == EINTR) continue;
@@ -111,7 +145,7 @@ class Pagemap {
       }
       for (int i = 0; i < found; ++i) {
         const PagemapRegion& region = buffer_->regions[static_cast<std::size_t>(i)];
-        on_data(static_cast<std::uintptr_t>(region.begin), static_cast<std::uintptr_t>(region.end));
+        on_run(static_cast<std::uintptr_t>(region.begin), static_cast<std::uintptr_t>(region.end));
       }
       if (scan.walk_end <= scan.begin) return EINVAL;  // does not happen; the loop would never end
     }

@@ -107,13 +107,16 @@ class Outlet {
     meter.encoded();
 
     encode(header, pages.offsets);
-    if (auto granted = meter.acquire(header_bytes() + payload_bytes); !granted) return std::unexpected(granted.error());
+    const std::size_t piece = meter.capped() ? std::min(payload_bytes, piece_bytes) : payload_bytes;
+    if (auto granted = meter.acquire(header_bytes() + piece); !granted) return std::unexpected(granted.error());
     if (payload_bytes == 0 && held_ + 1 < most_headers) {
       ++held_;
     } else {
       out_[0] = const_buffer(headers_.get(), (held_ + 1) * header_bytes());
       held_ = 0;
-      auto written = write_all(link_, std::span(out_.get(), out_count), counted_by(meter));
+      const std::span<iovec> buffers(out_.get(), out_count);
+      auto written = piece == payload_bytes ? write_all(link_, buffers, counted_by(meter))
+                                            : write_pieces(buffers, out_[0].iov_len + piece, meter);
       meter.wrote();
       if (!written) return std::unexpected(written.error());
     }
@@ -134,7 +137,7 @@ class Outlet {
     if (auto written = write_headers(0, meter); !written) return std::unexpected(written.error());
     // In pieces: under a cap other channels go on meanwhile, and no call of the transport takes long.
     for (std::span<const std::byte> rest(packet.bytes.get(), packet.size); !rest.empty();) {
-      const auto piece = rest.first(std::min(rest.size(), message_piece_bytes));
+      const auto piece = rest.first(std::min(rest.size(), piece_bytes));
       if (auto granted = meter.acquire(piece.size()); !granted) return std::unexpected(granted.error());
       auto written = write_all(link_, piece, counted_by(meter));
       meter.wrote();
@@ -157,7 +160,8 @@ class Outlet {
   /// A packet of zero pages only is just a header. Such headers wait for the next packet's write while there is work:
   /// one write for each would cost more than the check of its pages, on both sides.
   static constexpr std::size_t most_headers = 16;
-  static constexpr std::size_t message_piece_bytes = 64 * 1024;
+  /// What is asked of a cap at once. A whole packet would be 2.5 % of what 200 MB/s are in 100 ms.
+  static constexpr std::size_t piece_bytes = 64 * 1024;
 
   static auto counted_by(engine::Meter& meter) noexcept {
     return [&meter](std::size_t bytes) noexcept { meter.moved(bytes); };
@@ -165,6 +169,30 @@ class Outlet {
 
   Outlet(OutletShared& shared, unsigned channel, T link, typename C::Encoder encoder) noexcept
       : shared_(&shared), channel_(channel), link_(std::move(link)), encoder_(std::move(encoder)) {}
+
+  /// Writes all buffers. The cap has granted the first `granted` bytes; the rest is asked for piece by piece.
+  [[nodiscard]] Result<void> write_pieces(std::span<iovec> buffers, std::size_t granted,
+                                          engine::Meter& meter) noexcept {
+    for (std::size_t rest = total_bytes(buffers);;) {
+      // The buffers that the granted bytes end in, and what of the last one is behind them.
+      std::size_t count = 0;
+      std::size_t bytes = 0;
+      while (bytes < granted) bytes += buffers[count++].iov_len;
+      const std::size_t behind = bytes - granted;
+      iovec later = buffers[count - 1];
+      later.iov_base = static_cast<std::byte*>(later.iov_base) + (later.iov_len - behind);
+      later.iov_len = behind;
+      buffers[count - 1].iov_len -= behind;
+      auto written = write_all(link_, buffers.first(count), counted_by(meter));
+      rest -= granted;
+      if (!written || rest == 0) return written;
+      buffers = buffers.subspan(behind > 0 ? count - 1 : count);
+      if (behind > 0) buffers[0] = later;
+      granted = std::min(rest, piece_bytes);
+      meter.wrote();
+      if (auto asked = meter.acquire(granted); !asked) return asked;
+    }
+  }
 
   /// Writes the headers that are held, and `more` behind them.
   [[nodiscard]] Result<void> write_headers(std::size_t more, engine::Meter& meter) noexcept {

@@ -46,6 +46,7 @@ class BlockList {
     by_name_.reserve(max_blocks_);
   }
 
+  void set_page_bytes(std::size_t bytes) noexcept { page_bytes_ = bytes; }
   std::span<const BlockInfo> blocks() const noexcept { return blocks_; }
   std::uint64_t total_bytes() const noexcept { return total_; }
   /// Whether the used_lengths add up to the total.

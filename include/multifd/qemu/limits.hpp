@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "multifd/format/extension.hpp"
 #include "multifd/format/main_stream.hpp"
 #include "multifd/result.hpp"
 
@@ -20,6 +21,12 @@ struct MainStreamLimits {
   std::uint64_t max_ram_bytes = std::uint64_t{1} << 44;  ///< of all blocks together
   std::size_t max_machine_type_bytes = 256;              ///< at most 4096
   std::size_t max_capabilities = 32;                     ///< that change the stream; at most 64
+  /// Whether the messages of an own source are taken (format/extension.md section 19). Default: off, and they are
+  /// refused as unknown commands. A destination that sets this answers a source's question (Commands::answer()).
+  bool extension = false;
+  /// Of one device's state from an own source. The state comes in pieces and takes no memory.
+  std::uint64_t max_section_bytes = std::uint64_t{1} << 40;
+  std::uint32_t max_description_bytes = 16 * 1024 * 1024;  ///< of an own source; in pieces, too
 };
 
 /// The longest configuration section within `limits`, and one byte to know that it ends there.
@@ -30,7 +37,8 @@ constexpr std::size_t max_configuration_bytes(const MainStreamLimits& limits) no
 
 /// The longest element within `limits`.
 constexpr std::size_t max_element_bytes(const MainStreamLimits& limits) noexcept {
-  return std::max(max_configuration_bytes(limits), max_ram_record_header_bytes + limits.page_bytes);
+  const std::size_t message = limits.extension ? command_header_bytes + wire::max_extension_bytes : 0;
+  return std::max({max_configuration_bytes(limits), max_ram_record_header_bytes + limits.page_bytes, message});
 }
 
 /// Errors: Errc::bad_page_size, bad_option (detail: the value).

@@ -7,7 +7,7 @@
 //   header, configuration, commands,
 //   START of ram: ram_size, block*, records, footer       (section_start ... end_of_records, footer)
 //   PART*, END:   records, footer
-//   device_state* up to the end of the connection
+//   device_state* up to the end of the connection; of an own source the sections and their ends (device_sections.hpp)
 //
 // The parser has no transport: the caller reads from the connection into room(), passes the number of bytes to
 // commit(), and takes elements from next() until that returns none. The peer is not trusted: each length is compared
@@ -23,8 +23,10 @@
 
 #include "multifd/config.hpp"
 #include "multifd/format/main_stream.hpp"
+#include "multifd/qemu/commands.hpp"
 #include "multifd/qemu/configuration.hpp"
 #include "multifd/qemu/detail/cursor.hpp"
+#include "multifd/qemu/device_sections.hpp"
 #include "multifd/qemu/element.hpp"
 #include "multifd/qemu/limits.hpp"
 #include "multifd/qemu/ram_section.hpp"
@@ -136,19 +138,34 @@ class MainStreamParser {
   /// The sum of all used_lengths; 0 before it is known.
   std::uint64_t ram_bytes() const noexcept { return ram_.list().total_bytes(); }
   std::size_t page_bytes() const noexcept { return limits_.page_bytes; }
+  /// Sets another page size than that of the limits, for a destination that takes what an own source's SETTINGS say. To be
+  /// called ahead of RAM's START.
+  /// Errors: Errc::bad_page_size: no page size, or larger than that of the limits, by which the memory was allocated;
+  ///   already_closed: START has come.
+  [[nodiscard]] Result<void> set_page_bytes(std::size_t bytes) noexcept {
+    if (!valid_page_bytes(bytes) || bytes > limits_.page_bytes)
+      return fail(Errc::bad_page_size, Stage::parse, "main stream", bytes, limits_.page_bytes);
+    if (ram_.begun()) return fail(Errc::already_closed, Stage::parse, "main stream: the page size, behind RAM's START");
+    limits_.page_bytes = bytes;
+    ram_.set_page_bytes(bytes);
+    return {};
+  }
 
   /// The machine type. Empty if there was no configuration (machine types before 2.4).
   std::string_view machine_type() const noexcept { return configuration_.machine_type(); }
   std::span<const std::string_view> capabilities() const noexcept { return configuration_.capabilities(); }
   const std::optional<Uuid>& uuid() const noexcept { return configuration_.uuid(); }
   /// Whether the source reads a return path (return_path.hpp).
-  bool return_path_open() const noexcept { return return_path_open_; }
+  bool return_path_open() const noexcept { return commands_.return_path_open(); }
+  /// What the source's commands have said, also whether it is an own one.
+  const Commands& commands() const noexcept { return commands_; }
   /// Whether RAM's END is over, and so all records of RAM have come.
   bool ram_complete() const noexcept { return ram_complete_; }
   /// What the elements taken so far end with. A source with a return path does not close the connection at its end, but
   /// waits for the answer: then only tail() shows the end.
   StreamTail tail() const noexcept {
-    return place_ == Place::device_state ? stream_end_.tail(footers_.value_or(false)) : StreamTail::inside;
+    if (place_ != Place::device_state) return StreamTail::inside;
+    return commands_.own_source() ? sections_.tail() : stream_end_.tail(footers_.value_or(false));
   }
 
  private:
@@ -159,7 +176,9 @@ class MainStreamParser {
         capacity_(std::max<std::size_t>(128 * 1024, 4 * max_element_bytes(limits))),
         buffer_(std::make_unique_for_overwrite<std::byte[]>(capacity_)),
         configuration_(limits),
-        ram_(limits) {}
+        commands_(limits),
+        ram_(limits),
+        sections_(limits) {}
 
   void drop_last_element() noexcept {
     begin_ += last_bytes_;
@@ -227,41 +246,10 @@ class MainStreamParser {
   }
 
   [[nodiscard]] Result<Parsed> parse_command(detail::Cursor& in, Element& out) noexcept {
-    if (!in.has(5)) return Parsed::more;
-    in.u8();
-    const auto command = in.be<std::uint16_t>();
-    const auto length = in.be<std::uint16_t>();
-    const std::string_view name = command_name(command);
-    bool length_fits = false;
-    switch (command) {
-      case command_open_return_path:
-      case command_switchover_start: length_fits = length == 0; break;
-      case command_ping: length_fits = length == 4; break;
-      case command_postcopy_advise: length_fits = length == 0 || length == 16; break;
-      case command_postcopy_listen:
-      case command_postcopy_run:
-      case command_postcopy_ram_discard:
-      case command_packaged:
-      case command_postcopy_resume:
-      case command_recv_bitmap: return in.refuse(Errc::postcopy_refused, "command", command, name);
-      case command_enable_colo: return in.refuse(Errc::colo_refused, "command", command, name);
-      default: return in.refuse(Errc::unknown_command, "command", command);
-    }
-    if (!length_fits) return in.refuse(Errc::bad_command_length, "command", length, name);
-    if (!in.has(length)) return Parsed::more;
-    out.data = in.take(length);
-    if (command == command_postcopy_advise && length != 0) {
-      const auto backing_pages = wire::load_be<std::uint64_t>(&out.data[0]);
-      const auto target_page = wire::load_be<std::uint64_t>(&out.data[8]);
-      if (target_page != limits_.page_bytes)
-        return in.refuse(Errc::page_size_mismatch, "command", target_page, name, limits_.page_bytes);
-      larger_pages_ = backing_pages != limits_.page_bytes;
-    }
-    if (command == command_open_return_path) return_path_open_ = true;
-    out.kind = ElementKind::command;
-    out.command = command;
-    place_ = Place::element;
-    return Parsed::whole;
+    const RamStage ram = ram_complete_ ? RamStage::whole : ram_started_ ? RamStage::inside : RamStage::ahead;
+    const auto parsed = commands_.parse(in, out, ram);
+    if (parsed && *parsed == Parsed::whole) place_ = Place::element;
+    return parsed;
   }
 
   [[nodiscard]] Result<Parsed> parse_section_start(detail::Cursor& in, Element& out) noexcept {
@@ -274,7 +262,7 @@ class MainStreamParser {
       return in.refuse(Errc::unknown_section, "START of a section", instance, out.name);
     if (ram_started_) return in.refuse(Errc::unexpected_section, "second START", out.section_id, ram_section_name);
     if (version != ram_version) return in.refuse(Errc::bad_ram_version, "START of RAM", version, ram_section_name);
-    ram_.start({.gpa = configuration_.ignore_shared(), .page_size = larger_pages_});
+    ram_.start({.gpa = configuration_.ignore_shared(), .page_size = commands_.larger_pages()});
     ram_started_ = true;
     section_id_ = out.section_id;
     return enter_section(out, ElementKind::section_start);
@@ -358,12 +346,13 @@ class MainStreamParser {
   }
 
   [[nodiscard]] Result<Parsed> parse_device_state(detail::Cursor& in, Element& out) noexcept {
+    place_ = Place::device_state;
+    if (commands_.own_source()) return sections_.parse(in, out, commands_);
     if (!in.has(1)) return Parsed::more;
     out.kind = ElementKind::device_state;
     out.data = in.take(in.left());
     out.size = out.data.size();
     stream_end_.feed(out.data);
-    place_ = Place::device_state;
     return Parsed::whole;
   }
 
@@ -378,12 +367,12 @@ class MainStreamParser {
 
   Place place_ = Place::header;
   Configuration configuration_;
+  Commands commands_;
   RamSection ram_;
-  StreamEnd stream_end_;
+  DeviceSections sections_;      ///< behind RAM, of an own source
+  StreamEnd stream_end_;         ///< behind RAM, of a QEMU
   std::optional<bool> footers_;  ///< whether sections have them, once START has ended
   std::uint32_t section_id_ = 0;
-  bool larger_pages_ = false;  ///< POSTCOPY_ADVISE announced other page sizes than the guest's
-  bool return_path_open_ = false;
   bool ram_started_ = false;
   bool ram_ending_ = false;
   bool ram_complete_ = false;

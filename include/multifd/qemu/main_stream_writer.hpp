@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
 //
-// Writes a main stream: elements that a MainStreamParser has cut out of another one, byte for byte, and records of
-// pages made anew. Page records cannot be passed on unchanged where records are dropped or inserted: CONTINUE means
-// "the block of the record before", which is another one then (format/main_stream.md section 9.6, format/roles.md
-// section 11 step 9).
+// Writes a main stream (format/main_stream.md section 9): a source's from the header to the VM description, and, for a
+// relay, elements that a MainStreamParser has cut out of another one, byte for byte. Page records cannot be passed on
+// unchanged where records are dropped or inserted: CONTINUE means "the block of the record before", which is another
+// one then (format/main_stream.md section 9.6, format/roles.md section 11 step 9).
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <span>
@@ -19,32 +19,129 @@
 
 #include "multifd/config.hpp"
 #include "multifd/format/byte_order.hpp"
+#include "multifd/format/extension.hpp"
 #include "multifd/format/main_stream.hpp"
+#include "multifd/format/page_digests.hpp"
+#include "multifd/format/peer_failure.hpp"
+#include "multifd/format/peer_settings.hpp"
 #include "multifd/limits.hpp"
 #include "multifd/qemu/element.hpp"
 #include "multifd/qemu/ram_records.hpp"
+#include "multifd/qemu/stream_style.hpp"
 #include "multifd/result.hpp"
+#include "multifd/time_limit.hpp"
 #include "multifd/transport/algorithms.hpp"
+#include "multifd/transport/interrupt.hpp"
 #include "multifd/transport/policy.hpp"
 
 namespace multifd::qemu {
 
-/// Gathers records, and writes them when there are many, or when push_out() is called.
+/// Gathers elements, and writes them when there are many, or when push_out() is called.
+///
+/// The order of calls for a source (format/roles.md section 18), with the channels' SYNCs wherever end_epoch() is:
+///
+///     begin_stream({.machine_type = "pc-q35-10.0"}), open_return_path(), ping(1)
+///     start_ram(blocks), end_epoch(), end_section()
+///     begin_part(), zero_page()..., end_epoch(), end_section()          each round
+///     switchover_start(), begin_end(), ..., end_epoch(), end_section()  the guest has stopped
+///     device()..., end_stream(text), push_out()
 ///
 /// The caller decides what is written where: nothing checks that a footer ends a section.
-/// Errors (of each call): the transport's. Sticky: every later call returns the first one. Gathered bytes are lost
-///   then.
+/// Errors (of each call): the transport's. Sticky: every later call returns the first one, and gathered bytes are lost; but
+///   for push_out()'s Errc::cancelled.
 /// Threads: one, the transport's writing thread.
 /// Cost: one buffer of 64 KiB, allocated at construction; nothing after it. Bytes are copied once; an element larger
 ///   than the buffer is written without a copy.
 template <Transport T>
 class MainStreamWriter {
  public:
-  /// Params `link`: must outlive this object, and must not be written to elsewhere meanwhile.
-  explicit MainStreamWriter(T& link) : link_(&link), buffer_(std::make_unique_for_overwrite<std::byte[]>(capacity)) {}
+  /// Params `link`: must outlive this object, and must not be written to elsewhere meanwhile. `style`: of the stream
+  ///   that is made; forward() needs none.
+  explicit MainStreamWriter(T& link, const StreamStyle& style = {})
+      : link_(&link), style_(style), buffer_(std::make_unique_for_overwrite<std::byte[]>(capacity)) {}
 
-  /// Writes an element that is no page: `element.bytes`.
-  [[nodiscard]] Result<void> forward(const Element& element) noexcept { return append(element.bytes); }
+  /// Bounds the writes from now on. Params `timeout`: how long the peer may take no byte; `interrupt`: ends a write; may be
+  ///   null, and outlives this object. Default: no limit.
+  void set_limits(std::chrono::milliseconds timeout, const Interrupt* interrupt) noexcept
+    requires HasTimeLimits<T>
+  {
+    timeout_ = timeout;
+    interrupt_ = interrupt;
+  }
+
+  // ---- The beginning
+
+  /// Writes the header and, where the style has one, the configuration.
+  ///
+  /// Errors: also Errc::bad_option (a name without a byte or over its bound: machine type 4096, capability 255).
+  [[nodiscard]] Result<void> begin_stream(const StreamConfiguration& what) noexcept {
+    if (what.machine_type.empty() || what.machine_type.size() > 4096)
+      return fail(Errc::bad_option, Stage::setup, "machine type's length", what.machine_type.size());
+    for (const std::string_view name : what.capabilities)
+      if (name.empty() || name.size() > max_idstr_length)
+        return fail(Errc::bad_option, Stage::setup, "capability's length", name.size());
+    MULTIFD_TRY(put(wire::main_stream_magic, stream_version));
+    if (!style_.configuration) return {};
+    MULTIFD_TRY(put(element_configuration, static_cast<std::uint32_t>(what.machine_type.size()), what.machine_type));
+    if (what.page_bits) {
+      MULTIFD_TRY(put_subsection(subsection_page_bits, *what.page_bits));
+    }
+    if (!what.capabilities.empty()) {
+      MULTIFD_TRY(put_subsection(subsection_capabilities, static_cast<std::uint32_t>(what.capabilities.size())));
+    }
+    for (const std::string_view name : what.capabilities) {
+      MULTIFD_TRY(put_named(name));
+    }
+    if (what.uuid) {
+      MULTIFD_TRY(put_subsection(subsection_uuid, std::span<const std::byte>(*what.uuid)));
+    }
+    return {};
+  }
+
+  /// Writes OPEN_RETURN_PATH. Ahead of RAM's START.
+  [[nodiscard]] Result<void> open_return_path() noexcept { return put_command(command_open_return_path); }
+
+  /// Writes a PING command, which the destination answers with a PONG of the same value. Only between sections, and
+  /// where the return path is open.
+  [[nodiscard]] Result<void> ping(std::uint32_t value) noexcept { return put_command(command_ping, value); }
+
+  // ---- RAM
+
+  /// Writes the header of RAM's START and the block list. end_section() ends it.
+  ///
+  /// Params `blocks`: in the order of their sizes, largest first, as QEMU has them. Their `gpa` and `page_size` are
+  ///   written as `style.gpa` says, and where they are not 0.
+  /// Errors: also Errc::bad_block_idstr, bad_block_size (subject: the block).
+  [[nodiscard]] Result<void> start_ram(std::span<const BlockInfo> blocks) noexcept {
+    std::uint64_t total = 0;
+    for (const BlockInfo& block : blocks) {
+      if (block.idstr.empty() || block.idstr.size() > max_idstr_length || block.idstr.contains('\0'))
+        return fail(Errc::bad_block_idstr, Stage::setup, "block list", block.idstr.size(), 0, block.idstr);
+      if (block.used_length == 0 || block.used_length % style_.page_bytes != 0 ||
+          block.used_length > ~std::uint64_t{0} - style_.page_bytes - total)
+        return fail(Errc::bad_block_size, Stage::setup, "block list", block.used_length, style_.page_bytes,
+                    block.idstr);
+      total += block.used_length;
+    }
+    MULTIFD_TRY(put_section_header(element_section_start, ram_section_id, ram_section_name, ram_instance, ram_version));
+    in_ram_ = true;
+    MULTIFD_TRY(put(total | ram_mem_size));
+    for (const BlockInfo& block : blocks) {
+      MULTIFD_TRY(put_named(block.idstr));
+      MULTIFD_TRY(put(block.used_length));
+      if (block.page_size != 0) {
+        MULTIFD_TRY(put(block.page_size));
+      }
+      if (style_.gpa) {
+        MULTIFD_TRY(put(block.gpa));
+      }
+    }
+    return {};
+  }
+
+  /// Begins a PART, or the END, of RAM. end_section() ends it.
+  [[nodiscard]] Result<void> begin_part() noexcept { return put_part(element_section_part); }
+  [[nodiscard]] Result<void> begin_end() noexcept { return put_part(element_section_end); }
 
   /// Writes a ZERO record. Only inside a RAM section, ahead of the record that closes it.
   ///
@@ -63,37 +160,195 @@ class MainStreamWriter {
     return append(bytes);
   }
 
+  /// Ends an epoch inside a section: MULTIFD_FLUSH, or nothing where each section's end does (format/packets.md section
+  /// 6.1).
+  [[nodiscard]] Result<void> end_epoch() noexcept {
+    return style_.sync_style == SyncStyle::per_round ? put(ram_multifd_flush) : Result<void>{};
+  }
+
+  /// Ends a section of RAM: EOS and, where the style has it, the footer.
+  [[nodiscard]] Result<void> end_section() noexcept {
+    MULTIFD_TRY(put(ram_eos));
+    in_ram_ = false;
+    return style_.footers ? footer(ram_section_id) : Result<void>{};
+  }
+
+  // ---- Devices and the end
+
+  /// Writes SWITCHOVER_START, where the style has it: right ahead of RAM's END.
+  [[nodiscard]] Result<void> switchover_start() noexcept {
+    return style_.switchover_start ? put_command(command_switchover_start) : Result<void>{};
+  }
+
+  /// Writes a device's section, behind RAM's END. To an own peer also its size.
+  ///
+  /// Params `state`: opaque; a QEMU's must be what its device expects, byte for byte.
+  /// Errors: also Errc::bad_option (a name without a byte, or over 255).
+  [[nodiscard]] Result<void> device(const DeviceSection& section, std::span<const std::byte> state) noexcept {
+    if (section.idstr.empty() || section.idstr.size() > max_idstr_length)
+      return fail(Errc::bad_option, Stage::produce, "device's name", section.idstr.size());
+    if (own_peer_) {
+      MULTIFD_TRY(message(wire::encode_extension(wire::ExtensionKind::section_size, state.size()).view()));
+    }
+    const std::uint32_t id = next_section_id_++;
+    MULTIFD_TRY(put_section_header(element_section_full, id, section.idstr, section.instance_id, section.version_id));
+    MULTIFD_TRY(append(state));
+    return style_.footers ? footer(id) : Result<void>{};
+  }
+  /// The number of device() calls so far.
+  std::uint32_t devices() const noexcept { return next_section_id_ - first_device_id; }
+
+  /// Writes the end mark and the VM description. Params `description`: JSON (VmDescription makes a small one); empty:
+  /// none, which a QEMU whose machine wants one answers with SHUT(1). At most 4 GiB.
+  [[nodiscard]] Result<void> end_stream(std::string_view description) noexcept {
+    MULTIFD_TRY(put(element_eof));
+    if (description.empty()) return {};
+    return put(element_vm_description, static_cast<std::uint32_t>(description.size()), description);
+  }
+
+  // ---- To an own peer, which has answered the question (format/extension.md section 19)
+
+  /// Asks whether the destination is ours; ask_peer() waits for the answer as well. All channels must be connected, or a
+  /// QEMU does not answer.
+  [[nodiscard]] Result<void> ask() noexcept { return ping(wire::extension_ping()); }
+
+  /// Announces the source's settings, ahead of RAM's START. ACCEPTED, or FAILED, comes when START was read.
+  [[nodiscard]] Result<void> settings(const wire::PeerSettings& settings) noexcept {
+    MULTIFD_ASSERT(style_.footers);
+    own_peer_ = true;
+    return message(wire::encode_settings(settings).view());
+  }
+
+  /// Writes bytes of the VMM's own, between sections. Params `bytes`: 1 to 16382.
+  [[nodiscard]] Result<void> user_data(std::span<const std::byte> bytes) noexcept {
+    MULTIFD_ASSERT(!bytes.empty() && bytes.size() <= wire::max_extension_bytes - 2);
+    MULTIFD_TRY(put_command_header(wire::extension_number, 2 + bytes.size()));
+    return put(static_cast<std::uint16_t>(wire::ExtensionKind::user_data), bytes);
+  }
+
+  /// Writes the digests of a whole block of a stopped guest, behind RAM's END, in as many messages as it takes.
+  ///
+  /// Params `block`: its place in start_ram()'s list. `memory`: the block.
+  /// Cost: reads each page once; 8 bytes a page.
+  [[nodiscard]] Result<void> page_digests(std::uint32_t block, std::span<const std::byte> memory) noexcept {
+    const std::size_t pages = memory.size() / style_.page_bytes;
+    for (std::size_t page = 0; page < pages;) {
+      const std::size_t last = page + std::min(pages - page, wire::max_page_digests);
+      const auto header = wire::encode_page_digests_header(block, page * style_.page_bytes);
+      const std::size_t length = header.view().size() + 8 * (last - page);
+      MULTIFD_TRY(put_command_header(wire::extension_number, length));
+      MULTIFD_TRY(append(header.view()));
+      for (; page < last; ++page) {
+        MULTIFD_TRY(put(digest_of(memory.subspan(page * style_.page_bytes, style_.page_bytes))));
+      }
+    }
+    return {};
+  }
+
+  /// Says that all sections have been written. LOADED comes when the destination has loaded them.
+  [[nodiscard]] Result<void> state_whole() noexcept {
+    return message(wire::encode_extension(wire::ExtensionKind::state_whole, devices()).view());
+  }
+
+  /// Gives the guest away. From the first byte of this on the source must not run it again, whatever happens
+  /// (section 19.7). end_stream() follows, then push_out().
+  [[nodiscard]] Result<void> hand_over() noexcept {
+    return message(wire::encode_extension(wire::ExtensionKind::hand_over).view());
+  }
+
+  /// Says why this side gives up, as the last of its messages, and pushes it out. Ends an open section of RAM first.
+  /// Params `text`: what the destination shows, such as describe(error).
+  [[nodiscard]] Result<void> failed(const Error& error, std::string_view text) noexcept {
+    if (in_ram_) {
+      MULTIFD_TRY(end_section());
+    }
+    MULTIFD_TRY(message(wire::encode_failed(error, text).view()));
+    return push_out();
+  }
+
+  // ---- Everywhere
+
+  /// Writes an element that is no page: `element.bytes`.
+  [[nodiscard]] Result<void> forward(const Element& element) noexcept { return append(element.bytes); }
+
   /// Writes a section's footer, where the stream has footers. Params `section_id`: the section's, as its START says.
-  [[nodiscard]] Result<void> footer(std::uint32_t section_id) noexcept {
-    std::array<std::byte, 5> bytes{std::byte{element_footer}};
-    wire::store_be<std::uint32_t>(&bytes[1], section_id);
-    return append(bytes);
-  }
+  [[nodiscard]] Result<void> footer(std::uint32_t section_id) noexcept { return put(element_footer, section_id); }
 
-  /// Writes a PING command, which the destination answers with a PONG of the same value. Only between sections, and
-  /// where the return path is open.
-  [[nodiscard]] Result<void> ping(std::uint32_t value) noexcept {
-    std::array<std::byte, 9> command;
-    command[0] = std::byte{element_command};
-    wire::store_be<std::uint16_t>(&command[1], command_ping);
-    wire::store_be<std::uint16_t>(&command[3], sizeof value);
-    wire::store_be<std::uint32_t>(&command[5], value);
-    return append(command);
-  }
-
-  /// Writes the gathered bytes; may block until the peer takes them.
+  /// Writes the gathered bytes; may block until the peer takes them. When the Interrupt ends that, nothing is lost: the rest
+  /// goes out with the next call, by a side that gives up and says why.
   [[nodiscard]] Result<void> push_out() noexcept {
     if (error_) return std::unexpected(*error_);
-    return write({buffer_.get(), std::exchange(gathered_, 0)});
+    std::size_t done = 0;
+    auto written = limited_write({buffer_.get(), gathered_}, [&](std::size_t bytes) { done += bytes; });
+    if (!written && written.error().code != Errc::cancelled) error_ = written.error();
+    std::copy(buffer_.get() + done, buffer_.get() + gathered_, buffer_.get());
+    gathered_ -= done;
+    return written;
   }
 
  private:
   static constexpr std::size_t capacity = 64 * 1024;
+  static constexpr std::uint32_t ram_section_id = 1;
+  static constexpr std::uint32_t first_device_id = 2;
+
+  // Fields, in the order of the arguments: integers big-endian, text and bytes as they are.
+
+  template <class... Fields>
+  [[nodiscard]] Result<void> put(const Fields&... fields) noexcept {
+    Result<void> result;
+    static_cast<void>(((result = put_field(fields)).has_value() && ...));
+    return result;
+  }
+  template <std::unsigned_integral N>
+  [[nodiscard]] Result<void> put_field(N number) noexcept {
+    std::array<std::byte, sizeof number> bytes;
+    wire::store_be(bytes.data(), number);
+    return append(bytes);
+  }
+  [[nodiscard]] Result<void> put_field(std::string_view text) noexcept {
+    return append(std::as_bytes(std::span(text)));
+  }
+  [[nodiscard]] Result<void> put_field(std::span<const std::byte> bytes) noexcept { return append(bytes); }
+
+  [[nodiscard]] Result<void> put_named(std::string_view name) noexcept {
+    return put(static_cast<std::uint8_t>(name.size()), name);
+  }
+  template <class Field>
+  [[nodiscard]] Result<void> put_subsection(std::string_view name, const Field& field) noexcept {
+    MULTIFD_TRY(put(element_subsection));
+    MULTIFD_TRY(put_named(name));
+    return put(subsection_version, field);
+  }
+  [[nodiscard]] Result<void> put_section_header(std::uint8_t type, std::uint32_t id, std::string_view idstr,
+                                                std::uint32_t instance, std::uint32_t version) noexcept {
+    MULTIFD_TRY(put(type, id));
+    MULTIFD_TRY(put_named(idstr));
+    return put(instance, version);
+  }
+  [[nodiscard]] Result<void> put_part(std::uint8_t type) noexcept {
+    in_ram_ = true;
+    return put(type, ram_section_id);
+  }
+  [[nodiscard]] Result<void> put_command_header(std::uint16_t command, std::size_t length) noexcept {
+    return put(element_command, command, static_cast<std::uint16_t>(length));
+  }
+  template <class... Fields>
+  [[nodiscard]] Result<void> put_command(std::uint16_t command, const Fields&... fields) noexcept {
+    MULTIFD_TRY(put_command_header(command, (sizeof(fields) + ... + 0)));
+    return put(fields...);
+  }
+  [[nodiscard]] Result<void> message(std::span<const std::byte> data) noexcept {
+    MULTIFD_TRY(put_command_header(wire::extension_number, data.size()));
+    return append(data);
+  }
 
   [[nodiscard]] Result<void> append(std::span<const std::byte> bytes) noexcept {
     if (error_) return std::unexpected(*error_);
     if (bytes.size() > capacity - gathered_) {
-      if (auto pushed = push_out(); !pushed) return pushed;
+      if (auto pushed = push_out(); !pushed) {
+        error_ = pushed.error();  // an element's end is missing
+        return pushed;
+      }
       if (bytes.size() > capacity) return write(bytes);
     }
     std::copy(bytes.begin(), bytes.end(), buffer_.get() + gathered_);
@@ -103,7 +358,7 @@ class MainStreamWriter {
 
   [[nodiscard]] Result<void> write(std::span<const std::byte> bytes) noexcept {
     if (bytes.empty()) return {};
-    auto written = write_all(*link_, bytes);
+    auto written = limited_write(bytes, [](std::size_t) {});
     if (!written) error_ = written.error();
     return written;
   }
@@ -116,10 +371,24 @@ class MainStreamWriter {
     return idstr;
   }
 
+  template <class Moved>
+  [[nodiscard]] Result<void> limited_write(std::span<const std::byte> bytes, const Moved& moved) noexcept {
+    if constexpr (HasTimeLimits<T>)
+      return write_all(*link_, bytes, timeout_, interrupt_, moved);
+    else
+      return write_all(*link_, bytes, moved);
+  }
+
   T* link_;
+  StreamStyle style_;
+  std::chrono::milliseconds timeout_ = no_timeout;
+  const Interrupt* interrupt_ = nullptr;
   std::unique_ptr<std::byte[]> buffer_;
   std::size_t gathered_ = 0;
   std::optional<Error> error_;
+  bool in_ram_ = false;    ///< a section of RAM was begun here, and not ended
+  bool own_peer_ = false;  ///< SETTINGS were written
+  std::uint32_t next_section_id_ = first_device_id;
   std::array<char, max_idstr_length> block_;  ///< name of the block of the last record that was written
   std::size_t block_bytes_ = 0;
 };

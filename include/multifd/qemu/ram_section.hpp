@@ -22,6 +22,12 @@ class RamSection {
   explicit RamSection(const MainStreamLimits& limits) : page_bytes_(limits.page_bytes), list_(limits) {}
 
   const BlockList& list() const noexcept { return list_; }
+  bool begun() const noexcept { return begun_; }
+  /// Params `bytes`: a page size. Contract: START has not begun.
+  void set_page_bytes(std::size_t bytes) noexcept {
+    page_bytes_ = bytes;
+    list_.set_page_bytes(bytes);
+  }
   /// Known from the first FLUSH in START, or from START's end without one (section 6.1).
   std::optional<SyncStyle> sync_style() const noexcept { return sync_style_; }
 
@@ -29,6 +35,7 @@ class RamSection {
   void start(BlockFields fields) noexcept {
     fields_ = fields;
     place_ = Place::total;
+    begun_ = true;
   }
 
   /// Parses the next part of a payload.
@@ -133,6 +140,7 @@ class RamSection {
   BlockList list_;
   BlockFields fields_;
   Place place_ = Place::total;
+  bool begun_ = false;
   std::uint32_t current_ = no_block;  ///< the block of the last record that had a page
   std::optional<SyncStyle> sync_style_;
 };

@@ -4,9 +4,10 @@
 // destination, a parser for a source or for a relay in between.
 //
 //   off  size  field    refused
-//     0     2  type     0, above 7, postcopy's (3 to 6)
+//     0     2  type     0, above 7, postcopy's (3 to 6); 0x6d66 where the source has not asked for the extension
 //     2     2  length   over 512, other than the type's: SHUT 4, PONG 4, SWITCHOVER_ACK 0
-//     4     n  data     nothing; and nothing comes after SHUT
+//     4     n  data     nothing; and nothing comes after SHUT. Extension: a message that is malformed or out of order
+//                       (format/extension.md section 19.3)
 #pragma once
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 
 #include "multifd/config.hpp"
 #include "multifd/format/byte_order.hpp"
+#include "multifd/format/extension.hpp"
 #include "multifd/format/main_stream.hpp"
 #include "multifd/result.hpp"
 
@@ -55,8 +57,9 @@ inline std::array<std::byte, 4> encode_switchover_ack() noexcept {
 
 /// One message. `bytes` are valid until the parser's next call of next() or room().
 struct ReturnMessage {
-  std::uint16_t type = 0;              ///< return_shut, return_pong or return_switchover_ack
+  std::uint16_t type = 0;              ///< return_shut, return_pong, return_switchover_ack, wire::extension_number
   std::uint32_t value = 0;             ///< SHUT's status, PONG's value
+  wire::ExtensionMessage message{};    ///< of type wire::extension_number
   std::span<const std::byte> bytes{};  ///< exactly as on the wire
 };
 
@@ -65,6 +68,9 @@ struct ReturnMessage {
 /// Threads: one at a time.
 class ReturnPathParser {
  public:
+  /// Takes an own destination's messages from now on: its answer to the question has come (wire::version_in_pong()).
+  void take_extension() noexcept { extension_ = true; }
+
   /// The buffer for the connection's next bytes. Not empty after next() said "more"; empty after an error.
   std::span<std::byte> room() noexcept {
     drop_last_message();
@@ -84,7 +90,8 @@ class ReturnPathParser {
   /// Takes the next whole message; none if bytes are missing for it.
   ///
   /// Errors (stage parse, sticky, detail: the refused value): Errc::unknown_return_message, bad_return_length,
-  ///   postcopy_refused. Cost: no allocation. Wire: format/main_stream.md section 9.8.
+  ///   postcopy_refused; bad_extension_message, unexpected_extension_message (subject: its name). Cost: no allocation.
+  ///   Wire: format/main_stream.md section 9.8, format/extension.md section 19.2.
   [[nodiscard]] Result<std::optional<ReturnMessage>> next() noexcept {
     drop_last_message();
     if (error_) return std::unexpected(*error_);
@@ -98,12 +105,24 @@ class ReturnPathParser {
     }
     if (end_ - begin_ < return_header_bytes + length) return std::nullopt;
     ReturnMessage message{.type = type};
-    if (length == 4) message.value = wire::load_be<std::uint32_t>(at + return_header_bytes);
+    if (type == wire::extension_number) {
+      const auto extension = take_message({at + return_header_bytes, length});
+      if (!extension) {
+        error_ = extension.error();
+        return std::unexpected(*error_);
+      }
+      message.message = *extension;
+    } else if (length == 4) {
+      message.value = wire::load_be<std::uint32_t>(at + return_header_bytes);
+    }
     last_bytes_ = return_header_bytes + length;
     message.bytes = {at, last_bytes_};
     shut_ = type == return_shut;
     return message;
   }
+
+  /// Whether a message has begun that is not whole. Called after next() has returned none.
+  bool inside() const noexcept { return end_ > begin_; }
 
   /// Whether SHUT was taken, after which nothing comes.
   bool shut() const noexcept { return shut_; }
@@ -122,6 +141,9 @@ class ReturnPathParser {
       case return_shut:
       case return_pong: expected = 4; break;
       case return_switchover_ack: break;
+      case wire::extension_number:
+        if (extension_) return {};
+        return fail(Errc::unknown_return_message, Stage::parse, "return path", type);
       case return_req_pages_id:
       case return_req_pages:
       case return_recv_bitmap:
@@ -132,11 +154,40 @@ class ReturnPathParser {
     return {};
   }
 
+  /// Parses a message of an own destination, and sees that it comes in its order.
+  [[nodiscard]] Result<wire::ExtensionMessage> take_message(std::span<const std::byte> data) noexcept {
+    using Kind = wire::ExtensionKind;
+    const auto message = wire::parse_extension(data, wire::Towards::source);
+    if (!message) return message;
+    const bool in_order = [&] {
+      switch (message->kind) {
+        case Kind::failed: return last_ != Kind::failed;
+        case Kind::accepted: return !last_;
+        case Kind::user_data: return last_ && last_ != Kind::failed;
+        case Kind::epoch_whole: return last_ == Kind::accepted && (!epoch_ || message->number > *epoch_);
+        case Kind::loaded: return last_ == Kind::accepted;
+        case Kind::running: return last_ == Kind::loaded;
+        default: return false;  // those for a destination, which the parser of messages has refused
+      }
+    }();
+    if (!in_order)
+      return fail(Errc::unexpected_extension_message, Stage::parse, "return path",
+                  static_cast<std::uint64_t>(message->kind), 0, wire::extension_name(message->kind));
+    if (message->kind == Kind::epoch_whole)
+      epoch_ = message->number;
+    else if (message->kind != Kind::user_data)
+      last_ = message->kind;
+    return message;
+  }
+
   std::array<std::byte, return_header_bytes + max_return_data_bytes> buffer_;
   std::size_t begin_ = 0;
   std::size_t end_ = 0;
   std::size_t last_bytes_ = 0;
   bool shut_ = false;
+  bool extension_ = false;
+  std::optional<wire::ExtensionKind> last_;  ///< the last message that has a place in the order
+  std::optional<std::uint64_t> epoch_;       ///< of the last EPOCH_WHOLE
   std::optional<Error> error_;
 };
 

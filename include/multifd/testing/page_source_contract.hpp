@@ -34,7 +34,8 @@ namespace testing::detail {
 template <PageSource S>
 class PageSourceCheck {
  public:
-  PageSourceCheck(std::size_t page_bytes, std::uint64_t seed) : page_bytes_(page_bytes), random_(seed) {}
+  PageSourceCheck(std::size_t page_bytes, bool copied, std::uint64_t seed)
+      : page_bytes_(page_bytes), copied_(copied), random_(seed) {}
 
   ContractReport run() {
     // Beyond 4 GiB, where a 32-bit offset ends. Only the pages that are written become resident.
@@ -71,11 +72,12 @@ class PageSourceCheck {
   /// Pages in no order, neighbours among them. Guest memory and copies hold other bytes.
   void fill(Pages& pages, std::size_t count, std::uint64_t first_page) {
     pages.block = {.idstr = "pc.ram", .host = {}, .bytes = host_.size()};
-    if constexpr (!S::copies) pages.block.host = host_;
+    if constexpr (S::guest) pages.block.host = host_;
     pages.slots.resize(batch_bytes / page_bytes_);
     pages.batch = PageBatch(pages.slots);
     if (auto buffer = PageBuffer::create(); S::copies && expect(buffer.has_value(), "setup: no memory for a buffer"))
       pages.batch.copies = std::move(*buffer);
+    pages.batch.copied = copied_;
     std::vector<std::uint64_t> order(count);
     for (std::size_t i = 0; i < count; ++i) order[i] = first_page + i + (i % 3 == 0 ? 0 : far_ / page_bytes_);
     std::ranges::shuffle(order, random_);
@@ -87,8 +89,9 @@ class PageSourceCheck {
       fill_differently(content, random_);
       std::byte* to = host_.data() + pages.batch.offsets()[i];
       if constexpr (S::copies) {
-        std::memset(to, 0xee, page_bytes_);
-        to = pages.batch.copies.data() + i * page_bytes_;
+        std::byte* const copy = pages.batch.copies.data() + i * page_bytes_;
+        std::memset(copied_ ? to : copy, 0xee, page_bytes_);
+        if (copied_) to = copy;
       }
       std::memcpy(to, content.data(), page_bytes_);
     }
@@ -143,6 +146,7 @@ class PageSourceCheck {
   }
 
   const std::size_t page_bytes_;
+  const bool copied_;  ///< where the pages are that a batch is asked for
   std::mt19937_64 random_;
   std::size_t far_ = 0;  ///< how much further on two pages of three lie
   std::span<std::byte> host_;
@@ -160,8 +164,10 @@ template <class S>
 [[nodiscard]] ContractReport check_page_source_contract(std::uint64_t seed = 1) {
   static_assert(check_page_source<S>());
   ContractReport report;
-  for (const std::size_t page_bytes : {std::size_t{1024}, std::size_t{4096}, std::size_t{65536}})
-    report.merge(testing::detail::PageSourceCheck<S>(page_bytes, seed).run());
+  for (const std::size_t page_bytes : {std::size_t{1024}, std::size_t{4096}, std::size_t{65536}}) {
+    if (S::guest) report.merge(testing::detail::PageSourceCheck<S>(page_bytes, false, seed).run());
+    if (S::copies) report.merge(testing::detail::PageSourceCheck<S>(page_bytes, true, seed).run());
+  }
   return report;
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include "multifd/buffers.hpp"
 #include "multifd/config.hpp"
 #include "multifd/result.hpp"
+#include "multifd/transport/interrupt.hpp"
 #include "multifd/transport/policy.hpp"
 
 namespace multifd {
@@ -128,6 +130,24 @@ template <Transport T, std::invocable<std::size_t> Moved = detail::NotCounted>
 [[nodiscard]] Result<void> write_all(T& transport, std::span<const std::byte> bytes, Moved&& moved = {}) noexcept {
   iovec buffer = const_buffer(bytes);
   return write_all(transport, std::span(&buffer, 1), moved);
+}
+
+/// Writes contiguous bytes with limits. Params `timeout`: for each wait for room; `interrupt`: may be null; `moved`: as
+///   above.
+/// Errors: the transport's, timed_out and cancelled among them, after some of the bytes.
+template <Transport T, std::invocable<std::size_t> Moved = detail::NotCounted>
+  requires HasTimeLimits<T>
+[[nodiscard]] Result<void> write_all(T& transport, std::span<const std::byte> bytes, std::chrono::milliseconds timeout,
+                                     const Interrupt* interrupt, Moved&& moved = {}) noexcept {
+  while (!bytes.empty()) {
+    const iovec buffer = const_buffer(bytes);
+    const Result<std::size_t> written = transport.write_some(std::span(&buffer, 1), timeout, interrupt);
+    if (!written) return std::unexpected(written.error());
+    if (*written == 0) return fail_errno(Stage::write, "write_some wrote nothing", EIO);
+    moved(*written);
+    bytes = bytes.subspan(*written);
+  }
+  return {};
 }
 
 /// The same for contiguous bytes. Errors: the same.

@@ -92,14 +92,14 @@ inline FirstBytes look_at_first_bytes(int fd) noexcept {
 class Listener {
  public:
   /// Binds and listens. An empty host listens on IPv6 and IPv4 both, where the machine has IPv6.
-  /// Params `backlog`: connections that may wait to be accepted: at least the channels and the main connection. The
-  ///   kernel silently lowers it to net.core.somaxconn; a connection that finds no room then comes later.
+  /// Params `backlog`: connections that may wait to be accepted: at least the channels and the main connection; the default is enough for
+  ///   any source. The kernel silently lowers it to net.core.somaxconn; a connection that finds no room then comes later.
   ///   `options`: for the accepted connections; `interrupt` is the default of accept().
   /// Errors (stage `accept`): errno, for instance EADDRINUSE, also for a UNIX path that is in use or is no socket;
   ///   `bad_address`, `bad_option`, op "resolve" as connect_to(). A socket file on which no process listens is
   ///   replaced.
   /// Threads: any thread. Cost: resolves the host, if it is a name.
-  [[nodiscard]] static Result<Listener> listen(const Address& address, unsigned backlog,
+  [[nodiscard]] static Result<Listener> listen(const Address& address, unsigned backlog = max_channels + 1,
                                                const SocketOptions& options = {}) {
     auto listener = catch_bad_alloc(Stage::accept, "listen", [&] { return listen_unnamed(address, backlog, options); });
     if (!listener) listener.error().subject = subject_of(address);

@@ -50,11 +50,11 @@ TEST_CASE("Every Errc belongs to the condition of its group, and to no other") {
   for (int value = first_errc; value <= last_errc; ++value) {
     CAPTURE(value);
     const auto code = static_cast<Errc>(value);
-    const Condition expected = code < Errc::peer_closed      ? Condition::peer_protocol
-                               : code <= Errc::tls_truncated ? Condition::peer_gone
-                               : code == Errc::timed_out     ? Condition::timed_out
-                               : code == Errc::cancelled     ? Condition::cancelled
-                                                             : Condition::misuse;
+    const Condition expected = code < Errc::peer_closed                                    ? Condition::peer_protocol
+                               : code <= Errc::tls_truncated                               ? Condition::peer_gone
+                               : code == Errc::timed_out || code == Errc::did_not_converge ? Condition::timed_out
+                               : code == Errc::cancelled                                   ? Condition::cancelled
+                                                                                           : Condition::misuse;
     const std::error_code as_error_code = code;
     CHECK(multifd::condition_of(as_error_code) == expected);
     for (const Condition condition : all) CHECK((as_error_code == condition) == (condition == expected));

@@ -92,6 +92,28 @@ class Stream {
 
   /// Two blocks: ram.a of 8 pages, rom/b of 2.
   Stream& two_blocks() { return total(10 * page).block("ram.a", 8 * page).block("rom/b", 2 * page); }
+  // The extension of our own (format/extension.md section 19).
+  Stream& ask(unsigned version = 1) { return command(1).ping(0x6d660000 | version); }
+  Stream& message(unsigned kind, const Bytes& body = {}) {
+    return command(0x6d66, Stream().be(2, kind).append(body).bytes);
+  }
+  Stream& settings() { return message(1, Stream().be(4, 0x01010100).bytes); }
+  Stream& section_size(std::uint64_t size) { return message(6, Stream().be(8, size).bytes); }
+  Stream& page_digests(std::uint32_t block, std::uint64_t offset, std::size_t pages) {
+    return message(7, Stream().be(4, block).be(8, offset).append(Bytes(8 * pages)).bytes);
+  }
+  Stream& state_whole(std::uint32_t sections) { return message(8, Stream().be(4, sections).bytes); }
+  Stream& hand_over() { return message(10); }
+  /// A whole device's section, and its size ahead of it.
+  Stream& sized(std::string_view name, std::string_view state, std::uint32_t id = 9) {
+    return section_size(state.size()).full(name, id).text(state).footer(id);
+  }
+  /// An own source's stream up to RAM's end.
+  Stream& own_ram() {
+    header().configuration().ask().settings().start().two_blocks().flush().eos().footer();
+    return part().flush().eos().footer().end().flush().eos().footer();
+  }
+
   /// Everything up to RAM's START, its footer included; SYNC style by machine type.
   Stream& up_to_start() { return header().configuration().start().two_blocks().eos().footer(); }
 };
@@ -161,6 +183,14 @@ inline Stream per_round_stream() {
       .devices();
 }
 
+/// An own source's: two devices whose sizes are announced, digests, and the end.
+inline Stream own_stream() {
+  Stream stream;
+  stream.own_ram().message(4, Stream().text("hello").bytes).sized("timer", "QEVM").page_digests(1, page, 1);
+  stream.sized("cpu", "", 10).state_whole(2).hand_over();
+  return stream.be(1, 0).be(1, 6).be(4, Stream::description.size()).text(Stream::description);
+}
+
 /// How much of a stream arrives at once.
 struct Feed {
   std::size_t most = SIZE_MAX;  ///< bytes per commit(); each commit() a random number of them if `rng` is there
@@ -169,7 +199,7 @@ struct Feed {
 
 /// What the parser made of a stream.
 struct Outcome {
-  std::vector<std::string> events;  ///< device_state pieces in a row as one
+  std::vector<std::string> events;  ///< pieces of device state, and of a description, in a row as one
   Bytes bytes;                      ///< all elements' bytes again
   std::error_code code;             ///< of next() or finish(); none if both were content
   std::uint64_t detail = 0;
@@ -209,6 +239,14 @@ inline std::string event_text(const multifd::qemu::Element& element) {
     case end_of_records: return "eos" + closes;
     case footer: return "footer " + std::to_string(element.section_id);
     case device_state: return "devices";
+    case extension: {
+      const auto message = multifd::wire::parse_extension(element.data, multifd::wire::Towards::destination);
+      return message ? std::string(multifd::wire::extension_name(message->kind)) : "a message that is none";
+    }
+    case device_section:
+      return "device " + name + " " + std::to_string(element.section_id) + " " + std::to_string(element.size);
+    case end_of_stream: return "end of stream";
+    case description: return "description";
   }
   return "?";
 }
@@ -239,7 +277,7 @@ inline Outcome parse(const Bytes& bytes, Feed feed = {}, const multifd::qemu::Ma
       in_bounds = in_bounds && !e.bytes.empty();
       outcome.bytes.insert(outcome.bytes.end(), e.bytes.begin(), e.bytes.end());
       std::string text = event_text(e);
-      if (text != "devices" || outcome.events.empty() || outcome.events.back() != text)
+      if ((text != "devices" && text != "description") || outcome.events.empty() || outcome.events.back() != text)
         outcome.events.push_back(std::move(text));
       if (e.block != multifd::qemu::no_block) {
         if (e.block >= parser->blocks().size()) FAIL("block index ", e.block);

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: MIT
+//
+// A destination's connections: the channels into guest memory, and the main stream, whose sections open the barrier between
+// the channels' epochs.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "multifd/any.hpp"
+#include "multifd/format/page_digests.hpp"
+#include "multifd/format/peer_failure.hpp"
+#include "multifd/migrate/destination_options.hpp"
+#include "multifd/migrate/detail/last_words.hpp"
+#include "multifd/migrate/detail/reporter.hpp"
+#include "multifd/migrate/detail/source_setup.hpp"
+#include "multifd/progress_watch.hpp"
+#include "multifd/qemu/main_stream_reader.hpp"
+#include "multifd/qemu/ram_blocks.hpp"
+#include "multifd/qemu/return_path_writer.hpp"
+#include "multifd/stack.hpp"
+
+namespace multifd::migrate::detail {
+
+/// Threads: one. For one migration.
+template <class Stacks>
+class DestinationStream {
+ public:
+  using Link = typename Stacks::Link;
+  using Kind = wire::ExtensionKind;
+
+  /// Params `wake`: triggered when a channel fails. The others outlive this object.
+  template <class Accepted>
+  DestinationStream(ArrivedSource<Accepted> source, Interrupt wake, const DestinationOptions& options,
+                    MigrationReporter& reporter)
+      : options_(options),
+        reporter_(reporter),
+        wake_(std::move(wake)),
+        settings_(source.settings),
+        settings_bytes_(source.prelude.take_settings()),
+        epochs_ahead_(source.prelude.epochs()),
+        channels_(std::make_move_iterator(source.links.channels.begin()),
+                  std::make_move_iterator(source.links.channels.end())),
+        main_(std::move(source.links.main)),
+        reader_(main_, std::move(source.prelude.parser)),
+        writer(main_) {
+    writer.set_limits(as_timeout(options_.hand_over_timeout), &reporter_.interrupt());
+  }
+  ~DestinationStream() { reporter_.channels({}, {}); }
+  DestinationStream(const DestinationStream&) = delete;
+  DestinationStream& operator=(const DestinationStream&) = delete;
+
+  const wire::PeerSettings& settings() const noexcept { return settings_; }
+  const qemu::MainStreamParser& parser() const noexcept { return reader_.parser(); }
+  Link& main() noexcept { return main_; }
+  /// Behind open().
+  AnyReceiver& receiver() noexcept { return *receiver_; }
+  std::uint64_t zero_on_main() const noexcept { return zero_on_main_.load(std::memory_order_relaxed); }
+  std::uint64_t pages_verified() const noexcept { return pages_verified_; }
+
+  /// Lets the channels in. The source's compression is taken as it is, where the program offers it.
+  /// Params `ram`: outlives this object. Errors: block_list_mismatch; wrong_compression; those of Receiver::open().
+  [[nodiscard]] Result<void> open(const RamMap& ram) {
+    ram_ = &ram;
+    MULTIFD_TRY(qemu::compare_blocks(parser().blocks(), ram));
+    for (const qemu::BlockInfo& block : parser().blocks()) {
+      MULTIFD_TRY_ASSIGN(const BlockId id, ram.find(block.idstr));
+      ids_.push_back(id);
+    }
+    AnyReceiverOptions<IntoMemory> options;
+    options.barrier = Barrier::manual;
+    options.into = options_.into;
+    options.hello_timeout = options_.hello_timeout;
+    options.interrupt = &reporter_.interrupt();
+    options.barrier_timeout = options_.progress_timeout;
+    options.progress_timeout = options_.progress_timeout;
+    options.thread_hook = options_.thread_hook;
+    options.on_error = [this](const Error&) { wake_.trigger(); };
+    if (settings_.uuid) options.uuid = {.kind = UuidCheck::Kind::exact, .uuid = *settings_.uuid};
+    MULTIFD_TRY_ASSIGN(options.compression, compressor_of(settings_.compression.value_or(0)));
+    MULTIFD_TRY_ASSIGN(
+        receiver_, open_any_receiver(typename Stacks::Compressors{}, ram, std::move(channels_), std::move(options)));
+    reporter_.channels([this] { return moved(); }, {});
+    for (; epochs_ahead_ > 0; --epochs_ahead_) {
+      MULTIFD_TRY(receiver_->release_epoch());
+    }
+    return {};
+  }
+
+  /// The next element. Errors: what a channel failed with, if that came first; timed_out when nothing arrives anywhere.
+  [[nodiscard]] Result<qemu::Element> next(std::chrono::milliseconds limit) {
+    std::optional<ProgressWatch> standing_still;  // none while elements are there already: its sum allocates
+    for (;;) {
+      auto element = reader_.arrived();
+      if (!element) return std::unexpected(element.error());
+      if (*element) return **element;
+      if (!standing_still) standing_still.emplace(limit, arrived());
+      const auto more = reader_.read(std::chrono::ceil<std::chrono::milliseconds>(standing_still->slice()), &wake_);
+      if (more && *more) continue;
+      if (more) return fail(Errc::peer_closed, Stage::read, "main stream");
+      if (reporter_.interrupt().triggered()) return fail(Errc::cancelled, Stage::read, "main stream");
+      if (more.error().code == Errc::cancelled) return std::unexpected(channels_error());
+      if (more.error().code != Errc::timed_out) return std::unexpected(more.error());
+      if (standing_still->stalled(arrived()))
+        return fail(Errc::timed_out, Stage::read, "nothing arrives from the source");
+    }
+  }
+
+  /// A message of the source's, for this side. Returns its kind.
+  [[nodiscard]] Result<Kind> take_message(const qemu::Element& element) {
+    MULTIFD_TRY_ASSIGN(const auto message, wire::parse_extension(element.data, wire::Towards::destination));
+    if (message.kind == Kind::failed) {
+      MULTIFD_TRY_ASSIGN(const wire::PeerFailure theirs, wire::parse_failed(message));
+      reporter_.peer_gave_up(theirs.text());
+      return std::unexpected(theirs.error());
+    }
+    if (message.kind == Kind::page_digests) {
+      reporter_.step(MigrationStep::verify);
+      MULTIFD_TRY(compare(message));
+    }
+    return message.kind;
+  }
+
+  /// Reads up to the end of RAM. Errors: as next(); those of Receiver.
+  [[nodiscard]] Result<void> receive_ram() {
+    while (!reader_.parser().ram_complete()) {
+      MULTIFD_TRY_ASSIGN(const qemu::Element element, next(options_.progress_timeout));
+      switch (element.kind) {
+        case qemu::ElementKind::zero_page:
+          MULTIFD_TRY(receiver_->apply_zero(ids_[element.block], element.offset));
+          zero_on_main_.fetch_add(1, std::memory_order_relaxed);
+          break;
+        case qemu::ElementKind::page:
+          MULTIFD_TRY(receiver_->apply_page(ids_[element.block], element.offset, element.data));
+          break;
+        case qemu::ElementKind::extension: MULTIFD_TRY(take_message(element)); break;
+        case qemu::ElementKind::command: MULTIFD_TRY(answer(element)); break;
+        default: break;
+      }
+      if (element.closes_epoch) {
+        MULTIFD_TRY(receiver_->release_epoch());
+      }
+    }
+    return receiver_->end_epochs();
+  }
+
+  /// Answers a PING; other commands need nothing.
+  [[nodiscard]] Result<void> answer(const qemu::Element& element) {
+    if (element.command != qemu::command_ping) return {};
+    return writer.pong(reader_.parser().commands().answer(wire::load_be<std::uint32_t>(element.data.data())));
+  }
+
+  /// Whether a connection ended under way: what is wrong then is not the source's doing.
+  static bool is_cut(const Error& error) noexcept {
+    return error.code == Condition::peer_gone || error.code == Errc::truncated_stream ||
+           error.code == Errc::unsynced_end || error.code == Errc::truncated_header ||
+           error.code == Errc::truncated_payload;
+  }
+
+  /// A source that gives up says why, and then breaks its channels: whatever was noticed first, that is the reason.
+  Error reason(const Error& error) {
+    if (!is_cut(error)) return error;
+    const auto deadline = deadline_after(farewell);
+    while (std::chrono::steady_clock::now() < deadline) {
+      const auto element = reader_.next(farewell);
+      if (!element || !*element) break;
+      if ((*element)->kind != qemu::ElementKind::extension) continue;
+      const auto message = take_message(**element);
+      if (!message && message.error().code == Errc::peer_gave_up) return message.error();
+    }
+    return error;
+  }
+
+  /// Breaks all connections.
+  void cancel() {
+    reporter_.channels({}, {});
+    if (receiver_) receiver_->cancel();
+    receiver_.reset();
+    main_.shutdown();
+  }
+
+ private:
+  std::uint64_t arrived() const { return reader_.bytes() + (receiver_ ? moved().wire_bytes : 0); }
+
+  /// What a channel has failed with, which has woken the main connection's reader.
+  Error channels_error() {
+    // A receiver that is well would wait: cancelled, it returns; one that has failed says why.
+    receiver_->cancel();
+    return receiver_->release_epoch().error();
+  }
+
+  [[nodiscard]] Result<void> compare(const wire::ExtensionMessage& message) {
+    MULTIFD_TRY_ASSIGN(const auto digests, wire::parse_page_digests(message));
+    if (digests.block >= ids_.size())
+      return fail(Errc::bad_extension_message, Stage::parse, "digests of pages: block", digests.block, ids_.size());
+    const RamBlock& block = ram_->block(ids_[digests.block]);
+    MULTIFD_TRY(wire::compare_page_digests(digests, block.host, ram_->page_bytes(), block.idstr));
+    pages_verified_ += digests.pages();
+    return {};
+  }
+
+  Moved moved() const {
+    const ChannelStats sum = total(receiver_->stats().channels);
+    return {
+        .normal_pages = sum.normal_pages, .zero_pages = sum.zero_pages + zero_on_main(), .wire_bytes = sum.wire_bytes};
+  }
+
+  /// The name that the program offers a compressor by. Errors: Errc::wrong_compression (detail: the source's bits).
+  [[nodiscard]] static Result<std::string_view> compressor_of(std::uint32_t method) {
+    return find_method(method, typename Stacks::Compressors{});
+  }
+  template <class... Cs>
+  [[nodiscard]] static Result<std::string_view> find_method(std::uint32_t method, PolicyList<Cs...>) {
+    std::string_view name;
+    static_cast<void>(((Cs::method == method && (name = Cs::name, true)) || ...));
+    if (name.empty()) return fail(Errc::wrong_compression, Stage::hello, "setting: compression", method);
+    return name;
+  }
+
+  const DestinationOptions& options_;
+  MigrationReporter& reporter_;
+  Interrupt wake_;
+  wire::PeerSettings settings_;            ///< the source's
+  std::vector<std::byte> settings_bytes_;  ///< what it refers to
+  unsigned epochs_ahead_;                  ///< of RAM's START
+  std::vector<Link> channels_;             ///< until the receiver has them
+  std::atomic<std::uint64_t> zero_on_main_ = 0;
+  std::uint64_t pages_verified_ = 0;
+  const RamMap* ram_ = nullptr;
+  std::vector<BlockId> ids_;  ///< of the source's blocks, in its order
+  Link main_;
+  qemu::MainStreamReader<Link> reader_;
+
+ public:
+  qemu::ReturnPathWriter<Link> writer;
+
+ private:
+  std::unique_ptr<AnyReceiver> receiver_;
+};
+
+}  // namespace multifd::migrate::detail

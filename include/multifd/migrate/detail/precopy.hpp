@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: MIT
+//
+// The rounds of a source: what is dirty is re-armed and queued, chunk by chunk, then waited for, then the dirty bitmap is
+// fetched, and Convergence decides. The last round has the guest stopped.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "multifd/migrate/convergence.hpp"
+#include "multifd/migrate/detail/page_queue.hpp"
+#include "multifd/migrate/detail/reporter.hpp"
+#include "multifd/migrate/detail/source_stream.hpp"
+#include "multifd/migrate/detail/unchanged_pages.hpp"
+#include "multifd/migrate/guest.hpp"
+#include "multifd/migrate/source_options.hpp"
+#include "multifd/migrate/source_report.hpp"
+#include "multifd/thread.hpp"
+
+namespace multifd::migrate::detail {
+
+/// Threads: one, but for the last fetch. For one migration.
+template <class Stacks, SourceGuest G>
+class Precopy {
+ public:
+  /// Params: all outlive this object.
+  Precopy(G& guest, const RamMap& ram, const SourceOptions& options, MigrationReporter& reporter,
+          SourceStream<Stacks>& stream, MigrationReport& report)
+      : guest_(guest),
+        ram_(ram),
+        options_(options),
+        reporter_(reporter),
+        stream_(stream),
+        report_(report),
+        dirty_(ram) {}
+  Precopy(const Precopy&) = delete;
+  Precopy& operator=(const Precopy&) = delete;
+
+  /// Sends round by round with the guest running, until it is to be stopped. Errors: Errc::did_not_converge; those of
+  /// Sender, DirtySource, MainStreamWriter and the return path.
+  [[nodiscard]] Result<void> run() {
+    MULTIFD_TRY_ASSIGN(Rounds convergence, create_convergence());
+    DirtyBitmaps before(ram_);
+    MULTIFD_TRY(start_tracking());
+    for (Time sync{};;) {
+      before = dirty_;
+      MULTIFD_TRY_ASSIGN(Round round, send_round(convergence));
+      round.sync = sync;
+      const Time fetching = reporter_.now();
+      MULTIFD_TRY(fetch_all(guest_.dirty_source(), dirty_));
+      sync = reporter_.now() - fetching;
+      const std::uint64_t pages = dirty_.count();
+      if (reporter_.switchover_asked()) convergence.ask_for_switchover();
+      const Decision decision = convergence.round_ended(with_bytes(round), round.send, sync, pages, reporter_.now());
+      round.pages_per_s = convergence.bandwidth().pages_per_s();
+      round.dirty_pages_per_s = convergence.dirty_rate().pages_per_s();
+      round.again_pages = dirty_.in_both(before);
+      round.predicted_downtime = decision.downtime.total();
+      report_.rounds.push_back(round);
+      reporter_.round_ended(round, decision);
+      throttle(decision.throttle_percent);
+      report_.switchover = decision;
+      if (decision.action == Action::switch_now) return {};
+      if (decision.action != Action::go_on)
+        return fail(Errc::did_not_converge, Stage::produce, to_string(decision.reason), pages);
+    }
+  }
+
+  /// Sends the rest of a guest that stands still. What is known to be dirty goes out while the bitmap is fetched once more:
+  /// on a guest with much memory or many devices that takes as long as the pages do. Errors: as run().
+  [[nodiscard]] Result<void> send_last_round() {
+    Round round{.number = report_.rounds.size(), .begin = reporter_.now(), .dirty_pages = dirty_.count()};
+    const Moved before = stream_.moved();
+    DirtyBitmaps found(ram_);
+    DirtyBitmaps known = dirty_;
+    LastFetch fetch{*this, found};
+    MULTIFD_TRY(stream_.writer.switchover_start());
+    MULTIFD_TRY(stream_.writer.begin_end());
+    {
+      MULTIFD_TRY_ASSIGN(Thread fetching, Thread::start(fetch, no_hook_, {.role = "dirty", .channel = 0}));
+      MULTIFD_TRY(queue_all());
+      const Time queued = reporter_.now();
+      fetching.join();
+      report_.downtime.sync = reporter_.now() - queued;
+    }
+    MULTIFD_TRY(fetch.fetched);
+    round.sync = fetch.time;
+    // The guest stands still: what has gone out is what it is.
+    found.remove(known);
+    dirty_ = std::move(found);
+    round.dirty_pages += dirty_.count();
+    reporter_.round_begun(round.number, round.dirty_pages);
+    MULTIFD_TRY(queue_all());
+    MULTIFD_TRY_ASSIGN(const std::uint64_t epoch, stream_.close_epoch());
+    MULTIFD_TRY(stream_.sender().wait(epoch));
+    round.send = reporter_.now() - round.begin;
+    count(round, before);
+    report_.rounds.push_back(round);
+    return {};
+  }
+
+  /// The guest is as fast as before the migration.
+  void release() noexcept {
+    throttle(0);
+    if (std::exchange(tracking_, false)) static_cast<void>(guest_.dirty_source().stop());
+  }
+
+ private:
+  using Rounds = Convergence<AnySwitchRule, AnyThrottleRule>;
+
+  /// The fetch behind pause(), in a thread of its own.
+  struct LastFetch {
+    Precopy& precopy;
+    DirtyBitmaps& into;
+    Result<void> fetched{};
+    Time time{};
+
+    void run() noexcept {
+      const Time began = precopy.reporter_.now();
+      fetched = fetch_all(precopy.guest_.dirty_source(), into);
+      time = precopy.reporter_.now() - began;
+    }
+  };
+
+  [[nodiscard]] Result<Rounds> create_convergence() const {
+    const ConvergeOptions& converge = options_.converge;
+    return Rounds::create({.time_limit = converge.time_limit,
+                           .at_time_limit = converge.at_time_limit,
+                           .max_rounds = converge.max_rounds,
+                           .device_state = converge.device_state,
+                           .round_trip = std::chrono::ceil<std::chrono::microseconds>(2 * stream_.round_trip())},
+                          converge.rule.value_or(PricedDowntime({.price = {.max_downtime = converge.max_downtime}})),
+                          converge.throttle);
+  }
+
+  /// From here on every write is reported, and every page is to be sent but those that are untouched.
+  [[nodiscard]] Result<void> start_tracking() {
+    auto& source = guest_.dirty_source();
+    MULTIFD_TRY(source.start());
+    tracking_ = true;
+    dirty_.fill(ram_);
+    if (options_.skip_unchanged) {
+      MULTIFD_TRY_ASSIGN(unchanged_, UnchangedPages::create(ram_, is_capped()));
+    }
+    if (stream_.zero_pages() == wire::ZeroPagesMode::none) return {};
+    // What is asked for zeros from here on is watched: a write that comes later is reported.
+    for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
+      MULTIFD_TRY(rearm_all(source, BlockId{b}, dirty_[BlockId{b}], options_.rearm_pages));
+    }
+    if constexpr (!HasKnownZeros<G>) {
+      MULTIFD_TRY_ASSIGN(untouched_, UntouchedPages::snapshot(ram_));
+    }
+    return {};
+  }
+
+  /// Sends what is dirty with the guest running, and waits until it is written. When the time limit passes meanwhile, the
+  /// rest stays dirty.
+  [[nodiscard]] Result<Round> send_round(const Rounds& convergence) {
+    Round round{.number = report_.rounds.size(), .begin = reporter_.now(), .dirty_pages = dirty_.count()};
+    reporter_.round_begun(round.number, round.dirty_pages);
+    const Moved before = stream_.moved();
+    MULTIFD_TRY(stream_.writer.begin_part());
+    if constexpr (HasKnownZeros<G>) {
+      MULTIFD_TRY(queue_known_zeros(round.number));
+    } else if (round.number == 0) {
+      MULTIFD_TRY(queue_untouched());
+    }
+    bool late = false;
+    for (std::uint32_t b = 0; b < dirty_.blocks() && !late; ++b) {
+      const BlockId block{b};
+      const auto on_chunk = [&](std::uint64_t first_page, std::span<const std::uint64_t> chunk) -> Result<void> {
+        late = late || convergence.while_sending(reporter_.now()).action != Action::go_on;
+        if (late) return {};
+        MULTIFD_TRY(queue(block, first_page, chunk, round.number > 0 || is_capped()));
+        return stream_.return_path.poll();
+      };
+      MULTIFD_TRY(rearm_chunks(guest_.dirty_source(), block, dirty_[block], options_.rearm_pages, on_chunk));
+    }
+    MULTIFD_TRY_ASSIGN(const std::uint64_t epoch, stream_.close_epoch());
+    MULTIFD_TRY(stream_.sender().wait(epoch));
+    untouched_.forget();
+    if (unchanged_) unchanged_->round_ended();
+    round.dirty_pages -= dirty_.count();
+    round.send = reporter_.now() - round.begin;
+    count(round, before);
+    return round;
+  }
+
+  /// The pages of a round by which the bandwidth for the pages that the guest dirties is told. Most of a guest's memory may be
+  /// zero, and zero pages take no time; what it dirties is not, and in later rounds is what it was in those before.
+  static std::uint64_t with_bytes(const Round& round) noexcept {
+    return round.number == 0 && round.normal_pages > 0 ? round.normal_pages : round.dirty_pages;
+  }
+
+  /// Whether the cap leaves the producer time. Then a page is hashed when it is first sent, and need not be sent twice to be known.
+  bool is_capped() const noexcept {
+    constexpr std::uint64_t producer_bytes_per_s = 1'000'000'000;  // a few times as much are copied and hashed
+    return options_.bandwidth != 0 && options_.bandwidth <= producer_bytes_per_s;
+  }
+
+  /// Queues the pages of a chunk, and takes them out of what is dirty. Params `hashed`: those that are as they were last
+  /// sent are left out, where that was asked for.
+  [[nodiscard]] Result<void> queue(BlockId block, std::uint64_t first_page, std::span<const std::uint64_t> chunk,
+                                   bool hashed) {
+    if (unchanged_ && hashed) {
+      MULTIFD_TRY(unchanged_->queue(stream_.sender(), block, first_page, chunk, stream_.zero_record(block)));
+    } else {
+      MULTIFD_TRY(stream_.sender().queue_dirty(block, chunk, first_page, stream_.zero_record(block)));
+    }
+    if (unchanged_) stream_.unchanged_pages.store(unchanged_->skipped(), std::memory_order_relaxed);
+    std::ranges::fill(dirty_[block].subspan(first_page / 64, chunk.size()), 0);
+    return {};
+  }
+
+  /// Queues all that is dirty, of a guest that stands still: nothing is re-armed, nothing copied.
+  [[nodiscard]] Result<void> queue_all() {
+    for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
+      const BlockId block{b};
+      if (unchanged_) unchanged_->remove_from(block, dirty_[block]);
+      MULTIFD_TRY(queue(block, 0, dirty_[block], false));
+    }
+    return {};
+  }
+
+  /// Queues what was never touched as zero pages, without a look at it, and takes it out of what is dirty. Such a page
+  /// stays armed since start_tracking(): a write to it is reported.
+  [[nodiscard]] Result<void> queue_untouched() {
+    if (untouched_.count() == 0) return {};
+    for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
+      const BlockId block{b};
+      const std::uint64_t pages = ram_.pages(block);
+      for (std::uint64_t page = 0; page < pages;) {
+        page += untouched_.other_run(block, page, pages - page);
+        const std::uint64_t run = page < pages ? untouched_.take_run(block, page, pages - page) : 0;
+        if (run == 0) continue;
+        MULTIFD_TRY(stream_.sender().queue_zeros(block, page * ram_.page_bytes(), run * ram_.page_bytes(),
+                                                 stream_.zero_record(block)));
+        dirty_.clear(block, page, run);
+        page += run;
+      }
+    }
+    return {};
+  }
+
+  /// The same for what the guest says. Behind the first round a log that is re-armed later would report those pages for ever.
+  [[nodiscard]] Result<void> queue_known_zeros(std::uint64_t round) {
+    if (stream_.zero_pages() == wire::ZeroPagesMode::none || (round > 0 && guest_.dirty_source().needs_rearm()))
+      return {};
+    DirtyBitmaps zeros(ram_);
+    for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
+      const BlockId block{b};
+      MULTIFD_TRY(guest_.known_zeros(block, zeros[block]));
+      const auto on_run = [&](std::uint64_t page, std::uint64_t pages) {
+        if (unchanged_) unchanged_->forget(block, page, pages);
+        return stream_.sender().queue_zeros(block, page * ram_.page_bytes(), pages * ram_.page_bytes(),
+                                            stream_.zero_record(block));
+      };
+      MULTIFD_TRY(for_each_run_in_both(zeros[block], dirty_[block], on_run));
+    }
+    dirty_.remove(zeros);
+    return {};
+  }
+
+  void throttle(unsigned percent) noexcept {
+    if (percent == throttled_) return;
+    throttled_ = percent;
+    if constexpr (HasThrottle<G>) guest_.throttle(percent);
+  }
+
+  void count(Round& round, const Moved& before) const {
+    const Moved now = stream_.moved();
+    round.normal_pages = now.normal_pages - before.normal_pages;
+    round.zero_pages = now.zero_pages - before.zero_pages;
+    round.wire_bytes = now.wire_bytes - before.wire_bytes;
+    round.unchanged_pages = now.unchanged_pages - before.unchanged_pages;
+    round.bound = bounded_by(stream_.sender().stats());
+  }
+
+  G& guest_;
+  const RamMap& ram_;
+  const SourceOptions& options_;
+  MigrationReporter& reporter_;
+  SourceStream<Stacks>& stream_;
+  MigrationReport& report_;
+  DirtyBitmaps dirty_;  ///< what is to be sent
+  UntouchedPages untouched_{};
+  std::optional<UnchangedPages> unchanged_;
+  const ThreadHook no_hook_{};  ///< SourceOptions::thread_hook is for the channels
+  bool tracking_ = false;
+  unsigned throttled_ = 0;
+};
+
+}  // namespace multifd::migrate::detail

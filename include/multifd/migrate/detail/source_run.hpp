@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: MIT
+//
+// One migration at its source, from the first byte to the last (format/roles.md section 18, format/extension.md section
+// 19.3).
+//
+//   open         the channels' hellos; the question, SETTINGS, RAM's START  ->  ACCEPTED      source_stream.hpp
+//   rounds       PART: rearm and queue what is dirty, close the epoch, wait, fetch, decide    precopy.hpp
+//   switchover   the guest stops; END: what is dirty still; devices, digests, STATE_WHOLE  ->  LOADED
+//   hand over    HAND_OVER, the stream's end  ->  RUNNING, SHUT(0)
+#pragma once
+
+#include <poll.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "multifd/migrate/detail/precopy.hpp"
+#include "multifd/migrate/detail/reporter.hpp"
+#include "multifd/migrate/detail/source_stream.hpp"
+#include "multifd/migrate/guest.hpp"
+#include "multifd/migrate/ownership.hpp"
+#include "multifd/migrate/source_options.hpp"
+#include "multifd/migrate/source_report.hpp"
+#include "multifd/qemu/vm_description.hpp"
+
+namespace multifd::migrate::detail {
+
+/// Threads: one. For one migration.
+template <class Stacks, SourceGuest G>
+class SourceRun {
+ public:
+  using Link = typename Stacks::Link;
+
+  SourceRun(G& guest, const SourceOptions& options, Migration& migration)
+      : guest_(guest), options_(options), reporter_(migration, options.on_event) {}
+
+  /// Params `connect`: returns a Result of the SourceLinks; called when the options are good, and the guest has said its memory.
+  template <class Connect>
+  [[nodiscard]] Result<MigrationReport> migrate(Connect&& connect) {
+    reporter_.status(MigrationStatus::setup);
+    reporter_.owner(ownership_);
+    // Without memory, too, the guest has to be resumed, and the destination told.
+    Result<void> done = catch_bad_alloc(Stage::none, "migrate_to", [&] { return run(connect); });
+    // Where RUNNING was read the migration has completed, whatever came then.
+    if (!done && ownership_.owner() != Owner::destination) return std::unexpected(give_up(done.error()));
+    report_.total = reporter_.now();
+    reporter_.channels({}, {});
+    reporter_.status(MigrationStatus::completed);
+    return std::move(report_);
+  }
+
+ private:
+  template <class Connect>
+  [[nodiscard]] Result<void> run(Connect& connect) {
+    MULTIFD_TRY(check_options());
+    MULTIFD_TRY_ASSIGN(ram_, guest_.ram());
+    reporter_.memory(ram_->total_bytes());
+    MULTIFD_TRY_ASSIGN(SourceLinks<Link> links, connect());
+    stream_.emplace(*ram_, std::move(links.main), options_, reporter_);
+    MULTIFD_TRY(stream_->open(std::move(links.channels)));
+    report_.own_peer = stream_->own_peer();
+    reporter_.status(MigrationStatus::active);
+    precopy_.emplace(guest_, *ram_, options_, reporter_, *stream_, report_);
+    MULTIFD_TRY(precopy_->run());
+    MULTIFD_TRY(switch_over());
+    return hand_over();
+  }
+
+  [[nodiscard]] Result<void> check_options() const noexcept {
+    if (options_.user.size() > wire::max_user_setting_bytes)
+      return fail(Errc::bad_option, Stage::setup, "SourceOptions::user", options_.user.size(),
+                  wire::max_user_setting_bytes);
+    if (options_.converge.at_time_limit == Action::memory_on_demand)
+      return fail(Errc::not_supported, Stage::setup, "ConvergeOptions::at_time_limit: memory on demand");
+    for (const auto& [name, limit] : {std::pair("SourceOptions::answer_timeout", options_.answer_timeout),
+                                      std::pair("SourceOptions::load_timeout", options_.load_timeout),
+                                      std::pair("SourceOptions::farewell_timeout", options_.farewell_timeout)}) {
+      MULTIFD_TRY(check_time_limit(name, limit, Stage::setup));
+    }
+    return {};
+  }
+
+  // ---- Switchover
+
+  [[nodiscard]] Result<void> switch_over() {
+    if (options_.pause_before_switchover) {
+      MULTIFD_TRY(pause());
+      reporter_.status(MigrationStatus::pre_switchover);
+      MULTIFD_TRY(wait_for_proceed());
+    }
+    reporter_.status(MigrationStatus::device);
+    const Time stopped = reporter_.now();
+    MULTIFD_TRY(pause());
+    reporter_.step(MigrationStep::pages);
+    MULTIFD_TRY(precopy_->send_last_round());
+    report_.downtime.pages = reporter_.now() - stopped - report_.downtime.sync;
+    const Time saving = reporter_.now();
+    reporter_.step(MigrationStep::device_state);
+    MULTIFD_TRY(save_devices());
+    report_.downtime.device_state = reporter_.now() - saving;
+    if (!report_.own_peer) return stream_->writer.push_out();
+    if (stream_->verifies()) {
+      MULTIFD_TRY(send_digests());
+    }
+    MULTIFD_TRY(stream_->writer.state_whole());
+    MULTIFD_TRY(stream_->writer.push_out());
+    const Time waiting = reporter_.now();
+    reporter_.step(MigrationStep::load);
+    MULTIFD_TRY_ASSIGN(report_.pages_verified,
+                       stream_->return_path.await(wire::ExtensionKind::loaded, as_timeout(options_.load_timeout),
+                                                  &reporter_.interrupt()));
+    // The destination compares meanwhile, and loading cannot be told from that.
+    (stream_->verifies() ? report_.verify : report_.downtime.round_trip) += reporter_.now() - waiting;
+    return {};
+  }
+
+  [[nodiscard]] Result<void> pause() {
+    if (paused_) return {};
+    paused_ = true;  // a pause() that fails may have stopped some vCPUs
+    return guest_.pause();
+  }
+
+  [[nodiscard]] Result<void> wait_for_proceed() {
+    // Somebody else does what has to be done while the guest stands still; that has no limit.
+    std::array<pollfd, 3> events{{{reporter_.proceed().native_handle(), POLLIN, 0},
+                                  {reporter_.interrupt().native_handle(), POLLIN, 0},
+                                  {stream_->main().native_handle(), POLLIN, 0}}};
+    for (;;) {
+      if (::poll(events.data(), events.size(), 1000) < 0 && errno != EINTR)
+        return fail_errno(Stage::none, "poll, ahead of the switchover");
+      if (reporter_.interrupt().triggered()) return fail(Errc::cancelled, Stage::none, "ahead of the switchover");
+      if (reporter_.proceed().triggered()) return {};
+      MULTIFD_TRY(stream_->return_path.poll());
+    }
+  }
+
+  /// Gives the guest's state to the main stream, and remembers what is in it.
+  class DeviceWriter final : public StateWriter {
+   public:
+    DeviceWriter(qemu::MainStreamWriter<Link>& writer, qemu::VmDescription& description)
+        : writer_(writer), description_(description) {}
+
+   private:
+    [[nodiscard]] Result<void> do_device(const qemu::DeviceSection& device, std::span<const std::byte> state) override {
+      MULTIFD_TRY(writer_.device(device, state));
+      return description_.add(device, state.size());
+    }
+    qemu::MainStreamWriter<Link>& writer_;
+    qemu::VmDescription& description_;
+  };
+
+  [[nodiscard]] Result<void> save_devices() {
+    DeviceWriter to(stream_->writer, description_);
+    return guest_.save(to);
+  }
+
+  [[nodiscard]] Result<void> send_digests() {
+    const Time began = reporter_.now();
+    reporter_.step(MigrationStep::verify);
+    const auto& blocks = stream_->blocks();
+    for (std::uint32_t i = 0; i < blocks.size(); ++i) {
+      MULTIFD_TRY_ASSIGN(const BlockId block, ram_->find(blocks[i].idstr));
+      MULTIFD_TRY(stream_->writer.page_digests(i, ram_->block(block).host));
+    }
+    MULTIFD_TRY(stream_->writer.push_out());
+    report_.verify = reporter_.now() - began;
+    return {};
+  }
+
+  // ---- Hand-over
+
+  [[nodiscard]] Result<void> hand_over() {
+    if (reporter_.interrupt().triggered()) return fail(Errc::cancelled, Stage::none, "ahead of the hand-over");
+    MULTIFD_TRY_ASSIGN(const std::string description, description_.text());
+    const Time began = reporter_.now();
+    reporter_.step(MigrationStep::hand_over);
+    // From here on nothing is cancelled: the destination may be told to run the guest.
+    stream_->writer.set_limits(as_timeout(options_.load_timeout), nullptr);
+    ownership_.hand_over();
+    reporter_.owner(ownership_);
+    if (report_.own_peer) {
+      MULTIFD_TRY(stream_->writer.hand_over());
+    }
+    MULTIFD_TRY(stream_->writer.end_stream(description));
+    MULTIFD_TRY(stream_->writer.push_out());
+    const auto wanted = report_.own_peer ? std::optional(wire::ExtensionKind::running) : std::nullopt;
+    MULTIFD_TRY_ASSIGN(const std::uint64_t status,
+                       stream_->return_path.await(wanted, as_timeout(options_.load_timeout), nullptr));
+    if (!report_.own_peer && status != 0) {
+      ownership_.refused();
+      return fail(Errc::peer_gave_up, Stage::close, "the destination could not load the guest: SHUT", status);
+    }
+    ownership_.running_there();
+    reporter_.owner(ownership_);
+    report_.downtime.round_trip += reporter_.now() - began;
+    precopy_->release();
+    reporter_.step(MigrationStep::farewell);
+    // The guest runs there: what goes wrong from here on takes nothing away.
+    static_cast<void>(stream_->sender().close_channels());
+    report_.stats = stream_->sender().stats();
+    if (report_.own_peer)
+      static_cast<void>(
+          stream_->return_path.await(std::nullopt, as_timeout(options_.farewell_timeout), &reporter_.interrupt()));
+    static_cast<void>(stream_->main().finish());
+    return {};
+  }
+
+  // ---- The end without a migration
+
+  /// Everything is as before, unless the guest has been handed over. Returns the reason: the destination's own, if it has
+  /// said one.
+  [[nodiscard]] Error give_up(Error error) {
+    const bool cancelled = error.code == Errc::cancelled;
+    if (cancelled) reporter_.status(MigrationStatus::cancelling);
+    if (precopy_) precopy_->release();
+    resume();  // first, because the reason may take a moment to arrive
+    if (!cancelled && stream_) error = reason(error);
+    resume();
+    if (stream_ && stream_->own_peer() && ownership_.may_run()) {
+      stream_->writer.set_limits(farewell, nullptr);
+      static_cast<void>(stream_->writer.failed(error, options_.reason ? options_.reason(error) : describe(error)));
+    }
+    if (stream_) reporter_.peer_gave_up(stream_->return_path.failure.text());
+    if (stream_) stream_->cancel();
+    reporter_.owner(ownership_);
+    reporter_.status(cancelled ? MigrationStatus::cancelled : MigrationStatus::failed);
+    return error;
+  }
+
+  /// The guest goes on, if it may.
+  void resume() {
+    if (!ownership_.may_run() || !std::exchange(paused_, false)) return;
+    if (const auto resumed = guest_.resume(); !resumed) reporter_.not_resumed(resumed.error());
+  }
+
+  /// A destination that gives up says why, and then breaks everything: whatever was noticed first, that is the reason.
+  Error reason(const Error& error) {
+    if (error.code != Condition::peer_gone) return error;
+    // Channels are told as well, but only the main connection has the text.
+    Error cause = error;
+    auto& from = stream_->return_path;
+    if (!from.gave_up) {
+      const auto said = from.await(wire::ExtensionKind::failed, farewell, nullptr);
+      if (said || !from.gave_up) return error;
+      cause = said.error();
+    }
+    ownership_.refused();
+    return cause;
+  }
+
+  G& guest_;
+  const SourceOptions& options_;
+  MigrationReporter reporter_;
+  MigrationReport report_{};
+  SourceOwnership ownership_{};
+  bool paused_ = false;
+  qemu::VmDescription description_{};
+  std::optional<RamMap> ram_;
+  std::optional<SourceStream<Stacks>> stream_;
+  std::optional<Precopy<Stacks, G>> precopy_;
+};
+
+}  // namespace multifd::migrate::detail

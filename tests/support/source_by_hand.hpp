@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+//
+// A migration's source of any version, message by message, up to the moment at which pages would travel.
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "multifd/qemu/main_stream_writer.hpp"
+#include "multifd/qemu/return_path_reader.hpp"
+#include "multifd/qemu/stream_style.hpp"
+#include "multifd/transport/algorithms.hpp"
+#include "multifd/transport/connect.hpp"
+#include "support/basics.hpp"
+#include "support/raw_stream.hpp"
+
+namespace test {
+
+inline multifd::FdTransport connect_by_hand(const multifd::Address& address) {
+  auto link = multifd::connect_to(address, {.connect_timeout = 5s});
+  REQUIRE_MESSAGE(link.has_value(), text(link));
+  return std::move(*link);
+}
+inline void say(multifd::FdTransport& link, std::span<const std::byte> bytes) {
+  REQUIRE(multifd::write_all(link, bytes).has_value());
+}
+inline void say(multifd::FdTransport& link, std::string_view text) { say(link, std::as_bytes(std::span(text))); }
+
+class SourceByHand {
+ public:
+  /// Params `channels`: how many it connects, each with a hello of `uuid`, and the SYNC of START's epoch.
+  explicit SourceByHand(const multifd::Address& address, unsigned channels = 1, std::byte uuid = {})
+      : main_(connect_by_hand(address)), writer_(main_, multifd::qemu::style_of("multifd")), reader_(main_) {
+    for (unsigned i = 0; i < channels; ++i) {
+      channels_.push_back(connect_by_hand(address));
+      say(channels_.back(), std::span<const std::byte>(RawStream().hello(i, uuid).packet({.flags = 1}).bytes()));
+    }
+  }
+  void begin() {
+    REQUIRE(writer_.begin_stream({.machine_type = "multifd"}).has_value());
+    REQUIRE(writer_.open_return_path().has_value());
+    REQUIRE(writer_.push_out().has_value());
+  }
+  /// Asks whether the destination is ours. Returns the value of its PONG.
+  std::uint32_t ask(std::uint8_t version = multifd::wire::extension_version) {
+    begin();
+    REQUIRE(writer_.ping(multifd::wire::extension_ping(version)).has_value());
+    REQUIRE(writer_.push_out().has_value());
+    const auto pong = reader_.next(10s, nullptr);
+    REQUIRE_MESSAGE(pong.has_value(), text(pong));
+    REQUIRE(pong->has_value());
+    reader_.take_extension();
+    return (*pong)->value;
+  }
+  /// SETTINGS, and START of one RAM block. Params `said`: how many channels are announced.
+  void announce(std::size_t pages, const multifd::wire::ExtensionVersions& versions = {},
+                const multifd::wire::FeatureList& features = {}, std::uint32_t said = 1) {
+    const multifd::wire::PeerSettings settings{.versions = versions,
+                                               .features = features,
+                                               .channels = said,
+                                               .page_bytes = 4096,
+                                               .compression = 0,
+                                               .zero_pages = multifd::wire::ZeroPagesMode::multifd,
+                                               .digest = multifd::Digest::off,
+                                               .tls = false,
+                                               .paths = 1};
+    REQUIRE(writer_.settings(settings).has_value());
+    start_ram(pages);
+  }
+  void start_ram(std::size_t pages) {
+    const multifd::qemu::BlockInfo block{.idstr = "pc.ram", .used_length = pages * 4096};
+    REQUIRE(writer_.start_ram(std::span(&block, 1)).has_value());
+    REQUIRE(writer_.end_epoch().has_value());
+    REQUIRE(writer_.end_section().has_value());
+    REQUIRE(writer_.push_out().has_value());
+  }
+  /// The destination's answer to SETTINGS.
+  multifd::qemu::ReturnMessage answer() {
+    for (;;) {
+      const auto message = reader_.next(10s, nullptr);
+      REQUIRE_MESSAGE(message.has_value(), text(message));
+      REQUIRE(message->has_value());
+      if ((*message)->type == multifd::wire::extension_number) return **message;
+    }
+  }
+  /// The text of its FAILED.
+  std::string failure() {
+    const multifd::qemu::ReturnMessage message = answer();
+    CHECK(message.message.kind == multifd::wire::ExtensionKind::failed);
+    const auto said = multifd::wire::parse_failed(message.message);
+    REQUIRE(said.has_value());
+    return std::string(said->text());
+  }
+
+ private:
+  multifd::FdTransport main_;
+  std::vector<multifd::FdTransport> channels_;
+  multifd::qemu::MainStreamWriter<multifd::FdTransport> writer_;
+  multifd::qemu::ReturnPathReader<multifd::FdTransport> reader_;
+};
+
+}  // namespace test
