@@ -86,7 +86,7 @@ grep -q '"converges": true' "$work/advice.json" || die "a megabyte per second do
 timeout --foreground 100 "$advise" --listen tcp:127.0.0.1:0 >"$work/listen.out" 2>"$work/listen.log" &
 receiver=$!
 for _ in $(seq 500); do
-  address=$(sed -n 's/^listening on //p' "$work/listen.log")
+  address=$(sed -n 's/^listening on //p' "$work/listen.log" 2>/dev/null) || true # the shell may not have made it yet
   if [ -n "$address" ]; then break; fi
   sleep 0.02
 done

@@ -62,7 +62,13 @@ def few_descriptors_at_the_destination(lab):
     for _ in range(10):  # how many are left when it gives up is a race with the source
         to = lab.stack.enter_context(Process(lab.folder, "ram_receive", under(
             "-n 10", lab.programs / "ram_receive", *LISTEN, "--discard")))
-        to.wait_exit(20) if not listens(to) else both_say("may have 10", sender(lab, "-n 1024", to, image), to)
+        if listens(to):
+            source = sender(lab, "-n 1024", to, image)
+            # A destination that has ended already cannot tell it why.
+            status, lines = source.wait_exit(30), survivors.told(source)
+            check(status == 1 and len(lines) == 1 and ("may have 10" in lines[0] or "Connection refused" in lines[0]),
+                  f"ram_send ended with status {status}: {lines}")
+        both_say("may have 10", to)
 
 
 def listens(process):
