@@ -4,48 +4,28 @@
 
     sudo python3 benchmarks/cap.py build/bench/examples [--bandwidth 200M] [--channels 1 4 16]
 
-ram_send runs in a network namespace of its own and sends over a veth pair, whose transmit counter is what is sampled: TCP
+ram_send runs in a network namespace of its own and sends over a veth pair to a router, and its transmit counter is what is sampled: TCP
 headers are in it (0.1 % to 4 %, printed apart), acknowledgements are not. Prints, for each number of channels, the mean over the whole
 time and the samples' spread against the cap.
 """
 import argparse
-import contextlib
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests/programs"))
+
+from network import Network  # noqa: E402
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def size(text):
     return int(float(text[:-1]) * UNITS[text[-1].upper()]) if text[-1].upper() in UNITS else int(text)
-
-
-def ip(*args):
-    subprocess.run(["ip", *args], check=True)
-
-
-@contextlib.contextmanager
-def network():
-    """Two namespaces and a veth pair between them: 10.77.0.1 sends to 10.77.0.2."""
-    here, there = f"mfdcap{os.getpid()}a", f"mfdcap{os.getpid()}b"
-    ip("netns", "add", here)
-    try:
-        ip("netns", "add", there)
-        ip("link", "add", "va", "netns", here, "type", "veth", "peer", "name", "vb", "netns", there)
-        for name, device, address in ((here, "va", "10.77.0.1/24"), (there, "vb", "10.77.0.2/24")):
-            ip("-n", name, "addr", "add", address, "dev", device)
-            ip("-n", name, "link", "set", device, "up")
-        yield here, there
-    finally:
-        for name in (here, there):
-            subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
-
-
 
 
 SAMPLER = """
@@ -55,7 +35,7 @@ def read():
     with open("/proc/net/dev") as file:
         for line in file:
             name, _, rest = line.partition(":")
-            if name.strip() == "va":
+            if name.strip() == "up0":
                 fields = rest.split()
                 return time.monotonic(), int(fields[8]), int(fields[9])
 start = read()
@@ -69,10 +49,10 @@ print(*read(), flush=True)
 
 
 def sample(programs, image, bandwidth, channels, seconds, interval):
-    with network() as (here, there), tempfile.TemporaryDirectory() as folder:
-        netns = ["ip", "netns", "exec"]
+    with Network() as network:
+        here, there = network.inside("source"), network.inside("destination")
         rounds = max(1, int(bandwidth * (seconds + 3) / image.stat().st_size) + 1)
-        receiver = subprocess.Popen([*netns, there, programs / "ram_receive", "--listen", "tcp:10.77.0.2:0", "--discard"],
+        receiver = subprocess.Popen([*there, programs / "ram_receive", "--listen", f"tcp:{Network.ADDRESS['destination']}:0", "--discard"],
                                     stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         sender = None
         try:
@@ -80,12 +60,12 @@ def sample(programs, image, bandwidth, channels, seconds, interval):
             while not address.startswith("listening on "):  # behind the warning that nothing is encrypted
                 address = receiver.stderr.readline() or sys.exit("ram_receive does not listen")
             address = address.removeprefix("listening on ").strip()
-            sender = subprocess.Popen([*netns, here, programs / "ram_send", "--connect", address, "--file", image,
+            sender = subprocess.Popen([*here, programs / "ram_send", "--connect", address, "--file", image,
                                        "--bandwidth", str(bandwidth), "--channels", str(channels), "--rounds", str(rounds),
                                        "--zero-pages", "none"],
                                       stdout=subprocess.DEVNULL)
             time.sleep(1.5)  # behind the connections and the bucket's first 20 ms
-            rows = subprocess.run([*netns, here, sys.executable, "-c", SAMPLER, str(seconds), str(interval)],
+            rows = subprocess.run([*here, sys.executable, "-c", SAMPLER, str(seconds), str(interval)],
                                   capture_output=True, text=True, check=True).stdout.splitlines()
             if sender.poll() is not None:
                 raise RuntimeError("the sender has ended before the last sample")

@@ -12,9 +12,7 @@ behind the first round the link (a token bucket, tbf) carries a tenth for five s
 there is would stop the guest at the wrong moment.
 """
 import argparse
-import contextlib
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -22,6 +20,11 @@ import sys
 import tempfile
 import threading
 import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests/programs"))
+
+from network import Network  # noqa: E402
 
 GUEST = ("--memory", "512M", "--working-set", "48M", "--dirty-rate", "150M", "--busy", "3", "--quiet", "2", "--quiet-rate", "8M",
          "--run-after", "0", "--no-verify", "--channels", "4", "--timeout", "60")
@@ -87,40 +90,21 @@ def compare(options):
                                               "runs": rows, "simulated": virtual}, indent=1))
 
 
-@contextlib.contextmanager
-def network():
-    here, there = f"mfdsw{os.getpid()}a", f"mfdsw{os.getpid()}b"
-
-    def ip(*args):
-        subprocess.run(["ip", *args], check=True)
-
-    ip("netns", "add", here)
-    try:
-        ip("netns", "add", there)
-        ip("link", "add", "va", "netns", here, "type", "veth", "peer", "name", "vb", "netns", there)
-        for name, device, address in ((here, "va", "10.78.0.1/24"), (there, "vb", "10.78.0.2/24")):
-            ip("-n", name, "addr", "add", address, "dev", device)
-            ip("-n", name, "link", "set", device, "up")
-        yield here, there
-    finally:
-        for name in (here, there):
-            subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
-
-
 def dip(options):
     """One migration for each rule over a link that is a tenth for five seconds behind the first round."""
     def shape(here, verb, rate):
-        subprocess.run(["ip", "netns", "exec", here, "tc", "qdisc", verb, "dev", "va", "root", "tbf", "rate", rate, "burst",
+        subprocess.run([*here, "tc", "qdisc", verb, "dev", "up0", "root", "tbf", "rate", rate, "burst",
                         "1mb", "latency", "50ms"], check=True)
 
     print(f"{'rule':<10} {'dip':>14} {'stopped at':>11} {'downtime':>10} {'promised':>10}")
     wrong = 0
     for rule in options.rules:
-        with network() as (here, there), tempfile.TemporaryDirectory() as name:
+        with Network() as network, tempfile.TemporaryDirectory() as name:
+            here, there = network.inside("source"), network.inside("destination")
             report_path = pathlib.Path(name) / "report.json"
             shape(here, "add", "1600mbit")
-            listening = subprocess.Popen(["ip", "netns", "exec", there, options.programs / "live_migration", "--listen",
-                                          "tcp:10.78.0.2:0", "--memory", "1G", "--backend", options.backend],
+            listening = subprocess.Popen([*there, options.programs / "live_migration", "--listen",
+                                          f"tcp:{Network.ADDRESS['destination']}:0", "--memory", "1G", "--backend", options.backend],
                                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             source = None
             try:
@@ -129,7 +113,7 @@ def dip(options):
                 guest = ("--memory", "256M", "--working-set", "24M", "--dirty-rate", "60M", "--run-after", "0", "--run-before", "0.2",
                          "--no-verify", "--channels", "4", "--timeout", "60")
                 began = time.monotonic()
-                source = subprocess.Popen(["ip", "netns", "exec", here, options.programs / "live_migration", "--connect", address,
+                source = subprocess.Popen([*here, options.programs / "live_migration", "--connect", address,
                                            *guest, "--switch", rule, "--max-downtime", str(RULES[rule][0]), "--bandwidth",
                                            options.bandwidth, "--backend", options.backend, "--json", report_path],
                                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

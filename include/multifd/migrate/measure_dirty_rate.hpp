@@ -60,9 +60,7 @@ template <DirtySource S>
     std::vector<DirtyPeriod> periods;
     periods.reserve(options.periods);
     const auto watch_again = [&]() -> Result<void> {
-      for (std::uint32_t b = 0; b < dirty.blocks(); ++b) {
-        MULTIFD_TRY(detail::rearm_all(source, BlockId{b}, dirty[BlockId{b}], options.rearm_pages));
-      }
+      MULTIFD_TRY(detail::rearm_all(source, dirty, options.rearm_pages));
       dirty.clear();
       return {};
     };

@@ -117,12 +117,15 @@ template <DirtySource S>
   return {};
 }
 
-/// Re-arms the pages of a block whose bit is set, which are not read now. Errors: the source's.
+/// Re-arms the pages of all blocks whose bit is set, which are not read now. Errors: the source's.
 template <DirtySource S>
-[[nodiscard]] Result<void> rearm_all(S& source, BlockId block, std::span<const std::uint64_t> bitmap,
-                                     std::uint64_t chunk_pages) {
+[[nodiscard]] Result<void> rearm_all(S& source, const DirtyBitmaps& pages, std::uint64_t chunk_pages) {
   if (!source.needs_rearm()) return {};
-  return rearm_chunks(source, block, bitmap, chunk_pages, [](std::uint64_t, auto) -> Result<void> { return {}; });
+  for (std::uint32_t b = 0; b < pages.blocks(); ++b) {
+    MULTIFD_TRY(rearm_chunks(source, BlockId{b}, pages[BlockId{b}], chunk_pages,
+                             [](std::uint64_t, auto) -> Result<void> { return {}; }));
+  }
+  return {};
 }
 
 }  // namespace multifd::migrate::detail

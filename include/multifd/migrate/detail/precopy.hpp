@@ -147,9 +147,7 @@ class Precopy {
     }
     if (stream_.zero_pages() == wire::ZeroPagesMode::none) return {};
     // What is asked for zeros from here on is watched: a write that comes later is reported.
-    for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
-      MULTIFD_TRY(rearm_all(source, BlockId{b}, dirty_[BlockId{b}], options_.rearm_pages));
-    }
+    MULTIFD_TRY(rearm_all(source, dirty_, options_.rearm_pages));
     if constexpr (!HasKnownZeros<G>) {
       MULTIFD_TRY_ASSIGN(untouched_, UntouchedPages::snapshot(ram_));
     }
