@@ -35,7 +35,8 @@ class Precopy {
         reporter_(reporter),
         stream_(stream),
         report_(report),
-        dirty_(ram) {}
+        dirty_(ram),
+        other_(ram) {}
   Precopy(const Precopy&) = delete;
   Precopy& operator=(const Precopy&) = delete;
 
@@ -43,10 +44,9 @@ class Precopy {
   /// Sender, DirtySource, MainStreamWriter and the return path.
   [[nodiscard]] Result<void> run() {
     MULTIFD_TRY_ASSIGN(Rounds convergence, create_convergence());
-    DirtyBitmaps before(ram_);
     MULTIFD_TRY(start_tracking());
     for (Time sync{};;) {
-      before = dirty_;
+      other_ = dirty_;
       MULTIFD_TRY_ASSIGN(Round round, send_round(convergence));
       round.sync = sync;
       const Time fetching = reporter_.now();
@@ -57,13 +57,16 @@ class Precopy {
       const Decision decision = convergence.round_ended(with_bytes(round), round.send, sync, pages, reporter_.now());
       round.pages_per_s = convergence.bandwidth().pages_per_s();
       round.dirty_pages_per_s = convergence.dirty_rate().pages_per_s();
-      round.again_pages = dirty_.in_both(before);
+      round.again_pages = dirty_.in_both(other_);
       round.predicted_downtime = decision.downtime.total();
       report_.rounds.push_back(round);
       reporter_.round_ended(round, decision);
       throttle(decision.throttle_percent);
       report_.switchover = decision;
-      if (decision.action == Action::switch_now) return {};
+      if (decision.action == Action::switch_now) {
+        other_.clear();  // for the last fetch, and now, because the guest still runs
+        return {};
+      }
       if (decision.action != Action::go_on)
         return fail(Errc::did_not_converge, Stage::produce, to_string(decision.reason), pages);
     }
@@ -74,9 +77,7 @@ class Precopy {
   [[nodiscard]] Result<void> send_last_round() {
     Round round{.number = report_.rounds.size(), .begin = reporter_.now(), .dirty_pages = dirty_.count()};
     const Moved before = stream_.moved();
-    DirtyBitmaps found(ram_);
-    DirtyBitmaps known = dirty_;
-    LastFetch fetch{*this, found};
+    LastFetch fetch{*this, other_};
     MULTIFD_TRY(stream_.writer.switchover_start());
     MULTIFD_TRY(stream_.writer.begin_end());
     {
@@ -89,8 +90,8 @@ class Precopy {
     MULTIFD_TRY(fetch.fetched);
     round.sync = fetch.time;
     // The guest stands still: what has gone out is what it is.
-    found.remove(known);
-    dirty_ = std::move(found);
+    other_.remove(dirty_);
+    std::swap(dirty_, other_);
     round.dirty_pages += dirty_.count();
     reporter_.round_begun(round.number, round.dirty_pages);
     MULTIFD_TRY(queue_all());
@@ -173,6 +174,7 @@ class Precopy {
         late = late || convergence.while_sending(reporter_.now()).action != Action::go_on;
         if (late) return {};
         MULTIFD_TRY(queue(block, first_page, chunk, round.number > 0 || is_capped()));
+        std::ranges::fill(dirty_[block].subspan(first_page / 64, chunk.size()), 0);
         return stream_.return_path.poll();
       };
       MULTIFD_TRY(rearm_chunks(guest_.dirty_source(), block, dirty_[block], options_.rearm_pages, on_chunk));
@@ -199,7 +201,7 @@ class Precopy {
     return options_.bandwidth != 0 && options_.bandwidth <= producer_bytes_per_s;
   }
 
-  /// Queues the pages of a chunk, and takes them out of what is dirty. Params `hashed`: those that are as they were last
+  /// Queues the pages of a chunk. Params `hashed`: those that are as they were last
   /// sent are left out, where that was asked for.
   [[nodiscard]] Result<void> queue(BlockId block, std::uint64_t first_page, std::span<const std::uint64_t> chunk,
                                    bool hashed) {
@@ -209,7 +211,6 @@ class Precopy {
       MULTIFD_TRY(stream_.sender().queue_dirty(block, chunk, first_page, stream_.zero_record(block)));
     }
     if (unchanged_) stream_.unchanged_pages.store(unchanged_->skipped(), std::memory_order_relaxed);
-    std::ranges::fill(dirty_[block].subspan(first_page / 64, chunk.size()), 0);
     return {};
   }
 
@@ -217,8 +218,8 @@ class Precopy {
   [[nodiscard]] Result<void> queue_all() {
     for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
       const BlockId block{b};
-      if (unchanged_) unchanged_->remove_from(block, dirty_[block]);
-      MULTIFD_TRY(queue(block, 0, dirty_[block], false));
+      const std::span<const std::uint64_t> dirty = dirty_[block];
+      MULTIFD_TRY(queue(block, 0, unchanged_ ? unchanged_->changed(block, dirty) : dirty, false));
     }
     return {};
   }
@@ -284,6 +285,7 @@ class Precopy {
   SourceStream<Stacks>& stream_;
   MigrationReport& report_;
   DirtyBitmaps dirty_;  ///< what is to be sent
+  DirtyBitmaps other_;  ///< what was to be sent in this round; in the last one, what the last fetch finds beside that
   UntouchedPages untouched_{};
   std::optional<UnchangedPages> unchanged_;
   const ThreadHook no_hook_{};  ///< SourceOptions::thread_hook is for the channels

@@ -84,18 +84,21 @@ class UnchangedPages {
     return {};
   }
 
-  /// Takes out of a block's dirty bitmap what is as it was last sent. For a guest that stands still: the rest is to be sent
-  /// from its memory.
-  void remove_from(BlockId block, std::span<std::uint64_t> dirty) noexcept {
+  /// A block's dirty pages without those that are as they were last sent; valid until the next call. For a guest that stands
+  /// still: they are to be sent from its memory.
+  std::span<const std::uint64_t> changed(BlockId block, std::span<const std::uint64_t> dirty) {
+    unlooked_.assign(dirty.begin(), dirty.end());
     const std::byte* const host = ram_->block(block).host.data();
     for (std::size_t i = 0; i < dirty.size(); ++i) {
       const std::uint64_t word = first_word_[index(block)] + i;
       if (!hashed_[word]) continue;
       for (std::uint64_t bits = dirty[i]; bits != 0; bits &= bits - 1) {
         const unsigned bit = static_cast<unsigned>(std::countr_zero(bits));
-        if (is_as_sent(word, bit, host + (64 * i + bit) * ram_->page_bytes())) dirty[i] &= ~(std::uint64_t{1} << bit);
+        if (is_as_sent(word, bit, host + (64 * i + bit) * ram_->page_bytes()))
+          unlooked_[i] &= ~(std::uint64_t{1} << bit);
       }
     }
+    return unlooked_;
   }
 
   /// For pages that are sent without this object. At least these are not known any more.
@@ -179,7 +182,7 @@ class UnchangedPages {
   Hashes hashes_;                          ///< 64 for each word
   PageBuffer buffer_;
   std::vector<std::uint64_t> offsets_;   ///< of the copies in `buffer_`
-  std::vector<std::uint64_t> unlooked_;  ///< pages of a chunk that go out as they are
+  std::vector<std::uint64_t> unlooked_;  ///< pages of a bitmap that go out from where they are
   std::uint64_t compared_ = 0;           ///< in this round, pages that had a hash
   std::uint64_t unchanged_ = 0;          ///< of these
   std::uint64_t skipped_ = 0;
