@@ -184,6 +184,8 @@ TEST_CASE("A channel more than announced ends both sides, with a text") {
   there.begin();
   SourceByHand source(there.address, 3);
   source.ask();
+  // One that comes behind the others finds a source that is whole already.
+  REQUIRE(eventually([&] { return there.followed->progress().connected == 3; }));
   source.announce(pages, {}, {}, 2);
   const std::string said = source.failure();
   CHECK_MESSAGE(said.contains("channel"), said);
