@@ -79,6 +79,7 @@ class AnySender {
   virtual void set_bandwidth(std::uint64_t bytes_per_s) = 0;
   [[nodiscard]] Result<void> set_level(int level) { return do_set_level(level); }
   virtual SenderStats stats() const = 0;
+  virtual ChannelStats total() const = 0;
 
  private:
   // What is called is not what is virtual: GCC lets pass that the result of a virtual call is dropped.
@@ -149,6 +150,7 @@ class AnyReceiver {
   virtual void cancel() = 0;
   /// Cost: allocates the snapshot, as Receiver::stats().
   virtual ReceiverStats stats() const = 0;
+  virtual ChannelStats total() const = 0;
 
  private:
   // As in AnySender.
@@ -241,6 +243,7 @@ class SenderOf final : public AnySender {
   void set_bandwidth(std::uint64_t bytes_per_s) override { sender_.set_bandwidth(bytes_per_s); }
   [[nodiscard]] Result<void> do_set_level(int level) override { return sender_.set_level(level); }
   SenderStats stats() const override { return sender_.stats(); }
+  ChannelStats total() const override { return sender_.total(); }
 
  private:
   static auto asked(const OnZero& on_zero) noexcept {
@@ -285,6 +288,7 @@ class ReceiverOf final : public AnyReceiver {
   Uuid peer_uuid() const override { return receiver_.peer_uuid(); }
   void cancel() override { receiver_.cancel(); }
   ReceiverStats stats() const override { return receiver_.stats(); }
+  ChannelStats total() const override { return receiver_.total(); }
 
  private:
   Receiver<T, C, Into> receiver_;

@@ -165,6 +165,14 @@ class Receiver {
     return stats;
   }
 
+  /// The sum of all channels' counters. Threads: any. Allocates nothing.
+  ChannelStats total() const noexcept {
+    const auto s = visit();
+    ChannelStats sum;
+    for (const auto& channel : s->crew) sum += channel->stats();
+    return sum;
+  }
+
   /// How many channels have ended in order. For who knows from a main stream that more must come: a source that gives up
   /// may leave nothing else to be seen. Threads: any.
   unsigned ended_channels() const noexcept { return visit()->shared.barrier->ended_channels(); }

@@ -274,6 +274,9 @@ class Sender {
   /// Threads: any. Allocates the snapshot.
   SenderStats stats() const { return visit()->stats(); }
 
+  /// The sum of all channels' counters; its `zero_pages` has zero_on_main in it. Threads: any. Allocates nothing.
+  ChannelStats total() const noexcept { return visit()->total(); }
+
   Sender(Sender&&) noexcept = default;
   Sender& operator=(Sender&& other) noexcept {
     pipeline_ = std::move(other.pipeline_);  // first: it uses the other

@@ -24,6 +24,23 @@ struct ChannelStats {
   std::uint64_t capped_ns = 0;      ///< held back by the bandwidth cap
   std::uint64_t io_ns = 0;          ///< inside the transport's reads and writes
   std::uint64_t cpu_ns = 0;         ///< CPU time of the worker, as of its last SYNC or its end
+
+  /// Adds all but `id`.
+  ChannelStats& operator+=(const ChannelStats& other) noexcept {
+    packets += other.packets;
+    syncs += other.syncs;
+    normal_pages += other.normal_pages;
+    zero_pages += other.zero_pages;
+    payload_bytes += other.payload_bytes;
+    wire_bytes += other.wire_bytes;
+    idle_ns += other.idle_ns;
+    check_ns += other.check_ns;
+    codec_ns += other.codec_ns;
+    capped_ns += other.capped_ns;
+    io_ns += other.io_ns;
+    cpu_ns += other.cpu_ns;
+    return *this;
+  }
 };
 
 /// What limits a transfer.
@@ -35,22 +52,9 @@ constexpr const char* to_string(Bound bound) noexcept {
 }
 
 /// The sum over channels. `id` of the sum has no meaning.
-inline ChannelStats total(const std::vector<ChannelStats>& channels) {
+inline ChannelStats total(const std::vector<ChannelStats>& channels) noexcept {
   ChannelStats sum;
-  for (const ChannelStats& each : channels) {
-    sum.packets += each.packets;
-    sum.syncs += each.syncs;
-    sum.normal_pages += each.normal_pages;
-    sum.zero_pages += each.zero_pages;
-    sum.payload_bytes += each.payload_bytes;
-    sum.wire_bytes += each.wire_bytes;
-    sum.idle_ns += each.idle_ns;
-    sum.check_ns += each.check_ns;
-    sum.codec_ns += each.codec_ns;
-    sum.capped_ns += each.capped_ns;
-    sum.io_ns += each.io_ns;
-    sum.cpu_ns += each.cpu_ns;
-  }
+  for (const ChannelStats& each : channels) sum += each;
   return sum;
 }
 

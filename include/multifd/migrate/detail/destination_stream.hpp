@@ -207,7 +207,7 @@ class DestinationStream {
   }
 
   Moved moved() const {
-    const ChannelStats sum = total(receiver_->stats().channels);
+    const ChannelStats sum = receiver_->total();
     return {
         .normal_pages = sum.normal_pages, .zero_pages = sum.zero_pages + zero_on_main(), .wire_bytes = sum.wire_bytes};
   }

@@ -120,10 +120,9 @@ class SourceStream {
 
   Moved moved() const {
     if (!sender_) return {};
-    const SenderStats stats = sender_->stats();
-    const ChannelStats sum = total(stats.channels);
+    const ChannelStats sum = sender_->total();
     return {.normal_pages = sum.normal_pages,
-            .zero_pages = sum.zero_pages + stats.zero_on_main,
+            .zero_pages = sum.zero_pages,
             .unchanged_pages = unchanged_pages.load(std::memory_order_relaxed),
             .wire_bytes = sum.wire_bytes};
   }
