@@ -24,6 +24,11 @@ namespace {
 
 constexpr std::size_t pages = 64;
 
+/// For the way out there is none, either.
+struct NoMemoryFromThenOn : FailAllocation {
+  explicit NoMemoryFromThenOn(std::uint64_t good) noexcept : FailAllocation(good, Shortage::from_then_on) {}
+};
+
 /// In force in the thread that migrates, from its first event to its last.
 template <class Fault>
 struct Armed {
@@ -82,7 +87,8 @@ bool refuse(std::uint64_t at, bool at_source) {
     CAPTURE(text(taken));
     CHECK_FALSE(here.ran_beside);
     CHECK_FALSE(there.ran_beside);
-    CHECK(here.runs() != there.runs());
+    // Without memory the guest of this test cannot be resumed, either.
+    CHECK(here.runs() + there.runs() + source->not_resumed().has_value() == 1);
     CHECK(there.runs() == taken.has_value());
     CHECK_FALSE(here.logging());
     CHECK(there.torn_when_resumed == 0);
@@ -150,6 +156,10 @@ bool throw_in_hook(unsigned number, bool at_source) {
     CHECK(here.runs() != there.guest.runs());
     CHECK_FALSE(here.logging());
     CHECK(here.runs() == (source->owner() == Owner::source));
+    CHECK(here.runs() != tried.sent.has_value());
+    CHECK(there.guest.runs() == tried.taken.has_value());
+    CHECK(is_end(source->progress().status));
+    CHECK(is_end(there.followed->progress().status));
     CHECK(there.guest.runs() == (there.followed->owner() == Owner::destination));
   }
   CHECK(before.no_thread());
@@ -170,6 +180,14 @@ TEST_CASE("A destination that gets no memory tells the source" * needs_failing_n
   sweep<FailAllocation>(false, full() ? 1 : 3, 30);
 }
 
+TEST_CASE("A source that gets no memory any more resumes the guest" * needs_failing_new) {
+  sweep<NoMemoryFromThenOn>(true, full() ? 1 : 7, 30);
+}
+
+TEST_CASE("A destination that gets no memory any more leaves the guest to the source" * needs_failing_new) {
+  sweep<NoMemoryFromThenOn>(false, full() ? 1 : 7, 30);
+}
+
 TEST_CASE("A source that gets no thread resumes the guest, and tells the destination") {
   sweep<FailThread>(true, 1, 3);
 }
@@ -183,4 +201,24 @@ TEST_CASE("A hook that gets no memory, at any event of either side, leaves one g
     while (throw_in_hook(number, at_source)) ++number;
     CHECK(number >= 4);
   }
+}
+
+TEST_CASE("A hook that gets no memory when a migration is cancelled keeps nobody from resuming the guest") {
+  const Watchdog watchdog("hooks that throw behind a cancel", 60s);
+  MigratingGuest here(pages);
+  There there(pages, {.retry_timeout = 50ms});
+  here.boot();
+  here.run(8, 50us);
+  Followed source;
+  SourceOptions options{.channels = 2};
+  options.on_event = [&](const Event& event) {
+    if (event.progress.status == MigrationStatus::active) source->cancel();
+    if (event.progress.status >= MigrationStatus::failed) throw std::bad_alloc();
+  };
+  const Tried tried = migrate_once(here, source, there, std::move(options));
+  CHECK(code_of(tried.sent) == Errc::cancelled);
+  CHECK_FALSE(tried.taken.has_value());
+  CHECK(here.runs());
+  CHECK_FALSE(here.logging());
+  CHECK(source->progress().status == MigrationStatus::cancelled);
 }

@@ -41,17 +41,17 @@ class DestinationRun {
 
   template <Acceptor A>
   [[nodiscard]] Result<ArrivalReport> migrate(A& acceptor) {
-    reporter_.status(MigrationStatus::setup);
-    reporter_.owner(ownership_);
     // Without memory, too, the source has to be told.
     Result<void> done = catch_bad_alloc(Stage::none, "migrate_from", [&]() -> Result<void> {
+      reporter_.owner(ownership_);
+      reporter_.status(MigrationStatus::setup);
       MULTIFD_TRY(accept(acceptor));
       return run();
     });
     if (!done && !ownership_.runs()) return std::unexpected(give_up(done.error()));
     if (!done) report_.late = done.error();  // nothing may look as if the guest did not run, FAILED least of all
     report_.total = reporter_.now();
-    reporter_.status(MigrationStatus::completed);
+    regardless([&] { reporter_.status(MigrationStatus::completed); });
     return std::move(report_);
   }
 
@@ -236,17 +236,17 @@ class DestinationRun {
 
   /// Returns the reason: the source's own, if it has said one.
   [[nodiscard]] Error give_up(Error error) {
-    if (stream_) error = stream_->reason(error);
+    if (stream_) regardless([&] { error = stream_->reason(error); });
     const bool cancelled = error.code == Errc::cancelled;
-    if (cancelled) reporter_.status(MigrationStatus::cancelling);
+    if (cancelled) regardless([&] { reporter_.status(MigrationStatus::cancelling); });
     // A source that has gone may have handed over: what is whole here is kept for whoever can see both sides.
     if (!DestinationStream<Stacks>::is_cut(error)) ownership_.refuse();
     if (stream_) {
-      say_failed(stream_->main(), error, options_.reason ? options_.reason(error) : describe(error));
+      say_failed(stream_->main(), error, options_.reason);
       stream_->cancel();
     }
     reporter_.owner(ownership_);
-    reporter_.status(cancelled ? MigrationStatus::cancelled : MigrationStatus::failed);
+    regardless([&] { reporter_.status(cancelled ? MigrationStatus::cancelled : MigrationStatus::failed); });
     return error;
   }
 

@@ -6,18 +6,40 @@
 #include <array>
 #include <chrono>
 #include <cstddef>
+#include <functional>
+#include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "multifd/buffers.hpp"
 #include "multifd/error_value.hpp"
 #include "multifd/qemu/return_path_writer.hpp"
+#include "multifd/result.hpp"
 #include "multifd/time_limit.hpp"
 
 namespace multifd::migrate::detail {
 
 /// For a last word, either way.
 inline constexpr std::chrono::milliseconds farewell{500};
+
+/// Does `what`, one of several things that an end consists of: without memory for it, the others still have to be done.
+template <class What>
+void regardless(What&& what) {
+  static_cast<void>(catch_bad_alloc(Stage::none, "the end of a migration", [&]() -> Result<void> {
+    what();
+    return {};
+  }));
+}
+
+/// Calls `say` with what the other side is told of `error`: the text of `reason`, a hook that may be empty; by default
+/// describe()'s. It is told something without memory for a text, too.
+template <class Say>
+void say_reason(const Error& error, const std::function<std::string(const Error&)>& reason, Say say) {
+  std::optional<std::string> text;
+  regardless([&] { text = reason ? reason(error) : describe(error); });
+  say(text ? std::string_view(*text) : std::string_view("it has run out of memory"));
+}
 
 template <class Link>
 bool is_secured(const Link& link) noexcept {
@@ -43,13 +65,15 @@ template <class Link>
 }
 
 /// Says FAILED and SHUT(1) to an own source, and waits a moment for its end. The source then shows this side's reason.
-/// Params `text`: the reason, for people.
+/// Params `reason`: as say_reason()'s.
 template <class Link>
-void say_failed(Link& main, const Error& error, std::string_view text) {
+void say_failed(Link& main, const Error& error, const std::function<std::string(const Error&)>& reason) {
   qemu::ReturnPathWriter<Link> writer(main);
   writer.set_limits(farewell, nullptr);
-  if (!writer.failed(error, text) || !writer.shut(1) || !main.finish()) return;
-  static_cast<void>(drain(main, farewell));
+  say_reason(error, reason, [&](std::string_view text) {
+    if (!writer.failed(error, text) || !writer.shut(1) || !main.finish()) return;
+    static_cast<void>(drain(main, farewell));
+  });
 }
 
 }  // namespace multifd::migrate::detail

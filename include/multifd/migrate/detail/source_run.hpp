@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "multifd/migrate/detail/last_words.hpp"
 #include "multifd/migrate/detail/precopy.hpp"
 #include "multifd/migrate/detail/reporter.hpp"
 #include "multifd/migrate/detail/source_stream.hpp"
@@ -42,21 +43,21 @@ class SourceRun {
   /// Params `connect`: returns a Result of the SourceLinks; called when the options are good, and the guest has said its memory.
   template <class Connect>
   [[nodiscard]] Result<MigrationReport> migrate(Connect&& connect) {
-    reporter_.status(MigrationStatus::setup);
-    reporter_.owner(ownership_);
     // Without memory, too, the guest has to be resumed, and the destination told.
     Result<void> done = catch_bad_alloc(Stage::none, "migrate_to", [&] { return run(connect); });
     // Where RUNNING was read the migration has completed, whatever came then.
     if (!done && ownership_.owner() != Owner::destination) return std::unexpected(give_up(done.error()));
     report_.total = reporter_.now();
     reporter_.channels({}, {});
-    reporter_.status(MigrationStatus::completed);
+    regardless([&] { reporter_.status(MigrationStatus::completed); });
     return std::move(report_);
   }
 
  private:
   template <class Connect>
   [[nodiscard]] Result<void> run(Connect& connect) {
+    reporter_.owner(ownership_);
+    reporter_.status(MigrationStatus::setup);
     MULTIFD_TRY(check_options());
     MULTIFD_TRY_ASSIGN(ram_, guest_.ram());
     reporter_.memory(ram_->total_bytes());
@@ -216,26 +217,33 @@ class SourceRun {
   /// said one.
   [[nodiscard]] Error give_up(Error error) {
     const bool cancelled = error.code == Errc::cancelled;
-    if (cancelled) reporter_.status(MigrationStatus::cancelling);
+    if (cancelled) regardless([&] { reporter_.status(MigrationStatus::cancelling); });
     if (precopy_) precopy_->release();
     resume();  // first, because the reason may take a moment to arrive
-    if (!cancelled && stream_) error = reason(error);
+    if (!cancelled && stream_) regardless([&] { error = reason(error); });
     resume();
-    if (stream_ && stream_->own_peer() && ownership_.may_run()) {
-      stream_->writer.set_limits(farewell, nullptr);
-      static_cast<void>(stream_->writer.failed(error, options_.reason ? options_.reason(error) : describe(error)));
-    }
-    if (stream_) reporter_.peer_gave_up(stream_->return_path.failure.text());
+    regardless([&] { say_failed(error); });
     if (stream_) stream_->cancel();
     reporter_.owner(ownership_);
-    reporter_.status(cancelled ? MigrationStatus::cancelled : MigrationStatus::failed);
+    regardless([&] { reporter_.status(cancelled ? MigrationStatus::cancelled : MigrationStatus::failed); });
     return error;
+  }
+
+  void say_failed(const Error& error) {
+    if (!stream_) return;
+    if (stream_->own_peer() && ownership_.may_run()) {
+      stream_->writer.set_limits(farewell, nullptr);
+      say_reason(error, options_.reason,
+                 [&](std::string_view text) { static_cast<void>(stream_->writer.failed(error, text)); });
+    }
+    reporter_.peer_gave_up(stream_->return_path.failure.text());
   }
 
   /// The guest goes on, if it may.
   void resume() {
     if (!ownership_.may_run() || !std::exchange(paused_, false)) return;
-    if (const auto resumed = guest_.resume(); !resumed) reporter_.not_resumed(resumed.error());
+    const auto resumed = catch_bad_alloc(Stage::none, "SourceGuest::resume", [&] { return guest_.resume(); });
+    if (!resumed) reporter_.not_resumed(resumed.error());
   }
 
   /// A destination that gives up says why, and then breaks everything: whatever was noticed first, that is the reason.

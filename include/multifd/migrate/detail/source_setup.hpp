@@ -209,8 +209,7 @@ class SourceSetup {
   /// Tells the source why this side gives up.
   void refuse(const Error& error) {
     auto main = set_.take_main();
-    if (main && prelude_->own_source())
-      say_failed(*main, error, options_.reason ? options_.reason(error) : describe(error));
+    if (main && prelude_->own_source()) say_failed(*main, error, options_.reason);
   }
 
   void stranger(const char* why) const {
