@@ -83,8 +83,9 @@ def run(folder, programs, image, case):
         if not whole:
             raise LabError("the survivor says that all went well; there is no whole file")
         return "too late to harm", None
-    if case.victim == "sender" and copy.exists():
-        raise LabError("the receiver has failed and left a file")
+    # Killed behind the verification, and ahead of the hand-over: the copy is whole and stays, and the receiver says so.
+    if case.victim == "sender" and copy.exists() and "is whole and verified, and stays" not in receiver.stderr():
+        raise LabError("the receiver has failed and left a file, without a word of it")
     line = survivors.check_failure(survivor, survivors.GONE)
     return f"{survivor.name}: {line.split(': ', 1)[1]}", seconds
 

@@ -19,8 +19,8 @@ MIB = 1 << 20
 SKIPPED = 77  # exit status that ctest counts as "skipped"
 
 # Every way to say that the other side is not there any more.
-GONE = re.compile(r"closed the connection|connection ended inside|reset by peer|Broken pipe|the other side has gone|"
-                  r"SYNC is owed|not connected|refused|No such file")
+GONE = re.compile(r"closed the connection|connection ended inside|stream ended in the middle|reset by peer|Broken pipe|"
+                  r"the other side has gone|SYNC is owed|not connected|refused|No such file")
 
 
 def run_cases(cases, what="cases", jobs=1, quiet=False):
