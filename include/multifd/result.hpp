@@ -47,6 +47,15 @@ template <class Make>
 #endif
 }
 
+/// Calls `what`, one of several things that an end consists of: the others have to be done as well when memory is short.
+template <class What>
+void ignore_bad_alloc(What&& what) {
+  static_cast<void>(catch_bad_alloc(Stage::none, "", [&]() -> Result<void> {
+    what();
+    return {};
+  }));
+}
+
 }  // namespace multifd
 
 // For functions that return a Result themselves, on compilers without the monadic members. Each hands an error on at once:

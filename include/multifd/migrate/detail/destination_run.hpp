@@ -51,7 +51,7 @@ class DestinationRun {
     if (!done && !ownership_.runs()) return std::unexpected(give_up(done.error()));
     if (!done) report_.late = done.error();  // nothing may look as if the guest did not run, FAILED least of all
     report_.total = reporter_.now();
-    regardless([&] { reporter_.status(MigrationStatus::completed); });
+    reporter_.end_status(MigrationStatus::completed);
     return std::move(report_);
   }
 
@@ -236,9 +236,9 @@ class DestinationRun {
 
   /// Returns the reason: the source's own, if it has said one.
   [[nodiscard]] Error give_up(Error error) {
-    if (stream_) regardless([&] { error = stream_->reason(error); });
+    if (stream_) ignore_bad_alloc([&] { error = stream_->reason(error); });
     const bool cancelled = error.code == Errc::cancelled;
-    if (cancelled) regardless([&] { reporter_.status(MigrationStatus::cancelling); });
+    if (cancelled) reporter_.end_status(MigrationStatus::cancelling);
     // A source that has gone may have handed over: what is whole here is kept for whoever can see both sides.
     if (!DestinationStream<Stacks>::is_cut(error)) ownership_.refuse();
     if (stream_) {
@@ -246,7 +246,7 @@ class DestinationRun {
       stream_->cancel();
     }
     reporter_.owner(ownership_);
-    regardless([&] { reporter_.status(cancelled ? MigrationStatus::cancelled : MigrationStatus::failed); });
+    reporter_.end_status(cancelled ? MigrationStatus::cancelled : MigrationStatus::failed);
     return error;
   }
 

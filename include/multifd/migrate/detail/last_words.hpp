@@ -23,21 +23,12 @@ namespace multifd::migrate::detail {
 /// For a last word, either way.
 inline constexpr std::chrono::milliseconds farewell{500};
 
-/// Does `what`, one of several things that an end consists of: without memory for it, the others still have to be done.
-template <class What>
-void regardless(What&& what) {
-  static_cast<void>(catch_bad_alloc(Stage::none, "the end of a migration", [&]() -> Result<void> {
-    what();
-    return {};
-  }));
-}
-
 /// Calls `say` with what the other side is told of `error`: the text of `reason`, a hook that may be empty; by default
 /// describe()'s. It is told something without memory for a text, too.
 template <class Say>
 void say_reason(const Error& error, const std::function<std::string(const Error&)>& reason, Say say) {
   std::optional<std::string> text;
-  regardless([&] { text = reason ? reason(error) : describe(error); });
+  ignore_bad_alloc([&] { text = reason ? reason(error) : describe(error); });
   say(text ? std::string_view(*text) : std::string_view("it has run out of memory"));
 }
 

@@ -15,6 +15,7 @@
 #include "multifd/migrate/ownership.hpp"
 #include "multifd/migrate/round.hpp"
 #include "multifd/migrate/status.hpp"
+#include "multifd/result.hpp"
 
 namespace multifd::migrate {
 
@@ -49,6 +50,10 @@ class MigrationReporter {
       now.since = now.elapsed;
       now.step = MigrationStep::none;
     });
+  }
+  /// The same when the migration ends: a hook that gets no memory then keeps nothing from being done.
+  void end_status(MigrationStatus status) {
+    ignore_bad_alloc([&] { this->status(status); });
   }
   void step(MigrationStep step) {
     tell(EventKind::step, [&](MigrationProgress& now) { now.step = step; });

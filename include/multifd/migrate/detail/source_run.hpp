@@ -49,7 +49,7 @@ class SourceRun {
     if (!done && ownership_.owner() != Owner::destination) return std::unexpected(give_up(done.error()));
     report_.total = reporter_.now();
     reporter_.channels({}, {});
-    regardless([&] { reporter_.status(MigrationStatus::completed); });
+    reporter_.end_status(MigrationStatus::completed);
     return std::move(report_);
   }
 
@@ -217,26 +217,23 @@ class SourceRun {
   /// said one.
   [[nodiscard]] Error give_up(Error error) {
     const bool cancelled = error.code == Errc::cancelled;
-    if (cancelled) regardless([&] { reporter_.status(MigrationStatus::cancelling); });
+    if (cancelled) reporter_.end_status(MigrationStatus::cancelling);
     if (precopy_) precopy_->release();
     resume();  // first, because the reason may take a moment to arrive
-    if (!cancelled && stream_) regardless([&] { error = reason(error); });
+    if (!cancelled && stream_) ignore_bad_alloc([&] { error = reason(error); });
     resume();
-    regardless([&] { say_failed(error); });
-    if (stream_) stream_->cancel();
-    reporter_.owner(ownership_);
-    regardless([&] { reporter_.status(cancelled ? MigrationStatus::cancelled : MigrationStatus::failed); });
-    return error;
-  }
-
-  void say_failed(const Error& error) {
-    if (!stream_) return;
-    if (stream_->own_peer() && ownership_.may_run()) {
-      stream_->writer.set_limits(farewell, nullptr);
-      say_reason(error, options_.reason,
-                 [&](std::string_view text) { static_cast<void>(stream_->writer.failed(error, text)); });
+    if (stream_) {
+      if (stream_->own_peer() && ownership_.may_run()) {
+        stream_->writer.set_limits(farewell, nullptr);
+        say_reason(error, options_.reason,
+                   [&](std::string_view text) { static_cast<void>(stream_->writer.failed(error, text)); });
+      }
+      ignore_bad_alloc([&] { reporter_.peer_gave_up(stream_->return_path.failure.text()); });
+      stream_->cancel();
     }
-    reporter_.peer_gave_up(stream_->return_path.failure.text());
+    reporter_.owner(ownership_);
+    reporter_.end_status(cancelled ? MigrationStatus::cancelled : MigrationStatus::failed);
+    return error;
   }
 
   /// The guest goes on, if it may.
