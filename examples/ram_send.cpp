@@ -181,26 +181,17 @@ Outcome send(const Settings& settings, const Address& address, FileGuest& guest,
                                    need(settings.tls.secure(std::move(plain), interrupt, settings.limits.connect))};
   guest.progress = std::make_unique<program::Progress>(
       [&] { return snapshot_of(migration.progress(), ram_bytes, settings.page_size); }, settings.limits.hint);
-  auto done = migrate_to<program::Stacks>(
-      guest, std::move(links),
-      {.compression = settings.stack.compression,
-       .level = settings.stack.level,
-       .zero_pages = settings.stack.zero_pages,
-       .bandwidth = settings.stack.bandwidth,
-       .digest = settings.stack.digest,
-       .peer = settings.stack.peer,
-       // Ends when nothing is dirty any more.
-       .converge = {.rule = FixedRounds(settings.rounds)},
-       .answer_timeout = settings.limits.result,
-       .progress_timeout = settings.limits.progress,
-       .load_timeout = settings.limits.result,
-       .on_event =
-           [&](const Event& event) {
-             if (event.kind == EventKind::status && event.progress.status == MigrationStatus::device)
-               outcome.spent = meter.spent();
-           },
-       .reason = [&](const Error& error) { return reasons.text(error); },
-       .migration = &migration});
+  SourceOptions options = settings.stack.for_migration();
+  options.converge.rule = FixedRounds(settings.rounds);  // ends when nothing is dirty any more
+  options.answer_timeout = options.load_timeout = settings.limits.result;
+  options.progress_timeout = settings.limits.progress;
+  options.on_event = [&](const Event& event) {
+    if (event.kind == EventKind::status && event.progress.status == MigrationStatus::device)
+      outcome.spent = meter.spent();
+  };
+  options.reason = [&](const Error& error) { return reasons.text(error); };
+  options.migration = &migration;
+  auto done = migrate_to<program::Stacks>(guest, std::move(links), options);
   guest.progress.reset();
   if (!done) throw failure_of(done.error(), guest, reasons, migration, settings);
   outcome.report = std::move(*done);

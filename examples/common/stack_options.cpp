@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <multifd/migrate/source_options.hpp>
+
 #include <CLI/CLI.hpp>
 
 #include "common/stacks.hpp"
@@ -62,6 +64,16 @@ multifd::AnySenderOptions StackOptions::for_library() const {
           .progress_timeout = progress_timeout,
           .digest = digest,
           .on_error = on_error};
+}
+
+multifd::migrate::SourceOptions StackOptions::for_migration() const {
+  return {.compression = compression,
+          .level = level,
+          .zero_pages = zero_pages,
+          .bandwidth = bandwidth,
+          .digest = digest,
+          .peer = peer,
+          .uuid = uuid};
 }
 
 }  // namespace program

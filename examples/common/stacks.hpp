@@ -21,6 +21,10 @@
 #include "common/program.hpp"
 #include "common/time_limits.hpp"
 
+namespace multifd::migrate {
+struct SourceOptions;
+}
+
 namespace program {
 
 using multifd::AnyReceiver;
@@ -63,6 +67,8 @@ struct StackOptions {
   void check() const;
   /// These options for the library. Valid as long as this object.
   multifd::AnySenderOptions for_library() const;
+  /// The same for migrate_to(), but for `channels`, which the caller connects.
+  multifd::migrate::SourceOptions for_migration() const;
 
  private:
   std::string prefix_ = "--";

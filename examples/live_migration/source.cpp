@@ -205,24 +205,17 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
 
   const auto moved = [&] {
     line.emplace([&] { return snapshot_of(migration.progress()); }, settings.limits.hint);
-    return migrate_to<program::Stacks>(vm, std::move(links),
-                                       {.compression = settings.stack.compression,
-                                        .level = settings.stack.level,
-                                        .zero_pages = settings.stack.zero_pages,
-                                        .bandwidth = settings.stack.bandwidth,
-                                        .digest = settings.stack.digest,
-                                        .peer = settings.stack.peer,
-                                        .uuid = settings.stack.uuid,
-                                        .user = std::as_bytes(std::span(machine)),
-                                        .converge = settings.converge,
-                                        .verify = settings.verify,
-                                        .skip_unchanged = settings.skip_unchanged,
-                                        .progress_timeout = settings.limits.progress,
-                                        .load_timeout = settings.limits.result,
-                                        .farewell_timeout = settings.limits.result,
-                                        .on_event = on_event,
-                                        .on_user_data = [&](std::span<const std::byte> bytes) { verdict.take(bytes); },
-                                        .migration = &migration});
+    SourceOptions options = settings.stack.for_migration();
+    options.user = std::as_bytes(std::span(machine));
+    options.converge = settings.converge;
+    options.verify = settings.verify;
+    options.skip_unchanged = settings.skip_unchanged;
+    options.progress_timeout = settings.limits.progress;
+    options.load_timeout = options.farewell_timeout = settings.limits.result;
+    options.on_event = on_event;
+    options.on_user_data = [&](std::span<const std::byte> bytes) { verdict.take(bytes); };
+    options.migration = &migration;
+    return migrate_to<program::Stacks>(vm, std::move(links), options);
   }();
   line.reset();
   if (!moved) throw Failure(moved.error(), "live migration; " + std::string(migration.owner_text()));

@@ -24,7 +24,7 @@ std::string ciphers(const json& report) {
   return fmt::format("; source {}, destination {}", name(in), name(out));
 }
 
-int migrate(const relay::Settings& settings) {
+int pass_on(const relay::Settings& settings) {
   const Interrupt& interrupt = program::catch_signals();
   const program::Stopwatch watch;
   program::JsonFile json_file(settings.json_path);
@@ -95,6 +95,6 @@ int main(int argc, char** argv) {
     (void)settings.source.uuid_check();
     settings.out_tls.prepare(program::address_of(settings.connect, "--connect"));
     settings.source.tls.prepare(program::address_of(settings.source.listen, "--listen"));
-    return migrate(settings);
+    return pass_on(settings);
   });
 }
