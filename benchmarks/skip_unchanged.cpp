@@ -4,99 +4,19 @@
 // equal to what is there or not, with the filter and without it in turn.
 #include <fmt/format.h>
 
-#include <multifd/migrate/destination.hpp>
-#include <multifd/migrate/dirty/dirty_pages.hpp>
 #include <multifd/migrate/fixed_downtime.hpp>
-#include <multifd/migrate/source.hpp>
-#include <multifd/multifd.hpp>
 
 #include <CLI/CLI.hpp>
 
-#include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <random>
-#include <stop_token>
-#include <thread>
+#include <ctime>
 #include <vector>
 
-using namespace multifd;
-using namespace multifd::migrate;
+#include "writing_guest.hpp"
+
+using namespace bench;
 
 namespace {
-
-struct Stacks {
-  using Link = FdTransport;
-  using Compressors = PolicyList<NoComp>;
-  using ZeroPages = PolicyList<ZeroPagesMultifd>;
-};
-
-[[noreturn]] void give_up(const Error& error) {
-  fmt::print(stderr, "skip_unchanged: {}\n", describe(error));
-  std::exit(1);
-}
-
-template <class T>
-T need(Result<T> result) {
-  if (!result) give_up(result.error());
-  return std::move(*result);
-}
-
-class Guest {
- public:
-  Guest(std::size_t bytes, std::size_t working_set, bool equal)
-      : memory_(bytes), pages_(working_set / page), equal_(equal) {
-    std::mt19937_64 random(1);
-    for (std::size_t at = 0; at < bytes; at += 8) {
-      const std::uint64_t word = random();
-      std::memcpy(&memory_[at], &word, 8);
-    }
-  }
-
-  Result<RamMap> ram() { return ram_; }
-  DirtyPages& dirty_source() { return dirty_; }
-  Result<void> pause() {
-    vcpu_ = {};
-    return {};
-  }
-  Result<void> resume() {
-    vcpu_ = std::jthread([this](const std::stop_token& stop) { write(stop); });
-    return {};
-  }
-  Result<void> save(StateWriter& to) { return to.device({.idstr = "vcpu"}, {}); }
-  Result<RamMap> prepare(const Announcement&) { return ram_; }
-  Result<void> load(StateReader& from) {
-    while (true) {
-      MULTIFD_TRY_ASSIGN(const auto device, from.next());
-      if (!device) return {};
-    }
-  }
-
- private:
-  static constexpr std::size_t page = 4096;
-
-  /// Goes over the working set, a page in each 2 us, which leaves the cores to the migration.
-  void write(const std::stop_token& stop) {
-    auto due = std::chrono::steady_clock::now();
-    for (std::uint64_t number = 0; !stop.stop_requested(); ++number) {
-      if (number % 512 == 0) std::this_thread::sleep_until(due += std::chrono::milliseconds(1));
-      const std::size_t at = number % pages_ * page;
-      std::atomic_ref word(*reinterpret_cast<std::uint64_t*>(&memory_[at]));
-      word.store(equal_ ? word.load(std::memory_order_relaxed) : number, std::memory_order_relaxed);
-      dirty_.mark(BlockId{0}, at, 8);
-    }
-  }
-
-  std::vector<std::byte> memory_;
-  RamMap ram_{page};
-  BlockId block_ = need(ram_.add("pc.ram", memory_));
-  DirtyPages dirty_ = need(DirtyPages::create(ram_));
-  std::size_t pages_;
-  bool equal_;
-  std::jthread vcpu_;
-};
 
 struct Outcome {
   double bulk_bytes = 0;   ///< of the first round
@@ -113,31 +33,19 @@ double cpu_seconds() {
 
 Outcome measure(std::size_t bytes, std::size_t working_set, bool equal, bool filter, std::uint64_t rounds,
                 std::uint64_t bandwidth) {
-  Guest here(bytes, working_set, equal);
-  Guest there(bytes, working_set, equal);
-  Listener listener = need(Listener::listen({.host = "127.0.0.1"}));
-  Result<ArrivalReport> taken = fail(Errc::cancelled, Stage::none);
-  static_cast<void>(here.resume());
+  const WritingGuest::Options options{.bytes = bytes, .working_set = working_set, .equal = equal};
+  WritingGuest here(options);
+  WritingGuest there(options);
   const double cpu = cpu_seconds();
-  const auto moved = [&] {
-    std::jthread destination([&] { taken = migrate_from<Stacks>(there, listener); });
-    return need(migrate_to<Stacks>(
-        here, listener.local_address(),
-        {.channels = 2, .bandwidth = bandwidth, .converge = {.rule = FixedRounds(rounds)}, .skip_unchanged = filter}));
-  }();
-  if (!taken) give_up(taken.error());
-  static_cast<void>(there.pause());
+  const MigrationReport moved = move_guest(
+      here, there,
+      {.channels = 2, .bandwidth = bandwidth, .converge = {.rule = FixedRounds(rounds)}, .skip_unchanged = filter});
   Outcome outcome{.cpu_seconds = cpu_seconds() - cpu};
   for (const Round& round : moved.rounds) {
     (round.number == 0 ? outcome.bulk_bytes : outcome.later_bytes) += static_cast<double>(round.wire_bytes);
     outcome.seconds += seconds(round.send);
   }
   return outcome;
-}
-
-double median(std::vector<double> values) {
-  std::ranges::nth_element(values, values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2));
-  return values[values.size() / 2];
 }
 
 }  // namespace
