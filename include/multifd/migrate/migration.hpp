@@ -58,7 +58,7 @@ class Migration {
 
   // ---- Following
 
-  /// Now. Cost: a lock, and a snapshot of the channels' statistics while there are channels.
+  /// Now. Cost: a lock, and while there are channels a sum over them. Allocates nothing.
   MigrationProgress progress() const {
     const std::scoped_lock lock(state_->mutex);
     MigrationProgress now = state_->progress;

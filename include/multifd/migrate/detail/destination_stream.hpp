@@ -96,7 +96,7 @@ class DestinationStream {
 
   /// The next element. Errors: what a channel failed with, if that came first; timed_out when nothing arrives anywhere.
   [[nodiscard]] Result<qemu::Element> next(std::chrono::milliseconds limit) {
-    std::optional<ProgressWatch> standing_still;  // none while elements are there already: its sum allocates
+    std::optional<ProgressWatch> standing_still;  // none while elements are there: its sum goes over all channels
     for (;;) {
       auto element = reader_.arrived();
       if (!element) return std::unexpected(element.error());
