@@ -91,6 +91,9 @@ class Proxy:
                     continue
                 self.connections.append(self._connection(near, far))
 
+    def any_open(self):
+        return any(thread.is_alive() for connection in self.connections for thread in connection.threads)
+
     def __enter__(self):
         return self
 
