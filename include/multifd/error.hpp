@@ -90,6 +90,7 @@
       "RAM block's length is zero, not a whole number of pages, or more than is left of the total")                   \
   ROW(obsolete_ram_record, peer_protocol,                                                                             \
       "RAM record that multifd excludes: turn xbzrle, compress and RDMA off at the source")                           \
+  ROW(bad_xbzrle, peer_protocol, "XBZRLE record is malformed: its changes do not fit into a page")                    \
   ROW(unknown_ram_record, peer_protocol, "unknown RAM record: is the page size right, and multifd on at the source?") \
   ROW(record_without_block, peer_protocol, "RAM record for the block of the record before it, but there is none")     \
   ROW(bad_zero_fill, peer_protocol, "zero page that is to be filled with something else")                             \
@@ -167,10 +168,31 @@
   ROW(not_supported, misuse, "not supported by this stack")                                                          \
   ROW(already_closed, misuse, "already closed")
 
-#define MULTIFD_ERRCS(ROW) \
-  MULTIFD_ERRC_FORMAT(ROW) \
-  MULTIFD_ERRC_STREAM(ROW) \
-  MULTIFD_ERRC_EXTENSION(ROW) MULTIFD_ERRC_TLS(ROW) MULTIFD_ERRC_ENDS(ROW) MULTIFD_ERRC_MISUSE(ROW)
+// A file of guest memory is not what it should be (format/mapped_ram.md section 12, format/seekable_zstd.md section 20).
+#define MULTIFD_ERRC_IMAGE(ROW)                                                                                       \
+  ROW(truncated_image, bad_file, "file ends in the middle of what it should hold: it was cut, or never finished",     \
+      "at", "size")                                                                                                   \
+  ROW(not_mapped_ram, bad_file, "migration stream without the capability mapped-ram: not an image of guest memory")   \
+  ROW(bad_mapped_ram, bad_file, "mapped-ram header of an unknown version, or with fields that contradict each other") \
+  ROW(bad_image_layout, bad_file,                                                                                     \
+      "mapped-ram header whose bitmap or pages lie outside the file, overlap, or are not page aligned", "at", "of")   \
+  ROW(not_seekable, bad_file,                                                                                         \
+      "not in zstd's seekable format: no seek table at the end; the file was cut, or another program made it")        \
+  ROW(bad_seek_table, bad_file, "seek table of a compressed image that contradicts itself or the file")               \
+  ROW(corrupt_frame, bad_file, "compressed frame of an image is corrupt", "frame at", "expected")                     \
+  ROW(frame_mismatch, bad_file, "compressed frame holds other bytes than the seek table's checksum says", "frame at", \
+      "expected")                                                                                                     \
+  ROW(needs_base, bad_file, "image that holds only what differs from another one: name that base, too")               \
+  ROW(wrong_base, bad_file, "this is not the image that the incremental one was made against")                        \
+  ROW(unclear_addresses, bad_file,                                                                                    \
+      "where the guest sees its memory is unclear: say which blocks its RAM is, and how much of it is below 4 GiB",   \
+      "RAM here", "the guest was told")
+
+#define MULTIFD_ERRCS(ROW)    \
+  MULTIFD_ERRC_FORMAT(ROW)    \
+  MULTIFD_ERRC_STREAM(ROW)    \
+  MULTIFD_ERRC_EXTENSION(ROW) \
+  MULTIFD_ERRC_TLS(ROW) MULTIFD_ERRC_ENDS(ROW) MULTIFD_ERRC_MISUSE(ROW) MULTIFD_ERRC_IMAGE(ROW)
 
 namespace multifd {
 
@@ -182,6 +204,7 @@ enum class Condition {
   cancelled,          ///< cancel() was called.
   misuse,             ///< The caller's arguments or order of calls.
   local_io,           ///< The operating system refused something on this side.
+  bad_file,           ///< A file holds bytes that its format forbids, or is not whole.
 };
 
 namespace detail {
@@ -300,6 +323,7 @@ class ConditionCategory final : public std::error_category {
       case Condition::cancelled: return "cancelled";
       case Condition::misuse: return "wrong use";
       case Condition::local_io: return "local failure";
+      case Condition::bad_file: return "the file is damaged, or of another format";
     }
     return "unknown";
   }
@@ -335,3 +359,4 @@ struct std::is_error_condition_enum<multifd::Condition> : std::true_type {};
 #undef MULTIFD_ERRC_TLS
 #undef MULTIFD_ERRC_ENDS
 #undef MULTIFD_ERRC_MISUSE
+#undef MULTIFD_ERRC_IMAGE

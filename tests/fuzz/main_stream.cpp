@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // QEMU's main stream. Input: u8 options (bits 0-1: page size; bit 2: small limits; bit 3: with the extension of our
-// own), u8 size of the pieces, the bytes.
+// own; bit 4: with XBZRLE records), u8 size of the pieces, the bytes.
 #include "multifd/qemu/main_stream.hpp"
 
 #include <string>
@@ -29,7 +29,8 @@ struct Said {
 
 void check(const qemu::MainStreamParser& parser, const Element& element) {
   require(!element.bytes.empty(), "an element has bytes");
-  const bool record = element.kind == ElementKind::zero_page || element.kind == ElementKind::page;
+  const bool xbzrle = element.kind == ElementKind::xbzrle_page;
+  const bool record = element.kind == ElementKind::zero_page || element.kind == ElementKind::page || xbzrle;
   if (!record) return;
   require(parser.block_list_complete(), "records come after the block list");
   require(element.block < parser.blocks().size(), "a record's block is on the list");
@@ -38,6 +39,10 @@ void check(const qemu::MainStreamParser& parser, const Element& element) {
               block.used_length - element.offset >= parser.page_bytes(),
           "a record's page lies inside its block");
   require(element.name == block.idstr, "a record has its block's name");
+  if (xbzrle) {
+    require(element.data.size() <= parser.page_bytes(), "changes are no longer than a page");
+    return;  // nobody here writes such a record
+  }
   // Written again, a record is the same bytes.
   std::array<std::byte, qemu::max_zero_record_bytes> again;
   const std::string_view name = element.continues ? std::string_view{} : element.name;
@@ -120,6 +125,7 @@ void test(Span input) {
               .max_section_bytes = 1000,
               .max_description_bytes = 64};
   limits.extension = (options & 8) != 0;
+  limits.xbzrle = (options & 16) != 0;
 
   const Said whole = parse(bytes, limits, bytes.size() + 1);
   require(whole.stream.size() <= bytes.size() && std::ranges::equal(whole.stream, bytes.first(whole.stream.size())),

@@ -10,7 +10,7 @@
 #include <vector>
 
 /// Reads lines of "OFFSET: hex bytes", offsets decimal as in the tables; '#' starts a comment. What no line
-/// names is zero; the image has `size` bytes.
+/// names is zero; the image has `size` bytes. "OFFSET: N x hex bytes" gives the bytes N times over.
 inline std::vector<std::byte> from_hex(std::size_t size, std::string_view text) {
   std::vector<std::byte> bytes(size);
   std::size_t at = 0;
@@ -23,8 +23,17 @@ inline std::vector<std::byte> from_hex(std::size_t size, std::string_view text) 
     at = 0;
     for (const char c : line.substr(0, colon))
       if (c >= '0' && c <= '9') at = at * 10 + static_cast<std::size_t>(c - '0');
+    std::string_view digits = line.substr(colon + 1);
+    std::size_t times = 1;
+    if (const std::size_t x = digits.find('x'); x != digits.npos) {
+      times = 0;
+      for (const char c : digits.substr(0, x))
+        if (c >= '0' && c <= '9') times = times * 10 + static_cast<std::size_t>(c - '0');
+      digits.remove_prefix(x + 1);
+    }
+    const std::size_t first = at;
     int high = -1;
-    for (const char c : line.substr(colon + 1)) {
+    for (const char c : digits) {
       if (c == ' ') continue;
       const std::size_t digit = std::string_view("0123456789abcdef").find(c);
       if (digit == std::string_view::npos) throw std::invalid_argument("golden image: no hex digit");
@@ -36,6 +45,8 @@ inline std::vector<std::byte> from_hex(std::size_t size, std::string_view text) 
       }
     }
     if (high >= 0) throw std::invalid_argument("golden image: half a byte");
+    for (const std::size_t once = at - first; times > 1; --times, at += once)
+      for (std::size_t i = 0; i < once; ++i) bytes.at(at + i) = bytes[first + i];
   }
   return bytes;
 }

@@ -16,7 +16,7 @@
 
 namespace test {
 
-/// One vector. Those with repeated bytes ("1024 x 2a 00") are not for this reader.
+/// One vector.
 inline std::vector<std::byte> format_vector(const char* file, const std::string& name) {
   const auto root = std::filesystem::path(__FILE__).parent_path().parent_path().parent_path();
   std::ifstream in(root / "include/multifd/format" / file);

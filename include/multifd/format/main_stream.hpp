@@ -60,6 +60,9 @@ inline constexpr std::uint64_t ram_multifd_flush = 0x200;  // since 8.1
 inline constexpr std::size_t ram_word_bytes = 8;
 /// The longest header of a record: the word, the name's length, the name.
 inline constexpr std::size_t max_ram_record_header_bytes = ram_word_bytes + 1 + max_idstr_length;
+/// In front of an XBZRLE record's changes: u8 1, be16 length.
+inline constexpr std::size_t xbzrle_header_bytes = 3;
+inline constexpr std::uint8_t xbzrle_encoding = 1;
 inline constexpr std::size_t max_zero_record_bytes = max_ram_record_header_bytes + 1;
 
 // Section 9.7.

@@ -129,7 +129,7 @@ template <class A>
 /// try of the source, which takes the place of the one before. Residual risk: of two tries that are both open (a host
 /// that went without a word), a channel may be taken for the other's; the migration fails then.
 ///
-/// Params: `channels`: 1 to max_channels. `acceptor`: keeps the connections that have sent nothing; its destructor
+/// Params: `channels`: 0 to max_channels; 0: a source without multifd, of which a channel is one too many. `acceptor`: keeps the connections that have sent nothing; its destructor
 ///   closes them.
 /// Errors (stage accept): bad_option (a negative time limit); timed_out, whose op says what is missing, and whose
 ///   detail how many channels came; peer_closed when a source came and gave up, and no other in retry_timeout;
@@ -141,7 +141,7 @@ template <class A>
 template <Acceptor A>
 [[nodiscard]] Result<SourceLinks<typename A::Link>> accept_source(A& acceptor, unsigned channels,
                                                                   const AcceptSourceOptions& options = {}) {
-  if (channels < 1 || channels > max_channels) return fail(Errc::bad_channel_count, Stage::accept, "accept", channels);
+  if (channels > max_channels) return fail(Errc::bad_channel_count, Stage::accept, "accept", channels);
   for (const auto& [name, limit] : {std::pair("AcceptSourceOptions::first_timeout", options.first_timeout),
                                     std::pair("AcceptSourceOptions::timeout", options.timeout),
                                     std::pair("AcceptSourceOptions::retry_timeout", options.retry_timeout)})

@@ -11,6 +11,7 @@
 //      8  used_length  0, not a whole number of pages, more than is left of the total
 //      8  page_size    (postcopy, huge pages) no power of two, less than a page
 //      8  gpa          (x-ignore-shared) nothing
+//     28  header       (mapped-ram) see format/mapped_ram.hpp; its offsets are compared with the file by who reads it
 #pragma once
 
 #include <algorithm>
@@ -20,6 +21,7 @@
 #include <vector>
 
 #include "multifd/format/main_stream.hpp"
+#include "multifd/format/mapped_ram.hpp"
 #include "multifd/qemu/detail/cursor.hpp"
 #include "multifd/qemu/detail/names.hpp"
 #include "multifd/qemu/element.hpp"
@@ -30,6 +32,7 @@ namespace multifd::qemu {
 /// Which optional fields the entries of a block list may have; known before it begins.
 struct BlockFields {
   bool gpa = false;        ///< x-ignore-shared is among the capabilities: all entries have it
+  bool mapped = false;     ///< mapped-ram is among the capabilities: all entries have a header
   bool page_size = false;  ///< POSTCOPY_ADVISE announced huge pages: some entries may have it
 };
 
@@ -74,7 +77,8 @@ class BlockList {
 
   /// Parses the next entry; the list is not complete() yet. May peek at up to 16 bytes behind the entry, which every
   /// stream has that does not break off there.
-  /// Errors: Errc::bad_block_list, repeated_block_name, bad_used_length, stream_limit_exceeded.
+  /// Errors: Errc::bad_block_list, repeated_block_name, bad_used_length, stream_limit_exceeded, bad_mapped_ram,
+  ///   page_size_mismatch.
   [[nodiscard]] Result<Parsed> parse_entry(detail::Cursor& in, BlockFields fields) noexcept {
     if (!in.has(1)) return Parsed::more;
     const std::size_t length = in.peek();
@@ -105,6 +109,19 @@ class BlockList {
     if (fields.gpa) {
       if (!in.has(8)) return Parsed::more;
       block.gpa = in.be<std::uint64_t>();
+    }
+
+    if (fields.mapped) {
+      if (!in.has(wire::mapped_ram_header_bytes)) return Parsed::more;
+      const auto header =
+          wire::parse_mapped_ram_header(in.take(wire::mapped_ram_header_bytes).first<wire::mapped_ram_header_bytes>());
+      if (header.version != wire::mapped_ram_version)
+        return in.refuse(Errc::bad_mapped_ram, "mapped-ram header's version", header.version, name,
+                         wire::mapped_ram_version);
+      if (header.page_size != page_bytes_)
+        return in.refuse(Errc::page_size_mismatch, "mapped-ram header", header.page_size, name, page_bytes_);
+      block.bitmap_offset = header.bitmap_offset;
+      block.pages_offset = header.pages_offset;
     }
 
     left_ -= block.used_length;

@@ -8,7 +8,7 @@
 //    len  machine type   a NUL in it
 //      -  subsections    unknown ones, one twice, a version other than 1; each: 0x05, u8 len, name, be32 version, and
 //           target-page-bits  be32 bits: other than this side's page size
-//           capabilities      be32 count, (u8 len, name)*: too many, mapped-ram, unknown ones (only those that change
+//           capabilities      be32 count, (u8 len, name)*: too many, mapped-ram unless the limits allow it, unknown ones (only those that change
 //                             the stream are listed, so the stream of an unknown one cannot be read)
 //           uuid              16 bytes
 #pragma once
@@ -39,11 +39,12 @@ class Configuration {
 
   bool seen() const noexcept { return seen_; }
   std::string_view machine_type() const noexcept { return machine_type_; }
-  /// The capabilities listed: at most x-ignore-shared, since all others are refused.
+  /// The capabilities listed: at most x-ignore-shared and mapped-ram, since all others are refused.
   std::span<const std::string_view> capabilities() const noexcept { return capabilities_; }
   /// The VM's uuid, if the source sends it (capability validate-uuid).
   const std::optional<Uuid>& uuid() const noexcept { return uuid_; }
   bool ignore_shared() const noexcept { return lists(capability_ignore_shared); }
+  bool mapped_ram() const noexcept { return lists(capability_mapped_ram); }
 
   /// Parses the whole section; `in` is at its 0x07. Each attempt begins at the front; because of in.wanted() there is
   /// at most one attempt per field.
@@ -119,8 +120,10 @@ class Configuration {
       if (!in.has(1 + length)) return Parsed::more;
       in.u8();
       const std::string_view name = in.text(length);
-      if (name == capability_mapped_ram) return in.refuse(Errc::mapped_ram_refused, "capabilities", 0, name);
-      if (name != capability_ignore_shared) return in.refuse(Errc::unknown_capability, "capabilities", 0, name);
+      if (name == capability_mapped_ram) {
+        if (!limits.mapped_ram) return in.refuse(Errc::mapped_ram_refused, "capabilities", 0, name);
+      } else if (name != capability_ignore_shared)
+        return in.refuse(Errc::unknown_capability, "capabilities", 0, name);
       if (lists(name)) return in.refuse(Errc::bad_configuration, "capability listed twice", 0, name);
       capabilities_.push_back(name);
     }

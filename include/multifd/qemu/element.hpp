@@ -23,6 +23,7 @@ enum class ElementKind : std::uint8_t {
   block,           ///< an entry of the block list: block, name, size: used_length
   zero_page,       ///< block, offset, name, size: the page's, continues
   page,            ///< block, offset, name, size and data: the page's, continues
+  xbzrle_page,     ///< as page, but data: what changes, for apply_xbzrle(). See MainStreamLimits::xbzrle
   flush,           ///< MULTIFD_FLUSH; closes_epoch
   end_of_records,  ///< EOS; closes_epoch
   footer,          ///< section_id
@@ -62,6 +63,9 @@ struct BlockInfo {
   std::uint64_t used_length = 0;  ///< bytes, a whole number of pages, not 0
   std::uint64_t page_size = 0;    ///< of the host memory, if the source announced it (postcopy with huge pages); else 0
   std::uint64_t gpa = 0;          ///< guest-physical address, if x-ignore-shared is on; else 0
+  // In a file with mapped-ram (format/mapped_ram.md section 12), bytes from the beginning of the file:
+  std::uint64_t bitmap_offset = 0;  ///< where the bitmap of pages that are in the file lies
+  std::uint64_t pages_offset = 0;   ///< where page 0 lies; 0: the block is shared memory, which the file does not hold
 };
 
 /// A device's section, as its header has it (section 9.2).

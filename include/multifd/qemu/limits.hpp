@@ -24,6 +24,12 @@ struct MainStreamLimits {
   /// Whether the messages of an own source are taken (format/extension.md section 19). Default: off, and they are
   /// refused as unknown commands. A destination that sets this answers a source's question (Commands::answer()).
   bool extension = false;
+  /// Whether a stream with the capability mapped-ram is taken (format/mapped_ram.md section 12): one that lies in a file.
+  /// The caller then reads on where the list of blocks says (MainStreamParser::seek()). Default: off, and it is refused.
+  bool mapped_ram = false;
+  /// Whether XBZRLE records are taken, which only a source without multifd sends. The caller then needs the page that came
+  /// before (xbzrle.hpp). Default: off, and they are refused.
+  bool xbzrle = false;
   /// Of one device's state from an own source. The state comes in pieces and takes no memory.
   std::uint64_t max_section_bytes = std::uint64_t{1} << 40;
   std::uint32_t max_description_bytes = 16 * 1024 * 1024;  ///< of an own source; in pieces, too
@@ -38,7 +44,8 @@ constexpr std::size_t max_configuration_bytes(const MainStreamLimits& limits) no
 /// The longest element within `limits`.
 constexpr std::size_t max_element_bytes(const MainStreamLimits& limits) noexcept {
   const std::size_t message = limits.extension ? command_header_bytes + wire::max_extension_bytes : 0;
-  return std::max({max_configuration_bytes(limits), max_ram_record_header_bytes + limits.page_bytes, message});
+  return std::max({max_configuration_bytes(limits),
+                   max_ram_record_header_bytes + xbzrle_header_bytes + limits.page_bytes, message});
 }
 
 /// Errors: Errc::bad_page_size, bad_option (detail: the value).

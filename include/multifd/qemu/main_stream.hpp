@@ -86,6 +86,13 @@ class MainStreamParser {
     received_ += bytes;
   }
 
+  /// Says that the bytes to come lie elsewhere in a file: drops what has arrived and is not taken yet. With mapped-ram, to
+  /// be called behind each block whose pages_offset is not 0; the stream goes on at pages_offset + used_length.
+  void seek() noexcept {
+    begin_ = end_ = last_bytes_ = 0;
+    wanted_ = 1;
+  }
+
   /// Takes the next whole element; none if bytes are missing for it.
   ///
   /// Errors (stage parse; sticky; detail: the refused value, subject(): its name): see the Errc group of the main
@@ -155,6 +162,10 @@ class MainStreamParser {
   std::string_view machine_type() const noexcept { return configuration_.machine_type(); }
   std::span<const std::string_view> capabilities() const noexcept { return configuration_.capabilities(); }
   const std::optional<Uuid>& uuid() const noexcept { return configuration_.uuid(); }
+  /// Whether the stream lies in a file with the pages at their places.
+  bool mapped_ram() const noexcept { return configuration_.mapped_ram(); }
+  /// Whether sections have footers. Known once START has ended.
+  std::optional<bool> footers() const noexcept { return footers_; }
   /// Whether the source reads a return path (return_path.hpp).
   bool return_path_open() const noexcept { return commands_.return_path_open(); }
   /// What the source's commands have said, also whether it is an own one.
@@ -262,7 +273,9 @@ class MainStreamParser {
       return in.refuse(Errc::unknown_section, "START of a section", instance, out.name);
     if (ram_started_) return in.refuse(Errc::unexpected_section, "second START", out.section_id, ram_section_name);
     if (version != ram_version) return in.refuse(Errc::bad_ram_version, "START of RAM", version, ram_section_name);
-    ram_.start({.gpa = configuration_.ignore_shared(), .page_size = commands_.larger_pages()});
+    ram_.start({.gpa = configuration_.ignore_shared(),
+                .mapped = configuration_.mapped_ram(),
+                .page_size = commands_.larger_pages() && !configuration_.mapped_ram()});
     ram_started_ = true;
     section_id_ = out.section_id;
     return enter_section(out, ElementKind::section_start);

@@ -11,26 +11,24 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
 
 #include "multifd/config.hpp"
-#include "multifd/format/byte_order.hpp"
 #include "multifd/format/extension.hpp"
 #include "multifd/format/main_stream.hpp"
+#include "multifd/format/mapped_ram.hpp"
 #include "multifd/format/page_digests.hpp"
 #include "multifd/format/peer_failure.hpp"
 #include "multifd/format/peer_settings.hpp"
 #include "multifd/limits.hpp"
+#include "multifd/qemu/detail/field_writer.hpp"
 #include "multifd/qemu/element.hpp"
 #include "multifd/qemu/ram_records.hpp"
 #include "multifd/qemu/stream_style.hpp"
 #include "multifd/result.hpp"
-#include "multifd/time_limit.hpp"
-#include "multifd/transport/algorithms.hpp"
 #include "multifd/transport/interrupt.hpp"
 #include "multifd/transport/policy.hpp"
 
@@ -57,16 +55,14 @@ class MainStreamWriter {
  public:
   /// Params `link`: must outlive this object, and must not be written to elsewhere meanwhile. `style`: of the stream
   ///   that is made; forward() needs none.
-  explicit MainStreamWriter(T& link, const StreamStyle& style = {})
-      : link_(&link), style_(style), buffer_(std::make_unique_for_overwrite<std::byte[]>(capacity)) {}
+  explicit MainStreamWriter(T& link, const StreamStyle& style = {}) : out_(link), style_(style) {}
 
   /// Bounds the writes from now on. Params `timeout`: how long the peer may take no byte; `interrupt`: ends a write; may be
   ///   null, and outlives this object. Default: no limit.
   void set_limits(std::chrono::milliseconds timeout, const Interrupt* interrupt) noexcept
     requires HasTimeLimits<T>
   {
-    timeout_ = timeout;
-    interrupt_ = interrupt;
+    out_.set_limits(timeout, interrupt);
   }
 
   // ---- The beginning
@@ -109,10 +105,19 @@ class MainStreamWriter {
 
   /// Writes the header of RAM's START and the block list. end_section() ends it.
   ///
-  /// Params `blocks`: in the order of their sizes, largest first, as QEMU has them. Their `gpa` and `page_size` are
-  ///   written as `style.gpa` says, and where they are not 0.
+  /// Params `blocks`: in the order of their sizes, largest first, as QEMU has them. Their `gpa`, mapped-ram header and
+  ///   `page_size` are written as `style` says, and where they are not 0.
   /// Errors: also Errc::bad_block_idstr, bad_block_size (subject: the block).
   [[nodiscard]] Result<void> start_ram(std::span<const BlockInfo> blocks) noexcept {
+    MULTIFD_TRY(begin_ram(blocks));
+    for (const BlockInfo& block : blocks) {
+      MULTIFD_TRY(list_block(block));
+    }
+    return {};
+  }
+
+  /// start_ram() without the entries, for a stream whose entries do not follow each other: list_block() writes one.
+  [[nodiscard]] Result<void> begin_ram(std::span<const BlockInfo> blocks) noexcept {
     std::uint64_t total = 0;
     for (const BlockInfo& block : blocks) {
       if (block.idstr.empty() || block.idstr.size() > max_idstr_length || block.idstr.contains('\0'))
@@ -125,18 +130,26 @@ class MainStreamWriter {
     }
     MULTIFD_TRY(put_section_header(element_section_start, ram_section_id, ram_section_name, ram_instance, ram_version));
     in_ram_ = true;
-    MULTIFD_TRY(put(total | ram_mem_size));
-    for (const BlockInfo& block : blocks) {
-      MULTIFD_TRY(put_named(block.idstr));
-      MULTIFD_TRY(put(block.used_length));
-      if (block.page_size != 0) {
-        MULTIFD_TRY(put(block.page_size));
-      }
-      if (style_.gpa) {
-        MULTIFD_TRY(put(block.gpa));
-      }
+    return put(total | ram_mem_size);
+  }
+
+  /// Writes an entry of the list, list_block_bytes() long. `block`: one of begin_ram()'s, in their order.
+  [[nodiscard]] Result<void> list_block(const BlockInfo& block) noexcept {
+    MULTIFD_TRY(put_named(block.idstr));
+    MULTIFD_TRY(put(block.used_length));
+    if (block.page_size != 0) {
+      MULTIFD_TRY(put(block.page_size));
     }
-    return {};
+    if (style_.gpa) {
+      MULTIFD_TRY(put(block.gpa));
+    }
+    if (!style_.mapped_ram) return {};
+    return append(wire::encode_mapped_ram_header(
+        {.page_size = style_.page_bytes, .bitmap_offset = block.bitmap_offset, .pages_offset = block.pages_offset}));
+  }
+  std::size_t list_block_bytes(const BlockInfo& block) const noexcept {
+    return 1 + block.idstr.size() + 8 + (block.page_size != 0 ? 8 : 0) + (style_.gpa ? 8 : 0) +
+           (style_.mapped_ram ? wire::mapped_ram_header_bytes : 0);
   }
 
   /// Begins a PART, or the END, of RAM. end_section() ends it.
@@ -268,6 +281,9 @@ class MainStreamWriter {
 
   // ---- Everywhere
 
+  /// Writes bytes of a stream as they are: devices' sections of a stream that somebody else has written.
+  [[nodiscard]] Result<void> raw(std::span<const std::byte> bytes) noexcept { return append(bytes); }
+
   /// Writes an element that is no page: `element.bytes`.
   [[nodiscard]] Result<void> forward(const Element& element) noexcept { return append(element.bytes); }
 
@@ -276,39 +292,17 @@ class MainStreamWriter {
 
   /// Writes the gathered bytes; may block until the peer takes them. When the Interrupt ends that, nothing is lost: the rest
   /// goes out with the next call, by a side that gives up and says why.
-  [[nodiscard]] Result<void> push_out() noexcept {
-    if (error_) return std::unexpected(*error_);
-    std::size_t done = 0;
-    auto written = limited_write({buffer_.get(), gathered_}, [&](std::size_t bytes) { done += bytes; });
-    if (!written && written.error().code != Errc::cancelled) error_ = written.error();
-    std::copy(buffer_.get() + done, buffer_.get() + gathered_, buffer_.get());
-    gathered_ -= done;
-    return written;
-  }
+  [[nodiscard]] Result<void> push_out() noexcept { return out_.push_out(); }
 
  private:
-  static constexpr std::size_t capacity = 64 * 1024;
   static constexpr std::uint32_t ram_section_id = 1;
   static constexpr std::uint32_t first_device_id = 2;
 
-  // Fields, in the order of the arguments: integers big-endian, text and bytes as they are.
-
   template <class... Fields>
   [[nodiscard]] Result<void> put(const Fields&... fields) noexcept {
-    Result<void> result;
-    static_cast<void>(((result = put_field(fields)).has_value() && ...));
-    return result;
+    return out_.put(fields...);
   }
-  template <std::unsigned_integral N>
-  [[nodiscard]] Result<void> put_field(N number) noexcept {
-    std::array<std::byte, sizeof number> bytes;
-    wire::store_be(bytes.data(), number);
-    return append(bytes);
-  }
-  [[nodiscard]] Result<void> put_field(std::string_view text) noexcept {
-    return append(std::as_bytes(std::span(text)));
-  }
-  [[nodiscard]] Result<void> put_field(std::span<const std::byte> bytes) noexcept { return append(bytes); }
+  [[nodiscard]] Result<void> append(std::span<const std::byte> bytes) noexcept { return out_.append(bytes); }
 
   [[nodiscard]] Result<void> put_named(std::string_view name) noexcept {
     return put(static_cast<std::uint8_t>(name.size()), name);
@@ -342,27 +336,6 @@ class MainStreamWriter {
     return append(data);
   }
 
-  [[nodiscard]] Result<void> append(std::span<const std::byte> bytes) noexcept {
-    if (error_) return std::unexpected(*error_);
-    if (bytes.size() > capacity - gathered_) {
-      if (auto pushed = push_out(); !pushed) {
-        error_ = pushed.error();  // an element's end is missing
-        return pushed;
-      }
-      if (bytes.size() > capacity) return write(bytes);
-    }
-    std::copy(bytes.begin(), bytes.end(), buffer_.get() + gathered_);
-    gathered_ += bytes.size();
-    return {};
-  }
-
-  [[nodiscard]] Result<void> write(std::span<const std::byte> bytes) noexcept {
-    if (bytes.empty()) return {};
-    auto written = limited_write(bytes, [](std::size_t) {});
-    if (!written) error_ = written.error();
-    return written;
-  }
-
   /// The name that a record needs: none if the block is that of the record before.
   std::string_view name_for(std::string_view idstr) noexcept {
     MULTIFD_ASSERT(!idstr.empty() && idstr.size() <= max_idstr_length);
@@ -371,21 +344,8 @@ class MainStreamWriter {
     return idstr;
   }
 
-  template <class Moved>
-  [[nodiscard]] Result<void> limited_write(std::span<const std::byte> bytes, const Moved& moved) noexcept {
-    if constexpr (HasTimeLimits<T>)
-      return write_all(*link_, bytes, timeout_, interrupt_, moved);
-    else
-      return write_all(*link_, bytes, moved);
-  }
-
-  T* link_;
+  detail::FieldWriter<T> out_;
   StreamStyle style_;
-  std::chrono::milliseconds timeout_ = no_timeout;
-  const Interrupt* interrupt_ = nullptr;
-  std::unique_ptr<std::byte[]> buffer_;
-  std::size_t gathered_ = 0;
-  std::optional<Error> error_;
   bool in_ram_ = false;    ///< a section of RAM was begun here, and not ended
   bool own_peer_ = false;  ///< SETTINGS were written
   std::uint32_t next_section_id_ = first_device_id;

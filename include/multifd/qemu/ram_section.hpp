@@ -19,7 +19,8 @@ namespace multifd::qemu {
 /// Parses RAM's sections; has the block list. Threads: one, the parser's.
 class RamSection {
  public:
-  explicit RamSection(const MainStreamLimits& limits) : page_bytes_(limits.page_bytes), list_(limits) {}
+  explicit RamSection(const MainStreamLimits& limits)
+      : page_bytes_(limits.page_bytes), xbzrle_(limits.xbzrle), list_(limits) {}
 
   const BlockList& list() const noexcept { return list_; }
   bool begun() const noexcept { return begun_; }
@@ -40,7 +41,7 @@ class RamSection {
 
   /// Parses the next part of a payload.
   /// Errors: those of BlockList; Errc::obsolete_ram_record, unknown_ram_record, record_without_block, bad_block_name,
-  ///   unknown_block, offset_past_block, bad_zero_fill.
+  ///   unknown_block, offset_past_block, bad_zero_fill, bad_xbzrle.
   [[nodiscard]] Result<Parsed> parse(detail::Cursor& in, Element& out) noexcept {
     switch (place_) {
       case Place::total: {
@@ -74,11 +75,15 @@ class RamSection {
     const auto word = in.be<std::uint64_t>();
     const std::uint64_t flags = word & (page_bytes_ - 1);
     const std::uint64_t offset = word - flags;
+    if (fields_.mapped && word != ram_eos)
+      return in.refuse(Errc::unknown_ram_record, "RAM record of a stream with mapped-ram", word);
     switch (flags & ~ram_continue) {
       case ram_zero: return parse_page(in, out, ElementKind::zero_page, flags, offset);
       case ram_page: return parse_page(in, out, ElementKind::page, flags, offset);
       case ram_full: return in.refuse(Errc::obsolete_ram_record, "RAM record's flags", flags, "FULL");
-      case ram_xbzrle: return in.refuse(Errc::obsolete_ram_record, "RAM record's flags", flags, "XBZRLE");
+      case ram_xbzrle:
+        if (xbzrle_) return parse_page(in, out, ElementKind::xbzrle_page, flags, offset);
+        return in.refuse(Errc::obsolete_ram_record, "RAM record's flags", flags, "XBZRLE");
       case ram_hook: return in.refuse(Errc::obsolete_ram_record, "RAM record's flags", flags, "HOOK");
       case ram_compress_page: return in.refuse(Errc::obsolete_ram_record, "RAM record's flags", flags, "COMPRESS_PAGE");
       default: break;
@@ -122,6 +127,15 @@ class RamSection {
     if (kind == ElementKind::zero_page) {
       if (!in.has(1)) return Parsed::more;
       if (const auto fill = in.u8(); fill != 0) return in.refuse(Errc::bad_zero_fill, "ZERO record", fill, block.idstr);
+    } else if (kind == ElementKind::xbzrle_page) {
+      if (!in.has(xbzrle_header_bytes)) return Parsed::more;
+      if (const auto encoding = in.u8(); encoding != xbzrle_encoding)
+        return in.refuse(Errc::bad_xbzrle, "XBZRLE record's encoding", encoding, block.idstr, xbzrle_encoding);
+      const std::size_t length = in.be<std::uint16_t>();
+      if (length > page_bytes_)
+        return in.refuse(Errc::bad_xbzrle, "XBZRLE record's length", length, block.idstr, page_bytes_);
+      if (!in.has(length)) return Parsed::more;
+      out.data = in.take(length);
     } else {
       if (!in.has(page_bytes_)) return Parsed::more;
       out.data = in.take(page_bytes_);
@@ -137,6 +151,7 @@ class RamSection {
   }
 
   std::size_t page_bytes_;
+  bool xbzrle_;
   BlockList list_;
   BlockFields fields_;
   Place place_ = Place::total;

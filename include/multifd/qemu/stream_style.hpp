@@ -25,6 +25,7 @@ struct StreamStyle {
   bool configuration = true;  ///< the configuration; off for machine types before 2.4
   bool footers = true;        ///< behind each section; off for machine types before 2.4
   bool gpa = false;           ///< in the block list; on with the capability x-ignore-shared
+  bool mapped_ram = false;    ///< the block list has mapped-ram headers; on with that capability
 };
 
 /// The style of a QEMU with that machine type. A name without a version gets what every QEMU from 8.1 on takes.
@@ -46,7 +47,7 @@ constexpr StreamStyle style_of(std::string_view machine_type, const PeerProfile&
 struct StreamConfiguration {
   std::string_view machine_type;                     ///< 1 to 4096 bytes; a QEMU compares it with its own
   std::optional<std::uint32_t> page_bits{};          ///< target-page-bits; never on x86
-  std::span<const std::string_view> capabilities{};  ///< that change the stream: x-ignore-shared
+  std::span<const std::string_view> capabilities{};  ///< that change the stream: x-ignore-shared, mapped-ram
   std::optional<Uuid> uuid{};                        ///< with the capability validate-uuid
 };
 

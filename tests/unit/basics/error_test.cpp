@@ -18,7 +18,7 @@ using multifd::Stage;
 namespace {
 
 constexpr int first_errc = static_cast<int>(Errc::bad_magic);
-constexpr int last_errc = static_cast<int>(Errc::already_closed);
+constexpr int last_errc = static_cast<int>(Errc::unclear_addresses);
 constexpr const char* text_of_unknown = "unknown multifd error";
 
 std::error_code from_errno(int value) { return {value, std::system_category()}; }
@@ -39,14 +39,15 @@ TEST_CASE("Every Errc has a text of its own") {
   }
 }
 
-TEST_CASE("already_closed is the last Errc, so the loops of this file see all of them") {
+TEST_CASE("unclear_addresses is the last Errc, so the loops of this file see all of them") {
   CHECK(multifd::category().message(first_errc - 1) == text_of_unknown);
   CHECK(multifd::category().message(last_errc + 1) == text_of_unknown);
 }
 
 TEST_CASE("Every Errc belongs to the condition of its group, and to no other") {
   constexpr Condition all[] = {Condition::peer_protocol, Condition::peer_gone, Condition::timed_out,
-                               Condition::cancelled,     Condition::misuse,    Condition::local_io};
+                               Condition::cancelled,     Condition::misuse,    Condition::local_io,
+                               Condition::bad_file};
   for (int value = first_errc; value <= last_errc; ++value) {
     CAPTURE(value);
     const auto code = static_cast<Errc>(value);
@@ -54,7 +55,8 @@ TEST_CASE("Every Errc belongs to the condition of its group, and to no other") {
                                : code <= Errc::tls_truncated                               ? Condition::peer_gone
                                : code == Errc::timed_out || code == Errc::did_not_converge ? Condition::timed_out
                                : code == Errc::cancelled                                   ? Condition::cancelled
-                                                                                           : Condition::misuse;
+                               : code <= Errc::already_closed                              ? Condition::misuse
+                                                                                           : Condition::bad_file;
     const std::error_code as_error_code = code;
     CHECK(multifd::condition_of(as_error_code) == expected);
     for (const Condition condition : all) CHECK((as_error_code == condition) == (condition == expected));

@@ -757,15 +757,32 @@ TEST_CASE("The listener's own Interrupt ends the wait, too") {
   CHECK(error_of(accepted.get()).code == Errc::cancelled);
 }
 
-TEST_CASE("Channel counts of 0 and above 255 are refused before anything happens") {
+TEST_CASE("Channel counts above 255 are refused before anything happens") {
   Destination destination(AddressKind::unix_socket);
   FdTransport waiting = destination.connect(main_says);
-  for (const unsigned channels : {0u, 256u, ~0u}) {
+  for (const unsigned channels : {256u, ~0u}) {
     const Error error = error_of(accept_source(destination.listener(), channels));
     CHECK(error.code == Errc::bad_channel_count);
     CHECK(error.detail == channels);
   }
   CHECK_FALSE(is_closed(waiting, 20ms));
+}
+
+TEST_CASE("A source without channels is its main connection; a channel, ahead of it or behind, is one too many") {
+  for (const AddressKind kind : kinds) {
+    Destination destination(kind);
+    FdTransport main = destination.connect(greeting(0));
+    auto source = accept_source(destination.listener(), 0);
+    REQUIRE_MESSAGE(source.has_value(), describe(source.error()));
+    CHECK(read(source->main, 5) == greeting(0));
+    CHECK(source->channels.empty());
+    for (const bool ahead : {true, false}) {
+      CAPTURE(ahead);
+      FdTransport first = destination.connect(ahead ? channel_says : main_says);
+      FdTransport second = destination.connect(ahead ? main_says : channel_says);
+      CHECK(error_of(accept_source(destination.listener(), 0)).code == Errc::too_many_channels);
+    }
+  }
 }
 
 TEST_CASE("255 channels and their main connection are accepted") {

@@ -77,6 +77,9 @@ class Stream {
                     std::uint64_t page_bytes = page) {
     return record(offset, 8, name).text(std::string(page_bytes, fill));
   }
+  Stream& xbzrle(std::uint64_t offset, std::string_view name, std::string_view changes, unsigned encoding = 1) {
+    return record(offset, 0x40, name).be(1, encoding).be(2, changes.size()).text(changes);
+  }
   Stream& record(std::uint64_t offset, std::uint64_t flags, std::string_view name) {
     return name.empty() ? be(8, offset | flags | 0x20) : be(8, offset | flags).named(name);
   }
@@ -235,6 +238,7 @@ inline std::string event_text(const multifd::qemu::Element& element) {
     case block: return "block " + name + "#" + std::to_string(element.block) + " " + std::to_string(element.size);
     case zero_page: return page_text("zero");
     case page: return page_text("page") + " " + static_cast<char>(element.data[0]);
+    case xbzrle_page: return page_text("xbzrle") + " " + std::to_string(element.data.size());
     case flush: return "flush" + closes;
     case end_of_records: return "eos" + closes;
     case footer: return "footer " + std::to_string(element.section_id);
