@@ -38,6 +38,7 @@ set(table [[
 11 sender.hpp           0-10
 11 receiver.hpp         0-10
 11 stack.hpp            0-1
+11 image/               0-10 +
 12 any.hpp              0-11
 13 migrate/             0-12 +
 14 multifd.hpp          0-12
@@ -49,7 +50,7 @@ set(table [[
 set(private_table [[
 zlib.h                       compress/zlib.hpp
 isa-l                        compress/igzip.hpp
-zstd.h                       compress/zstd.hpp
+zstd.h                       compress/zstd.hpp compress/zstd_frame.hpp
 zstd_errors.h                compress/zstd.hpp
 xxhash.h                     memory/page_digest.hpp
 gnutls/                      transport/tls_credentials.hpp transport/detail/tls_error.hpp transport/detail/tls_session.hpp transport/detail/tls_socket.hpp
@@ -59,6 +60,8 @@ multifd/multifd.hpp          -
 multifd/compress/zlib.hpp    -
 multifd/compress/igzip.hpp   -
 multifd/compress/zstd.hpp    -
+multifd/compress/zstd_frame.hpp     image/
+multifd/image/seekable_zstd  image/
 multifd/transport/tls.hpp    transport/tls_acceptor.hpp
 multifd/transport/tls_acceptor.hpp  -
 multifd/testing/             testing/
