@@ -22,7 +22,13 @@ file(
 )
 set(multifd_zlib_headers "${PROJECT_SOURCE_DIR}/include/multifd/compress/zlib.hpp")
 set(multifd_igzip_headers "${PROJECT_SOURCE_DIR}/include/multifd/compress/igzip.hpp")
-set(multifd_zstd_headers "${PROJECT_SOURCE_DIR}/include/multifd/compress/zstd.hpp")
+file(
+  GLOB multifd_zstd_headers
+  CONFIGURE_DEPENDS
+  "${PROJECT_SOURCE_DIR}/include/multifd/compress/zstd*.hpp"
+  "${PROJECT_SOURCE_DIR}/include/multifd/image/seekable_zstd*.hpp"
+  "${PROJECT_SOURCE_DIR}/include/multifd/image/detail/*zstd*.hpp"
+)
 file(
   GLOB multifd_tls_headers
   CONFIGURE_DEPENDS

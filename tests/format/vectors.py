@@ -20,6 +20,7 @@ import uuid
 import zlib
 from pathlib import Path
 
+import compressed_image
 import extension
 from reader import Reader, Refused, check
 
@@ -135,6 +136,21 @@ class ZstdStream:
             check(not self.zstd.ZSTD_isError(ctypes.c_size_t(hint)), "zstd: corrupt")
             if hint == 0 or (given.at, made.at) == before:
                 return target.raw[: made.at], given.at == given.size, hint == 0
+
+
+def image_of(reader):
+    try:
+        digests = compressed_image.Digests()
+    except OSError as error:
+        raise NoLibrary from error
+
+    def decompress(frame, size):
+        content, used, ended = ZstdStream().decode(frame, size)
+        check(used and ended and len(content) == size, "zstd: size")
+        return content
+
+    result = compressed_image.decode(reader.take(reader.left()), digests, decompress)
+    return result | {"frames": {number: describe(content) for number, content in result["frames"].items()}}
 
 
 class Payloads:
@@ -477,6 +493,8 @@ def decode(kind, given, data):
         result |= places | {"pages": pages}
     elif kind == "return_path":
         result = {"messages": return_messages(reader, given)}
+    elif kind == "compressed_image":
+        result = image_of(reader)
     else:
         raise SystemExit(f"no decoder for {kind}")
     check(reader.left() == 0, f"{reader.left()} bytes behind the end")

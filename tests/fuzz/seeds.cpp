@@ -7,9 +7,12 @@
 #define DOCTEST_CONFIG_IMPLEMENT  // raw_stream.hpp wants it
 #include <doctest/doctest.h>
 
+#include <sys/mman.h>
+
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <utility>
 
 #include "fuzz/fuzz.hpp"
 #include "fuzz/receiver_input.hpp"
@@ -17,6 +20,9 @@
 #include "multifd/format/page_digests.hpp"
 #include "multifd/format/peer_failure.hpp"
 #include "multifd/format/peer_settings.hpp"
+#include "multifd/image/file.hpp"
+#include "multifd/image/seekable_zstd.hpp"
+#include "multifd/image/seekable_zstd_writer.hpp"
 #include "multifd/qemu/main_stream.hpp"
 #include "multifd/qemu/return_path.hpp"
 #include "support/format_vector.hpp"
@@ -268,6 +274,146 @@ void extension_seeds() {
   write("return_path", "extension", seed);
 }
 
+/// Files with mapped-ram, as pieces with holes between them (mapped_ram.cpp).
+void mapped_ram_seeds() {
+  const test::Bytes file = test::format_vector("mapped_ram.md", "mapped_ram_file");
+  const auto piece = [&](Bytes& seed, std::size_t offset, std::size_t end, Span of) {
+    append(seed, offset, 3);
+    append(seed, end - offset, 2);
+    append(seed, of.subspan(offset, end - offset));
+  };
+  Bytes seed{std::byte{0}};
+  append(seed, file.size(), 3);
+  for (const auto& [begin, end] : {std::pair{0, 144}, {1052672, 1056768}, {1085440, 1089536}, {1114112, 1114189}})
+    piece(seed, static_cast<std::size_t>(begin), static_cast<std::size_t>(end), file);
+  write("mapped_ram", "vector", seed);
+
+  // Close together, as QEMU takes it, too: two blocks, of which one is shared memory; pages of 1024 bytes.
+  Bytes small;
+  append(small, std::uint64_t{0x5145564d}, 4);
+  append(small, 3, 4);
+  append(small, 7, 1);
+  append(small, 2, 4);
+  append(small, std::as_bytes(std::span("pc")).first(2));
+  append(small, 0x051a, 2);
+  append(small, std::as_bytes(std::span("configuration/capabilities")).first(26));
+  append(small, 1, 4);
+  append(small, 2, 4);
+  append(small, 10, 1);
+  append(small, std::as_bytes(std::span("mapped-ram")).first(10));
+  append(small, 15, 1);
+  append(small, std::as_bytes(std::span("x-ignore-shared")).first(15));
+  append(small, 1, 1);
+  append(small, 1, 4);
+  append(small, 3, 1);
+  append(small, std::as_bytes(std::span("ram")).first(3));
+  append(small, 4, 8);             // instance 0, version 4
+  append(small, 5 * 1024 | 4, 8);  // total
+  const auto entry = [&](char name, std::uint64_t length, std::uint64_t bitmap, std::uint64_t pages) {
+    append(small, 1, 1);
+    small.push_back(std::byte(name));
+    append(small, length, 8);
+    append(small, 0, 8);  // gpa
+    append(small, 1, 4);
+    append(small, 1024, 8);
+    append(small, bitmap, 8);
+    append(small, pages, 8);
+  };
+  entry('a', 3 * 1024, 200, 1024);
+  small.resize(200);
+  small.push_back(std::byte{5});  // pages 0 and 2
+  small.resize(4096, std::byte{0x5a});
+  entry('b', 2 * 1024, 0, 0);
+  for (const unsigned id : {1u, 3u}) {  // the end of START, and END
+    if (id == 3) append(small, 0x0300000001, 5);
+    append(small, 0x10, 8);
+    append(small, 0x7e00000001, 5);
+  }
+  append(small, 0, 1);
+  seed = {std::byte{3}};
+  append(seed, small.size(), 3);
+  for (const auto& [begin, end] : {std::pair<std::size_t, std::size_t>{0, 208}, {1024, small.size()}})
+    piece(seed, begin, end, small);
+  write("mapped_ram", "two-blocks", seed);
+}
+
+/// Compressed images: whole, incremental, and another program's. In frames of the smallest size with little in them.
+void image_seeds() {
+  namespace image = multifd::image;
+  const auto file_of = [](Span bytes) {
+    auto file = image::File::adopt(::memfd_create("seed", MFD_CLOEXEC));
+    require(file && file->resize(bytes.size()) && file->write(0, bytes), "make a file");
+    return std::move(*file);
+  };
+  const auto seed = [](const char* name, unsigned options, const image::File& file) {
+    Bytes bytes(1 + file.bytes(), std::byte(options));
+    require(file.read(0, std::span(bytes).subspan(1)).has_value(), "read a seed");
+    write("seekable_zstd", name, bytes);
+  };
+  Bytes content(3 * 65536 + 100, std::byte{0});
+  for (std::size_t i = 0; i < 300; ++i) content[i] = content[content.size() - 100 + i % 100] = std::byte(i * i);
+  const image::File empty = file_of({});
+  image::File whole = file_of({});
+  image::File incremental = file_of({});
+  image::File nothing = file_of({});
+  require(image::write_seekable_zstd(file_of(content), whole, {.frame_bytes = 65536}).has_value(), "write an image");
+  const auto base = image::SeekableZstd::open(whole);
+  require(base.has_value(), "open an image");
+  content[65536] = std::byte{1};
+  require(image::write_seekable_zstd(file_of(content), incremental, {.frame_bytes = 65536, .base = &*base}).has_value(),
+          "write an incremental image");
+  require(image::write_seekable_zstd(empty, nothing).has_value(), "write an empty image");
+  seed("whole", 0, whole);
+  seed("whole-mended", 1, whole);
+  seed("incremental", 2, incremental);
+  seed("incremental-mended", 3, incremental);
+  seed("empty", 1, nothing);
+
+  // Another program's: the same frames with a seek table of its own.
+  Bytes foreign;
+  const std::uint64_t stored = base->table().stored_count();
+  const std::uint64_t frames_end = base->table().place(stored - 1).end();
+  foreign.resize(frames_end);
+  require(whole.read(0, foreign).has_value(), "read the frames");
+  using multifd::wire::SeekFooter;
+  append(foreign, multifd::wire::encode_skippable_header(
+                      {multifd::wire::seek_table_frame_magic,
+                       static_cast<std::uint32_t>(SeekFooter{.entries = unsigned(stored)}.table_bytes() - 8)}));
+  for (std::uint64_t i = 0; i < stored; ++i)
+    append(foreign, multifd::wire::encode_seek_entry(
+                        {.frame_bytes = static_cast<std::uint32_t>(base->table().place(i).bytes),
+                         .content_bytes = static_cast<std::uint32_t>(base->table().content(i).bytes),
+                         .checksum = base->table().checksum(i)}));
+  append(foreign, multifd::wire::encode_seek_footer(static_cast<std::uint32_t>(stored)));
+  foreign.insert(foreign.begin(), std::byte{0});
+  write("seekable_zstd", "foreign", foreign);
+}
+
+void xbzrle_seeds() {
+  constexpr std::string_view changes(
+      "\x00\x02"
+      "ab"
+      "\x81\x01\x03"
+      "cde",
+      10);
+  Bytes seed{std::byte{0}, std::byte{0}, std::byte{changes.size()}};
+  append(seed, std::as_bytes(std::span(changes)));
+  seed.resize(seed.size() + 200, std::byte{'p'});
+  write("xbzrle", "two-runs", seed);
+
+  // RAM of a page in a stream: the page, and then what changes.
+  seed = {std::byte{16}, std::byte{99}};
+  const auto put = [&](std::string_view text) { append(seed, std::as_bytes(std::span(text))); };
+  using namespace std::string_view_literals;
+  put("QEVM\0\0\0\3\1\0\0\0\2\3ram\0\0\0\0\0\0\0\4"sv);
+  put("\0\0\0\0\0\0\x10\4\1a\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\0\x10~\0\0\0\2\2\0\0\0\2"sv);
+  put("\0\0\0\0\0\0\0\2\1a\0"sv);
+  put("\0\0\0\0\0\0\0\x60\1\0\x0a"sv);
+  put(changes);
+  put("\0\0\0\0\0\0\0\x10"sv);
+  write("main_stream", "xbzrle", seed);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -281,4 +427,7 @@ int main(int argc, char** argv) {
   decoder_seeds();
   stream_seeds();
   extension_seeds();
+  mapped_ram_seeds();
+  image_seeds();
+  xbzrle_seeds();
 }

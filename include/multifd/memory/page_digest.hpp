@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// XXH3 digests of page data: for the packet digest extension and for comparing the two guests after a migration.
+// XXH3 digests of page data: for the packet digest extension, for comparing the two guests after a migration, and for
+// images. Beside them the checksum of zstd's formats.
 // The only header that includes <xxhash.h>. Not cryptographic: it finds accidents, not attackers.
 #pragma once
 
@@ -34,6 +35,11 @@ inline Digest128 digest128_of(std::span<const std::byte> bytes) noexcept {
   return {.low = digest.low64, .high = digest.high64};
 }
 
+/// What zstd's frames and its seekable format have as checksum of a content: the low 32 bits of XXH64.
+inline std::uint32_t zstd_checksum_of(std::span<const std::byte> bytes) noexcept {
+  return static_cast<std::uint32_t>(XXH64(bytes.data(), bytes.size(), 0));
+}
+
 /// XXH3-64 over several ranges as if they were one. Threads: one at a time; a channel has its own.
 class PageDigest {
  public:
@@ -56,6 +62,16 @@ class PageDigest {
   void begin() noexcept { XXH3_64bits_reset(state_.get()); }
   void add(std::span<const std::byte> bytes) noexcept { XXH3_64bits_update(state_.get(), bytes.data(), bytes.size()); }
   std::uint64_t value() const noexcept { return XXH3_64bits_digest(state_.get()); }
+
+  /// The same as an XXH3-128: begin128(), add128() any number of times, value128().
+  void begin128() noexcept { XXH3_128bits_reset(state_.get()); }
+  void add128(std::span<const std::byte> bytes) noexcept {
+    XXH3_128bits_update(state_.get(), bytes.data(), bytes.size());
+  }
+  Digest128 value128() const noexcept {
+    const XXH128_hash_t digest = XXH3_128bits_digest(state_.get());
+    return {.low = digest.low64, .high = digest.high64};
+  }
 
  private:
   struct Free {

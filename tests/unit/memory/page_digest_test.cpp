@@ -70,3 +70,21 @@ TEST_CASE("A single flipped bit changes the digest") {
 TEST_CASE("The digest is XXH3-64, which the wire extension promises: the published value of the empty input") {
   CHECK(multifd::digest_of({}) == 0x2d06800538d394c2);
 }
+
+TEST_CASE("A 128-bit digest piece by piece is that of the whole") {
+  auto digest = PageDigest::create();
+  REQUIRE(digest);
+  const std::vector<std::byte> bytes = random_bytes(5000);
+  for (const std::size_t cut : {0u, 1u, 240u, 241u, 4999u, 5000u}) {
+    digest->begin128();
+    digest->add128(std::span(bytes).first(cut));
+    digest->add128(std::span(bytes).subspan(cut));
+    CHECK(digest->value128() == multifd::digest128_of(bytes));
+  }
+}
+
+TEST_CASE("zstd's checksum is the low half of XXH64: the published values") {
+  CHECK(multifd::zstd_checksum_of({}) == 0x51d8e999);
+  constexpr std::byte abc[] = {std::byte{'a'}, std::byte{'b'}, std::byte{'c'}};
+  CHECK(multifd::zstd_checksum_of(abc) == 0xad770999);  // of 44bc2cf5ad770999
+}
