@@ -22,4 +22,4 @@ function(check document)
 endfunction()
 
 check(README.md vmm_in_sixty_lines first_program)
-check(include/multifd/README.md custom_policy precopy)
+check(include/multifd/README.md custom_policy precopy save_and_load)

@@ -53,6 +53,11 @@ std::string advice(const Error& error, std::string_view subject) {
     return fmt::format(": give --max-ram {}", error.detail);
   if (error.code == Errc::early_device_refused && subject.contains("virtio-mem"))
     return ": take the guest's virtio-mem devices away";
+  if (error.code == Errc::obsolete_ram_record && subject == "XBZRLE")
+    return ": switch the source's capability xbzrle off; qemu_dump takes it without multifd (--channels 0)";
+  if (error.code == Errc::obsolete_ram_record && subject == "COMPRESS_PAGE")
+    return ": switch the source's capability compress off";
+  if (error.code == Errc::obsolete_ram_record && subject == "HOOK") return ": migrate to tcp: or unix:, not to rdma:";
   if (error.code != Errc::unknown_section) return {};
   if (subject == "dirty-bitmap") return ": switch the source's capability dirty-bitmaps off";
   if (subject == "s390-storage_attributes" || subject == "s390-skeys")
@@ -73,11 +78,18 @@ bool is_loss(const Error& error) {
 
 }  // namespace
 
-void SourceOptions::add_to(CLI::App& app, const std::string& prefix) {
-  app.add_option("--listen", listen, "Where the source migrates to: tcp:HOST:PORT (port 0: any) or unix:PATH")
+void SourceOptions::add_to(CLI::App& app, const std::string& prefix, FewestChannels fewest) {
+  const bool plain = fewest == FewestChannels::none;
+  app.add_option("--listen", listen,
+                 plain
+                     ? "Where the source migrates to: tcp:HOST:PORT (port 0: any) or unix:PATH; with --channels 0 also "
+                       "exec:COMMAND, whose stdout is the stream, or fd:N, a descriptor that is open"
+                     : "Where the source migrates to: tcp:HOST:PORT (port 0: any) or unix:PATH")
       ->required();
-  app.add_option("--" + prefix + "channels", channels, "The source's multifd-channels")
-      ->check(CLI::Range(1u, multifd::max_channels))
+  app.add_option(
+         "--" + prefix + "channels", channels,
+         plain ? "The source's multifd-channels; 0: it migrates without multifd" : "The source's multifd-channels")
+      ->check(CLI::Range(static_cast<unsigned>(fewest), multifd::max_channels))
       ->capture_default_str();
   app.add_option("--" + prefix + "compression", compression, "The source's multifd-compression")
       ->check(CLI::IsMember(compressor_names()))
@@ -92,6 +104,15 @@ void SourceOptions::add_to(CLI::App& app, const std::string& prefix) {
   tls.take_bare_ends();
   add_size(app, "--page-size", page_size, "The guest's page size (x86: 4K; ARM's versatilepb and raspi3b: 1K)");
   add_size(app, "--max-ram", max_ram, "The most RAM that a source may announce");
+}
+
+void SourceOptions::prepare() {
+  (void)uuid_check();
+  pipe = pipe_address_of(listen, PipeUse::read, "--listen");
+  if (!pipe) return tls.prepare(address_of(listen, "--listen"));
+  if (channels != 0)
+    throw Usage("--listen " + listen + " with channels: give --channels 0, and migrate without multifd");
+  if (tls.on()) throw Usage("--listen " + listen + " with TLS: only sockets have it");
 }
 
 UuidCheck SourceOptions::uuid_check() const {
@@ -117,40 +138,51 @@ QemuSource::QemuSource(const SourceOptions& options, const Interrupt& interrupt)
                       .interrupt = &interrupt,
                       .on_stranger = tell_stranger,
                       .on_dropped = tell_dropped},
-      listener_(need(
-          Listener::listen(address_of(options.listen, "--listen"), multifd::max_channels + 1u, options.limits.socket()),
-          "listen on " + options.listen)),
-      links_([&] {
-        tell_of_smaller_backlog(options.channels + 1);
-        tell("listening on {}\n", to_string(listener_.local_address()));
-        const Progress waiting(
-            fmt::format("waiting for a source's main connection and {} channels on {}", options.channels,
-                        to_string(listener_.local_address())),
-            fmt::format(
-                "If the source has begun to migrate: its capability multifd must be on, with multifd-channels {}, "
-                "and its address must lead here",
-                options.channels),
-            options.limits.hint);
-        return accept();
-      }()) {}
+      links_(listen()) {}
+
+QemuSource::Links QemuSource::listen() {
+  if (options_.pipe) {
+    pipe_.emplace(*options_.pipe, PipeUse::read);
+    tell("reading from {}\n", options_.listen);
+    return {Link(pipe_->take()), {}};
+  }
+  listener_.emplace(need(
+      Listener::listen(address_of(options_.listen, "--listen"), multifd::max_channels + 1u, options_.limits.socket()),
+      "listen on " + options_.listen));
+  tell_of_smaller_backlog(options_.channels + 1);
+  tell("listening on {}\n", to_string(listener_->local_address()));
+  const std::string at = to_string(listener_->local_address());
+  const Progress waiting(
+      options_.channels == 0
+          ? fmt::format("waiting for a source on {}", at)
+          : fmt::format("waiting for a source's main connection and {} channels on {}", options_.channels, at),
+      options_.channels == 0
+          ? "If the source has begun to migrate: its address must lead here"
+          : fmt::format("If the source has begun to migrate: its capability multifd must be on, with multifd-channels "
+                        "{}, and its address must lead here",
+                        options_.channels),
+      options_.limits.hint);
+  return accept();
+}
 
 QemuSource::Links QemuSource::accept() {
   const auto need_links = [&](auto source) -> Links {
     if (!source) throw failure(source.error());
     return {std::move(source->main), Link::all_of(std::move(source->channels))};
   };
-  if (!options_.tls.on()) return need_links(accept_source(listener_, options_.channels, accept_options_));
-  acceptor_.emplace(options_.tls.acceptor(listener_, 10s));
+  if (!options_.tls.on()) return need_links(accept_source(*listener_, options_.channels, accept_options_));
+  acceptor_.emplace(options_.tls.acceptor(*listener_, 10s));
   return need_links(accept_source(*acceptor_, options_.channels, accept_options_));
 }
 
 bool QemuSource::any_more() const noexcept {
-  pollfd listener{.fd = listener_.poll_handle(), .events = POLLIN, .revents = 0};
+  pollfd listener{.fd = listener_->poll_handle(), .events = POLLIN, .revents = 0};
   return acceptor_->pending() || ::poll(&listener, 1, 0) == 1;
 }
 
-std::optional<std::string> QemuSource::finish(AnyReceiver& receiver) {
-  const auto finished = receiver.finish(end_limit());
+std::optional<std::string> QemuSource::finish(AnyReceiver* receiver) {
+  if (receiver == nullptr) return std::nullopt;
+  const auto finished = receiver->finish(end_limit());
   if (finished) return std::nullopt;
   if (finished.error().code != Errc::timed_out) throw failure(finished.error());
   return still_open("its channels");
@@ -166,9 +198,21 @@ std::string QemuSource::still_open(const char* what) const {
       what, format_time(end_limit()));
 }
 
-void QemuSource::refuse_more_channels(const AnyReceiver& receiver) {
+std::optional<std::string> QemuSource::end_command() {
+  if (!pipe_ || pipe_->wait(end_limit(), accept_options_.interrupt)) return std::nullopt;
+  return fmt::format("{} has not ended {} after its stream, and is ended", options_.listen, format_time(end_limit()));
+}
+
+void QemuSource::check_command() {
+  if (pipe_) (void)pipe_->wait(200ms, nullptr);
+}
+
+void QemuSource::refuse_more_channels(const AnyReceiver* receiver) {
+  if (pipe_) return;
   const auto is_one_more = [&](std::span<const std::byte> first) {
-    return wire::id_of_channel_too_many(first, options_.channels, receiver.peer_uuid()).has_value();
+    // Without channels nobody knows the source's uuid: every hello may be of one that has multifd on.
+    if (receiver == nullptr) return first.size() >= 4 && wire::load_be<std::uint32_t>(first.data()) == wire::magic;
+    return wire::id_of_channel_too_many(first, options_.channels, receiver->peer_uuid()).has_value();
   };
   const auto refuse = [&] { throw failure(fail(Errc::too_many_channels, Stage::accept, "accept").error()); };
   if (!acceptor_) {
@@ -179,7 +223,7 @@ void QemuSource::refuse_more_channels(const AnyReceiver& receiver) {
       tell_stranger(number);
       return true;
     };
-    const auto more = listener_.any_waiting(is_one_more, is_stranger);
+    const auto more = listener_->any_waiting(is_one_more, is_stranger);
     if (more.value_or(false))
       refuse();  // a look that failed says nothing about the migration: the next one looks again
     return;
@@ -218,7 +262,8 @@ Failure QemuSource::failure(const Error& error) const {
   else if (error.code == Errc::uuid_mismatch && !options_.uuid.empty())
     context = fmt::format("this side expects the VM {}", options_.uuid);
   else if (error.code == Errc::too_many_channels || error.code == Errc::channel_id_out_of_range)
-    context = fmt::format("this side expects {} channels", options_.channels);
+    context = options_.channels == 0 ? "the source has multifd on, and --channels is 0 here"
+                                     : fmt::format("this side expects {} channels", options_.channels);
   else if (error.stage == Stage::accept && error.code == Errc::timed_out)
     context = fmt::format("waited {} for the main connection and {} channels (--timeout)",
                           format_time(options_.timeout), options_.channels);
@@ -247,10 +292,11 @@ Failure source_lost(const std::string& noticed) {
 }
 
 MainStream::MainStream(Link& link, const SourceOptions& options, Hooks hooks)
-    : reader_(
-          link,
-          need(qemu::MainStreamParser::create({.page_bytes = options.page_size, .max_ram_bytes = options.max_ram}))),
-      hooks_(std::move(hooks)) {}
+    : reader_(link, need(qemu::MainStreamParser::create({.page_bytes = options.page_size,
+                                                         .max_ram_bytes = options.max_ram,
+                                                         .xbzrle = options.channels == 0}))),
+      hooks_(std::move(hooks)),
+      is_pipe_(options.pipe.has_value()) {}
 
 std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
   for (;;) {
@@ -280,6 +326,8 @@ std::optional<qemu::Element> MainStream::next(std::chrono::milliseconds idle) {
 Failure MainStream::failure(const Error& error) {
   const bool closed = error.code == Errc::truncated_stream;
   if (!closed && !is_loss(error)) return Failure(error, "source: main stream");
+  if (is_pipe_)
+    return Failure(fmt::format("source: the stream is cut off inside the {}", reader_.arrived().error().op));
   return source_lost(fmt::format("main connection: {}, inside the {}", closed ? "closed" : Failure(error).what(),
                                  reader_.arrived().error().op));
 }

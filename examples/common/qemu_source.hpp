@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 
+#include "common/pipe.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
 #include "common/tls.hpp"
@@ -28,9 +29,13 @@ struct SourceOptions {
   std::uint64_t max_ram = std::uint64_t{1} << 40;
   TimeLimits limits;  ///< --peer-timeout of it
   Tls tls;
+  std::optional<PipeAddress> pipe;  ///< `listen`, where it is one
 
   /// `prefix`: "" or "in-", for the options that a program has twice.
-  void add_to(CLI::App& app, const std::string& prefix);
+  /// `fewest`: none: also a source without multifd, at a socket or at a pipe (pipe.hpp).
+  void add_to(CLI::App& app, const std::string& prefix, FewestChannels fewest = FewestChannels::one);
+  /// Checks --listen, --uuid and what they do not go with, and reads the credentials of TLS. Throws Usage, Failure.
+  void prepare();
   /// Throws Usage.
   multifd::UuidCheck uuid_check() const;
 
@@ -40,7 +45,7 @@ struct SourceOptions {
   std::chrono::milliseconds at_least(std::chrono::milliseconds usual) const;
 };
 
-/// Listens until a source has connected with everything it should have; says on stderr where it listens, and when it
+/// Listens (or opens a pipe) until a source has connected with everything it should have; says on stderr where it listens, and when it
 /// turns a stranger away. The first connection may take for ever. Throws Failure.
 class QemuSource {
  public:
@@ -52,7 +57,16 @@ class QemuSource {
   /// AnyReceiver::finish() when everything is there. A source that has completed closes its channels; one that does not
   /// is waited for no longer than end_limit(), and that nobody is harmed by: returns then what was late, in words.
   /// Throws Failure for channels that end in another way.
-  std::optional<std::string> finish(AnyReceiver& receiver);
+  /// `receiver`: null where there are no channels.
+  std::optional<std::string> finish(AnyReceiver* receiver);
+
+  /// Behind the stream, of a pipe: waits for the command to end, no longer than end_limit(). Returns what was late, in words.
+  /// Throws Failure where the command has failed.
+  std::optional<std::string> end_command();
+  /// Throws Failure where a pipe's command has ended by now, and has failed: the reason of what was wrong in its stream.
+  void check_command();
+  /// Whether the source gets answers, if it wants any: not from a pipe.
+  bool takes_answers() const noexcept { return links_.main.is_two_way(); }
 
   /// How long a source that has said everything may keep its connections open.
   std::chrono::milliseconds end_limit() const noexcept;
@@ -62,8 +76,8 @@ class QemuSource {
   /// second source may be early. Under TLS they are closed with a line, for what they are is known only by reading;
   /// plain ones wait for the end of the program.
   ///
-  /// `receiver`: who has taken the channels.
-  void refuse_more_channels(const AnyReceiver& receiver);
+  /// `receiver`: who has taken the channels; null where there are none.
+  void refuse_more_channels(const AnyReceiver* receiver);
 
   /// For a silent main connection ahead of RAM's end: a source that fails can leave it open without a word, and then
   /// only its channels tell. Throws Failure if one of them has ended, or if the source does not begin.
@@ -82,13 +96,15 @@ class QemuSource {
     std::vector<Link> channels;
   };
   Links accept();
+  Links listen();
   /// Whether a connection is there that is not the source's.
   bool any_more() const noexcept;
 
   const SourceOptions& options_;
   multifd::AcceptSourceOptions accept_options_;
-  multifd::Listener listener_;
-  std::optional<TlsAcceptor> acceptor_;  ///< under TLS
+  std::optional<Pipe> pipe_;
+  std::optional<multifd::Listener> listener_;  ///< unless there is a pipe
+  std::optional<TlsAcceptor> acceptor_;        ///< under TLS
   Links links_;
   Stopwatch since_whole_;  ///< since all connections were there
 };
@@ -119,6 +135,7 @@ class MainStream {
 
   multifd::qemu::MainStreamReader<Link> reader_;
   const Hooks hooks_;
+  const bool is_pipe_;
 };
 
 /// Likely causes when a QEMU that migrates to a program stands still, and when it goes on for ever.

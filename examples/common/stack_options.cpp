@@ -19,10 +19,13 @@ std::vector<std::string> names_of() {
 
 std::vector<std::string> compressor_names() { return names_of<Compressors>(); }
 
-void StackOptions::add_to(CLI::App& app, const std::string& option_prefix) {
+void StackOptions::add_to(CLI::App& app, const std::string& option_prefix, FewestChannels fewest) {
   prefix_ = "--" + option_prefix;
-  app.add_option(prefix_ + "channels", channels, "Connections beside the main one")
-      ->check(CLI::Range(1u, multifd::max_channels))
+  app.add_option(prefix_ + "channels", channels,
+                 fewest == FewestChannels::none
+                     ? "Connections beside the main one; 0: without multifd, everything on the main one"
+                     : "Connections beside the main one")
+      ->check(CLI::Range(static_cast<unsigned>(fewest), multifd::max_channels))
       ->capture_default_str();
   app.add_option(prefix_ + "compression", compression,
                  "How page data travels (igzip is a faster zlib, the same to the peer)")

@@ -45,6 +45,9 @@ struct Stacks {
   using ZeroPages = program::ZeroPolicies;
 };
 
+/// The least that an option --channels takes: a program that also does without multifd takes none.
+enum class FewestChannels : unsigned { none = 0, one = 1 };
+
 /// Options that choose a sender's stack.
 struct StackOptions {
   unsigned channels = 4;
@@ -61,7 +64,7 @@ struct StackOptions {
   std::chrono::milliseconds progress_timeout = TimeLimits{}.progress;
 
   /// `option_prefix`: "" or "out-", for the options that a program has twice.
-  void add_to(CLI::App& app, const std::string& option_prefix = {});
+  void add_to(CLI::App& app, const std::string& option_prefix = {}, FewestChannels fewest = FewestChannels::one);
   /// What the option parser cannot see: throws Usage for a level that the compressor does not have, and for
   /// zero lists towards a peer that drops them.
   void check() const;

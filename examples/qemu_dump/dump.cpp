@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 #include <multifd/qemu/return_path.hpp>
+#include <multifd/qemu/xbzrle.hpp>
 
 #include "common/mapped_file.hpp"
 #include "common/report.hpp"
@@ -17,6 +18,15 @@ using program::Failure;
 using program::need;
 using qemu::ElementKind;
 
+namespace {
+
+/// A stream of which the pages are missing must not look whole.
+constexpr const char* pages_are_elsewhere =
+    "source: it has multifd on, or had it when the stream was saved, and --channels is 0 here: its pages travel on "
+    "channels";
+
+}  // namespace
+
 Dump::Dump(const Settings& settings, Output& output, program::QemuSource& source, const Interrupt& interrupt)
     : settings_(settings),
       output_(output),
@@ -25,7 +35,8 @@ Dump::Dump(const Settings& settings, Output& output, program::QemuSource& source
       main_(source.main(), settings.source,
             {.on_silence =
                  [this] {
-                   if (!main_.parser().ram_complete()) source_.check_channels(receiver_.get());
+                   if (!main_.parser().ram_complete() && (receiver_ || !opened_))
+                     source_.check_channels(receiver_.get());
                    return false;
                  }}),
       ram_(settings.source.page_size),
@@ -45,6 +56,7 @@ json Dump::receive() {
     const program::Progress progress([&] { return look(watch.seconds()); }, settings_.source.limits.hint);
     receive_ram();
     drain();
+    if (const auto late = source_.end_command()) warnings_.push_back(*late);
     close_memory();
     keep_files();
   } catch (const Failure& failure) {
@@ -58,9 +70,12 @@ json Dump::receive() {
       if (first.error().code != Errc::cancelled) throw source_.failure(first.error());
     }
     if (stopped) throw Failure("cancelled by a signal");
+    // A command that has failed is the reason; one that goes on is not.
+    if (!whole_) source_.check_command();
     throw;
   }
   answer();
+  output_.convert();
   for (const std::string& text : warnings_) program::tell("warning: the dump is whole, but {}\n", text);
   return report(watch.seconds());
 }
@@ -86,21 +101,32 @@ void Dump::take(const qemu::Element& element) {
   switch (element.kind) {
     case ElementKind::command: take_command(element); break;
     case ElementKind::block:
-      if (main_.parser().block_list_complete()) open_receiver();
+      if (main_.parser().block_list_complete()) open_blocks();
       break;
     case ElementKind::zero_page: take_page(element, {}); break;
     case ElementKind::page: take_page(element, element.data); break;
+    case ElementKind::xbzrle_page: take_changes(element); break;
+    case ElementKind::flush:
+      if (opened_ && !receiver_) throw Failure(pages_are_elsewhere);
+      break;
+    case ElementKind::section_end: still_since_.emplace(); break;
+    case ElementKind::device_state: output_.devices(element.data); break;
     default: break;
   }
-  if (element.closes_epoch) {
-    source_.refuse_more_channels(*receiver_);
-    need(receiver_->release_epoch());
-    ++epochs_;
-  }
+  if (element.closes_epoch) close_epoch();
 }
 
+void Dump::close_epoch() {
+  source_.refuse_more_channels(receiver_.get());
+  if (!receiver_) return;  // there is nothing to wait for: everything is on the main stream
+  need(receiver_->release_epoch());
+  ++epochs_;
+}
+
+bool Dump::answers() const noexcept { return main_.parser().return_path_open() && source_.takes_answers(); }
+
 void Dump::take_command(const qemu::Element& element) {
-  if (!main_.parser().return_path_open()) return;
+  if (!answers()) return;
   if (element.command == qemu::command_open_return_path && settings_.switchover_ack)
     reply(qemu::encode_switchover_ack());
   if (element.command == qemu::command_ping)
@@ -109,41 +135,61 @@ void Dump::take_command(const qemu::Element& element) {
 
 void Dump::reply(std::span<const std::byte> bytes) { need(write_all(source_.main(), bytes), "source: return path"); }
 
-void Dump::open_receiver() {
-  for (const qemu::BlockInfo& block : main_.parser().blocks())
-    need(ram_.add(block.idstr, output_.add(block.idstr, block.used_length)),
-         "RAM block " + program::printable(block.idstr));
+void Dump::open_blocks() {
+  output_.open(main_.parser(), ram_);
+  changed_page_.resize(ram_.page_bytes());
+  auto receiver = settings_.source.channels == 0 ? nullptr : open_receiver();
+  if (const UuidCheck check = settings_.source.uuid_check();
+      !receiver && check.kind == UuidCheck::Kind::exact && main_.parser().uuid() != check.uuid)
+    throw Failure(
+        fmt::format("source: its uuid is {}, this side expects {}: without multifd only the capability "
+                    "validate-uuid says it",
+                    main_.parser().uuid() ? program::to_string(*main_.parser().uuid()) : "not in the stream",
+                    program::to_string(check.uuid)));
+  const std::lock_guard lock(mutex_);
+  receiver_ = std::move(receiver);
+  opened_ = true;
+}
+
+std::unique_ptr<program::AnyReceiver> Dump::open_receiver() {
   auto receiver =
       program::open_receiver(settings_.source.compression, ram_, source_.take_channels(),
                              {.uuid = settings_.source.uuid_check(),
                               .first_packet = FirstPacket::sync,
                               .hello_timeout = 2000ms,  // the first bytes of all channels have come
                               .interrupt = &interrupt_,
-                              // A dump holds RAM only, so devices' state is skipped.
+                              .on_packet = output_.packets(),
+                              // No format of a file has a place for it.
                               .on_device_state = {.take = [](const DeviceState&) { return Result<void>{}; }},
                               // When everything has arrived, the main connection must stay open for the answer.
                               .on_error = [this](const Error&) {
                                 if (!whole_) source_.main().shutdown();
                               }});
   if (!receiver) throw source_.failure(receiver.error());
-  const std::lock_guard lock(mutex_);
-  receiver_ = std::move(*receiver);
+  return std::move(*receiver);
 }
 
 /// Takes a page of the main stream: a zero page, or a page's bytes.
 void Dump::take_page(const qemu::Element& element, std::span<const std::byte> bytes) {
   const BlockId block{element.block};
   ++main_pages_;
-  if (bytes.empty())
-    need(receiver_->apply_zero(block, element.offset), "main stream");
-  else
-    need(receiver_->apply_page(block, element.offset, bytes), "main stream");
+  if (bytes.empty()) ++main_zero_pages_;
+  need(output_.page(receiver_.get(), block, element.offset, bytes), "main stream");
 }
 
-/// Skips the devices' state, which this program does not understand, to the stream's end. A source without a return
+/// Takes an XBZRLE record: what changes of a page.
+void Dump::take_changes(const qemu::Element& element) {
+  need(output_.read_page(BlockId{element.block}, element.offset, changed_page_), "main stream");
+  need(qemu::apply_xbzrle(element.data, changed_page_),
+       fmt::format("source: main stream: \"{}\"", program::printable(element.name)));
+  ++xbzrle_pages_;
+  take_page(element, changed_page_);
+}
+
+/// Takes the devices' state, which this program does not understand, to the stream's end. A source without a return
 /// path closes the connection there. A source with one waits for the answer, so the end must be found in the bytes.
 void Dump::drain() {
-  const bool answers = main_.parser().return_path_open();
+  const bool answers = this->answers();
   while (!main_.ended()) {
     const qemu::StreamTail tail = main_.parser().tail();
     const bool whole = tail == qemu::StreamTail::end_mark || tail == qemu::StreamTail::description;
@@ -171,12 +217,14 @@ void Dump::drain() {
 
 /// Everything has arrived: from here on no channel changes a page.
 void Dump::close_memory() {
-  source_.refuse_more_channels(*receiver_);
-  if (auto ended = receiver_->end_epochs(); !ended) throw source_.failure(ended.error());
+  source_.refuse_more_channels(receiver_.get());
+  if (!receiver_ && main_pages_ == main_zero_pages_) throw Failure(pages_are_elsewhere);
+  if (auto ended = end_epochs(); !ended) throw source_.failure(ended.error());
   // With the capability x-ignore-shared the source leaves shared memory out, and does not say of which blocks. A
   // block of which nothing is in use (virtio-mem) looks the same, so the dump keeps all blocks.
   for (const RamBlock& block : ram_.blocks())
-    if (received_pages(block) == 0 && !main_.parser().capabilities().empty())
+    if (output_.received_pages(receiver_.get(), need(ram_.find(block.idstr))) == 0 &&
+        !main_.parser().capabilities().empty())
       warnings_.push_back(
           fmt::format("no page of RAM block {} has come, so that its file holds zeros: if its memory is shared, the "
                       "source has left it out, and only the source's own file has it: switch the capability "
@@ -187,28 +235,20 @@ void Dump::close_memory() {
   whole_ = true;
 }
 
-std::uint64_t Dump::received_pages(const RamBlock& block) const {
-  const BlockId id = need(ram_.find(block.idstr));
-  std::uint64_t received = 0;
-  for (std::uint64_t at = 0; at < block.bytes; at += ram_.page_bytes())
-    if (receiver_->received(id, at)) ++received;
-  return received;
-}
+Result<void> Dump::end_epochs() { return receiver_ ? receiver_->end_epochs() : Result<void>{}; }
 
 void Dump::keep_files() {
-  manifest_blocks_ = output_.make_sparse(ram_.page_bytes());
-  for (std::size_t i = 0; i < manifest_blocks_.size(); ++i)
-    manifest_blocks_[i]["received_pages"] = received_pages(ram_.blocks()[i]);
+  manifest_blocks_ = output_.finish(receiver_.get());
   output_.write(manifest());
   // Packets that came meanwhile have changed no page. But a stream that breaks the protocol is no dump to trust.
-  if (auto ended = receiver_->end_epochs(); !ended && ended.error().code == Condition::peer_protocol)
+  if (auto ended = end_epochs(); !ended && ended.error().code == Condition::peer_protocol)
     throw source_.failure(ended.error());
   try {
     output_.keep();
   } catch (const Failure& failure) {
     throw Failure(fmt::format(
         "{}; the source {}", failure.what(),
-        main_.parser().return_path_open()
+        answers()
             ? "has not been told, so its guest stays with it"
             : "has no return path and takes no answer: its query-migrate says whether its migration has completed"));
   }
@@ -218,7 +258,7 @@ void Dump::keep_files() {
 /// source has completed. The dump stays, whatever happens here.
 void Dump::answer() {
   try {
-    if (main_.parser().return_path_open()) tell_source();
+    if (answers()) tell_source();
   } catch (const Failure& failure) {
     warnings_.push_back(fmt::format(
         "the source could not be told, so its migration fails there and its guest stays with it: {}", failure.what()));
@@ -227,15 +267,15 @@ void Dump::answer() {
   {
     const std::lock_guard lock(mutex_);
     answered_ = true;
-    if (cancelled_) receiver_->cancel();
+    if (cancelled_ && receiver_) receiver_->cancel();
   }
   try {
-    if (main_.parser().return_path_open()) {
+    if (answers()) {
       // A FIN behind the answer: from here on the answer arrives even if this process is killed.
       need(source_.main().finish(), "return path");
       read_description();
     }
-    if (const auto late = source_.finish(*receiver_)) warnings_.push_back(*late);
+    if (const auto late = source_.finish(receiver_.get())) warnings_.push_back(*late);
   } catch (const Failure& failure) {
     warnings_.push_back(cancelled_
                             ? std::string("a signal came before the source had closed its connections")
@@ -248,6 +288,7 @@ void Dump::tell_source() {
   }
   if (main_.ended()) throw Failure("it has closed the connection");
   reply(qemu::encode_shut(0));
+  if (still_since_) stood_still_ = still_since_->seconds();
 }
 
 /// The source may send its description late, and the connection must not be closed before that is read.
@@ -264,21 +305,25 @@ json Dump::manifest() const {
   const auto& parser = main_.parser();
   return {{"machine", program::printable(parser.machine_type())},
           {"sync_style", program::to_string(parser.sync_style().value_or(SyncStyle::per_round))},
-          {"uuid", program::to_string(receiver_->peer_uuid())},
+          {"uuid", program::to_string(receiver_ ? receiver_->peer_uuid() : parser.uuid().value_or(Uuid{}))},
           {"page_size", ram_.page_bytes()},
           {"epochs", epochs_},
           {"blocks", manifest_blocks_}};
 }
 
 json Dump::report(double seconds) const {
-  const ReceiverStats stats = receiver_->stats();
+  const ReceiverStats stats = receiver_ ? receiver_->stats() : ReceiverStats{};
   const ChannelStats sum = total(stats.channels);
   const std::uint64_t pages = sum.normal_pages + sum.zero_pages + main_pages_;
-  json report = program::report(seconds, pages * ram_.page_bytes(), main_pages_, stats.channels);
+  json report = program::report(seconds, pages * ram_.page_bytes(), main_zero_pages_, stats.channels);
+  report["normal_pages"] = sum.normal_pages + main_pages_ - main_zero_pages_;
+  if (!receiver_) report["wire_bytes"] = main_.bytes();
+  report["xbzrle_pages"] = xbzrle_pages_;
   report.update(manifest());
   report["tls_cipher"] = program::text_or_null(source_.main().cipher());
   report["output"] = output_.path();
-  report["return_path"] = main_.parser().return_path_open();
+  report["return_path"] = answers();
+  report["stood_still"] = stood_still_ ? json(*stood_still_) : json();
   report["warnings"] = warnings_;
   return report;
 }
@@ -287,7 +332,7 @@ program::Snapshot Dump::look(double seconds) {
   const std::lock_guard lock(mutex_);
   program::Snapshot now{.line = "waiting for the list of RAM blocks", .moved = main_.bytes()};
   now.stalled = program::source_stands_still;
-  if (!receiver_) return now;
+  if (!opened_) return now;
   if (whole_) {
     const Output::Progress files = output_.progress();
     now.line = fmt::format("everything has arrived, writing files: {} of {} on the disk", files.synced, files.files);
@@ -298,7 +343,10 @@ program::Snapshot Dump::look(double seconds) {
         output_.path());
     return now;
   }
-  now = program::snapshot_of("received", receiver_->stats(), ram_, main_pages_, seconds);
+  now = program::snapshot_of("received", receiver_ ? receiver_->stats() : ReceiverStats{}, ram_, main_pages_, seconds);
+  if (!receiver_)
+    now.line = fmt::format("received {} on the main connection",
+                           program::format_bytes(static_cast<double>(main_pages_ * ram_.page_bytes())));
   now.moved += main_.bytes();
   now.stalled = program::source_stands_still;
   now.endless =

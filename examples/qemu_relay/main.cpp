@@ -73,22 +73,14 @@ int main(int argc, char** argv) {
          "names no version")
       ->check(CLI::IsMember(peers))
       ->capture_default_str();
-  app.add_option(
-         "--out-memory", memory,
-         "What the destination's main memory holds before. unknown: anything, so each zero page is said in a way "
-         "that writes it. fresh: zeros, so zero lists alone do (faster with many zero pages, and nothing becomes "
-         "resident), in all RAM blocks over 64 MiB and in one that is larger than all others; where that is not so, as "
-         "in a file that was in use, an nvdimm or ivshmem, the guest is "
-         "corrupted without a word")
-      ->check(CLI::IsMember({"unknown", "fresh"}))
-      ->capture_default_str();
+  program::add_out_memory(app, "--out-memory", memory, "zero lists alone do");
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   auto* zero_pages = app.get_option("--out-zero-pages")->default_str("multifd if the peer knows it, else legacy");
   return program::run(app, argc, argv, [&] {
     if (peer != relay::peer_auto) settings.out_peer = program::need(find_peer_profile(peer));
     // The wrong pair is found now where both are given, else when the machine type is known.
     if (settings.out_peer) settings.out.peer = *settings.out_peer;
-    if (memory == "fresh") settings.out_memory = relay::OutMemory::fresh;
+    settings.out_memory = program::out_memory_of(memory);
     settings.choose_zero_pages = zero_pages->count() == 0;
     if (settings.choose_zero_pages) settings.out.zero_pages = ZeroPagesLegacy::name;
     settings.out.check();

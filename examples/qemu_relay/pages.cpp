@@ -24,23 +24,10 @@ constexpr std::size_t most_zero_runs = 256 * 1024;
 
 }  // namespace
 
-std::vector<bool> fresh_blocks(const RamMap& ram, OutMemory memory) {
-  constexpr std::uint64_t largest_firmware = 64 * 1024 * 1024;  // the flashes of arm's virt
-  std::uint64_t largest = 0;
-  for (const RamBlock& block : ram.blocks()) largest = std::max(largest, block.bytes);
-  // As large as another block, or a flash by its name: then size does not tell which one is main memory.
-  const bool alone = std::ranges::count(ram.blocks(), largest, &RamBlock::bytes) == 1;
-  const auto is_main = [&](const RamBlock& block) {
-    return block.bytes > largest_firmware || (alone && block.bytes == largest && !block.idstr.contains("flash"));
-  };
-  std::vector<bool> fresh;
-  for (const RamBlock& block : ram.blocks()) fresh.push_back(memory == OutMemory::fresh && is_main(block));
-  return fresh;
-}
-
-Pages::Pages(const RamMap& ram, const program::StackOptions& out, OutMemory memory, std::vector<program::Link> links)
+Pages::Pages(const RamMap& ram, const program::StackOptions& out, program::OutMemory memory,
+             std::vector<program::Link> links)
     : ram_(ram),
-      fresh_(fresh_blocks(ram, memory)),
+      fresh_(program::fresh_blocks(ram, memory)),
       by_record_(out.zero_pages == ZeroPagesLegacy::name),
       by_list_(out.zero_pages == ZeroPagesMultifd::name),
       bytes_pages_(program::need(PageBuffer::create())) {

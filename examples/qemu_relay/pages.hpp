@@ -25,18 +25,13 @@
 
 namespace relay {
 
-/// Which blocks count as zero at the destination if the user says so about main memory: all blocks over 64 MiB, and a
-/// smaller one only if it is larger than every other block and its name is no flash's. ROMs and firmware are never
-/// fresh: the flashes of arm's virt have 64 MiB, which may be as much as the guest's memory.
-std::vector<bool> fresh_blocks(const multifd::RamMap& ram, OutMemory memory);
-
 /// One sender, fed by the source's channels and its main stream at once. Errors of the sender come back as Results.
 class Pages {
  public:
   /// Opens the sender. Throws program::Failure.
   ///
   /// `ram`: the source's blocks, without memory; must outlive this object.
-  Pages(const multifd::RamMap& ram, const program::StackOptions& out, OutMemory memory,
+  Pages(const multifd::RamMap& ram, const program::StackOptions& out, program::OutMemory memory,
         std::vector<program::Link> links);
 
   /// Takes a packet of one of the source's channels. Threads: any. Blocks while every channel to the destination is

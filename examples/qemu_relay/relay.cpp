@@ -212,7 +212,7 @@ program::StackOptions Relay::out_options() const {
 void Relay::close_epoch(const qemu::Element& element) {
   bool sent = false;
   if (epochs_ == 0) {
-    source_.refuse_more_channels(*receiver_);
+    source_.refuse_more_channels(receiver_.get());
     sent = style_.prove(element);
   } else if (epochs_ == 1) {
     style_.wait_for_answer();
@@ -235,7 +235,7 @@ void Relay::finish() {
   ReturnPath& answers = destination_.return_path();
   // The destination has everything, so however the source's channels end, it must not be kept from loading that.
   try {
-    if (const auto late = source_.finish(*receiver_))
+    if (const auto late = source_.finish(receiver_.get()))
       program::tell("warning: everything is forwarded, but {}\n", *late);
   } catch (const Failure& failure) {
     failure_.check();
@@ -262,7 +262,7 @@ void Relay::finish() {
     destination_.main().shutdown();
   }
   try {
-    source_.refuse_more_channels(*receiver_);  // strangers that came meanwhile are reported, too
+    source_.refuse_more_channels(receiver_.get());  // strangers that came meanwhile are reported, too
   } catch (const Failure& failure) {
     program::tell("warning: everything is forwarded, but another connection came: {}\n", failure.what());
   }
@@ -320,7 +320,7 @@ json Relay::report(double seconds) const {
   report["out_tls_cipher"] = program::text_or_null(destination_.main().cipher());
   report["out_peer"] = out_options().peer.name;
   report["out_zero_pages"] = out_options().zero_pages;
-  report["out_memory"] = settings_.out_memory == OutMemory::fresh ? "fresh" : "unknown";
+  report["out_memory"] = settings_.out_memory == program::OutMemory::fresh ? "fresh" : "unknown";
   report["out_zero_records"] = pages_->zero_records();
   report["machine"] = program::printable(main_.parser().machine_type());
   report["sync_style"] = program::to_string(main_.parser().sync_style().value_or(SyncStyle::per_round));

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "common/out_memory.hpp"
 #include "common/qemu_source.hpp"
 #include "common/stacks.hpp"
 #include "common/tls.hpp"
@@ -15,12 +16,6 @@ namespace relay {
 /// --out-peer: from the machine type.
 inline constexpr const char* peer_auto = "auto";
 
-/// What is known about the destination's memory before the first page.
-enum class OutMemory : std::uint8_t {
-  unknown,  ///< anything: firmware, a file that was in use, an nvdimm; every zero page is sent so that it is written
-  fresh,    ///< the user says that main memory (see fresh_blocks()) is zero
-};
-
 struct Settings {
   program::SourceOptions source;
   std::string connect;
@@ -28,7 +23,7 @@ struct Settings {
   program::Tls out_tls;
   std::optional<multifd::PeerProfile> out_peer;  ///< none: derived from the machine type
   bool choose_zero_pages = false;                ///< by the peer's profile
-  OutMemory out_memory = OutMemory::unknown;
+  program::OutMemory out_memory = program::OutMemory::unknown;
   std::string json_path;
 };
 

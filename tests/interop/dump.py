@@ -98,9 +98,10 @@ def check(source, output, result, case, info):
     found = compare(source.read_blocks(), dumped)
     if found:
         raise LabError(f"dump and guest: {found}")
-    others = {file.name for file in output.iterdir()} - {row["file"] for row in rows.values()} - {"manifest.json"}
-    if others:
-        raise LabError(f"left behind: {sorted(others)}")
+    others = {file.name for file in output.iterdir()} - {row["file"] for row in rows.values()}
+    if others != {"manifest.json", "device-state.bin", "vmdesc.json"}:
+        raise LabError(f"beside the blocks: {sorted(others)}")
+    json.loads((output / "vmdesc.json").read_text())
     total = sum(len(content) for content in dumped.values())
     expected = {
         "machine": case["machine"], "uuid": UUID, "page_size": PAGE,

@@ -10,6 +10,7 @@ may end, so that what happens last is hit as well.
 import contextlib
 import random
 import shutil
+import subprocess
 import time
 
 import cases
@@ -59,12 +60,13 @@ class Moment:
         self.after = dice.uniform(0, 0.3) if self.ending else dice.uniform(0, 1.2)
         self.connection = dice.randrange(256)  # which one is cut, of those that are there
         self.main = dice.random() < 0.25
+        self.format = dice.choice(("blocks", "mapped-ram", "mapped-ram-zst"))  # of a dump
 
     def __str__(self):
         return (f"{self.after:.3f} s after {'the last round began' if self.ending else 'migrate'}, "
                 f"{self.channels}/{self.out_channels} channels, {self.compression}/{self.out_compression}, "
                 f"return path {'on' if self.return_path else 'off'}, {'tcp' if self.tcp else 'unix'}, "
-                f"{'reset' if self.reset else 'FIN'} of {'the main connection' if self.main else 'a channel'}")
+                f"{'reset' if self.reset else 'FIN'} of {'the main connection' if self.main else 'a channel'}, {self.format}")
 
     def listen(self, folder):
         return "tcp:127.0.0.1:0" if self.tcp else f"unix:{folder.new('listen')}"
@@ -74,7 +76,7 @@ class Scene:
     """All processes of one case."""
 
     def __init__(self, folder, case, moment, programs, stack):
-        self.case, self.moment = case, moment
+        self.case, self.moment, self.programs = case, moment, programs
         relay = case["program"] == "qemu_relay"
         self.output = folder.memory / folder.new("dump").name
         stack.callback(shutil.rmtree, self.output, ignore_errors=True)
@@ -89,7 +91,10 @@ class Scene:
                         "--out-channels", moment.out_channels, "--out-compression", moment.out_compression,
                         "--out-zero-pages", "legacy", "--out-peer", PEERS[case["to"]]]
         else:
-            command += ["--channels", moment.channels, "--compression", moment.compression, "--output", self.output]
+            self.output.mkdir()
+            self.image = self.output / "image"
+            command += ["--channels", moment.channels, "--compression", moment.compression, "--format", moment.format,
+                        "--output", self.output if moment.format == "blocks" else self.image]
         self.program = stack.enter_context(Program(folder, command))
         self.address = self.program.address
         if case["victim"] == "channel":
@@ -197,12 +202,25 @@ class Scene:
         if self.case["program"] != "qemu_dump" or not self.output.exists():
             return ""
         names = sorted(file.name for file in self.output.iterdir())
-        if self.program.popen.returncode == 0 and "manifest.json" in names:
-            return ""
+        done = self.program.popen.returncode == 0
         whole = [name for name in names if not name.endswith(".part")]
-        if whole or self.program.popen.returncode == 0:
+        if self.moment.format != "blocks":
+            return self._image(names, whole, done)
+        if done and "manifest.json" in names:
+            return ""
+        if whole or done:
             raise LabError(f"qemu_dump ended with {self.program.popen.returncode} and left {names}")
         return f"left {len(names)} parts" if names else ""
+
+    def _image(self, names, whole, done):
+        """A file without .part is whole, also when its program was killed behind its last step, or in what comes behind that."""
+        for name in whole:
+            checked = subprocess.run([self.programs / "ram_image", "verify", self.output / name], capture_output=True, text=True, timeout=LIMIT)
+            if checked.returncode != 0:
+                raise LabError(f"qemu_dump left {name}: {checked.stderr.strip()}")
+        if done != ("image" in names) and self.case["victim"] != "program":
+            raise LabError(f"qemu_dump ended with {self.program.popen.returncode} and left {names}")
+        return f"left {names}" if names and not done else ""
 
 
 def run_one(folder, case, report, programs, seed):

@@ -247,15 +247,18 @@ class Qemu(Process):
                 raise LabError(f"{self.name}: migration is {now} after {limit} s, not {status}: {self.stderr()[-300:]}")
             self.qmp.wait_event(0.05)
 
-    def migrate_writing(self, uri, limit=60):
-        """Migrates a running guest so that pages are sent again: the switch-over is allowed only after some rounds.
+    def migrate_writing(self, uri, limit=60, xbzrle=False):
+        """Migrates a running guest so that pages are sent again: the switch-over is allowed only after some rounds,
+        and with `xbzrle` after some pages of that kind.
         Returns query-migrate's answer."""
         self.qmp.call("migrate-set-parameters", downtime_limit=1)
         self.migrate(uri)
         end = time.monotonic() + limit
         while True:
             info = self.migration()
-            if info["status"] not in ("setup", "active") or info.get("ram", {}).get("dirty-sync-count", 0) >= 4:
+            again = info.get("ram", {}).get("dirty-sync-count", 0) >= 4
+            changed = not xbzrle or info.get("xbzrle-cache", {}).get("pages", 0) > 10
+            if info["status"] not in ("setup", "active") or again and changed:
                 break
             if time.monotonic() > end:
                 raise LabError(f"{self.name}: migration is {info['status']} after {limit} s: {self.stderr()[-300:]}")

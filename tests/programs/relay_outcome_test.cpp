@@ -106,15 +106,15 @@ TEST_CASE("A destination that does not answer may be stopped or end epochs in an
 TEST_CASE("Main memory is what no firmware can be: larger than any, or larger than all others and no flash") {
   constexpr std::uint64_t mib = 1024 * 1024;
   using Blocks = std::vector<std::pair<const char*, std::uint64_t>>;
-  const auto fresh = [](const Blocks& blocks, relay::OutMemory memory = relay::OutMemory::fresh) {
+  const auto fresh = [](const Blocks& blocks, program::OutMemory memory = program::OutMemory::fresh) {
     multifd::RamMap ram(4096);
     for (const auto& [idstr, bytes] : blocks) REQUIRE(ram.add_elsewhere(idstr, bytes).has_value());
-    return relay::fresh_blocks(ram, memory);
+    return program::fresh_blocks(ram, memory);
   };
   using Fresh = std::vector<bool>;
   const Blocks pc{{"pc.ram", 16 * mib}, {"pc.bios", mib / 4}, {"vga.vram", 8 * mib}};
   CHECK(fresh(pc) == Fresh{true, false, false});
-  CHECK(fresh(pc, relay::OutMemory::unknown) == Fresh{false, false, false});
+  CHECK(fresh(pc, program::OutMemory::unknown) == Fresh{false, false, false});
   CHECK(fresh({{"ram0", 128 * mib}, {"ram1", 65 * mib}, {"virt.flash0", 64 * mib}}) == Fresh{true, true, false});
   for (const std::uint64_t main : {32 * mib, 64 * mib})
     CHECK(fresh({{"mach-virt.ram", main}, {"virt.flash0", 64 * mib}, {"virt.flash1", 64 * mib}}) ==
