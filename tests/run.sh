@@ -260,11 +260,13 @@ night() {
   done
   part kill python3 -B tests/programs/kill.py build/dev/examples "${MULTIFD_KILLS:-100}"
   part guests python3 -B tests/programs/guests.py build/dev/examples "${MULTIFD_KILLS:-500}"
+  part images env "MULTIFD_FLIPS=${MULTIFD_FLIPS:-1000}" "MULTIFD_KILLS=${MULTIFD_KILLS:-50}" \
+    python3 -B tests/programs/images.py build/dev/examples
   part signals python3 -B tests/programs/signals.py build/dev/examples --tries 10
   # All cases of the live QEMUs, where the default run has a covering choice.
   interop="--programs build/dev/examples"
   part interop-lab python3 -B tests/interop/lab.py --self-test
-  for tool in dump relay relay_faults failures; do
+  for tool in dump images analysis relay relay_faults failures; do
     # shellcheck disable=SC2086 # a list of words
     part "interop-$tool" python3 -B "tests/interop/$tool.py" $interop --full --json "build/night/$tool.json"
   done
@@ -272,8 +274,10 @@ night() {
   part interop-tls python3 -B tests/interop/tls.py $interop --full --tls-files build/dev/tests/programs/make_tls_files
   # shellcheck disable=SC2086 # a list of words
   part interop-memory python3 -B tests/interop/memory.py $interop
+  # shellcheck disable=SC2086 # a list of words
+  part interop-sparse python3 -B tests/interop/sparse.py $interop
   part soak build/dev/tests/soak/soak --minutes "${MULTIFD_SOAK_MINUTES:-60}" --json build/night/soak.json
-  # So many seconds for each of the twelve targets, $jobs at once.
+  # So many seconds for each of the fourteen targets, $jobs at once.
   part fuzz env "JOBS=$jobs" sh tests/fuzz/run.sh "${MULTIFD_FUZZ_SECONDS:-1800}"
   for name in $only; do
     grep -q " $name\$" "$summary" || failed="$failed $name(unknown)"
@@ -291,14 +295,16 @@ if [ "$quick" = no ]; then
   # Sanitizers check what runs: headers, messages and packages are the other stages' work. The matrix of all stacks is
   # the most expensive to compile, and made of what the others run. They are clang's, which builds them in half of GCC's time,
   # so they are also where the other compiler's values are looked at.
-  units="unit_basics unit_compress unit_ends unit_engine unit_format unit_memory unit_packets unit_qemu unit_stack unit_transport
+  units="unit_basics unit_ends unit_format unit_memory unit_stack"
+  # GCC's values of these are the night's.
+  dear="contract fault fuzz golden property system unit_compress unit_engine unit_image unit_packets unit_qemu unit_transport
     unit_zero"
-  dear="contract fault fuzz golden property system" # GCC's values of these are the night's
   # shellcheck disable=SC2086 # a list of words
   stage asan-ubsan build_and_test asan-ubsan only $dear $units
-  dev_left_out=$(echo "$dear" | tr ' ' ';')
+  # shellcheck disable=SC2086 # a list of words
+  dev_left_out=$(echo $dear | tr ' ' ';' | sed 's/unit_/unit\//g')
   # The rooms that threads share.
-  stage tsan build_and_test tsan only system property stress unit_ends unit_engine unit_memory unit_migrate unit_packets unit_transport
+  stage tsan build_and_test tsan only system property stress unit_ends unit_engine unit_image unit_memory unit_migrate unit_packets unit_transport
   stage messages-clang messages # of wrong policies
 fi
 
@@ -311,7 +317,7 @@ short_fuzz() {
     return 0
   fi
   JOBS=$jobs sh tests/fuzz/run.sh 3 init_packet packet_header device_state main_stream return_path decode_zlib \
-    decode_zstd receiver_none
+    decode_zstd receiver_none mapped_ram seekable_zstd
 }
 if [ "$quick" = no ]; then
   stage fuzz short_fuzz
