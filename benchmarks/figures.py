@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 MACHINE = "AMD-EPYC.gcc-12.2.0.2026-11-22"
 COMMIT = "5c458cc"  # of what is not another's
+IMAGES = "58f8722.AMD-EPYC.gcc-12.2.0.2026-11-30"
 CODEC, COLD, OLDER = "ba92cfb", "80a25d0", "6364f99"
 
 MARK = re.compile(r"(<!-- figures: (\w+), made by benchmarks/figures\.py -->\n)(.*?)(<!-- figures: end -->\n)", re.S)
@@ -285,6 +286,28 @@ def codec():
     files = name("codec.txt", CODEC), name("codec.json", CODEC)
     by = "bench_codec --benchmark_repetitions=5 --benchmark_enable_random_interleaving=true"
     return table(head, lines) + source(*files, by=by)
+
+
+def images():
+    lines = []
+    found = read(f"{IMAGES}.images.json")
+    labels = {"save": "save, tmpfs", "restore fresh": "restore, tmpfs, fresh memory", "restore touched": "restore, tmpfs, touched memory",
+              "cold": "restore, cold disk", "stop": "a dump's stop of a running guest"}
+    ways = {("cold", "multifd"): "multifd, mapped-ram-zst", ("stop", "QEMU"): "`dump-guest-memory`",
+            ("stop", "multifd"): "`qemu_dump --format elf`", ("stop", "nothing"): "no dump"}
+    before = ""
+    for row in found["rows"]:
+        if "way" not in row:
+            sizes = row["bytes"]
+            lines.append(["file, guest-like data", "mapped-ram-zst", f"{sizes['mapped-ram-zst'] / 2**20:.0f} MiB of {sizes['raw'] / 2**20:.0f}",
+                          times(row["ratio"]), times(row["goal"])])
+            continue
+        part, way = row["part"], row["way"]
+        spread = f"{row['seconds']:.3f} s ({min(row['samples']):.3f} to {max(row['samples']):.3f})"
+        lines.append(["" if part == before else labels[part], ways.get((part, way), way), spread,
+                      "" if way in ("QEMU", "nothing") else times(row["ratio"]), times(row["goal"]) if row["goal"] else ""])
+        before = part
+    return table(["what", "way", "time", "times QEMU", "goal"], lines) + source(f"{IMAGES}.images.txt", f"{IMAGES}.images.json")
 
 
 def readme():

@@ -6,12 +6,12 @@
 #
 #   cmake --preset bench && cmake --build --preset bench && sh benchmarks/measure.sh [build/bench [what...]]
 #
-# what: rows kernels codec qemu advise
+# what: rows kernels codec qemu images advise
 set -eu
 cd "$(dirname "$0")/.."
 build=$(cd "${1:-build/bench}" && pwd)
 [ $# -eq 0 ] || shift
-what=${*:-rows kernels codec qemu advise}
+what=${*:-rows kernels codec qemu images advise}
 
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1 | tr -c 'A-Za-z0-9\n' '-')
 compiler=$(g++ -dumpfullversion)
@@ -37,13 +37,14 @@ for each in $what; do
       keep codec python3 benchmarks/codec/table.py "$prefix.codec.json"
       ;;
     qemu) keep qemu benchmarks/qemu/side_by_side.py --build "$build" --json "$prefix.qemu.json" ;;
+    images) keep images python3 benchmarks/images.py --build "$build" --json "$prefix.images.json" ;;
     advise)
       rm -f "$prefix.advise.svg" # an earlier run's: multifd_advise overwrites no picture
       keep advise "$build/benchmarks/multifd_advise" --pattern mixed --sample 512M --link loopback \
         --destination warm --verify --json "$prefix.advise.json" --plot "$prefix.advise.svg"
       ;;
     *)
-      echo "measure.sh: $each: rows, kernels, codec, qemu or advise" >&2
+      echo "measure.sh: $each: rows, kernels, codec, qemu, images or advise" >&2
       exit 2
       ;;
   esac
