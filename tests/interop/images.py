@@ -98,8 +98,6 @@ class Case:
         self.folder, self.case, self.source, self.programs = folder, case, source, programs
         self.dice = random.Random()
         self.folder_of_case = folder.memory / folder.new("images").name
-        self.folder_of_case.mkdir()
-        self.image = self.folder_of_case / "image"
 
     def migrate(self, uri, **settings):
         capabilities = {"xbzrle": self.case.get("xbzrle") == "on"}
@@ -245,6 +243,9 @@ class Case:
 
     def run(self):
         case = self.case
+        shutil.rmtree(self.folder_of_case, ignore_errors=True)  # of a try whose guest stood still
+        self.folder_of_case.mkdir()
+        self.image = self.folder_of_case / "image"
         fill = mixed_pages(2) if case.get("memory") == "unknown" else None  # memory that held something else before
         if case["kind"] == "saved":
             self.save()
