@@ -319,7 +319,7 @@ TEST_CASE("Captured main streams have the elements of their versions, in their o
     std::set<std::uint32_t> section_ids;
     Bytes devices;
     const auto parser = parse_main(capture, rng, 100, [&](auto&, const qemu::Element& element) {
-      shape += "hckSPEMbzpf.F|"[static_cast<std::size_t>(element.kind)];
+      shape += "hckSPEMbzpxf.F|"[static_cast<std::size_t>(element.kind)];
       if (element.kind == command) commands.push_back(element.command);
       if (element.kind == footer || element.kind == section_part) section_ids.insert(element.section_id);
       if (element.kind == device_state) devices.insert(devices.end(), element.data.begin(), element.data.end());
