@@ -654,11 +654,11 @@ TEST_CASE("A frame that cannot be read spoils no other one's content") {
   const auto image = SeekableZstd::open(file, {.decoders = 1});
   REQUIRE(image.has_value());
   put32(file.all, image->table().place(2).offset - 4, 0);  // the checksum of frame 1: it comes last
-  Bytes page(4096);
+  Bytes part(frame_bytes - 1);
   for (int i = 0; i < 2; ++i) {
-    REQUIRE(image->read(8192, page).has_value());
-    CHECK(std::ranges::equal(page, std::span(all).subspan(8192, page.size())));
-    CHECK_FALSE(image->read(frame_bytes, page).has_value());
+    REQUIRE(image->read(1, part).has_value());
+    CHECK(std::ranges::equal(part, std::span(all).subspan(1, part.size())));
+    CHECK_FALSE(image->read(frame_bytes, part).has_value());
   }
 }
 
