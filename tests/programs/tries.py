@@ -82,14 +82,23 @@ def check_next_is_served(folder, programs, image, name, credentials=()):
         tls = ssl.create_default_context(cafile=credentials[1] / "ca-cert.pem")
         tls.check_hostname = False
         tls.load_cert_chain(credentials[1] / "client-cert.pem", credentials[1] / "client-key.pem")
-    started, copy = receiver(folder, programs, *credentials)
-    with started as to:
-        links = play(to.address, CASES[name], tls)
-        if tls:  # whom the receiver does not know at all, too
-            links += play(to.address, CASES[name])
-        send(folder, programs, image, to, copy, *credentials)
-        for link in links:
-            link.close()
+    for tries_left in (2, 1, 0):
+        started, copy = receiver(folder, programs, *credentials)
+        with started as to:
+            links = play(to.address, CASES[name], tls)
+            if tls:  # whom the receiver does not know at all, too
+                links += play(to.address, CASES[name])
+            try:
+                return send(folder, programs, image, to, copy, *credentials)
+            except LabError:
+                # The residual risk that qemu/accept_source.hpp names: of two tries that are both open, a channel was taken for
+                # the other one's. Under TLS a busy machine may be done with a channel's handshake first. The guest stays.
+                mixed_up = "the two sides have different RAM blocks" in to.stderr()
+                if not (tries_left and mixed_up and any(stays for _, stays in CASES[name])):
+                    raise
+            finally:
+                for link in links:
+                    link.close()
 
 
 def check_reason(folder, programs, _image):
