@@ -239,7 +239,8 @@ night() {
     cmake --build --preset dev -j "$1" -- --quiet &&
     for preset in tsan asan-ubsan; do
       cmake --preset $preset && cmake --build --preset $preset -j "$1" --target system -- --quiet || exit 1
-    done' sh "$jobs"
+    done
+    cmake --preset bench && cmake --build --preset bench -j "$1" -- --quiet' sh "$jobs"
   # All of GCC's, also those that are labelled night.
   # shellcheck disable=SC2086 # a list of words
   part ctest $run_tests ctest --preset dev -j "$jobs"

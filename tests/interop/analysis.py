@@ -287,8 +287,7 @@ def one(folder, options, case):
 
 def cases_of(full):
     rows = [("10.0", "pc-q35-10.0", 1, 64, "guest", 0), ("10.0", "pc-i440fx-7.2", 4, 64, "devices", 2),
-            ("10.0", "pc-q35-10.0", 2, 5120, "guest", 0), ("11.1", "pc-q35-10.0", 4, 64, "devices", 2),
-            ("11.1", "pc-i440fx-7.2", 1, 128, "seabios", 0)]
+            ("10.0", "pc-q35-10.0", 2, 5120, "guest", 0), ("11.1", "pc-q35-10.0", 4, 64, "devices", 2)]
     if full:
         machines = [("pc-q35-10.0", 4, 64, "guest", 2), ("pc-i440fx-7.2", 4, 64, "guest", 0),
                     ("pc-i440fx-7.2", 1, 5120, "guest", 2), ("pc-q35-10.0,max-ram-below-4g=1G", 1, 2048, "guest", 0),
