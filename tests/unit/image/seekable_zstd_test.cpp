@@ -367,7 +367,7 @@ TEST_CASE(
 TEST_CASE("A file that was cut, anywhere, is not opened") {
   const Bytes whole = compressed(content(2 * frame_bytes + 100));
   Memory file({});
-  for (std::size_t bytes = 0; bytes < whole.size(); bytes += bytes + 2000 < whole.size() && bytes > 2000 ? 97 : 1) {
+  for (std::size_t bytes = 0; bytes < whole.size(); bytes += bytes + 2000 < whole.size() && bytes > 2000 ? 97u : 1u) {
     file.all.assign(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(bytes));
     const auto image = SeekableZstd::open(file);
     CAPTURE(bytes);
