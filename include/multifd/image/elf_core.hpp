@@ -66,7 +66,8 @@ struct ElfOptions {
     std::vector<std::uint64_t> places;
     for (const PhysicalRange& range : layout.ranges) {
       at = (at + align - 1) / align * align;
-      segments.push_back({PT_LOAD, PF_R | PF_W | PF_X, at, range.address, range.bytes, align});
+      // No alignment: by that, crash tells a core of whole memory from a netdump, where it looks for no KASLR.
+      segments.push_back({PT_LOAD, PF_R | PF_W | PF_X, at, range.address, range.bytes, 0});
       places.push_back(at);
       at += range.bytes;
     }

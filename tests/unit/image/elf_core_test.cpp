@@ -115,6 +115,7 @@ struct Core {
       } else {
         CHECK(le<std::uint32_t>(row, 0) == 1);
         CHECK(load.offset % 4096 == 0);
+        CHECK(le<std::uint64_t>(row, 48) == 0);  // p_align: crash takes a core with one for a netdump
         loads.push_back(load);
       }
     }
