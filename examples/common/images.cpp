@@ -168,7 +168,8 @@ json convert(const ImageFile& from, ImageFormat format, PartFile& to, const Conv
       report["vcpus"] = machine.vcpus.size();
       Result<image::WrittenMemory> written;
       if (format == ImageFormat::elf) {
-        const auto vmcoreinfo = image::find_vmcoreinfo(from.ram(), layout, {.threads = options.threads});
+        const auto vmcoreinfo =
+            image::find_vmcoreinfo(from.ram(), layout, {.vcpus = machine.vcpus, .work = {.threads = options.threads}});
         done(work, vmcoreinfo ? Result<void>{} : std::unexpected(vmcoreinfo.error()));
         report["vmcoreinfo"] = vmcoreinfo->has_value();
         written = image::write_elf_core(

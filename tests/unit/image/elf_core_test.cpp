@@ -379,6 +379,58 @@ TEST_CASE("Of several notes the first is taken, and none that is not well-formed
   CHECK(found->address == (std::uint64_t{4} << 30) + mib);
 }
 
+TEST_CASE("Of several notes that of the kernel which runs is taken") {
+  // The kernel that ran before a reboot, and the one that runs, which lies elsewhere and is mapped elsewhere.
+  const std::string before = "OSRELEASE=5\nPAGESIZE=4096\nSYMBOL(init_uts_ns)=ffffffff82a0c6c0\nNUMBER(phys_base)=0\n";
+  const std::string runs =
+      "OSRELEASE=6\nPAGESIZE=4096\nSYMBOL(init_uts_ns)=ffffffff98a0c6c0\nNUMBER(phys_base)=-369098752\n";
+  constexpr std::uint64_t wanted = 0x18a0c6c0 - 369098752;
+  const auto map = [](Block& ram, std::vector<std::uint64_t> tables, std::uint64_t address, std::uint64_t last) {
+    for (std::size_t i = 0; i < tables.size(); ++i) {
+      const std::size_t shift = 12 + 9 * (tables.size() + (last & 0x80 ? 1 : 0) - 1 - i);
+      wire::store_le(ram.data() + tables[i] + (address >> shift & 511) * 8,
+                     i + 1 < tables.size() ? tables[i + 1] | 1 : last);
+    }
+  };
+  constexpr std::uint64_t symbol = 0xffffffff98a0c6c0, large = 0x80, paging = 1ull << 31, pae = 1 << 5, la57 = 1 << 12;
+  // Three levels down to a page of 2 MiB; one more down to 4 KiB; from five levels.
+  struct Way {
+    std::vector<std::uint64_t> tables;
+    std::uint64_t last, cr4;
+  };
+  for (const Way& way : {Way{{mib, mib + 2 * page, mib + 3 * page}, (wanted & ~(2 * mib - 1)) | large | 1, pae},
+                         Way{{mib, mib + 2 * page, mib + 3 * page, mib + 4 * page}, (wanted & ~(page - 1)) | 1, pae},
+                         Way{{mib, mib + 2 * page, mib + 3 * page, mib + 4 * page},
+                             (wanted & ~(2 * mib - 1)) | large | 1,
+                             pae | la57}}) {
+    CAPTURE(way.tables.size());
+    const Saved guest(16 * mib, [&](Block& ram) {
+      plant(ram, 5 * mib, before);
+      plant(ram, 9 * mib, runs);
+      plant(ram, 10 * mib, runs);  // a program has read it
+      map(ram, way.tables, symbol, way.last);
+    });
+    const PhysicalLayout layout = guest.layout(16 * mib);
+    VcpuRegisters vcpu;
+    vcpu.cr = {paging, 0, 0, mib, way.cr4};
+    VcpuRegisters in_program = vcpu;  // by tables without a kernel, right behind those with one
+    in_program.cr[3] = mib + page;
+    VcpuRegisters starting = vcpu;
+    starting.cr[0] = 0;
+    VcpuRegisters elsewhere = vcpu;
+    elsewhere.cr[3] = 0xfffffffffffff000;
+    const auto of = [&](std::vector<VcpuRegisters> vcpus) {
+      return need(image::find_vmcoreinfo(*guest.reader, layout, {.vcpus = vcpus})).value();
+    };
+    CHECK(of({vcpu}).address == 9 * mib);
+    CHECK(of({vcpu}).text == runs);
+    CHECK(of({starting, elsewhere, vcpu}).text == runs);
+    CHECK(of({}).text == before);
+    CHECK(of({starting, elsewhere}).text == before);
+    CHECK(of({in_program}).text == runs);
+  }
+}
+
 TEST_CASE("Memory full of headers costs no more than their number") {
   const Saved guest(8 * mib, [](Block& ram) {
     for (std::size_t at = mib; at + 64 < ram.size(); at += 36) plant(ram, at, "OSRELEASE=", Header{.size = 65536});
