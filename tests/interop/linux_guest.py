@@ -7,7 +7,8 @@ No part of CI: it takes Debian 12's kernel (71 MB), its symbols (859 MB, of whic
 drgn from the mirror that apt on this machine uses, and unpacks them below build/linux-guest without installing anything.
 linux_init.c is all that runs in the guest. Equal must be: the core's VMCOREINFO and what the guest reads in /proc/kcore; the
 note in memory, at the address that /sys/kernel/vmcoreinfo tells; memory and `pmemsave`; registers and `info registers`; QEMU's
-notes and those of `dump-guest-memory`; processes and what the guest has started. KASLR is on.
+notes and those of `dump-guest-memory`; processes and what the guest has started. KASLR is on,
+and in front of the kernel lies a note that another one has left.
 """
 
 import os
@@ -22,11 +23,15 @@ from pathlib import Path
 
 import analysis
 from cases import arguments, exit_with, run, timed, told_by
-from lab import ROOT, SKIPPED, Qemu
+from lab import MIB, ROOT, SKIPPED, Qemu
 from processes import Folder, LabError, Program, wait_for
 
 KERNEL = "linux-image-amd64"  # not the cloud's: without AMD_MEM_ENCRYPT crash ends in a stack of 0 bytes
 BOOTS = 240  # seconds, at most, under TCG
+# What a kernel before may have left, where Linux takes memory last: a whole note, in front of the one of the kernel that runs.
+LEFT_AT = 12 * MIB
+LEFT = analysis.vmcoreinfo_note(b"OSRELEASE=5.10.0\nPAGESIZE=4096\nSYMBOL(init_uts_ns)=ffffffff82a13580\n"
+                                b"NUMBER(phys_base)=0\nKERNELOFFSET=0\n")
 HERE = Path(__file__).resolve().parent
 
 
@@ -148,6 +153,11 @@ def initramfs(folder):
     return image
 
 
+def leave_note(file):
+    file.seek(LEFT_AT)
+    file.write(LEFT)
+
+
 class Linux(Qemu):
     """A Linux in QEMU. QEMU's wrapper shows it only /tmp, so that the kernel is copied there."""
 
@@ -155,9 +165,10 @@ class Linux(Qemu):
         self.began = 0
         image = folder.path / "vmlinuz"
         shutil.copyfile(kernel, image)
-        super().__init__(folder, case["qemu"], case["machine"], ram_mib=case["mib"], paused=False, accel="tcg", extra=[
-            "-bios", "bios-256k.bin", "-cpu", case["cpu"], "-smp", str(case["vcpus"]), "-kernel", image,
-            "-initrd", initramfs(folder), "-append", "console=ttyS0 quiet"])
+        extra = ["-bios", "bios-256k.bin", "-cpu", case["cpu"], "-smp", str(case["vcpus"]), "-kernel", image,
+                 "-initrd", initramfs(folder), "-append", "console=ttyS0 quiet"]
+        super().__init__(folder, case["qemu"], case["machine"], ram_mib=case["mib"], paused=False, accel="tcg",
+                         fill=leave_note, extra=extra)
 
     def said(self):
         """What the guest's program has said since the last boot."""
@@ -209,6 +220,8 @@ def compare_vmcoreinfo(guest, core):
         raise LabError(f"the guest has another note in memory than in /proc/kcore: {note[:64].hex()}")
     if core.memory(address, size) != note:
         raise LabError(f"the core has another note at {address:#x}")
+    if core.memory(LEFT_AT, len(LEFT)) != LEFT:
+        raise LabError("Linux has overwritten the note of a kernel before: nothing is tested by it")
     offset = int(re.search(rb"^KERNELOFFSET=([0-9a-f]+)$", text, re.M)[1], 16)
     if offset == 0:
         raise LabError("KASLR moved nothing")
