@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 MACHINE = "AMD-EPYC.gcc-12.2.0.2026-11-22"
 COMMIT = "5c458cc"  # of what is not another's
-IMAGES = "58f8722.AMD-EPYC.gcc-12.2.0.2026-11-30"
+IMAGES = "90b66ab.AMD-EPYC.gcc-12.2.0.2026-11-30"
 CODEC, COLD, OLDER = "ba92cfb", "80a25d0", "6364f99"
 
 MARK = re.compile(r"(<!-- figures: (\w+), made by benchmarks/figures\.py -->\n)(.*?)(<!-- figures: end -->\n)", re.S)

@@ -12,7 +12,7 @@ restore   that file, QEMU's own, into memory. qemu: -incoming defer, from migrat
           devices, which a paused guest of this kind has few of. ours: load_ram(), from opening the file to the last page; checked
           against the data behind the measured stretch. "fresh": anonymous memory that nobody has touched, huge pages asked for by
           both; "touched": written to before (QEMU: prealloc=on), and zero again. QEMU 10.0 leaves pages that are zero in the file as
-          they are; "clearing" is load_ram() with MemoryBefore::anything, which looks at these, too.
+          they are; "clearing" is load_ram() with DestinationMemory::unknown, which looks at these, too.
 cold      the same from a disk, with nothing of the file in the page cache, into fresh memory, of guest-like data: a third zero
           pages, a third text, a third programs and libraries of this machine. Raw: QEMU and ours; compressed (mapped-ram-zst): ours;
           and the files' sizes. Drops the machine's caches: needs root.
