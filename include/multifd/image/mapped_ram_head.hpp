@@ -78,6 +78,7 @@ class MappedRamHead {
     style.mapped_ram = true;
     writer_ = std::make_unique<qemu::MainStreamWriter<FileStream>>(*link_, style);
     blocks_.assign(blocks.begin(), blocks.end());
+    MULTIFD_TRY(file_->resize(link_->position()));  // what an older file holds takes no room, as QEMU does it
     MULTIFD_TRY(writer_->begin_stream(what));
     MULTIFD_TRY(writer_->begin_ram(blocks_));
     for (qemu::BlockInfo& block : blocks_) {

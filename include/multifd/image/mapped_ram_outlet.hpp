@@ -68,7 +68,7 @@ class MappedRamPlaces {
     return (word >> page % 64 & 1) != 0;
   }
 
-  /// Writes all bitmaps. Zeros stay a hole. Errors: errno of pwrite().
+  /// Writes all bitmaps. Zeros stay a hole, and replace what a device, or an older file, holds there. Errors: errno of pwrite().
   [[nodiscard]] Result<void> write_bitmaps() noexcept {
     for (const Block& block : blocks_) {
       std::array<std::byte, 4096> bytes;
@@ -80,8 +80,12 @@ class MappedRamPlaces {
           any |= bits;
           wire::store_le(&bytes[i * 8], bits);
         }
-        if (any == 0) continue;
-        MULTIFD_TRY(file_.write(block.bitmap_offset + word * 8, std::span(bytes).first(count * 8)));
+        const std::uint64_t place = block.bitmap_offset + word * 8;
+        if (any == 0) {
+          MULTIFD_TRY_ASSIGN(const Extent data, file_.next_data(place));
+          if (data.bytes == 0 || data.offset >= place + count * 8) continue;
+        }
+        MULTIFD_TRY(file_.write(place, std::span(bytes).first(count * 8)));
       }
     }
     return {};

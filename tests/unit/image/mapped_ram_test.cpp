@@ -185,6 +185,41 @@ TEST_CASE("mapped-ram: zero pages are holes, also those that were pages in an ea
   CHECK(memory == guest.memory);
 }
 
+TEST_CASE("mapped-ram: of an older image in the same file nothing is left") {
+  constexpr std::size_t pages = 40000;  // a bitmap of more than one piece
+  GuestRam guest(pages);
+  image::File file = image_file();
+  for (const bool again : {false, true}) {
+    if (again)
+      for (std::size_t page = 1; page < pages; ++page) std::memset(guest.memory.page(page, 4096).data(), 0, 4096);
+    auto writer = need(MappedRamWriter<>::open(file, guest.map, {.machine_type = machine}));
+    queue_all(writer, guest.map);
+    end(writer);
+  }
+  CHECK(disk_bytes(file) <= 64 * 4096);
+  std::uint64_t stored = 0;
+  need(need(MappedRamReader::open(file)).for_each_run(0, [&](std::uint64_t, std::uint64_t bytes) -> Result<void> {
+    stored += bytes / 4096;
+    return {};
+  }));
+  CHECK(stored == 1);
+}
+
+TEST_CASE("mapped-ram: bitmaps replace what cannot be cut off, as on a device") {
+  GuestRam guest(200000, std::byte{});
+  image::File file = image_file();
+  image::MappedRamHead head = need(
+      image::MappedRamHead::create(file, {.machine_type = machine}, need(qemu::announced_blocks(guest.map)), 4096));
+  const qemu::BlockInfo& block = head.blocks()[0];
+  const std::vector<std::byte> ones(wire::mapped_ram_bitmap_bytes(200000), std::byte{0xff});
+  need(file.write(block.bitmap_offset, ones));
+  auto places = need(image::MappedRamPlaces::create(file, head.blocks(), 4096, 1));
+  need(places->write_bitmaps());
+  std::vector<std::byte> bitmap(ones.size());
+  need(file.read(block.bitmap_offset, bitmap));
+  CHECK(std::ranges::all_of(bitmap, [](std::byte byte) { return byte == std::byte{}; }));
+}
+
 TEST_CASE("mapped-ram: a guest that writes all the time is saved as it stands at the end") {
   constexpr std::size_t pages = 3000;
   GuestRam guest(pages, std::byte{});
