@@ -44,8 +44,7 @@ sys.path[:0] = [str(ROOT / "tests/interop"), str(ROOT / "benchmarks/qemu")]
 from lab import MIB, PAGE, Guest, Qemu, find_qemu  # noqa: E402
 from memory import fill_quickly  # noqa: E402
 from processes import Folder, LabError, Process, Program  # noqa: E402
-from qmp import Qmp  # noqa: E402
-from side_by_side import warm_host  # noqa: E402
+from side_by_side import BenchQemu, warm_host  # noqa: E402
 
 MACHINE = "pc-i440fx-10.0"
 CHANNELS = 2
@@ -117,22 +116,8 @@ def guest_like(path, total):
 # ---- QEMU ------------------------------------------------------------------------------------------------------------
 
 
-class PausedQemu(Qemu):
-    """A paused QEMU without devices whose main memory is `memory`, the middle of an -object option."""
-
-    def __init__(self, folder, binary, total, memory, incoming=False):
-        self.binary = binary
-        monitor = folder.new("qmp")
-        Process.__init__(self, folder, f"qemu-{'destination' if incoming else 'source'}", [
-            binary.command, "-accel", "tcg", "-machine", f"{MACHINE},memory-backend=ram0", "-m", f"{total >> 20}M",
-            "-object", f"{memory},id=ram0,size={total}", "-S", "-nodefaults", "-no-user-config", "-display", "none",
-            "-vga", "none", "-nic", "none", "-qmp", f"unix:{monitor},server=on,wait=off",
-            *(["-incoming", "defer"] if incoming else [])])
-        try:
-            self.qmp = Qmp(monitor, self, limit=120)
-        except BaseException:
-            self.kill()
-            raise
+class PausedQemu(BenchQemu):
+    """One that saves and loads files."""
 
     def mapped_ram(self, direct_io=False):
         self.configure(channels=CHANNELS, capabilities={"mapped-ram": True}, **{"direct-io": direct_io})
@@ -173,7 +158,7 @@ class Bench:
 
     def qemu_save(self, data, image):
         Path(image).unlink(missing_ok=True)
-        with PausedQemu(self.folder, self.binary, self.total,
+        with PausedQemu(self.folder, self.binary, MACHINE, self.total,
                         f"memory-backend-file,mem-path={data},share=on,prealloc=on") as qemu:
             qemu.mapped_ram()
             warm_host(self.total * 3 // 2)
@@ -181,7 +166,7 @@ class Bench:
             return qemu.wait_migration("completed", 120)["total-time"] / 1000
 
     def qemu_load(self, image, touched=False, before=lambda: None, direct_io=False):
-        with PausedQemu(self.folder, self.binary, self.total,
+        with PausedQemu(self.folder, self.binary, MACHINE, self.total,
                         f"memory-backend-ram,prealloc={'on' if touched else 'off'}", incoming=True) as qemu:
             qemu.mapped_ram(direct_io)
             before()
