@@ -21,6 +21,10 @@ RESULTS = ROOT / "benchmarks/results"
 MACHINE = "AMD-EPYC.gcc-12.2.0.2026-11-22"
 COMMIT = "5c458cc"  # of what is not another's
 IMAGES = "90b66ab.AMD-EPYC.gcc-12.2.0.2026-11-30"
+POSTCOPY = "e6d97c3.AMD-EPYC.gcc-12.2.0.2026-11-30.postcopy.json"
+LAZY_RESTORE = "f3bf51e.AMD-EPYC.gcc-12.2.0.2026-11-30.lazy_restore.json"
+PATHS = "4d8d21c.AMD-EPYC.gcc-12.2.0.2026-11-30.paths.json"
+HYBRID = "62b3c43.AMD-EPYC.gcc-12.2.0.2026-11-30.hybrid.json"
 CODEC, COLD, OLDER = "ba92cfb", "80a25d0", "6364f99"
 
 MARK = re.compile(r"(<!-- figures: (\w+), made by benchmarks/figures\.py -->\n)(.*?)(<!-- figures: end -->\n)", re.S)
@@ -308,6 +312,70 @@ def images():
                       "" if way in ("QEMU", "nothing") else times(row["ratio"]), times(row["goal"]) if row["goal"] else ""])
         before = part
     return table(["what", "way", "time", "times QEMU", "goal"], lines) + source(f"{IMAGES}.images.txt", f"{IMAGES}.images.json")
+
+
+def median(values, digits):
+    return f"{statistics.median(values):.{digits}f} ({spread(values, digits)})"
+
+
+def postcopy():
+    samples = read(POSTCOPY)["samples"]
+    p99 = {way: statistics.median(run["p99_us"] for run in runs) for way, runs in samples.items()}
+    labels = {"floor": "multifd, nothing in the background", "qemu": "QEMU 11.1, postcopy-preempt", "qemu-plain": "QEMU 11.1, without preempt"}
+    lines = []
+    for way, runs in samples.items():
+        channels, _, lane = way.partition(" ")
+        label = labels.get(way) or f"multifd, {channels} in the background, {'urgent lane' if lane == 'on' else 'no lane'}"
+        lines.append([label, *(median([run[key] for run in runs], 0) for key in ("p50_us", "p99_us", "p999_us")),
+                      times(p99[way] / p99["floor"]), times(p99["qemu"] / p99[way]), median([run["seconds"] for run in runs], 1)])
+    return table(["way, page connections", "p50, us", "p99, us", "p99.9, us", "p99 / floor's", "QEMU's p99 / it", "all pages, s"], lines) + source(
+        POSTCOPY, by="python3 benchmarks/postcopy.py --build build/bench")
+
+
+def lazy_restore():
+    lines, loops, loads = [], {}, {}
+    for row in read(LAZY_RESTORE)["rows"]:
+        image, way = row["image"], row["way"]
+        if way == "full load":
+            loads[image] = row["first"]
+        if way == "eager loop":
+            loops[image] = row["seconds"]
+        lazy = way.startswith("lazy")
+        lines.append([image, way, median([1000 * run["first"] for run in row["samples"]], 1), median([run["seconds"] for run in row["samples"]], 2),
+                      times(loads[image] / row["first"]) if lazy else "", times(loops[image] / row["seconds"]) if lazy else ""])
+    return table(["image", "way", "first page, ms", "all pages, s", "sooner than the full load", "speed / eager loop's"], lines) + source(LAZY_RESTORE)
+
+
+def hybrid():
+    lines = []
+    for guest, ways in read(HYBRID)["samples"].items():
+        for way, runs in ways.items():
+            good = [run for run in runs if "error" not in run]
+            lines.append([guest, way, *(median([run[key] for run in good], digits) if good else "" for key, digits in
+                                        (("downtime_ms", 0), ("seconds", 1))), f"{len(good)} of {len(runs)}"])
+    return table(["guest", "way", "stands still, ms", "all, s", "migrated"], lines) + source(HYBRID)
+
+
+def paths():
+    samples = read(PATHS)["samples"]
+    rate = {way: statistics.median(run["mb_per_s"] for run in runs) for way, runs in samples.items()}
+    lines = []
+    for way, runs in samples.items():
+        kind = "qemu: " if way.startswith("qemu: ") else ""
+        one, slow = rate[f"{kind}one 1 Gbit"], rate[f"{kind}one 300 Mbit"]
+        plain = way.removeprefix(kind)
+        sides = ("QEMU 10.0, `qemu_relay`, QEMU 10.0" if kind else "`ram_send`, `ram_receive`")
+        against = (f"{rate[way] / one:.2f}x the first alone" if plain.endswith("1 + 1 Gbit") else
+                   f"{100 * rate[way] / (one + slow):.1f} % of the sum" if "+" in plain else "")
+        carried = " and ".join(f"{statistics.median(run['interfaces'][i] for run in runs) / 1e6:.0f}" for i in range(2))
+        lines.append([sides, plain, median([run["mb_per_s"] for run in runs], 1), carried, against])
+    return table(["programs", "networks", "MB/s", "interfaces carried, MB", "against"], lines) + source(PATHS)
+
+
+def path_caps():
+    runs = read(PATHS)["caps"]
+    lines = [[what, *(median([100 * run[what][key] for run in runs], 2) for key in ("interface", "path"))] for what in runs[0]]
+    return table(["path, cap", "% of it at the interface", "as the path counts"], lines) + source(PATHS)
 
 
 def readme():

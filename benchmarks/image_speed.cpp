@@ -24,33 +24,11 @@
 #include <string>
 #include <vector>
 
+#include "memory_and_files.hpp"
+
 using namespace multifd;
 
 namespace {
-
-template <class T>
-T need(Result<T> result, const std::string& what) {
-  if (!result) throw std::runtime_error(what + ": " + describe(result.error()));
-  if constexpr (!std::is_void_v<T>) return std::move(*result);
-}
-
-image::File open_file(const std::string& path, int flags) {
-  const int fd = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
-  if (fd < 0) throw std::runtime_error(path + ": " + std::strerror(errno));
-  return need(image::File::adopt(fd), path);
-}
-
-struct Unmap {
-  std::size_t bytes;
-  void operator()(std::byte* memory) const noexcept { ::munmap(memory, bytes); }
-};
-using Memory = std::unique_ptr<std::byte[], Unmap>;
-
-Memory map(std::size_t bytes, int protection, int flags, int fd = -1) {
-  void* const memory = ::mmap(nullptr, bytes, protection, flags, fd, 0);
-  if (memory == MAP_FAILED) throw std::runtime_error(std::string("mmap: ") + std::strerror(errno));
-  return Memory(static_cast<std::byte*>(memory), Unmap{bytes});
-}
 
 /// What the measured stretch took.
 class Stretch {

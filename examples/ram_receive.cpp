@@ -17,6 +17,7 @@
 
 #include "common/limits.hpp"
 #include "common/mapping.hpp"
+#include "common/paths.hpp"
 #include "common/program.hpp"
 #include "common/progress.hpp"
 #include "common/reasons.hpp"
@@ -41,11 +42,13 @@ struct Settings {
   bool populate_ahead = false;
   std::uint64_t size = 0;
   std::uint64_t socket_buffer = 0;
+  bool mptcp = false;
   unsigned channels = 0;
   std::string compression;
   std::string json_path;
   program::TimeLimits limits;
   program::Tls tls;
+  program::ResumeOptions resume;
 };
 
 /// The memory to receive into. A file's name is reserved from the start.
@@ -226,6 +229,7 @@ Outcome receive(const Settings& settings, Listener& listener, Target& target, co
       .max_ram_bytes = std::uint64_t{1} << 62,  // prepare() has a limit of its own, and a text for it
       .into = {.destination = DestinationMemory::zeroed,
                .populate = settings.populate_ahead ? Populate::ahead : Populate::off},
+      .resume = {.path_timeout = settings.resume.options().path_timeout, .timeout = settings.resume.options().timeout},
       .accept_timeout = settings.limits.accept,
       .hello_timeout = settings.limits.hello,
       .progress_timeout = settings.limits.progress,
@@ -270,6 +274,7 @@ int run(const Settings& settings) {
     Target target(settings, interrupt);
     SocketOptions socket = settings.limits.socket();
     socket.send_buffer_bytes = socket.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
+    socket.mptcp = settings.mptcp;
     program::tell_of_smaller_buffers(SO_RCVBUF, settings.socket_buffer);
     const Address address = program::address_of(settings.listen, "--listen");
     auto listener = need(Listener::listen(address, multifd::max_channels + 1u, socket), "listen on " + settings.listen);
@@ -321,12 +326,14 @@ int main(int argc, char** argv) {
   program::add_size(app, "--socket-buffer", settings.socket_buffer,
                     "SO_RCVBUF of what connects (0: the kernel's choice); net.core.rmem_max at most")
       ->check(CLI::Range(0u, 1u << 30));
+  app.add_flag("--mptcp", settings.mptcp, "Take MPTCP connections as such; plain ones come in all the same");
   app.add_option("--channels", settings.channels, "Insist on that many channels (0: whatever the sender announces)")
       ->check(CLI::Range(0u, multifd::max_channels))
       ->capture_default_str();
   app.add_option("--compression", settings.compression, "Insist on a method (default: whatever the sender announces)")
       ->check(CLI::IsMember(program::compressor_names()));
   settings.limits.add_to_receiver(app);
+  settings.resume.add_limits_to(app);
   settings.tls.add_to(app, program::TlsSide::server);
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   return program::run(app, argc, argv, [&] {

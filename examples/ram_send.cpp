@@ -4,6 +4,7 @@
 // ram_receive in another process.
 #include <fmt/format.h>
 
+#include <signal.h>
 #include <sys/socket.h>
 #include <CLI/CLI.hpp>
 #include <multifd/migrate/dirty/dirty_hooks.hpp>
@@ -18,6 +19,7 @@
 
 #include "common/limits.hpp"
 #include "common/mapping.hpp"
+#include "common/paths.hpp"
 #include "common/program.hpp"
 #include "common/progress.hpp"
 #include "common/reasons.hpp"
@@ -46,6 +48,8 @@ struct Settings {
   std::uint64_t socket_buffer = 0;
   bool list_kernels = false;
   std::string json_path;
+  program::PathOptions paths;
+  program::ResumeOptions resume;
   program::StackOptions stack;
   program::TimeLimits limits;
   program::Tls tls;
@@ -145,6 +149,8 @@ struct Outcome {
   MigrationReport report;
   program::Spent spent;  ///< up to the last page
   std::string cipher;
+  std::vector<PathProgress> paths;
+  LostConnections lost;
 };
 
 /// What migrate_to() has failed with.
@@ -162,39 +168,43 @@ Failure failure_of(const Error& error, const FileGuest& guest, const program::Re
   return failure;
 }
 
-Outcome send(const Settings& settings, const Address& address, FileGuest& guest, program::Reasons& reasons,
+Outcome send(const Settings& settings, program::PathLog& log, FileGuest& guest, program::Reasons& reasons,
              std::uint64_t ram_bytes, const Interrupt& interrupt) {
-  const SocketOptions of_main = settings.limits.socket(&interrupt);
-  SocketOptions of_channels = of_main;
-  of_channels.send_buffer_bytes = of_channels.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
   Migration migration = need(Migration::create());
   const program::OnInterrupt cancel(interrupt, [&] { migration.cancel(); });
+  const program::OnSignal resume(SIGUSR1, [&] { migration.resume(); });
 
   const program::Meter meter;
   Outcome outcome;
-  auto plain_main = need(connect_to(address, of_main), "connect to " + to_string(address));
-  program::Link main =
-      need(settings.tls.secure(std::move(plain_main), interrupt, settings.limits.connect), "main connection");
-  outcome.cipher = main.cipher();
-  auto plain = need(connect_channels(address, settings.stack.channels, of_channels), "connect the channels");
-  SourceLinks<program::Link> links{std::move(main),
-                                   need(settings.tls.secure(std::move(plain), interrupt, settings.limits.connect))};
+  program::Securing securing(settings.tls, settings.limits.connect);
   guest.progress = std::make_unique<program::Progress>(
       [&] { return snapshot_of(migration.progress(), ram_bytes, settings.page_size); }, settings.limits.hint);
   SourceOptions options = settings.stack.for_migration();
   options.converge.rule = FixedRounds(settings.rounds);  // ends when nothing is dirty any more
   options.answer_timeout = options.load_timeout = settings.limits.result;
   options.progress_timeout = settings.limits.progress;
+  options.connect_timeout = settings.limits.connect;
+  options.sockets = settings.limits.socket();
+  options.sockets.send_buffer_bytes = options.sockets.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
+  options.insist_on_paths = settings.paths.insist();
+  options.resume = settings.resume.options();
+  options.on_path = log.hook();
   options.on_event = [&](const Event& event) {
     if (event.kind == EventKind::status && event.progress.status == MigrationStatus::device)
       outcome.spent = meter.spent();
   };
   options.reason = [&](const Error& error) { return reasons.text(error); };
   options.migration = &migration;
-  auto done = migrate_to<program::Stacks>(guest, std::move(links), options);
+  auto done = migrate_to<program::Stacks>(guest, settings.paths.paths(), options, securing.function());
   guest.progress.reset();
+  if (!done && (done.error().stage == Stage::connect || done.error().stage == Stage::handshake) &&
+      done.error().code != Errc::session_lost)
+    throw Failure(done.error(), settings.paths.given() ? settings.paths.name() : "connect to " + settings.paths.text());
   if (!done) throw failure_of(done.error(), guest, reasons, migration, settings);
   outcome.report = std::move(*done);
+  outcome.cipher = securing.cipher();
+  outcome.paths = migration.paths();
+  outcome.lost = migration.progress().lost;
   return outcome;
 }
 
@@ -215,8 +225,8 @@ int run(const Settings& settings) {
     program::Reasons reasons;
     FileGuest guest(settings, file, reasons);
     const std::uint64_t ram_bytes = file.bytes().size() * settings.rounds;
-    const Outcome outcome =
-        send(settings, program::address_of(settings.connect, "--connect"), guest, reasons, ram_bytes, interrupt);
+    program::PathLog log(settings.paths, "receiver");
+    const Outcome outcome = send(settings, log, guest, reasons, ram_bytes, interrupt);
 
     const SenderStats& stats = outcome.report.stats;
     json report = program::report(outcome.spent.seconds, ram_bytes, stats.zero_on_main, stats.channels);
@@ -226,15 +236,16 @@ int run(const Settings& settings) {
     report["bounded_by"] = to_string(outcome.report.rounds.at(settings.rounds - 1).bound);
     report["tls_cipher"] = program::text_or_null(outcome.cipher);
     report["producer_waits"] = stats.producer_waits;
+    log.add_to(report, outcome.paths, outcome.lost);
     if (settings.json_path != "-") {
       const ChannelStats sum = total(stats.channels);
       program::say(
           "sent {} in {:.2f} s over {} channels: {:.2f} GiB/s, {} normal and {} zero pages, {} on the wire, "
-          "bounded by {}; digest {} verified{}\n",
-          program::format_bytes(static_cast<double>(ram_bytes)), outcome.spent.seconds, settings.stack.channels,
+          "bounded by {}; digest {} verified{}{}\n",
+          program::format_bytes(static_cast<double>(ram_bytes)), outcome.spent.seconds, stats.channels.size(),
           report["gib_per_s"].get<double>(), sum.normal_pages, sum.zero_pages + stats.zero_on_main,
           program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>(),
-          guest.digest(), program::cipher_note(outcome.cipher));
+          guest.digest(), program::cipher_note(outcome.cipher), log.note(outcome.paths, outcome.lost));
     }
     json_file.write(report);
     return program::exit_done;
@@ -265,11 +276,14 @@ int list_kernels() {
 int main(int argc, char** argv) {
   Settings settings;
   CLI::App app("Sends a file as one RAM block to ram_receive over many channels.", "ram_send");
-  app.add_option("--connect", settings.connect, "Where ram_receive listens: tcp:HOST:PORT or unix:PATH (needed)");
+  app.add_option("--connect", settings.connect,
+                 "Where ram_receive listens: tcp:HOST:PORT or unix:PATH (needed, or --path)");
   app.add_option("--file", settings.file, "The bytes to send (needed)");
   program::add_size(app, "--size", settings.size, "Send only that much from the start of the file (0: all)");
   program::add_size(app, "--page-size", settings.page_size, "Bytes per page, 1024 to 65536");
   settings.stack.add_to(app);
+  settings.paths.add_to(app);
+  settings.resume.add_to(app);
   std::vector<std::string> peers;
   for (const PeerProfile& profile : peer_profiles) peers.emplace_back(profile.name);
   app.add_option("--peer", settings.peer, "What the receiver can do")
@@ -293,7 +307,9 @@ int main(int argc, char** argv) {
   return program::run(app, argc, argv, [&] {
     if (settings.list_kernels) return list_kernels();
     if (peers_asked) return list_peers();
-    if (settings.connect.empty() || settings.file.empty()) throw program::Usage("--connect and --file are needed");
+    if ((settings.connect.empty() && !settings.paths.given()) || settings.file.empty())
+      throw program::Usage("--connect (or --path) and --file are needed");
+    settings.paths.read(settings.connect, settings.stack.channels);
     settings.stack.peer = need(find_peer_profile(settings.peer));
     if (settings.digest && !settings.stack.peer.digests)
       throw program::Usage("--digest with --peer " + settings.peer + ": that peer does not verify digests");
@@ -303,7 +319,7 @@ int main(int argc, char** argv) {
     // What the channels carry is what that generation reads; the main connection leads to ram_receive all the same.
     settings.stack.peer.digests = true;
     settings.stack.peer.sync_style = peer_multifd.sync_style;
-    settings.tls.prepare(program::address_of(settings.connect, "--connect"));
+    settings.tls.prepare(settings.paths.address());
     return run(settings);
   });
 }

@@ -30,6 +30,8 @@ set(table [[
 7  peer_profile.hpp     0-3
 7  format/              0-3 +
 8  compress/            0-1 7 +
+8  transport/capped.hpp 0-1 6 8
+8  transport/connect_paths.hpp 0-4 8
 8  transport/           0-1 +
 9  packets/             0-8 +
 9  qemu/                0-3 7-8 +
@@ -40,6 +42,7 @@ set(table [[
 11 stack.hpp            0-1
 11 image/               0-10 +
 12 any.hpp              0-11
+12 postcopy/            0-11 +
 13 migrate/             0-12 +
 14 multifd.hpp          0-12
 14 testing/             0-13 +

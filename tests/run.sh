@@ -42,7 +42,7 @@ install_packages $packages || exit 1
 
 # The interop tests' peers. What cannot be had skips its tests, which the end of the output says.
 install_packages qemu-system-x86 python3 mmdebstrap || echo "==== without QEMU: interop tests will be skipped" >&2
-install_packages iproute2 || echo "==== without iproute2: programs.network will be skipped" >&2
+install_packages iproute2 || echo "==== without iproute2: programs.network and programs.paths will be skipped" >&2
 export MULTIFD_QEMU10="${MULTIFD_QEMU10:-$PWD/build/qemu-10.0}"
 export MULTIFD_QEMU11="${MULTIFD_QEMU11:-$PWD/build/qemu-11.1}"
 # Beside the builds: they come over the network, half a minute each.
@@ -256,8 +256,8 @@ night() {
   # 500 cancels and 500 losses of whole migrations, and one side killed or stopped at an operation of its links.
   for preset in dev asan-ubsan; do
     # shellcheck disable=SC2086 # a list of words
-    part "moments-$preset" $run_tests env "MULTIFD_MOMENTS=${MULTIFD_MOMENTS:-500}" "MULTIFD_KILLS=${MULTIFD_KILLS:-500}" \
-      "build/$preset/tests/system" '--source-file=*/migrate_moments_test.cpp,*/migrate_kill_test.cpp'
+    part "moments-$preset" $run_tests env "MULTIFD_MOMENTS=${MULTIFD_MOMENTS:-500}" "MULTIFD_CUTS=${MULTIFD_CUTS:-200}" "MULTIFD_KILLS=${MULTIFD_KILLS:-500}" \
+      "build/$preset/tests/system" '--source-file=*/migrate_moments_test.cpp,*/migrate_kill_test.cpp,*/migrate_postcopy_*_test.cpp'
   done
   part kill python3 -B tests/programs/kill.py build/dev/examples "${MULTIFD_KILLS:-100}"
   part guests python3 -B tests/programs/guests.py build/dev/examples "${MULTIFD_KILLS:-500}"
@@ -298,13 +298,13 @@ if [ "$quick" = no ]; then
   # so they are also where the other compiler's values are looked at.
   # GCC's values of these are the night's.
   dear="contract fault fuzz golden property system unit_basics unit_compress unit_ends unit_engine unit_format unit_image
-    unit_memory unit_packets unit_qemu unit_stack unit_transport unit_zero"
+    unit_memory unit_packets unit_postcopy unit_qemu unit_stack unit_transport unit_zero"
   # shellcheck disable=SC2086 # a list of words
   stage asan-ubsan build_and_test asan-ubsan only $dear
   # shellcheck disable=SC2086 # a list of words
   dev_left_out=$(echo $dear unit_migrate | tr ' ' ';' | sed 's/unit_/unit\//g') # tsan runs that one
   # The rooms that threads share.
-  stage tsan build_and_test tsan only system property stress unit_ends unit_engine unit_image unit_memory unit_migrate unit_packets unit_transport
+  stage tsan build_and_test tsan only system property stress unit_ends unit_engine unit_image unit_memory unit_migrate unit_packets unit_postcopy unit_transport
   stage messages-clang messages # of wrong policies
 fi
 

@@ -2,7 +2,8 @@
 #include "common/out_memory.hpp"
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
+
+#include "multifd/memory/main_memory.hpp"
 
 namespace program {
 
@@ -26,16 +27,9 @@ CLI::Option* add_out_memory(CLI::App& app, const std::string& name, std::string&
 OutMemory out_memory_of(const std::string& memory) { return memory == "fresh" ? OutMemory::fresh : OutMemory::unknown; }
 
 std::vector<bool> fresh_blocks(const multifd::RamMap& ram, OutMemory memory) {
-  constexpr std::uint64_t largest_firmware = 64 * 1024 * 1024;  // the flashes of arm's virt
-  std::uint64_t largest = 0;
-  for (const RamBlock& block : ram.blocks()) largest = std::max(largest, block.bytes);
-  // As large as another block, or a flash by its name: then size does not tell which one is main memory.
-  const bool alone = std::ranges::count(ram.blocks(), largest, &RamBlock::bytes) == 1;
-  const auto is_main = [&](const RamBlock& block) {
-    return block.bytes > largest_firmware || (alone && block.bytes == largest && !block.idstr.contains("flash"));
-  };
+  const multifd::MainMemory main_memory(ram.blocks(), &RamBlock::bytes);
   std::vector<bool> fresh;
-  for (const RamBlock& block : ram.blocks()) fresh.push_back(memory == OutMemory::fresh && is_main(block));
+  for (const RamBlock& block : ram.blocks()) fresh.push_back(memory == OutMemory::fresh && main_memory.holds(block));
   return fresh;
 }
 

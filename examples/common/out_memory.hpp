@@ -23,9 +23,7 @@ enum class OutMemory : std::uint8_t {
 CLI::Option* add_out_memory(CLI::App& app, const std::string& name, std::string& memory, const std::string& effect);
 OutMemory out_memory_of(const std::string& memory);
 
-/// Which blocks count as zero at the destination if the user says so about main memory: all blocks over 64 MiB, and a
-/// smaller one only if it is larger than every other block and its name is no flash's. ROMs and firmware are never
-/// fresh: the flashes of arm's virt have 64 MiB, which may be as much as the guest's memory.
+/// Which blocks count as zero at the destination if the user says so: multifd::MainMemory. ROMs and firmware never do.
 std::vector<bool> fresh_blocks(const multifd::RamMap& ram, OutMemory memory);
 
 }  // namespace program

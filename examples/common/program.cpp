@@ -200,7 +200,9 @@ const multifd::Interrupt& catch_signals() {
     sigaddset(&signals, signal);
     std::signal(signal, SIG_DFL);  // a shell starts what is to run in the background with SIGINT ignored
   }
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  sigset_t blocked = signals;
+  sigaddset(&blocked, SIGUSR1);  // for OnSignal
+  pthread_sigmask(SIG_BLOCK, &blocked, nullptr);
   unfinished();  // made here: that thread must not allocate, which waits for an madvise() of the others
   std::thread([signals] {
     pthread_setname_np(pthread_self(), "signals");
@@ -213,6 +215,22 @@ const multifd::Interrupt& catch_signals() {
     _exit(exit_failed);
   }).detach();
   return *interrupt;
+}
+
+OnSignal::OnSignal(int signal, std::function<void()> action)
+    : thread_([this, signal, action = std::move(action)] {
+        sigset_t only;
+        sigemptyset(&only);
+        sigaddset(&only, signal);
+        while (!done_) {
+          const timespec tick{.tv_sec = 0, .tv_nsec = 200'000'000};
+          if (sigtimedwait(&only, nullptr, &tick) == signal) action();
+        }
+      }) {}
+
+OnSignal::~OnSignal() {
+  done_ = true;
+  thread_.join();
 }
 
 RemovedBySignal::RemovedBySignal(std::string path) : path_(std::move(path)) {

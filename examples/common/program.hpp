@@ -92,6 +92,20 @@ class OnInterrupt {
   std::thread thread_;
 };
 
+/// While it lives: each time `signal`, SIGUSR1, comes, `action` runs on a thread of its own. Behind catch_signals(), without
+/// which the signal ends the process.
+class OnSignal {
+ public:
+  OnSignal(int signal, std::function<void()> action);
+  ~OnSignal();
+  OnSignal(const OnSignal&) = delete;
+  OnSignal& operator=(const OnSignal&) = delete;
+
+ private:
+  std::atomic<bool> done_ = false;
+  std::thread thread_;
+};
+
 /// Waits until `fd` is readable, or has an error or an end. Returns whether that is so: not when `limit` has passed, or
 /// `interrupt` (may be null) triggers.
 bool wait_for(int fd, std::chrono::milliseconds limit, const multifd::Interrupt* interrupt);

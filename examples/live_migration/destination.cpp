@@ -46,6 +46,22 @@ json run_for_a_while(DestinationVm& vm, const GuestReport& before, const Interru
   return {{"sweeps", now.sweeps}, {"pages_written", now.pages_written}, {"errors", now.errors}};
 }
 
+json json_of(const PostcopyReport& done) {
+  const auto micros = [](std::uint64_t ns) { return static_cast<double>(ns) / 1000; };
+  return {{"missing_pages", done.missing_pages},
+          {"urgent_pages", done.urgent_pages},
+          {"background_pages", done.background_pages},
+          {"zero_pages", done.zero_pages},
+          {"faults", done.faults},
+          {"latency_p50_us", micros(done.latency.p50_ns())},
+          {"latency_p99_us", micros(done.latency.p99_ns())},
+          {"latency_p999_us", micros(done.latency.p999_ns())},
+          {"lost_fetchers", done.lost_fetchers},
+          {"wire_bytes", done.wire_bytes},
+          {"seconds", seconds(done.time)},
+          {"paused_s", seconds(done.paused)}};
+}
+
 std::vector<std::byte> bytes_of(const json& object) {
   const std::string text = object.dump();
   const auto bytes = std::as_bytes(std::span(text));
@@ -60,27 +76,29 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
   DestinationVm vm(settings.backend, memory_limit);
   std::optional<Failure> failed;
   std::optional<program::Progress> line;
-  const DestinationOptions options{.max_ram_bytes = memory_limit,
-                                   .into = {.destination = DestinationMemory::zeroed},
-                                   .accept_timeout = settings.limits.accept,
-                                   .progress_timeout = settings.limits.progress,
-                                   .hand_over_timeout = settings.limits.result,
-                                   .on_event =
-                                       [&](const Event& event) {
-                                         if (event.kind == EventKind::step && line) line->update();
-                                       },
-                                   .farewell =
-                                       [&] {
-                                         line.reset();
-                                         try {
-                                           return bytes_of(run_for_a_while(vm, vm.guest().report(), interrupt));
-                                         } catch (const Failure& failure) {
-                                           failed = failure;
-                                           return bytes_of({{"failure", std::string(failure.what()).substr(0, 400)}});
-                                         }
-                                       },
-                                   .on_stranger = [](const char* why) { program::tell("closed {}\n", why); },
-                                   .migration = &migration};
+  const DestinationOptions options{
+      .max_ram_bytes = memory_limit,
+      .into = {.destination = DestinationMemory::zeroed},
+      .resume = {.path_timeout = settings.resume.options().path_timeout, .timeout = settings.resume.options().timeout},
+      .accept_timeout = settings.limits.accept,
+      .progress_timeout = settings.limits.progress,
+      .hand_over_timeout = settings.limits.result,
+      .on_event =
+          [&](const Event& event) {
+            if (event.kind == EventKind::step && line) line->update();
+          },
+      .farewell =
+          [&] {
+            line.reset();
+            try {
+              return bytes_of(run_for_a_while(vm, vm.guest().report(), interrupt));
+            } catch (const Failure& failure) {
+              failed = failure;
+              return bytes_of({{"failure", std::string(failure.what()).substr(0, 400)}});
+            }
+          },
+      .on_stranger = [](const char* why) { program::tell("closed {}\n", why); },
+      .migration = &migration};
   const auto taken = [&] {
     line.emplace(
         [&]() -> program::Snapshot {
@@ -89,8 +107,8 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
               .line =
                   fmt::format("{}: {} on the wire  {:.1f} s", text_of(now, false),
                               program::format_bytes(static_cast<double>(now.moved.wire_bytes)), seconds(now.elapsed)),
-              .moved =
-                  now.moved.wire_bytes + static_cast<std::uint64_t>(now.status) + static_cast<std::uint64_t>(now.step),
+              .moved = now.moved.wire_bytes + now.missing_pages + static_cast<std::uint64_t>(now.status) +
+                       static_cast<std::uint64_t>(now.step),
               .stalled = now.status == MigrationStatus::setup
                              ? "Has the source been started, with an address that leads here, and does no firewall "
                                "stand between?"
@@ -115,6 +133,7 @@ json destination(Listener& listener, const Settings& settings, std::uint64_t mem
                                 taken->zero_on_main, taken->stats.channels);
   report["backend"] = vm.guest().backend();
   report["pages_verified"] = taken->pages_verified;
+  report["postcopy"] = taken->postcopy ? json_of(*taken->postcopy) : json(nullptr);
   return report;
 }
 

@@ -105,6 +105,7 @@ int main(int argc, char** argv) {
   std::uint64_t dirty_rate = std::uint64_t{64} << 20;
   double max_downtime_ms = 300;
   std::string rule = "priced";
+  std::string postcopy = "never";
   bool throttle = false;
   std::string backend = "auto";
   std::string listen;
@@ -134,6 +135,16 @@ int main(int argc, char** argv) {
          "benchmarks/simulate compares them")
       ->check(CLI::IsMember({"priced", "fixed", "ramp", "stall"}))
       ->capture_default_str();
+  app.add_option("--postcopy", postcopy,
+                 "Whether the guest may run there before its memory is there. fallback: where rounds do not converge, "
+                 "it would be given up, or "
+                 "stopped for longer than --max-downtime; at-once: without a round. Ending either side then ends the "
+                 "guest, and memory that follows is not compared")
+      ->check(CLI::IsMember({"never", "fallback", "at-once"}))
+      ->capture_default_str();
+  program::add_size(
+      app, "--postcopy-bandwidth", settings.postcopy.bandwidth,
+      "Bytes per second for memory that follows and nobody waits for (0: no cap; --bandwidth ends there)");
   app.add_flag("--throttle", throttle, "Slow a guest that dirties too much, more and more, as QEMU's auto-converge");
   program::add_duration(app, "--timeout", settings.converge.time_limit,
                         "Give up when the guest has not been stopped by then");
@@ -170,11 +181,14 @@ int main(int argc, char** argv) {
   auto* listening = app.add_option(
       "--listen", listen,
       "Be the destination, and wait on tcp:HOST:PORT or unix:PATH; of the others --memory, --backend, --json, "
-      "--tls-psk and --tls-dir (server-cert.pem, server-key.pem) count here");
+      "--path-timeout, --resume-timeout, --tls-psk and --tls-dir (server-cert.pem, server-key.pem) count here");
   app.add_option("--connect", connect, "Be the source, for a destination that listens there")
       ->excludes(listening)
       ->excludes(measuring);
   listening->excludes(measuring);
+  settings.paths.add_to(app);
+  settings.resume.add_to(app);
+  app.get_option("--path")->excludes(listening)->excludes(measuring);
 
   return program::run(app, argc, argv, [&] {
     settings.guest.memory_bytes = memory;
@@ -184,6 +198,9 @@ int main(int argc, char** argv) {
         std::chrono::milliseconds(std::max<std::int64_t>(1, std::llround(max_downtime_ms)));
     settings.converge.device_state = std::chrono::milliseconds(2);  // of a guest with one vCPU and no other device
     settings.converge.rule = rule_of(rule, settings.converge.max_downtime);
+    settings.postcopy.strategy = postcopy == "fallback"  ? multifd::migrate::Postcopy::fallback
+                                 : postcopy == "at-once" ? multifd::migrate::Postcopy::at_once
+                                                         : multifd::migrate::Postcopy::never;
     if (throttle) settings.converge.throttle = multifd::migrate::AutoConverge();
     settings.backend = *live::parse_backend(backend);
     settings.stack.check();
@@ -191,10 +208,11 @@ int main(int argc, char** argv) {
     settings.stack.progress_timeout = settings.limits.progress;
     const multifd::Interrupt& interrupt = program::catch_signals();
     const auto migrate_to = [&](const std::string& to) {
-      program::need_descriptors(settings.stack.channels + 1);
-      const multifd::Address address = program::address_of(to, "--connect");
-      settings.tls.prepare(address);
-      return live::source(settings, address, interrupt);
+      settings.paths.read(to, settings.stack.channels);
+      const bool follows = settings.postcopy.strategy != multifd::migrate::Postcopy::never;
+      program::need_descriptors((follows ? 2 : 1) * (settings.stack.channels + 1));
+      settings.tls.prepare(settings.paths.address());
+      return live::source(settings, interrupt);
     };
     const auto migrate = [&]() -> nlohmann::json {
       if (measure_s > 0)
@@ -209,7 +227,7 @@ int main(int argc, char** argv) {
         program::say("{}\n", to_string(listener.local_address()));
         return live::destination(listener, settings, memory, interrupt);
       }
-      if (!connect.empty()) return migrate_to(connect);
+      if (!connect.empty() || settings.paths.given()) return migrate_to(connect);
       std::vector<std::string> arguments{
           app.get_name(), "--listen", "tcp:127.0.0.1:0", "--memory", std::to_string(memory), "--backend", backend};
       std::ranges::move(settings.tls.arguments(), std::back_inserter(arguments));

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <string>
 
+#include "common/paths.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
 #include "common/tls.hpp"
@@ -23,7 +24,10 @@ struct Settings {
   program::StackOptions stack;
   program::TimeLimits limits;
   program::Tls tls;
+  program::PathOptions paths;
+  program::ResumeOptions resume;
   multifd::migrate::ConvergeOptions converge;
+  multifd::migrate::PostcopyOptions postcopy;
   multifd::migrate::Verify verify = multifd::migrate::Verify::where_possible;
   bool skip_unchanged = false;
   double run_before_s = 0.5;  ///< the guest runs that long before its migration starts
@@ -41,8 +45,8 @@ std::string text_of(const multifd::migrate::MigrationProgress& progress, bool so
 nlohmann::json dirty_rate(const Settings& settings, std::chrono::milliseconds time,
                           const multifd::Interrupt& interrupt);
 
-/// Boots a guest, migrates it to `address` and prints what happened; returns the report. Throws program::Failure.
-nlohmann::json source(const Settings& settings, const multifd::Address& address, const multifd::Interrupt& interrupt);
+/// Boots a guest, migrates it over the paths and prints what happened; returns the report. Throws program::Failure.
+nlohmann::json source(const Settings& settings, const multifd::Interrupt& interrupt);
 
 /// Takes one guest from `listener` and runs it; returns the report. `memory_limit` bounds what a source may announce.
 /// Throws program::Failure.

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include <fmt/format.h>
+#include <signal.h>
 
 #include <multifd/memory/page_digest.hpp>
 #include <multifd/migrate/source.hpp>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -111,6 +113,13 @@ double sending_seconds(const MigrationReport& done) {
   return seconds(last.begin + last.send - done.rounds.front().begin);
 }
 
+json json_of(const SourcePostcopyReport& done) {
+  return {{"missing_pages", done.missing_pages}, {"normal_pages", done.normal_pages},
+          {"zero_pages", done.zero_pages},       {"urgent_requests", done.urgent_requests},
+          {"wire_bytes", done.wire_bytes},       {"connections_lost", done.connections_lost},
+          {"seconds", seconds(done.time)},       {"paused_s", seconds(done.paused)}};
+}
+
 json report_of(const MigrationReport& done, const Guest& guest) {
   json report = program::report(sending_seconds(done), pages_of(done) * guest_page_size, done.stats.zero_on_main,
                                 done.stats.channels);
@@ -126,11 +135,13 @@ json report_of(const MigrationReport& done, const Guest& guest) {
   report["pages_verified"] = done.pages_verified;
   report["rounds"] = json::array();
   for (const Round& round : done.rounds) report["rounds"].push_back(json_of(round));
-  report["rounds"].back()["stopped"] = true;  // multifd_simulate --trace reads them
+  report["rounds"].back()["stopped"] = !done.postcopy;  // multifd_simulate --trace reads them
+  report["postcopy"] = done.postcopy ? json_of(*done.postcopy) : json(nullptr);
   return report;
 }
 
-void say_summary(const MigrationReport& done, const std::string& cipher) {
+/// Params `connections`: what is to be said of those, at the end of a line.
+void say_summary(const MigrationReport& done, const std::string& connections) {
   const auto bytes = static_cast<double>(pages_of(done) * guest_page_size);
   const ChannelStats sum = total(done.stats.channels);
   const std::uint64_t zero_pages = sum.zero_pages + done.stats.zero_on_main;
@@ -138,26 +149,27 @@ void say_summary(const MigrationReport& done, const std::string& cipher) {
       "moved {} in {:.2f} s over {} channels: {:.2f} GiB/s, zero pages {:.0f} %, {} on the wire, bounded by {}{}\n",
       program::format_bytes(bytes), sending_seconds(done), done.stats.channels.size(),
       program::rate(bytes, sending_seconds(done)),
-      100 * static_cast<double>(zero_pages) / static_cast<double>(sum.normal_pages + zero_pages),
-      program::format_bytes(static_cast<double>(sum.wire_bytes)), to_string(bounded_by(done.stats)),
-      program::cipher_note(cipher));
+      100 * static_cast<double>(zero_pages) /
+          static_cast<double>(std::max<std::uint64_t>(sum.normal_pages + zero_pages, 1)),
+      program::format_bytes(static_cast<double>(sum.wire_bytes)), to_string(bounded_by(done.stats)), connections);
   program::say("downtime {:.1f} ms (promised {:.1f} ms: {}){}\n", milliseconds(done.downtime.total()),
                milliseconds(done.switchover.downtime.total()), to_string(done.switchover.reason),
                done.verify > Time::zero()
                    ? fmt::format("; the page-by-page comparison, {:.2f} s, is not in it", seconds(done.verify))
                    : "");
+  if (!done.postcopy) return;
+  const SourcePostcopyReport& followed = *done.postcopy;
+  program::say("{} pages followed in {:.2f} s, {} requests for them urgent; {} connections lost{}\n",
+               followed.missing_pages, seconds(followed.time), followed.urgent_requests, followed.connections_lost,
+               followed.paused > Time::zero() ? fmt::format(", {:.2f} s without any", seconds(followed.paused)) : "");
 }
 
-/// What has failed before the migration began, and where that leaves the guest.
-std::string stays(const char* what) { return fmt::format("{}; {}", what, SourceOwnership().text()); }
-
 /// The destination speaks QEMU's stream only: it has the guest, and says nothing of how that does.
-json gone_elsewhere(const MigrationReport& done, Guest& guest, const std::string& cipher, bool quiet) {
+json gone_elsewhere(const MigrationReport& done, Guest& guest, const std::string& connections, bool quiet) {
   json report = report_of(done, guest);
   report["guest"] = {{"xxh3", fmt::format("{:016x}", digest_of(guest.memory()))}};  // as qemu_dump's manifest has it
-  report["tls_cipher"] = program::text_or_null(cipher);
   if (!quiet) {
-    say_summary(done, cipher);
+    say_summary(done, connections);
     program::say("the destination, which is no live_migration, has the whole guest; nothing was compared\n");
   }
   return report;
@@ -171,7 +183,7 @@ void wait_for(double seconds, const Interrupt& interrupt) {
     throw Failure(Error{.code = Errc::cancelled}, "live migration");
 }
 
-json source(const Settings& settings, const Address& address, const Interrupt& interrupt) {
+json source(const Settings& settings, const Interrupt& interrupt) {
   std::string note;
   const auto guest = make_guest(settings.backend, settings.guest, &note);
   const bool quiet = settings.json_path == "-";
@@ -195,46 +207,61 @@ json source(const Settings& settings, const Address& address, const Interrupt& i
     if (event.kind == EventKind::step && line) line->update();
   };
 
-  const SocketOptions sockets = settings.limits.socket(&interrupt);
-  FdTransport main = need(connect_to(address, sockets), stays("main connection"));
-  auto channels = need(connect_channels(address, settings.stack.channels, sockets), stays("connect the channels"));
-  program::Link secured = need(settings.tls.secure(std::move(main), interrupt, settings.limits.connect));
-  const std::string cipher = secured.cipher();
-  SourceLinks<program::Link> links{std::move(secured),
-                                   need(settings.tls.secure(std::move(channels), interrupt, settings.limits.connect))};
-
+  program::Securing securing(settings.tls, settings.limits.connect);
+  program::PathLog log(settings.paths, "destination");
+  const program::OnSignal resume(SIGUSR1, [&] { migration.resume(); });
   const auto moved = [&] {
     line.emplace([&] { return snapshot_of(migration.progress()); }, settings.limits.hint);
     SourceOptions options = settings.stack.for_migration();
     options.user = std::as_bytes(std::span(machine));
     options.converge = settings.converge;
+    options.postcopy = settings.postcopy;
     options.verify = settings.verify;
     options.skip_unchanged = settings.skip_unchanged;
     options.progress_timeout = settings.limits.progress;
     options.load_timeout = options.farewell_timeout = settings.limits.result;
+    options.connect_timeout = settings.limits.connect;
+    options.sockets = settings.limits.socket();
+    options.insist_on_paths = settings.paths.insist();
+    options.resume = settings.resume.options();
+    options.on_path = log.hook();
     options.on_event = on_event;
     options.on_user_data = [&](std::span<const std::byte> bytes) { verdict.take(bytes); };
     options.migration = &migration;
-    return migrate_to<program::Stacks>(vm, std::move(links), options);
+    return migrate_to<program::Stacks>(vm, settings.paths.paths(), options, securing.function());
   }();
   line.reset();
+  const std::string connections =
+      program::cipher_note(securing.cipher()) + log.note(migration.paths(), migration.progress().lost);
+  const auto with_connections = [&](json report) {
+    report["tls_cipher"] = program::text_or_null(securing.cipher());
+    log.add_to(report, migration.paths(), migration.progress().lost);
+    return report;
+  };
   if (!moved) throw Failure(moved.error(), "live migration; " + std::string(migration.owner_text()));
-  if (!moved->own_peer) return gone_elsewhere(*moved, *guest, cipher, quiet);
+  if (!moved->own_peer) return with_connections(gone_elsewhere(*moved, *guest, connections, quiet));
   verdict.check();
+  if (moved->postcopy && !verdict.said) {
+    // It has said on another connection that its guest has all memory.
+    if (!quiet) {
+      say_summary(*moved, connections);
+      program::say("the main connection was lost, and the destination's verdict with it: look there\n");
+    }
+    return with_connections(report_of(*moved, *guest));
+  }
   const GuestReport here = guest->report();
   const std::uint64_t sweeps = verdict.number("sweeps");
   const std::uint64_t written = verdict.number("pages_written");
   if (written <= here.pages_written)
     throw Failure("the guest does not go on at the destination: its counter stands still");
-  json report = report_of(*moved, *guest);
-  report["tls_cipher"] = program::text_or_null(cipher);
+  json report = with_connections(report_of(*moved, *guest));
   report["guest"] = {{"sweeps_at_switch_over", here.sweeps},
                      {"sweeps", sweeps},
                      {"pages_written_at_switch_over", here.pages_written},
                      {"pages_written", written},
                      {"errors", verdict.number("errors")}};
   if (!quiet) {
-    say_summary(*moved, cipher);
+    say_summary(*moved, connections);
     program::say("guest ({}): {} sweeps here, {} more there, {} pages written in all, {} errors\n", guest->backend(),
                  here.sweeps, sweeps - here.sweeps, written, verdict.number("errors"));
     if (moved->pages_verified > 0) program::say("{} pages compared: verified\n", moved->pages_verified);

@@ -37,6 +37,7 @@ Result<void> in_guest(const char* op, const Call& call) {
 }  // namespace
 
 std::string text_of(const MigrationProgress& progress, bool source) {
+  if (progress.lost.paused) return "paused: no connection is left";
   switch (progress.step) {
     case MigrationStep::none: break;
     case MigrationStep::pages: return "the guest stands still, and the rest of its pages goes";
@@ -47,8 +48,12 @@ std::string text_of(const MigrationProgress& progress, bool source) {
       return source ? "waiting for the destination to run the guest" : "waiting for the source to hand over";
     case MigrationStep::farewell: return source ? "waiting for the destination's verdict" : "the guest runs";
   }
+  if (progress.status >= MigrationStatus::postcopy_active)
+    return fmt::format("{}, {} pages {}", to_string(progress.status), progress.missing_pages,
+                       source ? "were missing" : "are missing");
   if (progress.status != MigrationStatus::active || !source) return to_string(progress.status);
-  return fmt::format("{}, round {}", to_string(progress.status), progress.round);
+  return fmt::format("{}, round {}{}", to_string(progress.status), progress.round,
+                     progress.lost.away > 0 ? fmt::format(", {} channels lost", progress.lost.away) : "");
 }
 
 SourceVm::SourceVm(Guest& guest) : guest_(guest) {

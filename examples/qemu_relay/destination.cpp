@@ -2,7 +2,6 @@
 #include "qemu_relay/destination.hpp"
 
 #include <sys/socket.h>
-#include <multifd/transport/connect.hpp>
 
 namespace relay {
 
@@ -12,8 +11,7 @@ using program::need;
 
 /// Main first, and established, before the channels: QEMU up to 7.2 tells them apart by that (section 1.2).
 void Destination::connect(std::function<void()> on_silence) {
-  const Address address = program::address_of(settings_.connect, "--connect");
-  const std::string whom = "destination " + settings_.connect;
+  const std::string whom = "destination " + settings_.out_paths.text();
   const std::chrono::milliseconds limit = settings_.source.timeout;
   SocketOptions options = settings_.source.limits.socket(&interrupt_);
   options.connect_timeout = limit;
@@ -22,14 +20,15 @@ void Destination::connect(std::function<void()> on_silence) {
     const timeval limit_value{.tv_sec = limit.count() / 1000, .tv_usec = limit.count() % 1000 * 1000};  // 0: no limit
     ::setsockopt(link.native_handle(), SOL_SOCKET, SO_SNDTIMEO, &limit_value, sizeof limit_value);
   };
-  auto main = need(connect_to(address, options), whom);
+  auto main = connections_.main(options, whom);
   limit_writes(main);
-  main_ = need(settings_.out_tls.secure(std::move(main), interrupt_, limit), "destination");
+  main_ = connections_.on_path(need(settings_.out_tls.secure(std::move(main), interrupt_, limit), "destination"));
   writer_.emplace(*main_);
   failure_.add(*main_);
-  auto channels = need(connect_channels(address, settings_.out.channels, options), whom);
+  auto channels = connections_.channels(options, whom);
   for (const FdTransport& link : channels) limit_writes(link);
-  channels_ = need(settings_.out_tls.secure_with_first_write(std::move(channels)), "destination");
+  channels_ =
+      connections_.on_paths(need(settings_.out_tls.secure_with_first_write(std::move(channels)), "destination"));
   connected_ = true;
   return_path_.start(*main_, std::move(on_silence));
 }

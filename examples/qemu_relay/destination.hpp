@@ -25,6 +25,8 @@ class Destination {
         forwarded_(forwarded),
         failure_(failure),
         interrupt_(interrupt),
+        // A QEMU waits for all of its channels.
+        connections_(settings.out_paths, multifd::PathsNeeded::one_for_all),
         return_path_(source, forwarded, failure) {}
 
   /// Connects, and starts the return path. Params `on_silence`: as ReturnPath::start() has it. Throws Failure.
@@ -38,6 +40,7 @@ class Destination {
   const program::Link& main() const noexcept { return *main_; }
   std::vector<program::Link> take_channels() { return std::move(channels_); }
   MainStreamWriter& writer() noexcept { return *writer_; }
+  const program::Connections& connections() const noexcept { return connections_; }
   ReturnPath& return_path() noexcept { return return_path_; }
   const ReturnPath& return_path() const noexcept { return return_path_; }
 
@@ -62,6 +65,7 @@ class Destination {
   const Forwarded& forwarded_;
   FirstFailure& failure_;
   const multifd::Interrupt& interrupt_;
+  program::Connections connections_;
   std::optional<program::Link> main_;
   std::optional<MainStreamWriter> writer_;
   std::vector<program::Link> channels_;

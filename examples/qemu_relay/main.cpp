@@ -34,10 +34,11 @@ int pass_on(const relay::Settings& settings) {
     relay::Relay relay(settings, source, interrupt);
     const json report = relay.run();
     if (settings.json_path != "-")
-      program::say("relayed {} of {} in {:.2f} s: {:.2f} GiB/s, {} epochs; {}{}\n",
+      program::say("relayed {} of {} in {:.2f} s: {:.2f} GiB/s, {} epochs; {}{}{}\n",
                    program::format_bytes(report["ram_bytes"].get<double>()), report["machine"].get<std::string>(),
                    report["seconds"].get<double>(), report["gib_per_s"].get<double>(),
-                   report["epochs"].get<std::uint64_t>(), report["outcome"].get<std::string>(), ciphers(report));
+                   report["epochs"].get<std::uint64_t>(), report["outcome"].get<std::string>(), ciphers(report),
+                   relay.paths_note());
     json_file.write(report);
     return program::exit_done;
   } catch (const std::exception& error) {
@@ -62,9 +63,10 @@ int main(int argc, char** argv) {
   CLI::App app("Relays a migration between two real QEMUs and changes channels, compression and zero pages on the way.",
                "qemu_relay");
   settings.source.add_to(app, "in-");
-  app.add_option("--connect", settings.connect, "Where the destination listens: tcp:HOST:PORT or unix:PATH")
-      ->required();
+  app.add_option("--connect", settings.connect,
+                 "Where the destination listens: tcp:HOST:PORT or unix:PATH (needed, or --out-path)");
   settings.out.add_to(app, "out-");
+  settings.out_paths.add_to(app, "out-");
   settings.out_tls.add_to(app, program::TlsSide::client, "out-");
   settings.out_tls.take_bare_ends();
   app.add_option(
@@ -85,7 +87,8 @@ int main(int argc, char** argv) {
     if (settings.choose_zero_pages) settings.out.zero_pages = ZeroPagesLegacy::name;
     settings.out.check();
     (void)settings.source.uuid_check();
-    settings.out_tls.prepare(program::address_of(settings.connect, "--connect"));
+    settings.out_paths.read(settings.connect, settings.out.channels);
+    settings.out_tls.prepare(settings.out_paths.address());
     settings.source.tls.prepare(program::address_of(settings.source.listen, "--listen"));
     return pass_on(settings);
   });

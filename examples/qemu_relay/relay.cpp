@@ -284,7 +284,7 @@ program::Snapshot Relay::look(double seconds) const {
   program::Snapshot now{.line = "waiting for the list of RAM blocks", .moved = main_.bytes()};
   now.stalled = program::source_stands_still;
   if (!destination_.connected()) {
-    now.line = "waiting for the destination " + settings_.connect;
+    now.line = "waiting for the destination " + settings_.out_paths.text();
     now.stalled =
         "Its connections are not all established: is its QEMU or its host stopped, does the address lead elsewhere, or "
         "is the network between cut";
@@ -329,6 +329,7 @@ json Relay::report(double seconds) const {
   report["return_path"] = main_.parser().return_path_open();
   report["confirmed"] = destination_.return_path().confirmed();
   report["peak_rss_bytes"] = peak_rss_bytes();
+  destination_.connections().add_to(report);
   return report;
 }
 

@@ -36,6 +36,8 @@ class Relay {
 
   /// Returns the report. Throws Unfinished, with a text that says where the guest is.
   nlohmann::json run();
+  /// The paths to the destination, as the end of a summary. Behind run().
+  std::string paths_note() const { return destination_.connections().note(); }
 
  private:
   void forward();

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "common/out_memory.hpp"
+#include "common/paths.hpp"
 #include "common/qemu_source.hpp"
 #include "common/stacks.hpp"
 #include "common/tls.hpp"
@@ -19,6 +20,7 @@ inline constexpr const char* peer_auto = "auto";
 struct Settings {
   program::SourceOptions source;
   std::string connect;
+  program::PathOptions out_paths;
   program::StackOptions out;
   program::Tls out_tls;
   std::optional<multifd::PeerProfile> out_peer;  ///< none: derived from the machine type

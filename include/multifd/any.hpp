@@ -14,6 +14,7 @@
 //   auto queued = (*tx)->queue_dirty(block, bitmap, 0, on_zero);
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -73,6 +74,8 @@ class AnySender {
   [[nodiscard]] Result<void> push_out() { return do_push_out(); }
   [[nodiscard]] Result<std::uint64_t> close_epoch() { return do_close_epoch(); }
   [[nodiscard]] Result<void> wait(std::uint64_t epoch) { return do_wait(epoch); }
+  [[nodiscard]] Result<void> settle(const wire::EpochWhole& whole) { return do_settle(whole); }
+  virtual std::uint64_t take_lost(DirtyBitmaps& into) = 0;
   [[nodiscard]] Result<void> finish() { return do_finish(); }
   [[nodiscard]] Result<void> close_channels() { return do_close_channels(); }
   virtual void cancel() = 0;
@@ -97,6 +100,7 @@ class AnySender {
   [[nodiscard]] virtual Result<void> do_push_out() = 0;
   [[nodiscard]] virtual Result<std::uint64_t> do_close_epoch() = 0;
   [[nodiscard]] virtual Result<void> do_wait(std::uint64_t epoch) = 0;
+  [[nodiscard]] virtual Result<void> do_settle(const wire::EpochWhole& whole) = 0;
   [[nodiscard]] virtual Result<void> do_finish() = 0;
   [[nodiscard]] virtual Result<void> do_close_channels() = 0;
   [[nodiscard]] virtual Result<void> do_set_level(int level) = 0;
@@ -115,6 +119,7 @@ struct AnySenderOptions {
   std::chrono::milliseconds confirm_timeout = SenderOptions<NoComp, ZeroPagesNone>{}.confirm_timeout;
   const Interrupt* interrupt = nullptr;
   Digest digest = Digest::off;
+  std::function<Result<void>()> while_waiting{};
   ThreadHook thread_hook{};
   ErrorHook on_error{};
 };
@@ -144,6 +149,8 @@ class AnyReceiver {
   [[nodiscard]] Result<void> apply_page(BlockId block, std::uint64_t offset, std::span<const std::byte> bytes) {
     return do_apply_page(block, offset, bytes);
   }
+  virtual std::array<std::uint8_t, 32> arrived_channels() const = 0;
+  virtual void drop_older(unsigned channel, std::uint32_t generation) = 0;
   virtual unsigned ended_channels() const = 0;
   virtual bool received(BlockId block, std::uint64_t offset) const = 0;
   virtual Uuid peer_uuid() const = 0;
@@ -237,6 +244,8 @@ class SenderOf final : public AnySender {
   [[nodiscard]] Result<void> do_push_out() override { return sender_.push_out(); }
   [[nodiscard]] Result<std::uint64_t> do_close_epoch() override { return sender_.close_epoch(); }
   [[nodiscard]] Result<void> do_wait(std::uint64_t epoch) override { return sender_.wait(epoch); }
+  [[nodiscard]] Result<void> do_settle(const wire::EpochWhole& whole) override { return sender_.settle(whole); }
+  std::uint64_t take_lost(DirtyBitmaps& into) override { return sender_.take_lost(into); }
   [[nodiscard]] Result<void> do_finish() override { return sender_.finish(); }
   [[nodiscard]] Result<void> do_close_channels() override { return sender_.close_channels(); }
   void cancel() override { sender_.cancel(); }
@@ -278,6 +287,8 @@ class ReceiverOf final : public AnyReceiver {
     else
       return fail(Errc::not_supported, Stage::parse, "apply_page");
   }
+  std::array<std::uint8_t, 32> arrived_channels() const override { return receiver_.arrived_channels(); }
+  void drop_older(unsigned channel, std::uint32_t generation) override { receiver_.drop_older(channel, generation); }
   unsigned ended_channels() const override { return receiver_.ended_channels(); }
   bool received(BlockId block, std::uint64_t offset) const override {
     if constexpr (requires { receiver_.received(); })
@@ -306,11 +317,12 @@ template <class Any, class Of, class Open>
 
 /// Opens the Sender of one stack whose zero policy is the caller's, and hides its type.
 ///
-/// Params `options`: its `zero_pages` is ignored. Errors: those of Sender::open(), ENOMEM among them.
+/// Params `options`: its `zero_pages` is ignored; `redial`: as Sender::open() has it. Errors: those of Sender::open(), ENOMEM among them.
 /// Cost: as Sender::open(), and one allocation.
 template <Compressor C, PageSource From = FromGuest, ZeroPagePolicy Z, Transport T>
 [[nodiscard]] Result<std::unique_ptr<AnySender>> open_any_sender_of(Z zero_pages, const RamMap& ram,
-                                                                    std::vector<T> links, AnySenderOptions options) {
+                                                                    std::vector<T> links, AnySenderOptions options,
+                                                                    packets::Redial<T>* redial = nullptr) {
   auto sender = Sender<T, C, Z, From>::open(ram, std::move(links),
                                             {.compressor = with_level<C>(options.level),
                                              .zero_pages = std::move(zero_pages),
@@ -322,8 +334,10 @@ template <Compressor C, PageSource From = FromGuest, ZeroPagePolicy Z, Transport
                                              .confirm_timeout = options.confirm_timeout,
                                              .interrupt = options.interrupt,
                                              .digest = options.digest,
+                                             .while_waiting = std::move(options.while_waiting),
                                              .thread_hook = std::move(options.thread_hook),
-                                             .on_error = std::move(options.on_error)});
+                                             .on_error = std::move(options.on_error)},
+                                            redial);
   if (!sender) return std::unexpected(sender.error());
   return detail::hidden<AnySender, detail::SenderOf<T, C, Z, From>>(std::move(*sender));
 }
@@ -344,13 +358,15 @@ template <PageSource From = FromGuest, class... Cs, class... Zs, Transport T>
 
 /// Opens the Receiver whose compressor the options name.
 ///
-/// Params `compressors`: PolicyList of what the program offers. The sink is `options.into`'s type.
+/// Params `compressors`: PolicyList of what the program offers. The sink is `options.into`'s type. `rejoins`: as
+///   Receiver::open() has it.
 /// Errors: Errc::unknown_policy when the list has no compressor of that name; those of Receiver::open().
 /// Cost: every compressor of the list is compiled. One allocation beside Receiver::open()'s.
 template <class... Cs, Transport T, PageSink Into = IntoMemory>
 [[nodiscard]] Result<std::unique_ptr<AnyReceiver>> open_any_receiver(PolicyList<Cs...> compressors, const RamMap& ram,
                                                                      std::vector<T> links,
-                                                                     AnyReceiverOptions<Into> options = {}) {
+                                                                     AnyReceiverOptions<Into> options = {},
+                                                                     packets::Rejoins<T>* rejoins = nullptr) {
   return with_policy(options.compression, compressors, [&]<class C>() -> Result<std::unique_ptr<AnyReceiver>> {
     auto receiver = Receiver<T, C, Into>::open(ram, std::move(links),
                                                {.uuid = options.uuid,
@@ -364,7 +380,8 @@ template <class... Cs, Transport T, PageSink Into = IntoMemory>
                                                 .progress_timeout = options.progress_timeout,
                                                 .on_device_state = std::move(options.on_device_state),
                                                 .thread_hook = std::move(options.thread_hook),
-                                                .on_error = std::move(options.on_error)});
+                                                .on_error = std::move(options.on_error)},
+                                               rejoins);
     if (!receiver) return std::unexpected(receiver.error());
     return detail::hidden<AnyReceiver, detail::ReceiverOf<T, C, Into>>(std::move(*receiver));
   });

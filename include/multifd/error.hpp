@@ -188,11 +188,30 @@
       "where the guest sees its memory is unclear: say which blocks its RAM is, and how much of it is below 4 GiB",   \
       "RAM here", "the guest was told")
 
+// Memory on demand: a guest that runs before its memory is there (format/page_requests.md section 21). And what came later:
+// a code's number never changes.
+#define MULTIFD_ERRC_POSTCOPY(ROW)                                                                                    \
+  ROW(not_userfaultfd, misuse, "descriptor is no userfaultfd")                                                        \
+  ROW(bad_region, misuse,                                                                                             \
+      "region of guest memory that is not page aligned, overlaps another, or is outside its block", "at", "of")       \
+  ROW(bad_handshake, peer_protocol, "a VMM's handshake for its guest's memory is malformed, or has no descriptor",    \
+      "at")                                                                                                           \
+  ROW(bad_page_request, peer_protocol, "request for pages that are outside the block, not aligned, none or too many", \
+      "at", "of")                                                                                                     \
+  ROW(unasked_pages, peer_protocol, "answer with other pages than were asked for", "offset", "asked for")             \
+  ROW(wrong_session, peer_protocol, "page connection of another migration, or of a guest that is gone")               \
+  ROW(bad_prefetch_list, bad_file, "list of pages to prefetch is malformed, or is another guest's", "line")           \
+  ROW(memory_lost, peer_gone, "the rest of the guest's memory cannot be had any more, and the guest cannot go on")    \
+  ROW(guest_gone, peer_gone, "the process whose memory is served has ended")                                          \
+  ROW(session_lost, peer_gone,                                                                                        \
+      "the destination has lost this migration: its process has ended, or is another one; start it again")
+
 #define MULTIFD_ERRCS(ROW)    \
   MULTIFD_ERRC_FORMAT(ROW)    \
   MULTIFD_ERRC_STREAM(ROW)    \
   MULTIFD_ERRC_EXTENSION(ROW) \
-  MULTIFD_ERRC_TLS(ROW) MULTIFD_ERRC_ENDS(ROW) MULTIFD_ERRC_MISUSE(ROW) MULTIFD_ERRC_IMAGE(ROW)
+  MULTIFD_ERRC_TLS(ROW)       \
+  MULTIFD_ERRC_ENDS(ROW) MULTIFD_ERRC_MISUSE(ROW) MULTIFD_ERRC_IMAGE(ROW) MULTIFD_ERRC_POSTCOPY(ROW)
 
 namespace multifd {
 
@@ -360,3 +379,4 @@ struct std::is_error_condition_enum<multifd::Condition> : std::true_type {};
 #undef MULTIFD_ERRC_ENDS
 #undef MULTIFD_ERRC_MISUSE
 #undef MULTIFD_ERRC_IMAGE
+#undef MULTIFD_ERRC_POSTCOPY

@@ -32,7 +32,8 @@ struct DeviceState {
 
 /// What a thread hook learns about the thread in which it runs.
 struct ThreadInfo {
-  const char* role;       ///< "send", "recv", or "populate": the helper thread of Populate::ahead
+  /// "send", "recv"; "populate": the helper thread of Populate::ahead; "page": of memory on demand.
+  const char* role;
   std::uint32_t channel;  ///< a sender's channel id; a receiver's index of the link, because no hello is read yet
 };
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -50,7 +51,12 @@ class Receiver {
   ///   truncated_hello from the hellos; timed_out, cancelled.
   /// Cost: a thread for each channel, whose buffers are all allocated here (1 MiB with a compressor, and its decoder); with
   ///   IntoMemory two bits a page. Nothing is allocated later but device state and stats().
-  [[nodiscard]] static Result<Receiver> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
+  /// `rejoins`: where new connections come from when one is lost (format/extension.md section 19.10); it outlives this object.
+  ///   Null: a lost connection is the transfer's first error. With Barrier::manual only: end_epochs() ends the waiting.
+  [[nodiscard]] static Result<Receiver> open(const RamMap& ram, std::vector<T> links, Options options = {},
+                                             packets::Rejoins<T>* rejoins = nullptr) {
+    if (rejoins != nullptr && options.barrier == Barrier::automatic)
+      return fail(Errc::not_supported, Stage::setup, "Receiver::open: Rejoins with an automatic barrier");
     if (links.empty() || links.size() > max_channels)
       return fail(Errc::bad_channel_count, Stage::setup, "Receiver::open", links.size());
     if (ram.blocks().empty()) return fail(Errc::bad_block_size, Stage::setup, "Receiver::open: no RAM block");
@@ -66,7 +72,7 @@ class Receiver {
                                       std::pair("ReceiverOptions::progress_timeout", options.progress_timeout)})
       if (auto checked = check_time_limit(name, limit, Stage::setup); !checked) return std::unexpected(checked.error());
     return catch_bad_alloc(Stage::setup, "Receiver::open", [&]() -> Result<Receiver> {
-      auto state = std::make_unique<State>(ram, std::move(options), static_cast<unsigned>(links.size()));
+      auto state = std::make_unique<State>(ram, std::move(options), static_cast<unsigned>(links.size()), rejoins);
       if (auto started = state->start(std::move(links)); !started) return std::unexpected(started.error());
       return Receiver(std::move(state));
     });
@@ -137,6 +143,8 @@ class Receiver {
     if (s.options.barrier == Barrier::automatic) return fail(Errc::not_supported, Stage::sync, "automatic barrier");
     if (auto ended = s.shared.barrier->end_epochs(); !ended) return std::unexpected(s.first_error(ended.error()));
     s.shared.epochs_ended.store(true, std::memory_order_seq_cst);
+    if (s.rejoins != nullptr) s.rejoins->stop();
+    s.sink->stop();  // memory that is populated ahead changes, too
     for (const auto& channel : s.crew)
       if (channel->has_data_past(s.shared.barrier->epochs()))
         return std::unexpected(s.first_error(
@@ -211,6 +219,16 @@ class Receiver {
     return s->sink->apply_page(block, offset, bytes);
   }
 
+  // ---- With Rejoins
+
+  /// Whose SYNC has ended the epoch that release_epoch() has returned last: for EPOCH_WHOLE. Threads: the caller's.
+  std::array<std::uint8_t, 32> arrived_channels() const noexcept { return checked().shared.barrier->last_arrived(); }
+  /// Breaks the connection of a channel where it is older than one of this generation, which has come. Threads: any.
+  void drop_older(unsigned channel, std::uint32_t generation) noexcept {
+    for (const auto& each : visit()->crew)
+      if (each->id() == channel) each->drop_older(generation);
+  }
+
   /// The uuid that the peer said.
   Uuid peer_uuid() const noexcept { return checked().peer_uuid(); }
 
@@ -226,8 +244,9 @@ class Receiver {
   struct State {
     using Inlet = packets::Inlet<T, C, Into>;
 
-    State(const RamMap& ram, Options opts, unsigned channel_count)
+    State(const RamMap& ram, Options opts, unsigned channel_count, packets::Rejoins<T>* connections)
         : options(std::move(opts)),
+          rejoins(connections),
           shared(
               ram, channel_count, C::method, options.first_packet, std::move(options.on_device_state), options.uuid,
               [this] { stop(); }, std::move(options.on_error)) {}
@@ -248,7 +267,7 @@ class Receiver {
       if (!barrier) return std::unexpected(barrier.error());
       shared.barrier = std::move(*barrier);
       for (unsigned i = 0; i < shared.channels; ++i) {
-        auto inlet = Inlet::create(shared, i, std::move(links[i]), options.compressor, *sink);
+        auto inlet = Inlet::create(shared, i, std::move(links[i]), options.compressor, *sink, rejoins);
         if (!inlet) return std::unexpected(inlet.error());
         crew.add(std::move(*inlet));
       }
@@ -350,6 +369,7 @@ class Receiver {
     }
 
     Options options;
+    packets::Rejoins<T>* const rejoins;
     packets::InletShared shared;
     std::unique_ptr<typename Into::Sink> sink;
     engine::Crew<Inlet> crew;

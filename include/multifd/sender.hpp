@@ -52,7 +52,11 @@ class Sender {
   ///   out of memory or threads. The links are closed on any error.
   /// Cost: a thread for each channel, `depth` batches of 1 KiB, with FromCopies and FromEither of 512 KiB, and a compressor's encoder.
   ///   Nothing is allocated later but messages and stats().
-  [[nodiscard]] static Result<Sender> open(const RamMap& ram, std::vector<T> links, Options options = {}) {
+  /// `redial`: makes new connections where one is lost (format/extension.md section 19.10), and what was lost with it comes
+  ///   back by take_lost(); it outlives this object. Null: a lost connection is the transfer's first error. Own peers only;
+  ///   there is no queue_device_state() with it.
+  [[nodiscard]] static Result<Sender> open(const RamMap& ram, std::vector<T> links, Options options = {},
+                                           packets::Redial<T>* redial = nullptr) {
     if (Z::stage == ZeroStage::channel && !options.peer.zero_lists)
       return fail(Errc::peer_lacks_zero_lists, Stage::setup, "Sender::open");
     if (options.digest == Digest::on && !options.peer.digests)
@@ -60,17 +64,19 @@ class Sender {
     if (auto good = check_time_limit("SenderOptions::confirm_timeout", options.confirm_timeout, Stage::setup); !good)
       return std::unexpected(good.error());
     return catch_bad_alloc(Stage::setup, "Sender::open", [&]() -> Result<Sender> {
-      auto format = std::make_unique<Format>(ram, options, links);
+      auto format = std::make_unique<Format>(ram, options, links, redial);
       auto pipeline = Pipeline::open(ram, static_cast<unsigned>(links.size()), std::move(options.zero_pages),
                                      {.bandwidth = options.bandwidth,
                                       .depth = options.depth,
                                       .progress_timeout = options.progress_timeout,
                                       .interrupted = when_triggered(options.interrupt),
+                                      .while_waiting = std::move(options.while_waiting),
+                                      .comes_back = redial != nullptr,
                                       .thread_hook = std::move(options.thread_hook),
                                       .on_error = std::move(options.on_error)},
                                      [&](unsigned channel) {
                                        return Outlet::create(format->shared, channel, std::move(links[channel]),
-                                                             options.compressor);
+                                                             options.compressor, redial);
                                      });
       if (!pipeline) return std::unexpected(pipeline.error());
       return Sender(std::move(format), std::move(*pipeline));
@@ -171,6 +177,7 @@ class Sender {
   [[nodiscard]] Result<void> queue_device_state(const DeviceState& state) noexcept {
     if (auto ready = producer().check_open(); !ready) return ready;
     if (!format_->peer.device_state) return fail(Errc::peer_lacks_device_state, Stage::produce);
+    if (format_->redial != nullptr) return fail(Errc::not_supported, Stage::produce, "device state beside a Redial");
     if (C::method != wire::flag_none)
       return fail(Errc::not_supported, Stage::produce, "device state on compressed channels");
     if (state.idstr.empty() || state.idstr.size() > max_idstr_length || state.idstr.contains('\0'))
@@ -203,6 +210,21 @@ class Sender {
   /// Errors: Errc::bad_range for an epoch that is not closed; the first error. Threads: any.
   [[nodiscard]] Result<void> wait(std::uint64_t epoch) noexcept { return visit()->wait(epoch); }
 
+  // ---- With a Redial
+
+  /// The receiver says that an epoch is over (EPOCH_WHOLE). What a channel carried in it whose SYNC has not arrived there is
+  /// lost, and so is its connection. To be called for each epoch, and before the one behind the next is closed: pages of two
+  /// epochs are remembered.
+  ///
+  /// Errors: Errc::bad_range for an epoch that is not closed. Threads: producer.
+  [[nodiscard]] Result<void> settle(const wire::EpochWhole& whole) noexcept {
+    return pipeline_->settle(whole.epoch, [&](unsigned channel) { return whole.has(channel); });
+  }
+
+  /// Adds the pages to `into` that have to be sent again, and forgets them. Returns how many there are. They belong to a later
+  /// epoch than they did. Threads: any.
+  std::uint64_t take_lost(DirtyBitmaps& into) noexcept { return pipeline_->take_lost(into); }
+
   /// close_epoch(), then wait().
   [[nodiscard]] Result<std::uint64_t> close_epoch_and_wait() noexcept {
     const auto epoch = close_epoch();
@@ -231,9 +253,15 @@ class Sender {
   /// Success says that everything was handed to the transports, and nothing about the receiver: bytes may still be under
   /// way, and it may refuse all of them. finish() waits for its word.
   ///
+  /// With a Redial no connection is made again from here on, and a channel without one counts as ended: all that counts has to
+  /// be settled before.
+  ///
   /// Errors: the first error; Errc::already_closed. Threads: producer. Blocks on the peer, at most progress_timeout after
   ///   the last byte that moved; cancel() ends that.
-  [[nodiscard]] Result<void> close_channels() noexcept { return visit()->finish(); }
+  [[nodiscard]] Result<void> close_channels() noexcept {
+    if (format_->redial != nullptr) format_->redial->stop();
+    return visit()->finish();
+  }
 
   [[nodiscard]] [[deprecated(
       "its success says nothing about the receiver: finish(), or close_channels()")]] Result<void>
@@ -290,9 +318,10 @@ class Sender {
 
   /// What the multifd format adds to the engine.
   struct Format {
-    Format(const RamMap& ram, const Options& options, const std::vector<T>& links)
+    Format(const RamMap& ram, const Options& options, const std::vector<T>& links, packets::Redial<T>* dial)
         : peer(options.peer),
           confirm_timeout(options.confirm_timeout),
+          redial(dial),
           shared(ram.page_bytes(), options.uuid, options.digest) {
       // Only to our own receivers: others ignore these bytes today, and may give them a meaning tomorrow.
       if (!peer.digests) return;
@@ -302,6 +331,7 @@ class Sender {
 
     const PeerProfile peer;
     const std::chrono::milliseconds confirm_timeout;
+    packets::Redial<T>* const redial;
     packets::OutletShared shared;
   };
 

@@ -33,9 +33,8 @@ struct SenderOptions {
 
   // ---- Speed
 
-  /// Cap in bytes per second over all channels; 0: no cap. A packet, up to 512 KiB, leaves in one piece. So do not set
-  /// less than 512 KiB per progress_timeout of the receiver, which takes the pause between two packets for a
-  /// stand-still.
+  /// Cap in bytes per second over all channels; 0: no cap. What leaves at once is what the cap lets leave in a hundredth of a
+  /// second, 512 bytes to 64 KiB; into a file a batch.
   std::uint64_t bandwidth = 0;
   /// Batches per channel between the producer and the channels, 2 to 16; 0: as many as make 64 in all. A batch is 1
   /// KiB; with FromCopies it has 512 KiB more, so choose fewer there. With few batches the producer must be woken more
@@ -59,6 +58,9 @@ struct SenderOptions {
   /// Whether packets carry a digest of their pages. On, every page is copied once more, and damage on the way is found.
   /// Only for peer_multifd. Set it where you do not trust the network or the memory.
   Digest digest = Digest::off;
+  /// Called by the producer's thread, several times a second while it waits for the channels: for who has to look after another
+  /// connection meanwhile. Its error is the transfer's. Keep it short. Default: none.
+  std::function<Result<void>()> while_waiting{};
   ThreadHook thread_hook{};  ///< runs in each worker before its first packet: for placement, priority. Default: none
   ErrorHook on_error{};      ///< called once, with the first error, by the thread that raised it. Default: none
 };

@@ -10,7 +10,9 @@
 #include <unistd.h>
 
 #include <concepts>
+#include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <ostream>
 #include <string>
 #include <utility>
@@ -19,7 +21,9 @@
 #include "multifd/testing/fault_transport.hpp"
 #include "multifd/testing/memory_transport.hpp"
 #include "multifd/transport/any_transport.hpp"
+#include "multifd/transport/capped.hpp"
 #include "multifd/transport/socket.hpp"
+#include "support/skip.hpp"
 
 using namespace multifd;
 using namespace std::chrono_literals;
@@ -60,6 +64,21 @@ constexpr TransportContractOptions end_seen{.after_shutdown = AfterShutdown::end
 
 TEST_CASE("FdTransport over TCP keeps the Transport contract") {
   check(check_transport_contract<FdTransport>([] { return over({.host = "127.0.0.1"}); }, reset_seen));
+}
+
+TEST_CASE("FdTransport over MPTCP keeps the Transport contract, and resets as TCP does") {
+  const SocketOptions mptcp{.mptcp = true};
+  auto listener = Listener::listen({.host = "127.0.0.1"}, 1, mptcp);
+  if (!listener) return test::skip("no MPTCP here: " + describe(listener.error()));
+  check(check_transport_contract<FdTransport>(
+      [&] {
+        auto here = connect_to(listener->local_address(), mptcp);
+        REQUIRE(here.has_value());
+        auto there = listener->accept(10s);
+        REQUIRE(there.has_value());
+        return FdPair(std::move(*here), std::move(*there));
+      },
+      reset_seen));
 }
 
 TEST_CASE("FdTransport over a UNIX socket keeps the Transport contract") {
@@ -202,6 +221,45 @@ TEST_CASE("AnyTransport's calls with a time limit end by the limit and by an Int
   }
   CHECK(read == written);
   CHECK(equal);
+}
+
+namespace {
+
+static_assert(check_transport<Capped<FdTransport>>() && check_transport<Capped<Bare>>());
+static_assert(HasAnswers<Capped<FdTransport>> && HasReadFull<Capped<FdTransport>> &&
+              HasTimeLimits<Capped<FdTransport>>);
+static_assert(!HasAnswers<Capped<Bare>> && !HasReadFull<Capped<Bare>> && !HasTimeLimits<Capped<Bare>>);
+
+}  // namespace
+
+TEST_CASE("Capped keeps the Transport contract, with a cap and without") {
+  // So high a cap that the contract's bytes are cut into pieces and soon through.
+  for (const std::uint64_t rate : {std::uint64_t{0}, std::uint64_t{1} << 40}) {
+    CAPTURE(rate);
+    const auto capped = [rate](auto pair) {
+      using T = decltype(pair.first);
+      const auto path = std::make_shared<PathShared>(rate);
+      return std::pair<Capped<T>, Capped<T>>(Capped<T>(std::move(pair.first), path),
+                                             Capped<T>(std::move(pair.second), path));
+    };
+    check(
+        check_transport_contract<Capped<FdTransport>>([&] { return capped(over({.host = "127.0.0.1"})); }, reset_seen));
+    check(check_transport_contract<Capped<MemoryTransport>>([&] { return capped(memory_transport_pair(1000)); },
+                                                            reset_seen));
+  }
+}
+
+TEST_CASE("Capped keeps the Transport contract when its writes wait for the cap") {
+  // A cap under which bytes_arrive ends in time, and a write without a reader waits for the cap, not for the stream.
+  check(check_transport_contract<Capped<MemoryTransport>>(
+      [] {
+        auto pair = memory_transport_pair(1 << 20);
+        const auto path = std::make_shared<PathShared>(8'000'000);
+        return std::pair<Capped<MemoryTransport>, Capped<MemoryTransport>>(
+            Capped<MemoryTransport>(std::move(pair.first), path),
+            Capped<MemoryTransport>(std::move(pair.second), path));
+      },
+      reset_seen));
 }
 
 namespace {

@@ -12,7 +12,8 @@ KINDS = {
     1: ("SETTINGS", (DESTINATION,)), 2: ("ACCEPTED", (SOURCE,)), 3: ("FAILED", (DESTINATION, SOURCE)),
     4: ("USER_DATA", (DESTINATION, SOURCE)), 5: ("EPOCH_WHOLE", (SOURCE,)), 6: ("SECTION_SIZE", (DESTINATION,)),
     7: ("PAGE_DIGESTS", (DESTINATION,)), 8: ("STATE_WHOLE", (DESTINATION,)), 9: ("LOADED", (SOURCE,)),
-    10: ("HAND_OVER", (DESTINATION,)), 11: ("RUNNING", (SOURCE,))}
+    10: ("HAND_OVER", (DESTINATION,)), 11: ("RUNNING", (SOURCE,)), 12: ("MISSING_PAGES", (DESTINATION,)),
+    13: ("MEMORY_FOLLOWS", (DESTINATION,))}
 METHODS = {0x00: "none", 0x02: "zlib", 0x04: "zstd", 0x08: "qpl", 0x10: "uadk", 0x20: "qatzip"}
 
 
@@ -65,7 +66,8 @@ SETTINGS = {
     1: ("channels", lambda reader: in_range(reader, 1, 255)), 2: ("page_size", page_size),
     3: ("compression", compression), 4: ("zero_pages", zero_pages), 5: ("digest", flag), 6: ("tls", flag),
     7: ("paths", lambda reader: in_range(reader, 1, 255)),
-    8: ("uuid", lambda reader: str(uuid.UUID(bytes=reader.take(16)))), 9: ("user", user)}
+    8: ("uuid", lambda reader: str(uuid.UUID(bytes=reader.take(16)))), 9: ("user", user),
+    10: ("session", lambda reader: reader.take(16).hex())}
 
 
 def settings(reader, version):
@@ -113,6 +115,13 @@ def failed(reader, last_code):
     return result | {"text": "".join(chr(c) if 0x20 <= c < 0x7F else "?" for c in text)}
 
 
+def missing_pages(reader):
+    result = {"block": reader.number(4), "offset": hex(reader.number(8))}
+    check(reader.left() > 0 and reader.left() % 8 == 0, "length of the bitmap")
+    words = [reader.number(8) for _ in range(reader.left() // 8)]
+    return result | {"pages": [64 * w + i for w, word in enumerate(words) for i in range(64) if word >> i & 1]}
+
+
 def take(reader, length, towards, given):
     """One message: the `length` bytes of data of the command, or of the return path's message."""
     at = reader.at
@@ -135,14 +144,23 @@ def message(reader, towards, given):
     elif name == "USER_DATA":
         check(reader.left() > 0, "no byte")
         result["data"] = reader.take(reader.left()).hex()
-    elif name in ("EPOCH_WHOLE", "SECTION_SIZE", "LOADED"):
-        result[{"EPOCH_WHOLE": "epoch", "SECTION_SIZE": "size", "LOADED": "pages"}[name]] = reader.number(8)
+    elif name in ("SECTION_SIZE", "LOADED"):
+        result[{"SECTION_SIZE": "size", "LOADED": "pages"}[name]] = reader.number(8)
+    elif name == "EPOCH_WHOLE":
+        result |= {"epoch": reader.number(8), "received": reader.number(8)}
+        channels = reader.take(32)
+        result["channels"] = [i for i in range(256) if channels[i // 8] >> i % 8 & 1]
     elif name == "STATE_WHOLE":
         result["sections"] = reader.number(4)
     elif name == "PAGE_DIGESTS":
         result |= {"block": reader.number(4), "offset": hex(reader.number(8))}
         check(reader.left() > 0 and reader.left() % 8 == 0, "length of the digests")
         result["digests"] = [reader.take(8).hex() for _ in range(reader.left() // 8)]
+    elif name == "MISSING_PAGES":
+        result |= missing_pages(reader)
+    elif name == "MEMORY_FOLLOWS":
+        result |= {"pages": reader.number(8), "connections": reader.number(2), "session": reader.take(16).hex()}
+        check(1 <= result["connections"] <= 256, "number of connections")
     check(reader.left() == 0, "length of a message")
     return result
 
@@ -152,18 +170,33 @@ class ToDestination:
 
     def __init__(self):
         self.settings, self.last, self.size, self.sections = False, None, None, 0
+        self.missing, self.follows = {}, False  # block: its missing pages, as numbers from the block's begin
 
-    def take(self, one, ram):
-        """`ram`: "ahead", "inside" or "whole"."""
+    def take(self, one, ram, blocks, page_size):
+        """`ram`: "ahead", "inside" or "whole". `blocks`: of START, their used lengths."""
         name = one["extension"]
         check(self.last != "FAILED" and self.size is None, f"{name} out of order")
         over = self.last in ("STATE_WHOLE", "HAND_OVER")
+        naming = self.last == "MISSING_PAGES"
+        behind_ram = self.settings and ram == "whole" and not over
+        first = self.settings and ram == "whole" and self.last in ("SETTINGS", "MISSING_PAGES")
         check({"SETTINGS": not self.settings and ram == "ahead", "FAILED": True, "USER_DATA": self.settings,
-               "SECTION_SIZE": self.settings and ram == "whole" and not over,
-               "PAGE_DIGESTS": self.settings and ram == "whole" and not over,
-               "STATE_WHOLE": self.settings and ram == "whole" and not over and one.get("sections") == self.sections,
+               "SECTION_SIZE": behind_ram and not naming,
+               "PAGE_DIGESTS": behind_ram and not naming and not self.follows,
+               "MISSING_PAGES": first, "MEMORY_FOLLOWS": first,
+               "STATE_WHOLE": behind_ram and not naming and one.get("sections") == self.sections,
                "HAND_OVER": self.last == "STATE_WHOLE"}[name], f"{name} out of order")
         self.settings |= name == "SETTINGS"
+        self.follows |= name == "MEMORY_FOLLOWS"
+        if name == "MISSING_PAGES":
+            first = int(one["offset"], 16)
+            check(first % (64 * page_size) == 0, "offset of missing pages")
+            check(one["block"] < len(blocks) and first < blocks[one["block"]], "missing pages outside of the block")
+            pages = {first // page_size + page for page in one["pages"]}
+            check(all(page * page_size < blocks[one["block"]] for page in pages), "a missing page outside of the block")
+            self.missing.setdefault(one["block"], set()).update(pages)
+        if name == "MEMORY_FOLLOWS":
+            check(one["pages"] == sum(len(pages) for pages in self.missing.values()), "number of missing pages")
         self.size = one.get("size")
         if name != "USER_DATA":
             self.last = name

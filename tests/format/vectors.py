@@ -22,6 +22,8 @@ from pathlib import Path
 
 import compressed_image
 import extension
+import page_requests
+import rejoin
 from reader import Reader, Refused, check
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -327,7 +329,7 @@ class MainStream:
         command, length = reader.number(2), reader.number(2)
         if command == extension.NUMBER and self.asked:
             one = extension.take(reader, length, extension.DESTINATION, self.given)
-            self.own.take(one, self.ram)
+            self.own.take(one, self.ram, list(self.blocks.values()), self.page_size)
             return one
         check(command in COMMANDS, "command")
         result = {"command": COMMANDS[command]}
@@ -495,6 +497,15 @@ def decode(kind, given, data):
         result = {"messages": return_messages(reader, given)}
     elif kind == "compressed_image":
         result = image_of(reader)
+    elif kind == "rejoin":
+        result = rejoin.rejoin(reader)
+    elif kind == "rejoin_answer":
+        result = rejoin.answer(reader, given)
+    elif kind == "page_client":
+        result = page_requests.client(reader)
+    elif kind == "page_server":
+        payloads = Payloads(given["compression"])
+        result = page_requests.server(reader, given, lambda page_size: packet(reader, page_size, payloads))
     else:
         raise SystemExit(f"no decoder for {kind}")
     check(reader.left() == 0, f"{reader.left()} bytes behind the end")

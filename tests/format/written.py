@@ -99,7 +99,7 @@ class Destination:
             if has(b"\x7e\0\0\0\1"):  # START's footer
                 features = b"\x00\x0cpage-digests"
                 yield "accepted", message(2, bytes([1, 1, 1, 1]) + features)
-                yield "epoch", message(5, struct.pack(">Q", 0))
+                yield "epoch", message(5, struct.pack(">QQ32s", 0, 0, b"\1"))  # channel 0 has arrived
             if has(b"\x08\x6d\x66\x00\x06\x00\x08"):  # STATE_WHOLE
                 yield "loaded", message(9, struct.pack(">Q", sum(BLOCKS.values())))
             if has(b"\x08\x6d\x66\x00\x02\x00\x0a") and data.endswith(b"}"):

@@ -7,9 +7,11 @@
 #include "fuzz/fuzz.hpp"
 #include "multifd/format/compare_settings.hpp"
 #include "multifd/format/extension.hpp"
+#include "multifd/format/missing_pages.hpp"
 #include "multifd/format/page_digests.hpp"
 #include "multifd/format/peer_failure.hpp"
 #include "multifd/format/peer_settings.hpp"
+#include "multifd/format/rejoin.hpp"
 
 namespace {
 
@@ -76,6 +78,34 @@ void check_digests(const wire::ExtensionMessage& message, std::size_t page_bytes
     require(digests->offset + digests->pages() * page_bytes <= memory.size(), "only pages of the block are equal");
 }
 
+void check_missing(const wire::ExtensionMessage& message, std::size_t page_bytes) {
+  const auto pages = wire::parse_missing_pages(message);
+  if (!pages) return;
+  require(pages->words() >= 1 && pages->words() <= wire::max_missing_words, "the size of the bitmap is bounded");
+  constexpr std::size_t pages_in_block = 64 * 100 + 1;
+  std::vector<std::uint64_t> bitmap(101);
+  const auto added = wire::add_missing_pages(*pages, bitmap, pages_in_block * page_bytes, page_bytes, "ram");
+  require(bitmap.back() <= 1, "only pages of the block are missing");
+  if (!added) require(added.error().code == Condition::peer_protocol, "refused pages are the peer's fault");
+}
+
+void check_follows(const wire::ExtensionMessage& message, Span data) {
+  const auto follows = wire::parse_memory_follows(message);
+  if (!follows) return;
+  require(follows->connections >= 1 && follows->connections <= wire::max_page_connections, "connections are bounded");
+  require(std::ranges::equal(wire::encode_memory_follows(*follows).view(), data), "it is what we would write");
+}
+
+void check_epoch(const wire::ExtensionMessage& message, Span data) {
+  const wire::EpochWhole whole = wire::parse_epoch_whole(message);
+  require(whole.epoch == message.number, "the number is the epoch");
+  require(std::ranges::equal(wire::encode_epoch_whole(whole).view(), data), "it is what we would write");
+  wire::EpochWhole again{.epoch = whole.epoch, .received = whole.received};
+  for (unsigned channel = 0; channel < 256; ++channel)
+    if (whole.has(channel)) again.add(channel);
+  require(again == whole, "each bit is a channel");
+}
+
 void test(Span input) {
   Reader in(input);
   const unsigned options = in.u8();
@@ -92,6 +122,9 @@ void test(Span input) {
     case ExtensionKind::accepted: check_settings(*message, data); break;
     case ExtensionKind::failed: check_failed(*message); break;
     case ExtensionKind::page_digests: check_digests(*message, page_bytes_of(options >> 1)); break;
+    case ExtensionKind::missing_pages: check_missing(*message, page_bytes_of(options >> 1)); break;
+    case ExtensionKind::memory_follows: check_follows(*message, data); break;
+    case ExtensionKind::epoch_whole: check_epoch(*message, data); break;
     case ExtensionKind::user_data: break;
     default:
       require(std::ranges::equal(wire::encode_extension(message->kind, message->number).view(), data),

@@ -17,9 +17,13 @@
 #include "fuzz/fuzz.hpp"
 #include "fuzz/receiver_input.hpp"
 #include "golden/captured.hpp"
+#include "multifd/compress/zstd.hpp"
+#include "multifd/format/missing_pages.hpp"
 #include "multifd/format/page_digests.hpp"
+#include "multifd/format/page_requests.hpp"
 #include "multifd/format/peer_failure.hpp"
 #include "multifd/format/peer_settings.hpp"
+#include "multifd/format/rejoin.hpp"
 #include "multifd/image/file.hpp"
 #include "multifd/image/seekable_zstd.hpp"
 #include "multifd/image/seekable_zstd_writer.hpp"
@@ -232,7 +236,7 @@ void stream_seeds() {
 void extension_seeds() {
   namespace wire = multifd::wire;
   wire::PeerSettings settings;
-  settings.features.add({.name = wire::feature_epochs}).add({.name = wire::feature_page_digests, .needed = true});
+  settings.features.add({.name = wire::feature_resume}).add({.name = wire::feature_page_digests, .needed = true});
   settings.channels = settings.paths = 2;
   settings.page_bytes = 4096;
   settings.compression = 2;
@@ -240,6 +244,7 @@ void extension_seeds() {
   settings.digest = multifd::Digest::on;
   settings.tls = false;
   settings.uuid.emplace();
+  settings.session.emplace();
   settings.user = std::as_bytes(std::span(std::string_view("vmm")));
   Bytes digests;
   append(digests, wire::encode_page_digests_header(0, 4096).view());
@@ -259,8 +264,14 @@ void extension_seeds() {
   message("failed", 0, failed.view());
   message("user-data", 1, user);
   message("page-digests", 0, digests);
+  Bytes missing;
+  append(missing, wire::encode_missing_pages_header(0, 0).view());
+  append(missing, 6, 8);
+  message("missing-pages", 0, missing);
+  message("memory-follows", 0, wire::encode_memory_follows({.pages = 2, .connections = 3}).view());
   message("state-whole", 0, wire::encode_extension(Kind::state_whole, 2).view());
   message("loaded", 1, wire::encode_extension(Kind::loaded, 2).view());
+  message("epoch-whole", 1, wire::encode_epoch_whole({.epoch = 1, .received = 26, .channels = {3}}).view());
   message("running", 1, wire::encode_extension(Kind::running).view());
 
   const test::Bytes stream = test::format_vector("extension.md", "extension_stream");
@@ -269,9 +280,14 @@ void extension_seeds() {
   append(seed, stream);
   append(seed, std::as_bytes(std::span("\6\0\0\0\2{}")).first(7));
   write("main_stream", "extension", seed);
+  seed = {std::byte{8}, std::byte{16}};
+  append(seed, test::format_vector("extension.md", "extension_missing_pages"));
+  write("main_stream", "missing-pages", seed);
   seed = {std::byte{2}};
   append(seed, answers);
   write("return_path", "extension", seed);
+  for (const char* name : {"main", "main_answer", "channel", "channel_answer", "refused"})
+    write("rejoin", name, test::format_vector("extension.md", std::string("rejoin_") + name));
 }
 
 /// Files with mapped-ram, as pieces with holes between them (mapped_ram.cpp).
@@ -284,7 +300,7 @@ void mapped_ram_seeds() {
   };
   Bytes seed{std::byte{0}};
   append(seed, file.size(), 3);
-  for (const auto& [begin, end] : {std::pair{0, 144}, {1052672, 1056768}, {1085440, 1089536}, {1114112, 1114189}})
+  for (const auto& [begin, end] : {std::pair{0, 144}, {1052672, 1056768}, {1085440, 1089536}, {1114112, 1114183}})
     piece(seed, static_cast<std::size_t>(begin), static_cast<std::size_t>(end), file);
   write("mapped_ram", "vector", seed);
 
@@ -414,6 +430,70 @@ void xbzrle_seeds() {
   write("main_stream", "xbzrle", seed);
 }
 
+void page_seeds() {
+  namespace wire = multifd::wire;
+  const auto ask = [](std::string_view idstr, std::uint64_t page, std::uint32_t pages) {
+    return wire::encode_page_request(
+        {.kind = wire::PageRequestKind::pages, .idstr = idstr, .start = page * 4096, .bytes = pages * 4096});
+  };
+  Bytes seed{std::byte{0}, std::byte{0}};
+  append(seed, ask("pc.ram", 0, 24).view());
+  append(seed, ask("", 3, 1).view());
+  append(seed, ask("b", 0, 1).view());
+  append(seed, wire::encode_page_request({.kind = wire::PageRequestKind::whole}).view());
+  write("page_server", "all", seed);
+  Bytes whole{std::byte{7}, std::byte{1}};
+  append(whole, wire::encode_page_hello({.page_bytes = 4096, .kind = 1}));
+  append(whole, Span(seed).subspan(2, 40));
+  write("page_server", "hello", whole);
+  write("page_server", "text", test::format_vector("page_requests.md", "page_client"));
+  seed.resize(2);
+  append(seed, ask("pc.ram", 23, 2).view());
+  write("page_server", "behind", seed);
+
+  // Answers: page 1 normal, page 2 zero; page 9 zero; a reason.
+  for (const bool zstd : {false, true}) {
+    Bytes answers{std::byte{zstd}, std::byte{3}};
+    for (const int number : {1, 1, 9, 0, 5, 0}) answers.push_back(std::byte(number));
+    Bytes header(wire::header_bytes(4096));
+    const auto packet = [&](std::uint32_t normal, std::uint32_t zero, std::uint32_t payload) {
+      wire::encode_header(header.data(), {.flags = zstd ? wire::flag_zstd : 0,
+                                          .pages_alloc = 128,
+                                          .normal_pages = normal,
+                                          .zero_pages = zero,
+                                          .next_packet_size = payload,
+                                          .idstr = "pc.ram"});
+    };
+    Bytes page(4096, std::byte{'p'});
+    Bytes payload = page;
+    if (zstd) {
+      auto encoder = multifd::Zstd::Encoder::open({}, {});
+      const iovec pages = multifd::const_buffer(Span(page));
+      const auto encoded = encoder->encode(multifd::ConstBuffers(&pages, 1));
+      require(encoded.has_value(), "encode");
+      payload.clear();
+      for (const iovec& part : *encoded)
+        append(payload, Span(static_cast<const std::byte*>(part.iov_base), part.iov_len));
+    }
+    packet(1, 1, static_cast<std::uint32_t>(payload.size()));
+    wire::store_offset(header.data(), 0, 4096);
+    wire::store_offset(header.data(), 1, 8192);
+    append(answers, header);
+    append(answers, payload);
+    packet(0, 1, 0);
+    wire::store_offset(header.data(), 0, 9 * 4096);
+    append(answers, header);
+    append(answers, wire::encode_page_failed(
+                        multifd::fail(multifd::Errc::truncated_image, multifd::Stage::read).error(), "no more")
+                        .view());
+    write("page_client", zstd ? "zstd" : "none", answers);
+  }
+  const Bytes text = test::format_vector("page_requests.md", "page_server_failed");
+  Bytes failed(8, std::byte{2});
+  append(failed, text);
+  write("page_client", "failed", failed);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -430,4 +510,5 @@ int main(int argc, char** argv) {
   mapped_ram_seeds();
   image_seeds();
   xbzrle_seeds();
+  page_seeds();
 }

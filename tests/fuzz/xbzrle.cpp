@@ -38,7 +38,7 @@ void test(Span input) {
   }
   // A byte is the record's, the same in both pages, or it stayed as it was.
   std::size_t changed = 0;
-  for (std::size_t i = 0; i < page_bytes; ++i) changed += page[i] == other[i] ? 1 : 0;
+  for (std::size_t i = 0; i < page_bytes; ++i) changed += page[i] == other[i] ? 1U : 0U;
   require(changed <= given.size(), "no more bytes change than the record has");
   const Bytes once(page.get(), page.get() + page_bytes);
   require(qemu::apply_xbzrle(said, {page.get(), page_bytes}) && std::ranges::equal(once, Span(page.get(), page_bytes)),

@@ -18,6 +18,8 @@
 #     offset 8    le32      working set, KiB (a multiple of 4; RAM must reach 1 MiB further, below the PCI hole)
 #     offset 12   le32      pause after each page, in units of 1024 ticks of the time stamp counter (about 0.4 us)
 #     offset 16   le32      pause after each sweep, likewise
+#     offset 20   le32      bytes from one page to the next: 4096 sweeps in order; another number of pages that has no common
+#                           divisor with those of the working set makes a sweep of its own order
 
 .set COM1, 0x3f8
 .set STACK, 0x8000
@@ -33,6 +35,10 @@
 .set PAUSE_PER_SWEEP, 0
 .endif
 
+.ifndef STRIDE
+.set STRIDE, 4096
+.endif
+
 .text
 .globl start
 start:
@@ -43,6 +49,8 @@ pause_per_page:
         .long PAUSE_PER_PAGE
 pause_per_sweep:
         .long PAUSE_PER_SWEEP
+stride:
+        .long STRIDE
 
         .balign 8
 gdt:    .quad 0
@@ -135,9 +143,13 @@ write_zero:
 page_done:
         movl pause_per_page, %ecx
         call pause
-        addl $4096, %esi
+        addl stride, %esi
         cmpl %edx, %esi
-        jb page
+        jb 1f
+        subl %edx, %esi                 # round to the beginning
+        addl $FIRST_PAGE, %esi
+1:      cmpl $FIRST_PAGE, %esi
+        jne page
 
         movb $'H', %al
         call put

@@ -79,16 +79,17 @@ def find_qemu(version):
 
 @dataclass(frozen=True)
 class Guest:
-    """guest.S's parameters: how much memory it rewrites, and its pauses, in units of about 0.4 us."""
+    """guest.S's parameters: how much memory it rewrites, its pauses, in units of about 0.4 us, and bytes from page to page."""
 
     working_set_kib: int = 8192
     pause_per_page: int = 0
     pause_per_sweep: int = 0
+    stride: int = PAGE
 
 
 def guest_image(folder, guest=Guest()):
     """The 64 KiB firmware that rewrites and checks its own memory, built when first asked for."""
-    words = (guest.working_set_kib, guest.pause_per_page, guest.pause_per_sweep)
+    words = (guest.working_set_kib, guest.pause_per_page, guest.pause_per_sweep, guest.stride)
     image = folder.path / f"guest-{'-'.join(map(str, words))}.bin"
     if not image.exists():
         command = ["sh", str(HERE / "build_guest.sh"), str(image), *map(str, words)]

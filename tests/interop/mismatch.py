@@ -39,6 +39,10 @@ HINTS = {
     "switchover-ack": ("11.1", "pc-i440fx-11.1", ["--switchover-ack"],
                        r"hint: .*all memory had come once .*--switchover-ack must not be given"),
 }
+# Postcopy of a QEMU's, which multifd may begin with from 10.1 on. That the capability is on harms nothing; the first command
+# of the second phase is refused by its name.
+POSTCOPY = {"postcopy-on": None, "postcopy-begins": r"(POSTCOPY_RAM_DISCARD|PACKAGED).*postcopy, which cannot pass here"}
+POSTCOPY_VERSION, POSTCOPY_MACHINE = "11.1", "pc-i440fx-11.1"
 DESTINATION_MISTAKES = {
     "compression": (dict(compression="zstd"), r"destination"),
     "fewer-channels": (dict(channels=1), r"destination"),
@@ -58,6 +62,8 @@ def all_cases():
               for qemu in VERSIONS for mistake in DESTINATION_MISTAKES]
     found += [dict(qemu=HINTS[mistake][0], program="qemu_dump", wrong_side="hint", mistake=mistake)
               for mistake in HINTS]
+    found += [dict(qemu=POSTCOPY_VERSION, program=program, wrong_side="postcopy", mistake=mistake)
+              for program in ("qemu_dump", "qemu_relay") for mistake in POSTCOPY]
     found += [dict(qemu=qemu, program=program, wrong_side="stranger", mistake=mistake)
               for qemu in VERSIONS for program in ("qemu_dump", "qemu_relay") for mistake in STRANGERS]
     return found
@@ -66,7 +72,7 @@ def all_cases():
 class Bench:
     """The program under test between a source and, for the relay, a destination."""
 
-    def __init__(self, folder, case, programs, stack, uuid=UUID, destination=None):
+    def __init__(self, folder, case, programs, stack, uuid=UUID, destination=None, machine=MACHINE):
         relay = case["program"] == "qemu_relay"
         self.output = folder.memory / folder.new("dump").name
         path = folder.new("destination")
@@ -74,7 +80,7 @@ class Bench:
         if relay and case["mistake"] != "nobody-listens":
             wrong_uuid = OTHER_UUID if case["wrong_side"] == "destination" and case["mistake"] == "uuid" else UUID
             self.destination = stack.enter_context(
-                Qemu(folder, case["qemu"], MACHINE, ram_mib=16, uuid=wrong_uuid, incoming=True))
+                Qemu(folder, case["qemu"], machine, ram_mib=16, uuid=wrong_uuid, incoming=True))
             self.destination.configure(**(SETTINGS | (destination or {})))
             self.destination.listen(f"unix:{path}")
         command = [programs / case["program"], "--listen", "tcp:127.0.0.1:0", "--timeout", TIMEOUT, "--uuid", uuid]
@@ -109,7 +115,7 @@ def run_one(folder, _group, group_cases, report, programs):
     for case in group_cases:
         with contextlib.ExitStack() as stack:
             test = {"source": wrong_source, "destination": wrong_destination, "stranger": stranger,
-                    "hint": hint}[case["wrong_side"]]
+                    "hint": hint, "postcopy": postcopy}[case["wrong_side"]]
             cases.timed(report, case, lambda: test(folder, stack, case, programs))
 
 
@@ -129,6 +135,24 @@ def hint(folder, stack, case, programs):
         raise LabError("the migration does not go on")
     bench.source.qmp.call("migrate_cancel")
     return bench.program.fail(TIMEOUT + 20) and bench.program.stderr().splitlines()[-2]
+
+
+def postcopy(folder, stack, case, programs):
+    on = dict(capabilities={"postcopy-ram": True})
+    bench = Bench(folder, case, programs, stack, destination=on, machine=POSTCOPY_MACHINE)
+    begins = POSTCOPY[case["mistake"]]
+    slow = dict(max_bandwidth=4 << 20, downtime_ms=1) if begins else {}
+    bench.start_source(folder, stack, case, on | slow, running=True, machine=POSTCOPY_MACHINE)
+    if not begins:
+        bench.source.wait_migration("completed", 60)
+        return bench.program.finish(MARGIN) and ""
+    wait_for("the migration's first pages", MARGIN, lambda: bench.source.migration().get("ram", {}).get("transferred"))
+    bench.source.qmp.call("migrate-start-postcopy")
+    message = bench.program.fail(TIMEOUT + MARGIN)
+    if not re.search(begins, message):
+        raise LabError(f"the message does not say /{begins}/: {message}")
+    status = bench.source.migration()["status"]
+    return f"{message} (the source is {status}, its guest {bench.source.status()})"
 
 
 def wrong_destination(folder, stack, case, programs):

@@ -69,6 +69,7 @@ struct Shared {
           ++synced[c];
           break;
         case Work::Kind::end: ++ended; return;
+        case Work::Kind::idle: expect(false, "nobody has asked for a time limit"); break;
         case Work::Kind::stopped:
           expect(stopped, "nobody was stopped without a reason");
           ++ended;

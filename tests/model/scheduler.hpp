@@ -36,6 +36,12 @@ struct Failure {
   std::string order;
 };
 
+/// What a switch to another thread costs, where the one that runs cannot go on.
+enum class Switches {
+  free,     ///< nothing: any of the others
+  counted,  ///< nothing for the first of the others, else as a preemption: for scenarios of many threads
+};
+
 /// How much was explored.
 struct Explored {
   std::uint64_t orders = 0;
@@ -47,8 +53,9 @@ struct Explored {
 /// One execution. Threads are contexts of one thread of the system, so nothing but the choices below decides the order.
 class Run {
  public:
-  explicit Run(std::vector<unsigned>& choices, std::vector<unsigned>& options, unsigned preemptions)
-      : choices_(choices), options_(options), preemptions_(preemptions) {}
+  explicit Run(std::vector<unsigned>& choices, std::vector<unsigned>& options, unsigned preemptions,
+               Switches switches = Switches::free)
+      : choices_(choices), options_(options), preemptions_(preemptions), switches_(switches) {}
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
 
@@ -89,10 +96,26 @@ class Run {
     reschedule(choose(running_));
   }
 
+  /// The caller waits for wake(what), or until nobody else can go on.
+  void rest(const void* what) {
+    threads_[running_]->rests = true;
+    block(what);
+    threads_[running_]->rests = false;
+  }
+
   /// The caller has nothing to do but to let others go on.
   void yield() {
     threads_[running_]->yields = true;
     reschedule(choose(running_));
+  }
+
+  /// What the world does that no thread decides: each of the numbers below `count` is tried.
+  unsigned pick(unsigned count) {
+    const unsigned picked = take_choice(count);
+    order_ += '[';
+    order_ += static_cast<char>('0' + picked);
+    order_ += ']';
+    return picked;
   }
 
   void wake(const void* what, bool all) {
@@ -123,6 +146,7 @@ class Run {
     std::unique_ptr<char[]> stack;
     const void* waits_for = nullptr;
     bool yields = false;
+    bool rests = false;
     bool ended = false;
   };
 
@@ -155,23 +179,33 @@ class Run {
     if (!goes_on || preemptions_ > 0)
       for (unsigned i = 0; i < threads_.size(); ++i)
         if (i != from && can_run(i)) able[count++] = i;
+    const bool counted = goes_on || switches_ == Switches::counted;
+    if (counted && preemptions_ == 0) count = std::min(count, 1u);
     if (count == 0 && yields) able[count++] = from;
+    if (count == 0) {
+      const auto rests = std::ranges::find_if(threads_, [](const auto& each) { return !each->ended && each->rests; });
+      if (rests != threads_.end()) {
+        (*rests)->waits_for = nullptr;
+        able[count++] = static_cast<unsigned>(rests - threads_.begin());
+      }
+    }
     if (count == 0) {
       for (const auto& thread : threads_)
         if (!thread->ended) fail_later("deadlock: nobody can go on");
       return none;
     }
-    unsigned taken = 0;
-    if (count > 1) {
-      if (at_ == choices_.size()) {
-        choices_.push_back(0);
-        options_.push_back(count);
-      }
-      taken = choices_[at_++];
-      if (goes_on && taken != 0) --preemptions_;
-    }
+    const unsigned taken = count > 1 ? take_choice(count) : 0;
+    if (counted && taken != 0) --preemptions_;
     order_ += static_cast<char>('0' + able[taken]);
     return able[taken];
+  }
+
+  unsigned take_choice(unsigned count) {
+    if (at_ == choices_.size()) {
+      choices_.push_back(0);
+      options_.push_back(count);
+    }
+    return choices_[at_++];
   }
 
   void fail_later(std::string what) {
@@ -193,6 +227,7 @@ class Run {
   std::vector<unsigned>& choices_;
   std::vector<unsigned>& options_;
   unsigned preemptions_;
+  const Switches switches_;
   std::size_t at_ = 0;
   std::vector<std::unique_ptr<Thread>> threads_;
   std::function<void()> check_;
@@ -218,12 +253,12 @@ inline unsigned preemptions() {
 
 /// Explores every order with at most so many preemptions; a switch away from a thread that cannot go on is none.
 template <class Scenario>
-Explored explore(unsigned preemptions, Scenario&& scenario) {
+Explored explore(unsigned preemptions, Scenario&& scenario, Switches switches = Switches::free) {
   Explored explored;
   std::vector<unsigned> choices;
   std::vector<unsigned> options;
   for (;;) {
-    Run run(choices, options, preemptions);
+    Run run(choices, options, preemptions, switches);
     scenario(run);
     run.execute();
     ++explored.orders;

@@ -28,6 +28,14 @@ expect_status() {
   grep -qF -e "$text" "$work/expect.log" || die "output does not say \"$text\": $*"
 }
 
+# Whether this user may have a userfaultfd that serves the kernel's faults, which memory that follows takes.
+memory_may_follow() {
+  [ "$(id -u)" = 0 ] || [ -r /dev/userfaultfd ] || [ "$(cat /proc/sys/vm/unprivileged_userfaultfd 2>/dev/null)" = 1 ] || {
+    echo "skipped: memory that follows: no userfaultfd that serves the kernel's faults"
+    return 1
+  }
+}
+
 # start_receiver <ram_receive options...>: runs in the background; sets $receiver and $address.
 start_receiver() {
   rm -f "$work/receiver.log"

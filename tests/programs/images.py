@@ -301,8 +301,37 @@ def signals_end_it(lab):
             check(not list(lab.home.glob("out*")), "something was left")
 
 
+def has_ended(process):
+    """Whoever inherits it may be slow to collect it."""
+    try:
+        return (process / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def commands_end_with_it(lab):
+    """A signal ends qemu_dump and qemu_load, and the command at the other end of their pipe with all that it started."""
+    image = small_image(lab)
+    for name, options in (("qemu_dump", ("--format", "mapped-ram", "--output", lab.home / "out", "--listen")),
+                          ("qemu_load", ("--input", image, "--connect"))):
+        pid = lab.home / "pid"
+        # The command neither writes nor reads.
+        command = [lab.programs / name, "--channels", "0", *options, f"exec:sleep 1000 & echo $! > {pid}.new; mv {pid}.new {pid}; wait"]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with Process(lab.folder, name, command) as program:
+                survivors.wait_for("the command", 20, pid.exists)
+                sleeper = Path(f"/proc/{int(pid.read_text())}")
+                check(sleeper.exists(), "no command runs")
+                os.kill(program.pid, number)
+                status = program.wait_exit(20)
+                check(status == 1 and "cancelled" in program.stderr(), f"{name}: status {status}: {program.stderr()}")
+                survivors.wait_for("the command's end", 20, lambda sleeper=sleeper: has_ended(sleeper))
+                check(not list(lab.home.glob("out*")), "something was left")
+            pid.unlink()
+
+
 CASES = [there_and_back, other_programs_read_it, what_info_says, every_flipped_byte, what_is_no_image, what_differs,
-         only_what_differs, mostly_holes, killed_in_the_middle, signals_end_it]
+         only_what_differs, mostly_holes, killed_in_the_middle, signals_end_it, commands_end_with_it]
 
 
 def main():

@@ -12,6 +12,12 @@ if [ "$backend" = kvm ]; then
     exit 77
   fi
 fi
+if memory_may_follow; then
+  timeout 100 "$programs/live_migration" --backend "$backend" --memory 48M --working-set 2M --channels 2 --postcopy at-once \
+    --run-before 0.1 --run-after 0.1 >"$work/migrate.log" 2>&1 || die "$backend, at once: status $?"
+  grep -q " 0 errors" "$work/migrate.log" || die "the guest whose memory followed found errors"
+  grep -qE "[1-9][0-9]* pages followed" "$work/migrate.log" || die "no page followed"
+fi
 channels=1
 for compression in none zlib zstd; do
   for zero in none legacy multifd; do

@@ -23,6 +23,7 @@ NEEDED = {
     "ram_send": ("--connect", "tcp:127.0.0.1:1", "--file", "IMAGE"),
     "ram_receive": ("--listen", "tcp:127.0.0.1:0", "--discard"),
     "qemu_dump": ("--listen", "tcp:127.0.0.1:0", "--output", "OUT"),
+    "qemu_load": ("--connect", "tcp:127.0.0.1:1", "--input", "IMAGE"),
     "qemu_relay": ("--listen", "tcp:127.0.0.1:0", "--connect", "tcp:127.0.0.1:1"),
     "live_migration": ("--connect", "tcp:127.0.0.1:1"),
     "custom_policy": (),
@@ -130,6 +131,24 @@ def paths(folder, programs, name, needed):
         yield refused, ([programs / name, *needed[:-1], ""], (1, 2), "")
 
 
+def pipes(folder, programs):
+    """exec: and fd: addresses, which have no channels: what is none, and commands that come to nothing."""
+    dump = [programs / "qemu_dump", "--format", "mapped-ram", "--output", folder / "out" / "dump", "--listen"]
+    load = [programs / "qemu_load", "--input", folder / "image", "--connect"]
+    for command, option in ((dump, "--listen"), (load, "--connect")):
+        for address, text in (("exec:", "without a command"), ("fd:", "no number"), ("fd:x", "no number"), ("fd:-1", "no number"),
+                              ("fd:3x", "no number"), ("fd:99999999999", "no number"), ("fd:1", "stdin"), ("fd:2", "stdin"),
+                              ("fd:99", "not open"), ("exec:cat", "--channels 0"), ("fd:0", "--channels 0")):
+            yield refused, ([*command, address], (2,), f"{option} {address}")
+            yield refused, ([*command, address], (2,), text)
+    # stdin is /dev/null here.
+    for number, (address, text) in enumerate((("exec:false", "exit status 1"), ("exec:exit 3", "exit status 3"), ("exec:kill -9 $$", "signal 9"),
+                          ("exec:/nonexistent", "exit status 127"), ("fd:0", "cut off"), ("exec:true", "cut off"),
+                          ("exec:echo no stream", "no QEVM"))):
+        dump[dump.index("--output") + 1] = folder / f"dump{number}"
+        yield refused, ([*dump, address, "--channels", "0"], (1,), text)
+
+
 def read_fifo(folder, programs):
     """A reader gets the report, and /dev/stdout and /dev/null are no outputs that somebody could have."""
     fifo = folder / "read"
@@ -165,7 +184,7 @@ def main():
         os.mkfifo(folder / "fifo")
         (folder / "tls").mkdir()
         os.mkfifo(folder / "tls" / "ca-cert.pem")
-        tries = [] if options.only else [(read_fifo, (folder, programs))]
+        tries = [] if options.only else [(read_fifo, (folder, programs)), *pipes(folder, programs)]
         for name, words in NEEDED.items():
             if options.only and name not in options.only:
                 continue
@@ -174,8 +193,9 @@ def main():
         status = survivors.run_cases([(function.__name__, lambda function=function, arguments=arguments:
                                        function(*arguments)) for function, arguments in tries],
                                      "command lines", jobs=4, quiet=True)
-        if (folder / "out").exists() and any((folder / "out").iterdir()):
-            print(f"FAILED: left behind: {os.listdir(folder / 'out')}")
+        left = [*folder.glob("out/*"), *folder.glob("dump*")]
+        if left:
+            print(f"FAILED: left behind: {left}")
             status = 1
         return status
 

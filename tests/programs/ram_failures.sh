@@ -10,7 +10,7 @@ head -c 5000 /dev/urandom >"$work/odd"
 : >"$work/empty"
 
 expect_status 0 "--zero-pages" "$send" --help
-expect_status 2 "--connect and --file" "$send"
+expect_status 2 "--connect (or --path) and --file" "$send"
 expect_status 2 "tcp:HOST:PORT" "$send" --connect here --file "$work/image"
 expect_status 2 "--channels" "$send" --connect tcp:127.0.0.1:1 --file "$work/image" --channels 0
 expect_status 2 "--page-size" "$send" --connect tcp:127.0.0.1:1 --file "$work/image" --page-size 3000

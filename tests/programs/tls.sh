@@ -26,6 +26,16 @@ round_trip "unix:$work/socket" "--tls-dir $work/tls/good" --tls-dir "$work/tls/g
 round_trip tcp:127.0.0.1:0 "--tls-psk $work/tls/keys.psk" --tls-psk "$work/tls/keys.psk" --channels 3 --rounds 3
 round_trip tcp:127.0.0.1:0 "--tls-psk $work/tls/keys.psk" --tls-psk "$work/tls/keys.psk" --tls-user somebody
 
+# Over two paths, one of them under a cap.
+rm -f "$work/copy"
+start_receiver --listen tcp:127.0.0.1:0 --file "$work/copy" --tls-dir "$work/tls/good"
+timeout 60 "$programs/ram_send" --path "127.0.0.2=$address,channels=2,cap=100M" --path "=$address" --file "$work/image" \
+  --tls-dir "$work/tls/good" >"$work/sender.log" 2>&1 || die "ram_send over two paths: $(cat "$work/sender.log")"
+receiver_status
+[ "$status" = 0 ] || die "ram_receive: status $status"
+cmp "$work/image" "$work/copy" || die "the copy differs"
+grep -q "by path: 127.0.0.2=$address .*, $address " "$work/sender.log" || die "$(cat "$work/sender.log")"
+
 # agreed <cipher> <receiver's options> <sender's options...>: both sides say at the end which cipher was used.
 agreed() {
   cipher=$1
@@ -63,6 +73,16 @@ migrate() {
 migrate --tls-dir "$work/tls/good"
 migrate --tls-psk "$work/tls/keys.psk" --tls-cipher chacha20
 grep -qF "; TLS1.3 CHACHA20-POLY1305" "$work/migrate.log" || die "live_migration does not name the cipher"
+# The connections that its memory follows on are encrypted as well, and their cap is another one.
+for credentials in "--tls-psk $work/tls/keys.psk" "--tls-dir $work/tls/good"; do
+  memory_may_follow || break
+  # shellcheck disable=SC2086 # a list of words
+  timeout 60 "$programs/live_migration" --backend thread --memory 16M --working-set 1M --channels 2 --run-before 0.1 \
+    --run-after 0.1 --postcopy at-once --postcopy-bandwidth 100M $credentials >"$work/migrate.log" 2>&1 ||
+    die "live_migration --postcopy at-once $credentials"
+  grep -q " 0 errors" "$work/migrate.log" || die "the guest whose memory followed under TLS found errors"
+  grep -qE "[1-9][0-9]* pages followed" "$work/migrate.log" || die "no page followed under TLS"
+done
 expect_status 1 "certificate is for another name" "$programs/live_migration" --backend thread --memory 16M \
   --working-set 1M --tls-dir "$work/tls/name"
 

@@ -152,7 +152,7 @@ std::size_t rewrite_at_random(std::uint64_t run_seed, bool barrier) {
   CHECK_MESSAGE(finished.has_value(), text(finished));
   std::size_t stale = 0;
   for (std::size_t p = 0; p < pages; ++p)
-    stale += !std::ranges::equal(source_memory.page(p, 4096), target_memory.page(p, 4096));
+    stale += !same_bytes(source_memory.page(p, 4096), target_memory.page(p, 4096));
   return stale;
 }
 

@@ -56,6 +56,12 @@ inline std::uint64_t seed() {
   return wanted != nullptr ? std::strtoull(wanted, nullptr, 0) : 20260101;
 }
 
+/// How often a test does what the night does more often: what the variable says, or `usually`.
+inline unsigned how_often(const char* variable, unsigned usually) {
+  const char* const said = std::getenv(variable);
+  return said != nullptr ? static_cast<unsigned>(std::strtoul(said, nullptr, 0)) : usually;
+}
+
 /// A number below `end`.
 inline std::size_t below(Rng& rng, std::size_t end) { return static_cast<std::size_t>(rng() % end); }
 

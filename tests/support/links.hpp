@@ -20,6 +20,7 @@
 #include "multifd/transport/algorithms.hpp"
 #include "multifd/transport/fd.hpp"
 #include "multifd/transport/socket.hpp"
+#include "support/adopt.hpp"
 #include "support/basics.hpp"
 
 namespace test {
@@ -45,12 +46,6 @@ struct Links {
   std::vector<T> sender;
   std::vector<T> receiver;
 };
-
-inline FdTransport adopt(int fd) {
-  auto transport = FdTransport::adopt(fd);
-  REQUIRE(transport.has_value());
-  return std::move(*transport);
-}
 
 inline Links<FdTransport> tcp_links(unsigned channels) {
   auto listener = multifd::Listener::listen({.host = "127.0.0.1"}, channels);

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <span>
@@ -18,6 +19,11 @@
 #include "support/basics.hpp"
 
 namespace test {
+
+/// std::ranges::equal of bytes, but quick without optimisation.
+inline bool same_bytes(std::span<const std::byte> a, std::span<const std::byte> b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size()) == 0);
+}
 
 /// Page-aligned fresh memory with an unmapped page in front and behind: one byte too far is a crash.
 class Block {
@@ -48,9 +54,9 @@ class Block {
   std::span<std::byte> page(std::size_t index, std::size_t page_bytes) const {
     return bytes().subspan(index * page_bytes, page_bytes);
   }
-  void fill(std::byte value) const { std::ranges::fill(bytes(), value); }
+  void fill(std::byte value) const { std::memset(data(), std::to_integer<int>(value), bytes_); }
 
-  friend bool operator==(const Block& a, const Block& b) { return std::ranges::equal(a.bytes(), b.bytes()); }
+  friend bool operator==(const Block& a, const Block& b) { return same_bytes(a.bytes(), b.bytes()); }
 
  private:
   std::byte* base_ = nullptr;
@@ -75,6 +81,19 @@ struct GuestRam {
 /// What a page may hold; each is a case of its own for zero checks and compressors.
 enum class Fill { zero, last_byte, words, noise };
 
+/// Words of random numbers by xorshift: quick without optimisation, which std's are not.
+inline void fill_words(std::span<std::byte> page, Rng& rng, auto word_of) {
+  std::uint64_t random = rng() | 1;
+  std::byte* at = page.data();
+  for (std::size_t left = page.size() / 8; left != 0; --left, at += 8) {
+    random ^= random << 13;
+    random ^= random >> 7;
+    random ^= random << 17;
+    const std::uint64_t word = word_of(random);
+    std::memcpy(at, &word, 8);
+  }
+}
+
 inline void fill_page(std::span<std::byte> page, Fill fill, Rng& rng) {
   switch (fill) {
     case Fill::zero: std::memset(page.data(), 0, page.size()); return;
@@ -83,17 +102,11 @@ inline void fill_page(std::span<std::byte> page, Fill fill, Rng& rng) {
       page.back() = std::byte{1};
       return;
     case Fill::words:  // few different values: compresses well
-      for (std::size_t i = 0; i + 8 <= page.size(); i += 8) {
-        const std::uint64_t word = 0x0101010101010101u * (rng() % 5);
-        std::memcpy(&page[i], &word, 8);
-      }
+      fill_words(page, rng, [](std::uint64_t random) { return 0x0101010101010101u * ((random >> 32) % 5); });
       page.front() |= std::byte{1};
       return;
     case Fill::noise:
-      for (std::size_t i = 0; i + 8 <= page.size(); i += 8) {
-        const std::uint64_t word = rng();
-        std::memcpy(&page[i], &word, 8);
-      }
+      fill_words(page, rng, [](std::uint64_t random) { return random; });
       page.front() |= std::byte{1};
       return;
   }
@@ -103,7 +116,12 @@ inline Fill any_fill(Rng& rng) { return static_cast<Fill>(rng() % 4); }
 
 /// First byte at which two memories differ, or their size.
 inline std::size_t first_difference(std::span<const std::byte> a, std::span<const std::byte> b) {
-  return static_cast<std::size_t>(std::ranges::mismatch(a, b).in1 - a.begin());
+  const std::size_t both = std::min(a.size(), b.size());
+  std::size_t at = 0;
+  for (constexpr std::size_t piece = 4096; both - at >= piece; at += piece)
+    if (!same_bytes(a.subspan(at, piece), b.subspan(at, piece))) break;
+  while (at != both && a[at] == b[at]) ++at;
+  return at;
 }
 
 }  // namespace test

@@ -77,6 +77,17 @@ multifd::Result<multifd::migrate::MigrationReport> send_guest(MigratingGuest& gu
   return multifd::migrate::migrate_to<Stacks>(guest, address, options);
 }
 
+multifd::Result<multifd::migrate::MigrationReport> send_guest(MigratingGuest& guest,
+                                                              std::span<const multifd::Path> paths,
+                                                              const multifd::migrate::SourceOptions& options,
+                                                              const std::function<multifd::Result<void>()>& down) {
+  const auto secure = [&](multifd::FdTransport link, const multifd::Interrupt&) -> multifd::Result<WatchedLink> {
+    MULTIFD_TRY(down());
+    return WatchedLink(std::move(link));
+  };
+  return multifd::migrate::migrate_to<Stacks>(guest, paths, options, secure);
+}
+
 multifd::Result<multifd::migrate::ArrivalReport> take_guest(MigratingGuest& guest, multifd::Listener& listener,
                                                             const multifd::migrate::DestinationOptions& options) {
   return multifd::migrate::migrate_from<Stacks>(guest, listener, options);

@@ -24,6 +24,7 @@
 #include "multifd/migrate/source_report.hpp"
 #include "multifd/transport/fd.hpp"
 #include "multifd/transport/listen.hpp"
+#include "multifd/transport/path.hpp"
 #include "support/basics.hpp"
 #include "support/migrate_guest.hpp"
 
@@ -124,6 +125,11 @@ class WatchedLink {
 /// migrate_to() and migrate_from() over WatchedLinks, compiled once: zlib and no compression, all zero modes.
 multifd::Result<multifd::migrate::MigrationReport> send_guest(MigratingGuest& guest, const multifd::Address& address,
                                                               const multifd::migrate::SourceOptions& options);
+/// The same over paths. Params `down`: called for each connection that is made; an error: it cannot be made now.
+multifd::Result<multifd::migrate::MigrationReport> send_guest(MigratingGuest& guest,
+                                                              std::span<const multifd::Path> paths,
+                                                              const multifd::migrate::SourceOptions& options,
+                                                              const std::function<multifd::Result<void>()>& down);
 multifd::Result<multifd::migrate::ArrivalReport> take_guest(MigratingGuest& guest, multifd::Listener& listener,
                                                             const multifd::migrate::DestinationOptions& options);
 
@@ -206,8 +212,12 @@ struct Tried {
 
 /// Sends `here` to `there`, and waits for both. A destination that still waits for a source when the source has given up is
 /// cancelled.
-inline Tried migrate_once(MigratingGuest& here, Followed& followed, There& there,
-                          multifd::migrate::SourceOptions options = {}) {
+///
+/// Params `send`: send_guest() by another way; empty: to the destination's address.
+inline Tried migrate_once(
+    MigratingGuest& here, Followed& followed, There& there, multifd::migrate::SourceOptions options = {},
+    const std::function<multifd::Result<multifd::migrate::MigrationReport>(const multifd::migrate::SourceOptions&)>&
+        send = {}) {
   options.migration = &*followed.handle;
   auto next = std::move(options.on_event);
   options.on_event = [&followed, next](const auto& event) {
@@ -216,7 +226,7 @@ inline Tried migrate_once(MigratingGuest& here, Followed& followed, There& there
   };
   there.begin();
   Tried tried;
-  tried.sent = send_guest(here, there.address, options);
+  tried.sent = send ? send(options) : send_guest(here, there.address, options);
   if (!tried.sent)
     for (const Stopwatch waiting; !there.ended(); std::this_thread::sleep_for(1ms))
       if (waiting.elapsed() > 300ms && there.followed->progress().status == multifd::migrate::MigrationStatus::setup)

@@ -26,6 +26,7 @@
 #include "multifd/migrate/dirty/dirty_pages.hpp"
 #include "multifd/migrate/guest.hpp"
 #include "support/basics.hpp"
+#include "support/memory.hpp"
 
 namespace test {
 
@@ -98,8 +99,9 @@ class MigratingGuest {
   static constexpr std::size_t page = 4096;
 
   explicit MigratingGuest(std::size_t pages, std::string idstr = "pc.ram")
-      : memory_(pages * page, std::byte{}), idstr_(std::move(idstr)) {
-    REQUIRE(ram_.add(idstr_, memory_).has_value());
+      : memory_(pages * page), idstr_(std::move(idstr)) {
+    memory_.fill(std::byte{});  // touched, as a guest has it
+    REQUIRE(ram_.add(idstr_, memory_.bytes()).has_value());
     auto dirty = multifd::migrate::DirtyPages::create(ram_);
     REQUIRE(dirty.has_value());
     dirty_.emplace(std::move(*dirty), faults_);
@@ -110,8 +112,8 @@ class MigratingGuest {
 
   /// More memory, which the guest does not write. Before any migration.
   void add_block(const std::string& idstr, std::size_t pages) {
-    more_.push_back(std::vector<std::byte>(pages * page, std::byte{0x5a}));
-    REQUIRE(ram_.add(idstr, more_.back()).has_value());
+    more_.emplace_back(pages * page).fill(std::byte{0x5a});
+    REQUIRE(ram_.add(idstr, more_.back().bytes()).has_value());
     auto dirty = multifd::migrate::DirtyPages::create(ram_);
     REQUIRE(dirty.has_value());
     dirty_.emplace(std::move(*dirty), faults_);
@@ -143,7 +145,7 @@ class MigratingGuest {
   }
   bool runs() const noexcept { return vcpu_.joinable(); }
   std::uint64_t written() const noexcept { return written_.load(); }
-  std::span<std::byte> memory() noexcept { return memory_; }
+  std::span<std::byte> memory() noexcept { return memory_.bytes(); }
   /// That function of the guest, named as here or "dirty.start" and its like, fails the n-th time from now on.
   void fail_in(std::string call, unsigned number = 1) { faults_.fail_in(std::move(call), number); }
   bool logging() const noexcept { return dirty_->on; }
@@ -180,7 +182,7 @@ class MigratingGuest {
   }
   multifd::Result<void> resume() {
     MULTIFD_TRY(faults_.come_to("resume"));
-    torn_when_resumed = torn();
+    if (looks_when_resumed) torn_when_resumed = torn();
     try {
       start();
     } catch (const std::system_error& error) {  // no thread to be had
@@ -228,6 +230,7 @@ class MigratingGuest {
   std::vector<std::string> devices;       ///< those that were loaded
   std::vector<std::byte> announced_user;
   std::string announced_machine;
+  bool looks_when_resumed = true;              ///< resume() touches what it goes on writing
   std::size_t torn_when_resumed = 0;           ///< torn(), as resume() found it
   Writes writes = Writes::numbers;             ///< the same at both ends
   std::atomic<int>* running_guests = nullptr;  ///< how many of all guests run; for tests that allow one
@@ -273,10 +276,10 @@ class MigratingGuest {
     if (running_guests != nullptr && running_guests->fetch_add(1) != 0) ran_beside = true;
   }
 
-  std::vector<std::byte> memory_;
+  Block memory_;
   std::string idstr_;
   multifd::RamMap ram_{page};
-  std::deque<std::vector<std::byte>> more_;
+  std::deque<Block> more_;
   GuestFaults faults_;
   std::optional<WatchedDirtyPages> dirty_;
   std::size_t working_set_ = 0;

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "multifd/format/missing_pages.hpp"
 #include "multifd/qemu/main_stream_writer.hpp"
 #include "multifd/qemu/return_path_reader.hpp"
 #include "multifd/qemu/stream_style.hpp"
@@ -30,6 +31,15 @@ inline void say(multifd::FdTransport& link, std::span<const std::byte> bytes) {
   REQUIRE(multifd::write_all(link, bytes).has_value());
 }
 inline void say(multifd::FdTransport& link, std::string_view text) { say(link, std::as_bytes(std::span(text))); }
+
+/// The other side has ended the connection.
+inline void check_link_closed(multifd::FdTransport& link) {
+  std::byte byte;
+  const iovec buffer = multifd::mutable_buffer(std::span(&byte, 1));
+  const auto got = link.read_some(std::span(&buffer, 1), no_hang, nullptr);
+  CHECK((!got || *got == 0));
+  if (!got) CHECK_MESSAGE(got.error().code != multifd::Errc::timed_out, text(got));
+}
 
 class SourceByHand {
  public:
@@ -59,7 +69,8 @@ class SourceByHand {
   }
   /// SETTINGS, and START of one RAM block. Params `said`: how many channels are announced.
   void announce(std::size_t pages, const multifd::wire::ExtensionVersions& versions = {},
-                const multifd::wire::FeatureList& features = {}, std::uint32_t said = 1) {
+                const multifd::wire::FeatureList& features = {}, std::uint32_t said = 1,
+                const std::optional<multifd::Uuid>& session = {}) {
     const multifd::wire::PeerSettings settings{.versions = versions,
                                                .features = features,
                                                .channels = said,
@@ -68,7 +79,8 @@ class SourceByHand {
                                                .zero_pages = multifd::wire::ZeroPagesMode::multifd,
                                                .digest = multifd::Digest::off,
                                                .tls = false,
-                                               .paths = 1};
+                                               .paths = 1,
+                                               .session = session};
     REQUIRE(writer_.settings(settings).has_value());
     start_ram(pages);
   }
@@ -77,6 +89,26 @@ class SourceByHand {
     REQUIRE(writer_.start_ram(std::span(&block, 1)).has_value());
     REQUIRE(writer_.end_epoch().has_value());
     REQUIRE(writer_.end_section().has_value());
+    REQUIRE(writer_.push_out().has_value());
+  }
+  /// RAM's END, and the SYNC of its epoch on all channels.
+  void end_ram() {
+    REQUIRE(writer_.begin_end().has_value());
+    REQUIRE(writer_.end_epoch().has_value());
+    REQUIRE(writer_.end_section().has_value());
+    REQUIRE(writer_.push_out().has_value());
+    for (multifd::FdTransport& channel : channels_)
+      say(channel, std::span<const std::byte>(RawStream().packet({.flags = 1, .packet_num = 1}).bytes()));
+  }
+  /// Says that a page of the first block is missing. Params `follows`: and that memory follows.
+  void miss_a_page(bool follows) {
+    const std::uint64_t bitmap = 2;
+    REQUIRE(writer_.missing_pages(0, std::span(&bitmap, 1)).has_value());
+    if (follows) REQUIRE(writer_.memory_follows({.pages = 1, .connections = 1, .session = {}}).has_value());
+    REQUIRE(writer_.push_out().has_value());
+  }
+  void state_whole() {
+    REQUIRE(writer_.state_whole().has_value());
     REQUIRE(writer_.push_out().has_value());
   }
   /// The destination's answer to SETTINGS.
@@ -88,6 +120,14 @@ class SourceByHand {
       if ((*message)->type == multifd::wire::extension_number) return **message;
     }
   }
+  void hand_over() {
+    REQUIRE(writer_.hand_over().has_value());
+    REQUIRE(writer_.push_out().has_value());
+  }
+  /// Other connections take the place of those that there are.
+  void replace_main(multifd::FdTransport link) { main_ = std::move(link); }
+  void replace_channel(unsigned channel, multifd::FdTransport link) { channels_[channel] = std::move(link); }
+  multifd::FdTransport& channel(unsigned channel) { return channels_[channel]; }
   /// The text of its FAILED.
   std::string failure() {
     const multifd::qemu::ReturnMessage message = answer();

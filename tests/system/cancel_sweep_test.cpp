@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -47,10 +46,7 @@ constexpr bool sanitized = under_tsan;
 constexpr bool sanitized = under_tsan;
 #endif
 
-unsigned wanted_cancels() {
-  const char* wanted = std::getenv("MULTIFD_CANCELS");
-  return wanted != nullptr ? static_cast<unsigned>(std::strtoul(wanted, nullptr, 0)) : 100;
-}
+unsigned wanted_cancels() { return how_often("MULTIFD_CANCELS", 100); }
 
 struct Longest {
   std::chrono::microseconds cancel{0};  ///< cancel() itself

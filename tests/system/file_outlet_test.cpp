@@ -236,7 +236,7 @@ TEST_CASE("A format that is no packet: a zero page is a hole, also where a page 
   CHECK(total(sender.stats().channels).wire_bytes == guest.memory.size() + page);
   CHECK(file.is_hole(page * batch_pages));
   CHECK_FALSE(file.is_hole(5 * page));
-  CHECK(std::ranges::equal(file.bytes(), guest.memory.bytes()));
+  CHECK(same_bytes(file.bytes(), guest.memory.bytes()));
   CHECK(sender.finish().has_value());
   CHECK(code_of(sender.finish()) == Errc::already_closed);
 }
@@ -310,7 +310,7 @@ TEST_CASE("A format that is no packet: a cap that is lifted lets go what waits f
   CHECK_MESSAGE(ended.has_value(), text(ended));
   CHECK(capped.so_far().packets == 3);
   CHECK(capped.so_far().capped_ns > 0);
-  CHECK(std::ranges::equal(capped.file.bytes(), capped.guest.memory.bytes()));
+  CHECK(same_bytes(capped.file.bytes(), capped.guest.memory.bytes()));
 }
 
 TEST_CASE("A format that is no packet: its destructor ends what has not been finished") {

@@ -14,7 +14,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -34,10 +33,7 @@ namespace {
 constexpr std::size_t pages = 512;
 enum Which : std::size_t { source, destination };
 
-unsigned wanted_kills() {
-  const char* wanted = std::getenv("MULTIFD_KILLS");
-  return wanted != nullptr ? static_cast<unsigned>(std::strtoul(wanted, nullptr, 0)) : 8;
-}
+unsigned wanted_kills() { return how_often("MULTIFD_KILLS", 8); }
 
 /// What one process tells the test's. It is in memory that all have.
 struct Report {

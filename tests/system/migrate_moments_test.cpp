@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <map>
 #include <string>
 #include <thread>
@@ -25,10 +24,7 @@ namespace {
 
 constexpr std::size_t pages = 512;
 
-unsigned wanted_moments() {
-  const char* wanted = std::getenv("MULTIFD_MOMENTS");
-  return wanted != nullptr ? static_cast<unsigned>(std::strtoul(wanted, nullptr, 0)) : quick() ? 15 : 40;
-}
+unsigned wanted_moments() { return how_often("MULTIFD_MOMENTS", quick() ? 15 : 40); }
 
 /// What differs between two migrations.
 struct Settings {

@@ -261,9 +261,9 @@ TEST_CASE(
   };
   const std::string other = refused({.spoken = 9, .newest = 9, .oldest = 9}, {});
   CHECK_MESSAGE(other.contains("version"), other);
-  const std::string needs =
-      refused({.spoken = 1, .newest = 2, .oldest = 1}, wire::FeatureList().add({.name = "postcopy", .needed = true}));
-  CHECK_MESSAGE(needs.contains("postcopy"), needs);
+  const std::string needs = refused({.spoken = 1, .newest = 2, .oldest = 1},
+                                    wire::FeatureList().add({.name = "of-version-2", .needed = true}));
+  CHECK_MESSAGE(needs.contains("of-version-2"), needs);
 }
 
 TEST_CASE("A newer destination is understood; one without what was asked for, or of another version, is refused") {
@@ -271,37 +271,37 @@ TEST_CASE("A newer destination is understood; one without what was asked for, or
   const SourceOptions options{.channels = 1, .answer_timeout = 10s};
   SourceOptions verifying = options;
   verifying.verify = Verify::required;
-  const auto contains = [](const Result<MigrationReport>& sent, std::string_view part) {
+  const auto says = [](const Result<MigrationReport>& sent, std::string_view part) {
     CHECK_MESSAGE(text(sent).contains(part), text(sent));
   };
 
   const auto lacks = to_destination_by_hand(wire::extension_pong(), wire::PeerSettings{}, verifying);
-  contains(lacks.first, "page-digests");
+  says(lacks.first, "page-digests");
   CHECK(test::Bytes(lacks.second).size() > 0);
-  CHECK_MESSAGE(::contains(lacks.second, "page-digests"), "the destination is told why");
+  CHECK_MESSAGE(contains(lacks.second, "page-digests"), "the destination is told why");
 
   const auto other = to_destination_by_hand(
       wire::extension_pong(9), wire::PeerSettings{.versions = {.spoken = 9, .newest = 9, .oldest = 9}}, options);
-  contains(other.first, "version");
-  CHECK_MESSAGE(::contains(other.second, "version"), "the destination is told why");
+  says(other.first, "version");
+  CHECK_MESSAGE(contains(other.second, "version"), "the destination is told why");
 
   wire::PeerSettings demanding;
-  demanding.features.add({.name = "postcopy", .needed = true});
+  demanding.features.add({.name = "of-version-2", .needed = true});
   const auto needs = to_destination_by_hand(wire::extension_pong(2), demanding, options);
-  contains(needs.first, "postcopy");
-  CHECK_MESSAGE(::contains(needs.second, "postcopy"), "the destination is told why");
+  says(needs.first, "of-version-2");
+  CHECK_MESSAGE(contains(needs.second, "of-version-2"), "the destination is told why");
 
   // One that does not answer may be a QEMU: it is shown nothing but the question.
   SourceOptions hasty = options;
   hasty.answer_timeout = 50ms;
   const auto silent = to_destination_by_hand(std::nullopt, std::nullopt, hasty);
   CHECK_MESSAGE(code_of(silent.first) == Errc::timed_out, text(silent.first));
-  CHECK_FALSE(::contains(silent.second, "limit"));
+  CHECK_FALSE(contains(silent.second, "limit"));
   CHECK(std::string_view(reinterpret_cast<const char*>(silent.second.data()), silent.second.size())
             .ends_with("mf\0\1"sv));
 
   // One without the extension answers as a QEMU does, and is shown none of it.
   const auto older = to_destination_by_hand(wire::extension_ping(), std::nullopt, verifying);
-  contains(older.first, "verify");
-  CHECK_FALSE(::contains(older.second, "verify"));
+  says(older.first, "verify");
+  CHECK_FALSE(contains(older.second, "verify"));
 }

@@ -54,14 +54,6 @@ void check_taken(There& there) {
   CHECK(there.guest.torn_when_resumed == 0);
 }
 
-void check_closed(FdTransport& link) {
-  std::byte byte;
-  const iovec buffer = mutable_buffer(std::span(&byte, 1));
-  const auto got = link.read_some(std::span(&buffer, 1), no_hang, nullptr);
-  CHECK((!got || *got == 0));
-  if (!got) CHECK_MESSAGE(got.error().code != Errc::timed_out, text(got));
-}
-
 }  // namespace
 
 TEST_CASE("Whoever else connects ahead of the source is closed and reported, and the source is taken") {
@@ -83,7 +75,7 @@ TEST_CASE("Whoever else connects ahead of the source is closed and reported, and
     CHECK(eventually([&] { return strangers.has("no migration's"); }));
     check_taken(there);
     // The listener is gone, and with it who was silent.
-    for (FdTransport& other : others) check_closed(other);
+    for (FdTransport& other : others) check_link_closed(other);
   }
   CHECK(leftovers.no_thread());
   CHECK(leftovers.no_descriptor());
@@ -110,7 +102,7 @@ TEST_CASE("A main connection that says nonsense is no source") {
   there.begin();
   FdTransport nonsense = connect_by_hand(there.address);
   say(nonsense, "QEVM and then something else");
-  check_closed(nonsense);
+  check_link_closed(nonsense);
   CHECK(eventually([&] { return strangers.has("no migration's"); }));
   check_taken(there);
 }
@@ -220,5 +212,5 @@ TEST_CASE("Strangers that come while pages travel disturb nobody") {
   REQUIRE_MESSAGE(taken.has_value(), text(taken));
   CHECK(there.guest.torn_when_resumed == 0);
   CHECK_FALSE(others.empty());
-  for (FdTransport& other : others) check_closed(other);
+  for (FdTransport& other : others) check_link_closed(other);
 }

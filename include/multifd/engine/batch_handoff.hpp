@@ -8,8 +8,8 @@
 // A slow channel therefore holds one batch and delays no other channel. A SYNC takes no place in the ring. Epochs are
 // numbered: every batch carries its epoch's number, and close_epoch() raises the count of closed epochs. A worker
 // writes its SYNC for an epoch when that epoch is closed and the ring's first batch, if any, belongs to a later epoch.
-// The order holds because the producer puts all batches of an epoch before it closes the epoch, and a worker reads the
-// count before it reads the ring. Closing an epoch therefore never waits, however slow a channel is.
+// The order holds because the producer puts all batches of an epoch before it closes it, and a worker reads the count
+// before the ring. Closing an epoch therefore never waits, however slow a channel is.
 //
 // Waking a sleeping thread costs 5 to 15 us, more than handing over a batch, so threads are woken seldom:
 //   * The first worker is woken when two batches wait in the ring.
@@ -47,6 +47,7 @@ struct Work {
     close_epoch,  ///< close epoch `epoch`: a SYNC, on a multifd channel
     end,          ///< everything is sent: end the channel in order
     stopped,      ///< give up at once
+    idle,         ///< there was nothing for as long as take() was to wait
   };
   Kind kind;
   PageBatch* batch = nullptr;
@@ -161,8 +162,8 @@ class BatchHandoff {
     return next_work(mine);
   }
 
-  /// Waits for work. Batches of one epoch come before the SYNC that ends it, in the order they were put.
-  Work take(unsigned channel) noexcept {
+  /// Waits for work, for about `limit`. Batches of an epoch come before the SYNC that ends it, in the order they were put.
+  Work take(unsigned channel, std::chrono::nanoseconds limit = Signal::forever) noexcept {
     Channel& mine = channels_[channel];
     demand_.sample(mine.probe);
     for (;;) {
@@ -175,7 +176,8 @@ class BatchHandoff {
       std::uint32_t nobody = 0;
       if (!mine.searching) mine.searching = searching_.compare_exchange_strong(nobody, 1, std::memory_order_seq_cst);
       if (mine.searching && spin(worker_spin, [&] { return has_work(mine); })) continue;
-      sleep(mine, channel);
+      sleep(mine, channel, limit);
+      if (limit != Signal::forever && !mine.searching && !has_work(mine)) return {.kind = Work::Kind::idle};
     }
   }
 
@@ -194,6 +196,17 @@ class BatchHandoff {
       producer_signal_.send();
   }
 
+  /// A worker takes no more work until it comes back; what it was awake for is others' now.
+  void leave() noexcept {
+    sleepers_.leave();
+    wake_all();
+  }
+  /// Params `epoch`: the worker's first: every batch of an earlier one was taken.
+  void come_back(unsigned channel, std::uint64_t epoch) noexcept {
+    channels_[channel].synced = epoch;
+    sleepers_.come_back();
+  }
+
   unsigned channels() const noexcept { return channel_count_; }
   /// Threads: any.
   std::uint64_t closed_epochs() const noexcept {
@@ -201,10 +214,9 @@ class BatchHandoff {
   }
 
  private:
-  /// How long a worker polls for the next batch before it sleeps: about as long as waking it would take (5 to 50 us).
+  /// How long a worker polls for a batch before it sleeps: about as long as waking it takes (5 to 50 us).
   static constexpr std::chrono::nanoseconds worker_spin{10'000};
-  /// How long the producer polls for a returned batch before it sleeps. Short: the workers that it waits for want its
-  /// core.
+  /// How long the producer polls for a returned batch. Short: the workers that it waits for want its core.
   static constexpr std::chrono::nanoseconds producer_spin{3'000};
 
   /// Used by its worker alone.
@@ -258,19 +270,19 @@ class BatchHandoff {
            ended_.load(std::memory_order_seq_cst);
   }
 
-  /// Called when this worker has found work: if much more is waiting, another worker is woken for it.
+  /// This worker has found work: if much more is waiting, another one is woken for it.
   void stop_searching(Channel& mine) noexcept {
     mine.searching = false;
     searching_.fetch_sub(1, std::memory_order_seq_cst);
     wake_if_worth_it();
   }
 
-  void sleep(Channel& mine, unsigned channel) noexcept {
+  void sleep(Channel& mine, unsigned channel, std::chrono::nanoseconds limit) noexcept {
     const auto stay_up = [&] {
       if (std::exchange(mine.searching, false)) searching_.fetch_sub(1, std::memory_order_seq_cst);
       return has_work(mine);
     };
-    mine.searching = sleepers_.sleep(channel, Signal::forever, stay_up);  // the thread that wakes a worker counts it
+    mine.searching = sleepers_.sleep(channel, limit, stay_up);  // the thread that wakes a worker counts it
   }
 
   /// Whether more workers are awake than the cores can run, and this one has only batches to do, which others can send.
@@ -279,15 +291,14 @@ class BatchHandoff {
     return limit < channel_count_ && sleepers_.awake() > limit && !has_more_than_batches(mine);
   }
 
-  /// Sleeps for a while and leaves the batches to the other workers. After its rest this worker takes work before it
-  /// checks the limit again, so that another worker rests next. Batches therefore wait for a channel that hangs no
-  /// longer than one rest.
+  /// Sleeps for a while and leaves the batches to the others. After its rest this worker takes work before it checks the
+  /// limit again, so that another one rests next: batches wait for a channel that hangs no longer than one rest.
   void rest(Channel& mine, unsigned channel) noexcept {
     const auto stay_up = [&] {
       if (std::exchange(mine.searching, false)) searching_.fetch_sub(1, std::memory_order_seq_cst);
       return sleepers_.awake() < demand_.limit() || has_more_than_batches(mine);
     };
-    // Each channel has a time of its own, because workers that begin to rest together would also come back together.
+    // A time of its own for each: workers that begin to rest together would also come back together.
     mine.searching = sleepers_.sleep(channel, longest_rest + channel % 16 * (longest_rest / 16), stay_up);
     demand_.sample(mine.probe);
   }
@@ -333,11 +344,10 @@ class BatchHandoff {
     return static_cast<std::int32_t>(returned_.load(std::memory_order_seq_cst) - collected_) > 0;
   }
 
-  /// Sleeps until enough batches have come back. False: no worker woke the producer within longest_rest.
+  /// Sleeps until enough batches have come back. False: no worker has woken the producer.
   bool sleep_until_room() noexcept {
     const std::uint32_t ticket = producer_signal_.ticket();
-    // Every batch is out. A stuck channel holds only one of them, so a single channel that moves returns more than
-    // half.
+    // Every batch is out. A stuck channel holds one of them, so a single channel that moves returns more than half.
     wake_at_.store(collected_ + channel_count_ * depth_ / 2, std::memory_order_relaxed);
     producer_sleeping_.store(true, std::memory_order_seq_cst);
     bool woken = true;

@@ -49,9 +49,8 @@ class Meter {
     return granted ? Result<void>{} : fail(Errc::cancelled, Stage::write);
   }
 
-  /// Whether there is a cap now. Under one an outlet asks for what it writes piece by piece: the larger a piece, the further what leaves
-  /// in a moment is from the cap.
-  bool capped() const noexcept { return limiter_.rate() != 0; }
+  /// How much of `bytes` to ask for at once: RateLimiter::piece().
+  std::size_t piece(std::size_t bytes) const noexcept { return limiter_.piece(bytes); }
 
   /// Called by an outlet as often as bytes leave, also for a part of what it writes. Without such calls a write that takes
   /// longer than SenderOptions::progress_timeout counts as standing still.
@@ -154,6 +153,18 @@ template <class O>
 concept HasAnswer = requires(O& outlet) {
   { outlet.confirmation() } noexcept -> std::same_as<Result<void>>;
   { outlet.reason() } noexcept -> std::same_as<std::optional<Error>>;
+};
+
+/// Optional: an outlet whose connection may be lost and made again. `comes_back(error)`: whether what a call has failed with
+/// is such a loss. `drop_link()` makes one, from any thread. `check_link()` fails where the connection has ended, while nothing is written. `reconnect(error)` blocks until there is a new connection; Errc::cancelled behind shutdown(), and when none
+/// is needed any more. `begin_at(epoch)` takes begin()'s place on it: all pages that come are of that epoch or later.
+template <class O>
+concept HasReconnect = requires(O& outlet, const Error& error, std::uint64_t epoch) {
+  { outlet.comes_back(error) } noexcept -> std::same_as<bool>;
+  { outlet.drop_link() } noexcept -> std::same_as<void>;
+  { outlet.check_link() } noexcept -> std::same_as<Result<void>>;
+  { outlet.reconnect(error) } noexcept -> std::same_as<Result<void>>;
+  { outlet.begin_at(epoch) } noexcept -> std::same_as<Result<Sent>>;
 };
 
 }  // namespace multifd::engine

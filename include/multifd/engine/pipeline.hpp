@@ -24,6 +24,8 @@ struct PipelineOptions {
   unsigned depth = 0;
   std::chrono::milliseconds progress_timeout = default_send_progress_timeout;
   std::function<bool()> interrupted{};  ///< polled while the producer or a waiting thread waits; true: cancel
+  std::function<Result<void>()> while_waiting{};
+  bool comes_back = false;  ///< lost connections are made again, and what they carried is remembered
   ThreadHook thread_hook{};
   ErrorHook on_error{};
 };
@@ -55,7 +57,12 @@ class Pipeline {
     if (auto good = check_time_limit("SenderOptions::progress_timeout", options.progress_timeout, Stage::setup); !good)
       return std::unexpected(good.error());
     return catch_bad_alloc(Stage::setup, "open a sender", [&]() -> Result<std::unique_ptr<Pipeline>> {
+      const bool comes_back = options.comes_back;
+      auto while_waiting = std::move(options.while_waiting);
       std::unique_ptr<Pipeline> pipeline(new Pipeline(ram, channels, std::move(zero_pages), std::move(options)));
+      pipeline->shared_.while_waiting = std::move(while_waiting);
+      if (comes_back)
+        pipeline->shared_.journal = std::make_unique<SentJournal>(pipeline->shared_.map, pipeline->shared_.channels);
       if (auto started = pipeline->start(make_outlet); !started) return std::unexpected(started.error());
       return pipeline;
     });
@@ -91,6 +98,19 @@ class Pipeline {
   {
     return finish(&limit);
   }
+
+  /// An epoch is over at the other end. Params `arrived(channel)`: whether it says so of that channel, too. Errors:
+  /// Errc::bad_range for an epoch that is open.
+  template <class Arrived>
+  [[nodiscard]] Result<void> settle(std::uint64_t epoch, Arrived&& arrived) noexcept {
+    if (epoch >= shared_.handoff->closed_epochs())
+      return fail(Errc::bad_range, Stage::sync, "settle: epoch is not closed", epoch);
+    shared_.journal->settle(epoch, arrived);
+    for (unsigned channel = 0; channel < shared_.channels; ++channel)
+      if (!arrived(channel) && shared_.epochs.took_part(channel, epoch)) (*(crew_.begin() + channel))->drop_link();
+    return {};
+  }
+  std::uint64_t take_lost(DirtyBitmaps& into) noexcept { return shared_.journal->take_lost(into); }
 
   void cancel(const char* op) noexcept { shared_.error.raise({.code = Errc::cancelled, .op = op}); }
   void set_bandwidth(std::uint64_t bytes_per_s) noexcept { shared_.limiter.set_rate(bytes_per_s); }

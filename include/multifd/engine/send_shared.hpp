@@ -16,6 +16,7 @@
 #include "multifd/engine/counters.hpp"
 #include "multifd/engine/first_error.hpp"
 #include "multifd/engine/rate_limiter.hpp"
+#include "multifd/engine/sent_journal.hpp"
 #include "multifd/memory/ram_map.hpp"
 #include "multifd/progress_watch.hpp"
 
@@ -42,14 +43,17 @@ struct SendShared {
 
   /// Called now and then by a thread that waits for the channels. Raises Errc::timed_out, which stops everything, when
   /// no channel has moved a byte for progress_timeout. The time in which the bandwidth cap holds bytes back does not
-  /// count.
+  /// count, nor that in which no channel has a connection: how long that may take is said by who makes new ones.
   void check_progress(ProgressWatch& watch) noexcept {
     check_interrupt();
-    if (watch.stalled(moved(), limiter.holds_back()))
+    if (watch.stalled(moved(), limiter.holds_back() || epochs.away() == channels))
       error.raise(
           {.code = Errc::timed_out, .stage = Stage::write, .op = "no channel took a byte for progress_timeout"});
   }
   void check_interrupt() noexcept {
+    if (while_waiting) {
+      if (auto done = while_waiting(); !done) error.raise(done.error());
+    }
     if (interrupted && interrupted()) error.raise({.code = Errc::cancelled, .op = "interrupted"});
   }
   ProgressWatch watch() const noexcept { return {progress_timeout, moved()}; }
@@ -58,10 +62,12 @@ struct SendShared {
   const unsigned channels;
   const std::chrono::milliseconds progress_timeout;
   const std::function<bool()> interrupted;            ///< may be empty
+  std::function<Result<void>()> while_waiting{};      ///< as SenderOptions has it
   const std::unique_ptr<ChannelCounters[]> counters;  ///< by channel
   std::unique_ptr<BatchHandoff> handoff;              ///< never null once the channels run
   RateLimiter limiter;
   ClosedEpochs epochs;
+  std::unique_ptr<SentJournal> journal;  ///< null: a lost connection is an error, and nothing is sent again
   FirstError error;
   std::atomic<bool> wants_confirmation{false};  ///< from channel 0; set before the hand-off has ended
 };

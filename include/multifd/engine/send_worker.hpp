@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -42,7 +43,15 @@ class SendWorker {
 
   /// Ends when everything is sent, or at the first error of any channel.
   void run() noexcept {
-    Result<void> ended = work();
+    Result<void> ended = count(outlet_.begin());
+    if (ended) ended = work();
+    if constexpr (HasReconnect<O>) {
+      while (!ended && shared_.journal && !shared_.error.failed() && outlet_.comes_back(ended.error())) {
+        const Result<bool> back = come_back(ended.error());
+        ended = !back ? std::unexpected(back.error()) : *back ? go_on() : Result<void>{};
+        if (!back) break;
+      }
+    }
     counters().cpu_ns.set(thread_cpu_ns());
     if (!ended) raise(ended.error());
     shared_.epochs.channel_ended();
@@ -55,8 +64,15 @@ class SendWorker {
   }
 
   void shutdown() noexcept { outlet_.shutdown(); }
+  /// Breaks the connection, so that another one is made. Threads: any.
+  void drop_link() noexcept {
+    if constexpr (HasReconnect<O>) outlet_.drop_link();
+  }
 
  private:
+  /// So long a worker that may lose its connection waits for work before it looks whether it has.
+  static constexpr std::chrono::milliseconds longest_idle{100};
+
   SendWorker(SendShared& shared, unsigned channel, O outlet, const Z& zero, PageRuns runs) noexcept
       : shared_(shared),
         channel_(channel),
@@ -75,14 +91,37 @@ class SendWorker {
     shared_.error.raise(error);
   }
 
+  /// The connection is lost. Waits for another one; what goes wrong with that is no lost connection any more. False: none is
+  /// needed.
+  [[nodiscard]] Result<bool> come_back(const Error& why) noexcept
+    requires HasReconnect<O>
+  {
+    if constexpr (HasAnswer<O>)
+      if (const auto gave_up = outlet_.reason()) return std::unexpected(*gave_up);
+    shared_.journal->lose(channel_);  // first: who finds this channel away finds its pages among the lost ones
+    shared_.epochs.leave(channel_);
+    shared_.handoff->leave();
+    const auto connected = outlet_.reconnect(why);
+    first_epoch_ = shared_.epochs.rejoin(channel_);
+    shared_.handoff->come_back(channel_, first_epoch_);
+    if (connected) return true;
+    if (connected.error().code == Errc::cancelled && !shared_.error.failed()) return false;
+    return std::unexpected(connected.error());
+  }
+  [[nodiscard]] Result<void> go_on() noexcept
+    requires HasReconnect<O>
+  {
+    if (auto begun = count(outlet_.begin_at(first_epoch_)); !begun) return begun;
+    return work();
+  }
+
   [[nodiscard]] Result<void> work() noexcept {
-    if (auto begun = count(outlet_.begin()); !begun) return begun;
     meter_.begin();
     for (;;) {
       std::optional<Work> next = shared_.handoff->try_take(channel_);
       if (!next) {
         if (auto out = outlet_.push_out(meter_); !out) return out;
-        next = shared_.handoff->take(channel_);
+        next = shared_.handoff->take(channel_, shared_.journal ? longest_idle : Signal::forever);
       }
       const Work work = *next;
       meter_.idled();
@@ -98,11 +137,17 @@ class SendWorker {
           break;
         case Work::Kind::end: return outlet_.end();
         case Work::Kind::stopped: return {};  // the reason is the first error already
+        case Work::Kind::idle:
+          if constexpr (HasReconnect<O>) {
+            if (auto there = outlet_.check_link(); !there) return there;
+          }
+          break;
       }
     }
   }
 
   [[nodiscard]] Result<void> close_epoch(std::uint64_t epoch) noexcept {
+    shared_.epochs.closing(channel_);
     if (auto closed = count(outlet_.close_epoch(epoch, meter_)); !closed) return closed;
     counters().syncs.add(1);
     counters().cpu_ns.set(thread_cpu_ns());
@@ -118,6 +163,7 @@ class SendWorker {
         return sent;
       }
     }
+    if (shared_.journal) shared_.journal->note(channel_, batch.epoch, batch.block, batch.offsets());
     const RamBlock& block = shared_.map.block(batch.block);
     const std::size_t normal = split(batch, block);
     meter_.checked();
@@ -175,6 +221,7 @@ class SendWorker {
   const Z& zero_;
   PageRuns runs_;
   std::unique_ptr<std::uint64_t[]> zeros_;
+  std::uint64_t first_epoch_ = 0;  ///< of the connection that there is
   Meter meter_;
 };
 

@@ -87,8 +87,12 @@ class Sleepers {
     unsigned asleep = 0;
     for (const auto& word : std::span(words_).first(used_words()))
       asleep += static_cast<unsigned>(std::popcount(word.load(std::memory_order_seq_cst)));
-    return workers_ - asleep;
+    return workers_ - away_.load(std::memory_order_seq_cst) - asleep;
   }
+
+  /// A worker that is awake can do no work for a while, and counts as asleep; nobody wakes it.
+  void leave() noexcept { away_.fetch_add(1, std::memory_order_seq_cst); }
+  void come_back() noexcept { away_.fetch_sub(1, std::memory_order_seq_cst); }
 
   /// Sets the bit of worker `w`, then sleeps until the worker is woken, at most for `limit`. True: it was woken.
   ///
@@ -140,6 +144,7 @@ class Sleepers {
   bool get_up(unsigned w) noexcept { return (word(w).fetch_and(~bit(w), std::memory_order_seq_cst) & bit(w)) != 0; }
 
   const unsigned workers_;
+  std::atomic<unsigned> away_{0};
   const std::unique_ptr<Signal[]> signals_;
   alignas(cache_line) std::array<std::atomic<std::uint64_t>, max_channels / word_bits + 1> words_{};
 };

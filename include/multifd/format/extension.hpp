@@ -8,8 +8,8 @@
 //   to the source        return path type 0x6d66, at most 512        0     2  kind
 //                                                                    2     n  body, by the kind
 //
-// This file has the numbers, the question, and the messages of fixed fields; peer_settings.hpp, peer_failure.hpp and
-// page_digests.hpp have the others.
+// This file has the numbers, the question, and the messages of fixed fields; peer_settings.hpp, peer_failure.hpp,
+// page_digests.hpp, missing_pages.hpp and rejoin.hpp have the others.
 #pragma once
 
 #include <array>
@@ -59,17 +59,19 @@ constexpr std::optional<std::uint8_t> version_in_pong(std::uint32_t value) noexc
 // ---- Messages (section 19.3)
 
 enum class ExtensionKind : std::uint16_t {
-  settings = 1,  ///< what the source is set to (peer_settings.hpp)
-  accepted,      ///< the destination takes it
-  failed,        ///< why a side gives up (peer_failure.hpp)
-  user_data,     ///< bytes of the VMM's own
-  epoch_whole,   ///< an epoch is whole in the destination's memory
-  section_size,  ///< bytes of the device's state in the section that follows
-  page_digests,  ///< digests of neighbouring pages (page_digests.hpp)
-  state_whole,   ///< all sections have been sent
-  loaded,        ///< the destination has loaded all, and could run the guest
-  hand_over,     ///< the guest is the destination's
-  running,       ///< the guest runs at the destination
+  settings = 1,    ///< what the source is set to (peer_settings.hpp)
+  accepted,        ///< the destination takes it
+  failed,          ///< why a side gives up (peer_failure.hpp)
+  user_data,       ///< bytes of the VMM's own
+  epoch_whole,     ///< an epoch is over at the destination (rejoin.hpp)
+  section_size,    ///< bytes of the device's state in the section that follows
+  page_digests,    ///< digests of neighbouring pages (page_digests.hpp)
+  state_whole,     ///< all sections have been sent
+  loaded,          ///< the destination has loaded all, and could run the guest
+  hand_over,       ///< the guest is the destination's
+  running,         ///< the guest runs at the destination
+  missing_pages,   ///< pages that the destination gets when it asks for them (missing_pages.hpp)
+  memory_follows,  ///< all of these have been named (missing_pages.hpp)
 };
 
 /// Whom a message is for.
@@ -82,19 +84,21 @@ struct ExtensionRow {
   bool to_destination, to_source;
   std::size_t least, most;  ///< bytes of the body
 };
-inline constexpr std::array<ExtensionRow, 11> extension_rows{{
+inline constexpr std::array<ExtensionRow, 13> extension_rows{{
     // name          to destination, source, body
     {"SETTINGS", true, false, 4, 2046},
     {"ACCEPTED", false, true, 4, 510},
     {"FAILED", true, true, 26, 426},
     {"USER_DATA", true, true, 1, 16382},
-    {"EPOCH_WHOLE", false, true, 8, 8},
+    {"EPOCH_WHOLE", false, true, 48, 48},
     {"SECTION_SIZE", true, false, 8, 8},
     {"PAGE_DIGESTS", true, false, 20, 16380},
     {"STATE_WHOLE", true, false, 4, 4},
     {"LOADED", false, true, 8, 8},
     {"HAND_OVER", true, false, 0, 0},
     {"RUNNING", false, true, 0, 0},
+    {"MISSING_PAGES", true, false, 20, 16380},
+    {"MEMORY_FOLLOWS", true, false, 26, 26},
 }};
 
 }  // namespace detail
@@ -136,7 +140,7 @@ struct ExtensionMessage {
   FieldReader fields(message.body);
   if (message.kind == ExtensionKind::state_whole)
     message.number = fields.be<std::uint32_t>();
-  else if (row.most == 8)
+  else if (row.most == 8 || message.kind == ExtensionKind::epoch_whole)
     message.number = fields.be<std::uint64_t>();
   return message;
 }

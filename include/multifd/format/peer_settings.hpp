@@ -40,8 +40,9 @@ inline constexpr std::size_t max_user_setting_bytes = 1024;
 inline constexpr std::size_t max_settings_bytes = 2048;
 
 // Features of version 1.
-inline constexpr std::string_view feature_epochs = "epochs";              ///< EPOCH_WHOLE
+inline constexpr std::string_view feature_resume = "resume";              ///< EPOCH_WHOLE, and lost connections return
 inline constexpr std::string_view feature_page_digests = "page-digests";  ///< PAGE_DIGESTS
+inline constexpr std::string_view feature_postcopy = "postcopy";          ///< MISSING_PAGES, MEMORY_FOLLOWS
 
 /// The versions of the extension that one side understands, and the one that it speaks.
 struct ExtensionVersions {
@@ -102,6 +103,7 @@ struct PeerSettings {
   std::optional<bool> tls{};             ///< of the channels and the main connection
   std::optional<std::uint32_t> paths{};  ///< 1 to 255
   std::optional<Uuid> uuid{};            ///< the VM's, as in the channels' hellos
+  std::optional<Uuid> session{};         ///< of this migration alone: what connections say that come later (rejoin.hpp)
   std::span<const std::byte> user{};     ///< of the VMM's own, at most 1024 bytes; empty: none
 };
 
@@ -116,9 +118,10 @@ enum class SettingNumber : std::uint16_t {
   tls,
   paths,
   uuid,
-  user
+  user,
+  session
 };
-inline constexpr std::uint16_t last_setting = 9;
+inline constexpr std::uint16_t last_setting = 10;
 inline constexpr std::uint16_t must_understand = 0x8000;
 
 using SettingsWriter = FieldWriter<max_settings_bytes>;
@@ -205,6 +208,10 @@ void put_setting(SettingsWriter& to, SettingNumber number, const std::optional<T
       if (size != sizeof(Uuid)) return bad_setting("setting: uuid", size);
       std::ranges::copy(in.take(sizeof(Uuid)), to.uuid.emplace().begin());
       return {};
+    case SettingNumber::session:
+      if (size != sizeof(Uuid)) return bad_setting("setting: session", size);
+      std::ranges::copy(in.take(sizeof(Uuid)), to.session.emplace().begin());
+      return {};
     case SettingNumber::user:
       if (size < 1 || size > max_user_setting_bytes) return bad_setting("setting of the VMM's own", size);
       to.user = in.rest();
@@ -232,6 +239,7 @@ inline FieldWriter<max_settings_bytes> encode_settings(const PeerSettings& setti
   put_setting(to, SettingNumber::tls, settings.tls);
   put_setting(to, SettingNumber::paths, settings.paths);
   put_setting(to, SettingNumber::uuid, settings.uuid);
+  put_setting(to, SettingNumber::session, settings.session);
   if (!settings.user.empty())
     to.be(static_cast<std::uint16_t>(SettingNumber::user)).be(static_cast<std::uint16_t>(settings.user.size()));
   to.bytes(settings.user);

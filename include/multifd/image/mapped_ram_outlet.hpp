@@ -19,6 +19,7 @@
 #include "multifd/format/mapped_ram.hpp"
 #include "multifd/image/file.hpp"
 #include "multifd/memory/dirty_bitmap.hpp"
+#include "multifd/memory/main_memory.hpp"
 #include "multifd/memory/page_runs.hpp"
 #include "multifd/qemu/element.hpp"
 
@@ -68,9 +69,13 @@ class MappedRamPlaces {
     return (word >> page % 64 & 1) != 0;
   }
 
-  /// Writes all bitmaps. Zeros stay a hole, and replace what a device, or an older file, holds there. Errors: errno of pwrite().
+  /// Writes all bitmaps. Zeros stay a hole, and replace what a device, or an older file, holds there.
+  ///
+  /// All pages of blocks that are not main memory count as held (format/mapped_ram.md section 12.2): zero pages among them
+  /// are holes that a reader reads. Errors: errno of pwrite() and lseek().
   [[nodiscard]] Result<void> write_bitmaps() noexcept {
-    for (const Block& block : blocks_) {
+    for (Block& block : blocks_) {
+      if (!block.main_memory) MULTIFD_TRY(hold_all(block));
       std::array<std::byte, 4096> bytes;
       for (std::size_t word = 0; word < block.words; word += bytes.size() / 8) {
         const std::size_t count = std::min(bytes.size() / 8, block.words - word);
@@ -91,7 +96,7 @@ class MappedRamPlaces {
     return {};
   }
 
-  /// Pages that the file holds.
+  /// Pages that the file holds: behind write_bitmaps() also the zero pages of blocks that are not main memory.
   std::uint64_t pages() const noexcept {
     std::uint64_t sum = 0;
     for (const Block& block : blocks_)
@@ -117,17 +122,36 @@ class MappedRamPlaces {
   struct Block {
     std::uint64_t bitmap_offset;
     std::uint64_t pages_offset;
+    std::uint64_t pages;
     std::size_t words;
+    bool main_memory;
     std::unique_ptr<std::atomic<std::uint64_t>[]> bitmap;
   };
 
   MappedRamPlaces(File& file, std::span<const qemu::BlockInfo> blocks, std::size_t page_bytes, std::size_t channels)
       : file_(file), page_bytes_(page_bytes), channels_(channels) {
+    const MainMemory main_memory(blocks, &qemu::BlockInfo::used_length);
     for (const qemu::BlockInfo& block : blocks) {
-      const std::size_t words = bitmap_words(block.used_length / page_bytes);
-      blocks_.push_back(
-          {block.bitmap_offset, block.pages_offset, words, std::make_unique<std::atomic<std::uint64_t>[]>(words)});
+      const std::uint64_t pages = block.used_length / page_bytes;
+      const std::size_t words = bitmap_words(pages);
+      blocks_.push_back({block.bitmap_offset, block.pages_offset, pages, words, main_memory.holds(block),
+                         std::make_unique<std::atomic<std::uint64_t>[]>(words)});
     }
+  }
+
+  /// Makes the file hold a block's zero pages, too. They take room only where the file has no holes.
+  [[nodiscard]] Result<void> hold_all(Block& block) noexcept {
+    static constexpr std::array<std::byte, 4096> zeros{};
+    for (std::uint64_t page = 0; page < block.pages; ++page) {
+      const std::uint64_t bit = std::uint64_t{1} << page % 64;
+      if ((block.bitmap[page / 64].fetch_or(bit, std::memory_order_relaxed) & bit) != 0) continue;
+      const Extent place{block.pages_offset + page * page_bytes_, page_bytes_};
+      MULTIFD_TRY_ASSIGN(const Extent data, file_.next_data(place.offset));
+      if (data.bytes == 0 || data.offset >= place.end()) continue;
+      for (std::uint64_t at = 0; at < place.bytes; at += zeros.size())
+        MULTIFD_TRY(file_.write(place.offset + at, std::span(zeros).first(std::min(page_bytes_ - at, zeros.size()))));
+    }
+    return {};
   }
 
   /// Calls change(word, bits, page of bit 0) for each word that holds some of the pages.

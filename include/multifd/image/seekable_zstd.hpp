@@ -61,14 +61,15 @@ class SeekableZstd final : public RandomAccess {
       MULTIFD_TRY(check_base(table, base->table()));
     }
     return catch_bad_alloc(Stage::setup, "image", [&]() -> Result<SeekableZstd> {
-      return SeekableZstd(file, std::move(table), base, std::make_unique<detail::ZstdFramePool>(options.decoders));
+      return SeekableZstd(file, std::make_shared<const SeekableZstdTable>(std::move(table)), base,
+                          std::make_unique<detail::ZstdFramePool>(options.decoders));
     });
   }
 
   const RandomAccess& file() const noexcept { return *file_; }
-  const SeekableZstdTable& table() const noexcept { return table_; }
+  const SeekableZstdTable& table() const noexcept { return *table_; }
 
-  std::uint64_t bytes() const noexcept override { return table_.bytes(); }
+  std::uint64_t bytes() const noexcept override { return table_->bytes(); }
 
   /// Fills all of `to`.
   /// Errors: Errc::truncated_image (the end comes first; detail: where the read began), corrupt_frame, frame_mismatch
@@ -79,8 +80,8 @@ class SeekableZstd final : public RandomAccess {
     if (offset > bytes() || to.size() > bytes() - offset)
       return fail(Errc::truncated_image, Stage::read, "image", offset, bytes());
     if (to.empty()) return {};
-    for (std::uint64_t frame = table_.frame_at(offset); !to.empty(); ++frame) {
-      const Extent content = table_.content(frame);
+    for (std::uint64_t frame = table_->frame_at(offset); !to.empty(); ++frame) {
+      const Extent content = table_->content(frame);
       const auto skip = static_cast<std::size_t>(offset - content.offset);
       const auto part = to.first(static_cast<std::size_t>(std::min<std::uint64_t>(to.size(), content.bytes - skip)));
       MULTIFD_TRY(read_frame(frame, skip, part));
@@ -94,16 +95,29 @@ class SeekableZstd final : public RandomAccess {
   /// Errors: none. Cost: no byte is read.
   [[nodiscard]] Result<Extent> do_next_data(std::uint64_t from) const noexcept override {
     if (from >= bytes()) return Extent{.offset = bytes()};
-    const std::uint64_t first = table_.next_not_zero(table_.frame_at(from));
-    if (first == table_.frames()) return Extent{.offset = bytes()};
-    const std::uint64_t begin = std::max(from, table_.content(first).offset);
-    const std::uint64_t last = table_.next_zero(first);
-    const std::uint64_t end = last == table_.frames() ? bytes() : table_.content(last).offset;
+    const std::uint64_t first = table_->next_not_zero(table_->frame_at(from));
+    if (first == table_->frames()) return Extent{.offset = bytes()};
+    const std::uint64_t begin = std::max(from, table_->content(first).offset);
+    const std::uint64_t last = table_->next_zero(first);
+    const std::uint64_t end = last == table_->frames() ? bytes() : table_->content(last).offset;
     return Extent{.offset = begin, .bytes = end - begin};
   }
 
+  Extent read_together(std::uint64_t offset) const noexcept override {
+    return table_->content(table_->frame_at(offset));
+  }
+
+  /// Errors: ENOMEM. Cost: as SeekableZstdOptions::decoders, when they are first needed; what comes from a base is
+  ///   decompressed by the base's own.
+  [[nodiscard]] Result<std::unique_ptr<const RandomAccess>> do_for_one_thread(unsigned kept) const noexcept override {
+    return catch_bad_alloc(Stage::setup, "image", [&]() -> Result<std::unique_ptr<const RandomAccess>> {
+      auto pool = std::make_unique<detail::ZstdFramePool>(kept);
+      return std::unique_ptr<const RandomAccess>(new SeekableZstd(*file_, table_, base_, std::move(pool)));
+    });
+  }
+
  private:
-  SeekableZstd(const RandomAccess& file, SeekableZstdTable table, const SeekableZstd* base,
+  SeekableZstd(const RandomAccess& file, std::shared_ptr<const SeekableZstdTable> table, const SeekableZstd* base,
                std::unique_ptr<detail::ZstdFramePool> pool) noexcept
       : file_(&file), table_(std::move(table)), base_(base), pool_(std::move(pool)) {}
 
@@ -121,17 +135,17 @@ class SeekableZstd final : public RandomAccess {
   }
 
   [[nodiscard]] Result<void> read_frame(std::uint64_t frame, std::size_t skip, std::span<std::byte> to) const noexcept {
-    if (table_.zero(frame)) {
+    if (table_->zero(frame)) {
       std::memset(to.data(), 0, to.size());
       return {};
     }
-    const std::optional<std::uint64_t> stored = table_.stored(frame);
-    const Extent content = table_.content(frame);
+    const std::optional<std::uint64_t> stored = table_->stored(frame);
+    const Extent content = table_->content(frame);
     if (!stored) {
-      if (base_ == nullptr) return fail(Errc::needs_base, Stage::read, "image", table_.header().base_digest.low);
+      if (base_ == nullptr) return fail(Errc::needs_base, Stage::read, "image", table_->header().base_digest.low);
       return base_->read(content.offset + skip, to);
     }
-    MULTIFD_TRY_ASSIGN(detail::ZstdFramePool::Slot* const slot, pool_->take(table_, frame));
+    MULTIFD_TRY_ASSIGN(detail::ZstdFramePool::Slot* const slot, pool_->take(*table_, frame));
     const auto done = read_stored(*slot, frame, *stored, skip, to);
     pool_->give(slot);
     return done;
@@ -140,11 +154,11 @@ class SeekableZstd final : public RandomAccess {
   [[nodiscard]] Result<void> read_stored(detail::ZstdFramePool::Slot& slot, std::uint64_t frame, std::uint64_t stored,
                                          std::size_t skip, std::span<std::byte> to) const noexcept {
     if (slot.frame != frame) {
-      MULTIFD_TRY(slot.reader.fetch(*file_, table_.place(stored)));
-      const auto bytes = static_cast<std::size_t>(table_.content(frame).bytes);
-      if (to.size() == bytes) return slot.reader.decode(table_, stored, to);
+      MULTIFD_TRY(slot.reader.fetch(*file_, table_->place(stored)));
+      const auto bytes = static_cast<std::size_t>(table_->content(frame).bytes);
+      if (to.size() == bytes) return slot.reader.decode(*table_, stored, to);
       slot.frame = slot.none;
-      MULTIFD_TRY(slot.reader.decode(table_, stored, {slot.content.get(), bytes}));
+      MULTIFD_TRY(slot.reader.decode(*table_, stored, {slot.content.get(), bytes}));
       slot.frame = frame;
     }
     std::memcpy(to.data(), slot.content.get() + skip, to.size());
@@ -152,7 +166,7 @@ class SeekableZstd final : public RandomAccess {
   }
 
   const RandomAccess* file_;
-  SeekableZstdTable table_;
+  std::shared_ptr<const SeekableZstdTable> table_;  ///< one for all views
   const SeekableZstd* base_;
   std::unique_ptr<detail::ZstdFramePool> pool_;
 };

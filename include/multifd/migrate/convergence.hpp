@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <utility>
 
 #include "multifd/migrate/bandwidth_estimate.hpp"
@@ -37,6 +38,11 @@ struct ConvergenceOptions {
   /// The switchover waits for the last bitmap before it sends the first page. false: it sends what is known to be dirty
   /// meanwhile, as migrate_to() does.
   bool sync_first = false;
+  /// Action::memory_on_demand takes the place of a switchover that is predicted to take longer than this, unless the caller
+  /// has asked for it, and of giving up; and of going on, where it would take longer and the last rounds, two at least and for a
+  /// second, have left as many pages as they sent, but for a twentieth: Reason::hopeless. Not while a throttle slows the guest,
+  /// which has to have begun by then. None: never.
+  std::optional<std::chrono::milliseconds> on_demand_above{};
 };
 
 /// What is to be done at a round's end.
@@ -61,6 +67,8 @@ class Convergence {
     MULTIFD_TRY(check_time_limit("ConvergenceOptions::time_limit", options.time_limit, Stage::setup));
     MULTIFD_TRY(check_time_limit("ConvergenceOptions::device_state", options.device_state, Stage::setup));
     MULTIFD_TRY(check_time_limit("ConvergenceOptions::round_trip", options.round_trip, Stage::setup));
+    if (options.on_demand_above)
+      MULTIFD_TRY(check_time_limit("ConvergenceOptions::on_demand_above", *options.on_demand_above, Stage::setup));
     if (options.at_time_limit == Action::go_on)
       return fail(Errc::bad_option, Stage::setup, "ConvergenceOptions::at_time_limit");
     if constexpr (requires { rule.check(); }) MULTIFD_TRY(rule.check());
@@ -97,6 +105,8 @@ class Convergence {
              .downtime = end.downtime};
     if (last_.action == Action::go_on && asked_) last_ = asked(last_);
     if (last_.action == Action::go_on) last_ = limited(last_, now);
+    const bool stalled = note_stall(end);
+    if (options_.on_demand_above) last_ = on_demand(last_, stalled);
     return last_;
   }
 
@@ -132,6 +142,31 @@ class Convergence {
             .round_trip = options_.round_trip};
   }
 
+  Decision on_demand(Decision decision, bool stalled) const noexcept {
+    const bool too_long = decision.downtime.total() > Time(*options_.on_demand_above);
+    if (decision.action == Action::go_on && too_long && stalled && decision.throttle_percent == 0) {
+      decision.reason = Reason::hopeless;
+      decision.figure = seconds(decision.downtime.total());
+      decision.action = Action::memory_on_demand;
+    }
+    const bool asked = decision.reason == Reason::switchover_asked;
+    if ((decision.action == Action::switch_now && too_long && !asked) || decision.action == Action::give_up)
+      decision.action = Action::memory_on_demand;
+    return decision;
+  }
+
+  /// Returns whether rounds leave as much as they send, and have for a while. The bulk pass sends all there is, and says
+  /// nothing of what is to come.
+  bool note_stall(const RoundEnd& end) noexcept {
+    if (end.round == 0 || end.sent_pages == 0 || end.dirty_pages < end.sent_pages - end.sent_pages / 20) {
+      stalled_rounds_ = 0;
+      fell_at_ = end.now;
+    } else {
+      ++stalled_rounds_;
+    }
+    return stalled_rounds_ >= 2 && end.now - fell_at_ >= std::chrono::seconds(1);
+  }
+
   static Decision asked(Decision decision) noexcept {
     decision.action = Action::switch_now;
     decision.reason = Reason::switchover_asked;
@@ -162,6 +197,8 @@ class Convergence {
   Time fetched_{};
   std::uint64_t round_ = 0;
   bool asked_ = false;
+  unsigned stalled_rounds_ = 0;
+  Time fell_at_{};  ///< the end of the last round that left fewer pages than it sent, by a twentieth
 };
 
 }  // namespace multifd::migrate

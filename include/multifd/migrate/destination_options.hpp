@@ -15,6 +15,8 @@
 #include "multifd/ends/into_memory.hpp"
 #include "multifd/error_value.hpp"
 #include "multifd/migrate/migration.hpp"
+#include "multifd/migrate/postcopy_options.hpp"
+#include "multifd/migrate/resume_options.hpp"
 #include "multifd/migrate/status.hpp"
 #include "multifd/options.hpp"
 #include "multifd/result.hpp"
@@ -42,6 +44,12 @@ struct DestinationOptions {
   std::uint64_t max_device_bytes = std::uint64_t{1} << 28;  ///< the most that one device's state may have
   /// What is known of the memory that prepare() gives, and whether it is populated ahead: IntoMemory explains these.
   IntoMemory into{};
+  DestinationPostcopyOptions postcopy{};  ///< whether the guest may run before its memory is there, and how it gets it
+
+  // ---- Lost connections
+
+  DestinationResumeOptions
+      resume{};  ///< what happens when the source's connections are lost, if it wants them to return
 
   // ---- Time limits
 
@@ -59,12 +67,13 @@ struct DestinationOptions {
 
   /// Called at each change of the status, by the thread that called migrate_from(). Keep it short.
   std::function<void(const Event&)> on_event{};
-  /// Called when the guest runs and the source has been told; may take long. What it returns, up to 510 bytes, goes to the
+  /// Called when the guest runs with all of its memory, and the source has been told that it runs; may take long. What it returns, up to 510 bytes, goes to the
   /// source's SourceOptions::on_user_data. Default: nothing.
   std::function<std::vector<std::byte>()> farewell{};
   /// What the source is told when this side gives up, up to 400 bytes. Default: describe().
   std::function<std::string(const Error&)> reason{};
   /// Called for each connection that is closed because it belongs to no migration, or to another try. Default: nothing.
+  /// Once a source is accepted with which memory may follow, another thread than the caller's calls it.
   std::function<void(const char* why)> on_stranger{};
   ThreadHook thread_hook{};  ///< runs in each channel's thread before its first byte
   /// Follows and ends the migration from other threads. Default: none. Not owned.

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "multifd/error_value.hpp"
+#include "multifd/migrate/postcopy_options.hpp"
 #include "multifd/migrate/round.hpp"
 #include "multifd/stats.hpp"
 
@@ -16,13 +17,14 @@ namespace multifd::migrate {
 
 /// What migrate_from() returns. The guest runs here.
 struct ArrivalReport {
-  ReceiverStats stats{};             ///< of the channels
-  std::uint64_t zero_on_main = 0;    ///< zero pages that came on the main stream
-  std::uint64_t ram_bytes = 0;       ///< of all blocks
-  std::size_t page_bytes = 0;        ///< as the source has said
-  std::uint64_t pages_verified = 0;  ///< that were compared with the source's digests
-  Time total{};                      ///< from the source's first connection to the end
-  std::string cipher;                ///< of the main connection; empty: it was not encrypted
+  ReceiverStats stats{};                     ///< of the channels
+  std::uint64_t zero_on_main = 0;            ///< zero pages that came on the main stream
+  std::uint64_t ram_bytes = 0;               ///< of all blocks
+  std::size_t page_bytes = 0;                ///< as the source has said
+  std::uint64_t pages_verified = 0;          ///< that were compared with the source's digests
+  Time total{};                              ///< from the source's first connection to the end
+  std::optional<PostcopyReport> postcopy{};  ///< where the memory followed
+  std::string cipher;                        ///< of the main connection; empty: it was not encrypted
   std::optional<Error> late{};  ///< what went wrong behind RUNNING: the source may not have heard that the guest runs
 };
 

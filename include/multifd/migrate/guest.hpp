@@ -146,6 +146,9 @@ concept SourceGuest = HasRam<G> && HasDirtySource<G> && HasPause<G> && HasResume
 ///   `load(StateReader&)`: reads all devices' states, and makes the guest ready to run. Must read up to the end.
 ///   `resume()`: the guest runs. Called once, and only when the source has given the guest away. When it returns an error,
 ///     or throws std::bad_alloc, nothing of the guest may run: the source is told so, and runs it.
+///   Where memory follows (DestinationOptions::postcopy), it is not all there in load() and resume(). What they touch of it
+///   comes, as it does for the guest's threads; so resume() had better not touch much of it: should the source be lost for
+///   good, it would not return.
 /// Errors: what prepare() and load() return is told to the source, whose guest runs on. A resume() that fails is told as
 ///   well: nobody runs then, and both sides have the whole guest.
 /// Threads: the thread that called migrate_from().

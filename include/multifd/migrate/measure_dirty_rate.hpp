@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "multifd/memory/dirty_bitmaps.hpp"
 #include "multifd/memory/ram_map.hpp"
 #include "multifd/migrate/detail/page_queue.hpp"
 #include "multifd/migrate/dirty_source.hpp"
@@ -56,7 +57,7 @@ template <DirtySource S>
     return fail(Errc::bad_option, Stage::setup, "MeasureOptions::periods", options.periods, 100'000);
 
   return catch_bad_alloc(Stage::setup, "measure_dirty_rate", [&]() -> Result<std::vector<DirtyPeriod>> {
-    detail::DirtyBitmaps dirty(ram);
+    DirtyBitmaps dirty(ram);
     std::vector<DirtyPeriod> periods;
     periods.reserve(options.periods);
     const auto watch_again = [&]() -> Result<void> {

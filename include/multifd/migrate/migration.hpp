@@ -16,8 +16,10 @@
 #include <vector>
 
 #include "multifd/migrate/ownership.hpp"
+#include "multifd/migrate/resume_options.hpp"
 #include "multifd/migrate/round.hpp"
 #include "multifd/migrate/status.hpp"
+#include "multifd/postcopy/userfaultfd.hpp"
 #include "multifd/result.hpp"
 #include "multifd/transport/interrupt.hpp"
 
@@ -25,9 +27,18 @@ namespace multifd::migrate {
 
 class MigrationReporter;
 
+/// What a migration lets others do with its paths; each may be empty.
+struct PathHooks {
+  std::function<std::vector<PathProgress>()> progress{};
+  std::function<LostConnections()> lost{};
+  std::function<void(std::size_t, std::uint64_t)> set_bandwidth{};
+  std::function<void()> resume{};
+};
+
 /// Follows and steers one migration: given to migrate_to() or migrate_from() in their options. For one migration only.
 ///
-/// Threads: any. Lifetime: outlives the call that has it. Cost: two descriptors; a mutex, taken a few times per round and
+/// Threads: any. Lifetime: outlives the call that has it; of a destination that has returned Errc::memory_lost also the guest,
+///   whose threads go on with empty memory instead of what is lost once this object is gone. Cost: two descriptors; a mutex, taken a few times per round and
 /// once per call of this object, never per page.
 class Migration {
  public:
@@ -44,7 +55,12 @@ class Migration {
 
   /// Ends the migration: the guest stays at the source, unless the hand-over has begun, which is seen through then. Returns
   /// at once; migrate_to() returns Errc::cancelled within a second. Also in a signal handler.
-  void cancel() noexcept { state_->interrupt.trigger(); }
+  /// Where memory follows: once the guest runs at the destination only MigrationStatus::postcopy_paused heeds it. The side
+  /// that is called then gives the rest of the memory up, for good, and returns Errc::memory_lost.
+  void cancel() noexcept {
+    state_->cancels.fetch_add(1, std::memory_order_relaxed);
+    state_->interrupt.trigger();
+  }
   /// Asks for the switchover at the end of this round, whatever the downtime. For a source.
   void switch_over() noexcept { state_->switch_over.store(true, std::memory_order_relaxed); }
   /// Ends the wait in MigrationStatus::pre_switchover. Called before, there is no wait. For a source.
@@ -56,14 +72,32 @@ class Migration {
     if (state_->apply_bandwidth) state_->apply_bandwidth(bytes_per_s);
   }
 
+  /// Changes the cap of one path. Params `path`: its place in migrate_to()'s list; one that is not there is passed over.
+  /// `bytes_per_s`: 0: none. For a source.
+  void set_path_bandwidth(std::size_t path, std::uint64_t bytes_per_s) {
+    const std::scoped_lock lock(state_->mutex);
+    if (state_->steer_paths.set_bandwidth) state_->steer_paths.set_bandwidth(path, bytes_per_s);
+  }
+  /// Tries now to make lost connections again, also where ResumeOptions::automatic is off. For a source.
+  void resume() {
+    const std::scoped_lock lock(state_->mutex);
+    if (state_->steer_paths.resume) state_->steer_paths.resume();
+  }
+
   // ---- Following
 
+  /// Each path, in migrate_to()'s order, while there are connections; else as they were last. Cost: copies. For a source.
+  std::vector<PathProgress> paths() const {
+    const std::scoped_lock lock(state_->mutex);
+    return state_->steer_paths.progress ? state_->steer_paths.progress() : state_->last_paths;
+  }
   /// Now. Cost: a lock, and while there are channels a sum over them. Allocates nothing.
   MigrationProgress progress() const {
     const std::scoped_lock lock(state_->mutex);
     MigrationProgress now = state_->progress;
     if (state_->begun && !is_end(now.status)) now.elapsed = std::chrono::steady_clock::now() - state_->begin;
     if (state_->moved) now.moved = state_->moved();
+    if (state_->steer_paths.lost) now.lost = state_->steer_paths.lost();
     return now;
   }
   /// Every round that has ended. Cost: copies them.
@@ -103,6 +137,9 @@ class Migration {
     Interrupt interrupt;
     Interrupt proceed;
     std::atomic<bool> switch_over = false;
+    std::atomic<unsigned> cancels = 0;
+    /// Of a destination whose guest has lost memory: keeps the threads that need it standing still, as long as it is open.
+    std::optional<postcopy::Userfaultfd> frozen;
 
     mutable std::mutex mutex;  ///< of all below
     bool begun = false;
@@ -116,6 +153,8 @@ class Migration {
     std::function<Moved()> moved;  ///< while there are channels
     std::function<void(std::uint64_t)> apply_bandwidth;
     std::optional<std::uint64_t> bandwidth;
+    PathHooks steer_paths;  ///< while there are connections
+    std::vector<PathProgress> last_paths;
   };
   explicit Migration(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
 

@@ -24,6 +24,18 @@
 // "unknown" is the only state in which nobody may run though a whole guest exists. The text then says that both sides hold
 // it whole, and that whoever looks at the destination knows which one may be started.
 //
+// Where the memory follows (MEMORY_FOLLOWS, format/extension.md section 19.9) all this is the same. But behind RUNNING the
+// guest is not whole anywhere: what it has written is at the destination, what it has not got yet at the source.
+//
+//   the memory follows, and what was lost        source                       destination
+//   the main connection, at any moment above     as above                     as above
+//   the main connection behind RUNNING           goes on giving pages         runs the guest
+//   all connections                              waits for the destination    runs the guest on what it has
+//   the source, or it has given up               is lost                      stands still where a page is missing
+//   nothing: all pages are there                 is done                      runs the guest
+//
+// "unknown" then gives pages, too: the destination may run the guest. Its word that it has all pages is RUNNING.
+//
 // A QEMU knows neither LOADED nor HAND_OVER: it runs the guest when it has read the stream's end, and its SHUT(0) is
 // RUNNING, SHUT of another status is FAILED. So towards a QEMU the stream's end is HAND_OVER. From a QEMU, the stream's end
 // is HAND_OVER as well, but the QEMU runs its guest again unless it has read SHUT(0): `Peer::qemu` at a destination may run
@@ -53,6 +65,13 @@ constexpr std::string_view to_string(Owner owner) noexcept {
   return names[static_cast<unsigned>(owner)];
 }
 
+namespace detail {
+
+/// Where the rest of the memory is of a guest that was handed over.
+enum class Memory : std::uint8_t { there, follows, lost };
+
+}  // namespace detail
+
 /// The source's half. Every call says what has happened; the order is the caller's, and calls out of order change
 /// nothing.
 ///
@@ -68,6 +87,20 @@ class SourceOwnership {
   void running_there() noexcept {
     if (owner_ == Owner::unknown) owner_ = Owner::destination;
   }
+  /// MEMORY_FOLLOWS is about to be written: the destination gets the guest before it has all pages.
+  void memory_follows() noexcept {
+    if (owner_ == Owner::source) memory_ = Memory::follows;
+  }
+  /// The destination has said that it has all pages. It says so of a guest that it runs.
+  void memory_there() noexcept {
+    if (owner_ == Owner::source || memory_ == Memory::lost) return;
+    owner_ = Owner::destination;
+    memory_ = Memory::there;
+  }
+  /// This side gives no more pages.
+  void memory_lost() noexcept {
+    if (owner_ == Owner::destination && memory_ == Memory::follows) memory_ = Memory::lost;
+  }
   /// FAILED, or SHUT of another status, was read. Before hand_over() it changes nothing: the guest is here.
   void refused() noexcept {
     if (owner_ == Owner::unknown) owner_ = Owner::source;
@@ -81,7 +114,12 @@ class SourceOwnership {
   std::string_view text() const noexcept {
     switch (owner_) {
       case Owner::source: return "the guest is at the source, and runs there; the destination has not started it";
-      case Owner::destination: return "the guest runs at the destination";
+      case Owner::destination:
+        if (memory_ == Memory::there) return "the guest runs at the destination";
+        if (memory_ == Memory::lost)
+          return "the guest runs at the destination without the rest of its memory, which the source has given up: "
+                 "nobody has all of the guest any more";
+        return "the guest runs at the destination, and needs the source until all of its memory is there";
       case Owner::unknown: break;
     }
     return "the guest stands still at the source, and the destination has been told to run it: look there. If it does "
@@ -90,7 +128,9 @@ class SourceOwnership {
   }
 
  private:
+  using Memory = detail::Memory;
   Owner owner_ = Owner::source;
+  Memory memory_ = Memory::there;
 };
 
 /// The destination's half.
@@ -107,6 +147,18 @@ class DestinationOwnership {
   /// The stream's end from a QEMU, whose SHUT(0) is about to be written; from a QEMU only.
   void confirming() noexcept {
     if (peer_ == Peer::qemu && place_ == Place::loaded) place_ = Place::confirmed;
+  }
+  /// MEMORY_FOLLOWS was read.
+  void memory_follows() noexcept {
+    if (place_ == Place::empty) memory_ = Memory::follows;
+  }
+  /// All pages are there. Called before the source is told.
+  void memory_there() noexcept {
+    if (memory_ == Memory::follows) memory_ = Memory::there;
+  }
+  /// No page comes any more.
+  void memory_lost() noexcept {
+    if (memory_ == Memory::follows) memory_ = Memory::lost;
   }
   /// HAND_OVER was read; from a QEMU: the connection was closed in order behind our SHUT(0). Called before the guest is
   /// started.
@@ -137,6 +189,7 @@ class DestinationOwnership {
     switch (place_) {
       case Place::empty: return "not all of the guest has arrived; it is at the source";
       case Place::loaded:
+        if (memory_ != Memory::there) return "not all of the guest's memory has arrived; it is at the source";
         return "all of the guest has arrived, and the source has not let go of it: it is the source's; look there "
                "before "
                "it is started here by hand";
@@ -145,16 +198,23 @@ class DestinationOwnership {
                "there, "
                "it may be started here";
       case Place::allowed: return "the guest is at the destination, which is about to start it";
-      case Place::running: return "the guest runs at the destination";
+      case Place::running:
+        if (memory_ == Memory::there) return "the guest runs at the destination";
+        if (memory_ == Memory::lost)
+          return "the rest of the guest's memory is lost: it stands still at the destination where it needs that, and "
+                 "nobody has all of it any more; end it";
+        return "the guest runs at the destination, and the rest of its memory is at the source";
       case Place::refused: break;
     }
     return "the destination could not start the guest; it is at the source";
   }
 
  private:
+  using Memory = detail::Memory;
   enum class Place : std::uint8_t { empty, loaded, confirmed, allowed, running, refused };
   Peer peer_;
   Place place_ = Place::empty;
+  Memory memory_ = Memory::there;
 };
 
 }  // namespace multifd::migrate

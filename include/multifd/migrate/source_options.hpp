@@ -18,10 +18,13 @@
 #include "multifd/migrate/convergence.hpp"
 #include "multifd/migrate/dirty/rearm_chunks.hpp"
 #include "multifd/migrate/migration.hpp"
+#include "multifd/migrate/postcopy_options.hpp"
+#include "multifd/migrate/resume_options.hpp"
 #include "multifd/migrate/status.hpp"
 #include "multifd/options.hpp"
 #include "multifd/peer_profile.hpp"
 #include "multifd/transport/interrupt.hpp"
+#include "multifd/transport/socket_options.hpp"
 
 namespace multifd::migrate {
 
@@ -36,7 +39,8 @@ struct ConvergeOptions {
   AnyThrottleRule throttle{};
   /// How long the migration may take up to the switchover, and what happens then. Default: no limit.
   std::chrono::milliseconds time_limit{0};
-  Action at_time_limit = Action::give_up;  ///< Action::give_up or Action::switch_now
+  /// Action::give_up, Action::switch_now, or, with a strategy of PostcopyOptions, Action::memory_on_demand.
+  Action at_time_limit = Action::give_up;
   /// What stopping the vCPUs, saving, loading and starting them takes, as far as it is known: part of each promised downtime.
   /// Default: 0. Measure it once (MigrationReport::downtime) where downtimes of some milliseconds matter.
   std::chrono::microseconds device_state{0};
@@ -76,8 +80,13 @@ struct SourceOptions {
   // ---- What is sent
 
   ConvergeOptions converge{};  ///< when the guest is stopped
+  PostcopyOptions postcopy{};  ///< whether it may run at the destination before its memory is there
+  ResumeOptions resume{};      ///< what happens when connections are lost
+  bool insist_on_paths =
+      false;  ///< whether a path that does not come up is an error. Default: a warning, as long as one does
   /// Compares both memories page by page before the guest is handed over. Costs a read of all memory on both sides while
-  /// the guest stands still. Default: off; for tests, and for hosts that are not trusted.
+  /// the guest stands still. Default: off; for tests, and for hosts that are not trusted. Not where memory follows: so not
+  /// Verify::required with a strategy of PostcopyOptions.
   Verify verify = Verify::off;
   /// Leaves out pages that were written and yet are as they were last sent. Default: off: dirty pages are copied and hashed
   /// for it, and 16 bytes a page are kept. Under a cap of 1 GB/s or less all are; else, because copies would slow
@@ -91,6 +100,8 @@ struct SourceOptions {
   // ---- Time limits
 
   std::chrono::milliseconds connect_timeout{10'000};  ///< for all connections together
+  /// Of the channels' connections, where migrate_to() makes them. What paths and the other options say goes before.
+  SocketOptions sockets{};
   /// How long the destination may take to answer during setup: to read the settings and prepare its memory.
   std::chrono::milliseconds answer_timeout{30'000};
   std::chrono::milliseconds progress_timeout = default_send_progress_timeout;  ///< how long nothing may move
@@ -103,6 +114,9 @@ struct SourceOptions {
 
   /// Called at each change of the status and at each round's end, by the thread that called migrate_to(). Keep it short.
   std::function<void(const Event&)> on_event{};
+  /// Called when a path does not come up, when a connection is lost, and when it has come back: one call at a time, by whichever
+  /// thread has noticed. Keep it short.
+  std::function<void(const PathEvent&)> on_path{};
   /// What the destination is told when this side gives up, up to 400 bytes. Default: describe(). Own peers only.
   std::function<std::string(const Error&)> reason{};
   /// Called with what the destination's VMM says (DestinationOptions::farewell). Own peers only.

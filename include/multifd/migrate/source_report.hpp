@@ -4,9 +4,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "multifd/migrate/convergence.hpp"
+#include "multifd/migrate/postcopy_options.hpp"
 #include "multifd/migrate/round.hpp"
 #include "multifd/stats.hpp"
 
@@ -21,7 +23,8 @@ struct MigrationReport {
   Time total{};                      ///< from the first connection's first byte to the end
   std::uint64_t pages_verified = 0;  ///< that the destination has compared
   SenderStats stats{};               ///< of the channels
-  bool own_peer = false;             ///< whether the destination was migrate_from(); else a QEMU
+  std::optional<SourcePostcopyReport> postcopy{};  ///< where the memory followed
+  bool own_peer = false;                           ///< whether the destination was migrate_from(); else a QEMU
 };
 
 }  // namespace multifd::migrate

@@ -60,19 +60,31 @@ struct Moved {
   std::uint64_t wire_bytes = 0;       ///< on all channels
 };
 
+/// Connections that a migration has lost, and that return.
+struct LostConnections {
+  unsigned away = 0;  ///< channels that have none now
+  bool paused =
+      false;  ///< that is all of them: nothing moves, and the guest runs on at the source, unless it was stopped
+  std::uint64_t times = 0;         ///< that a channel has lost one, so far
+  std::uint64_t resent_pages = 0;  ///< that were lost with them; at the source
+};
+
 /// A migration as it is now.
 struct MigrationProgress {
   MigrationStatus status = MigrationStatus::none;
   Time elapsed{};  ///< since the migration began
   Time since{};    ///< when the status was reached
   MigrationStep step = MigrationStep::none;
-  unsigned channels = 0;              ///< at a destination: that the source uses; 0 until it has said so
-  unsigned connected = 0;             ///< at a destination in setup: how many of them are there
-  std::uint64_t ram_bytes = 0;        ///< of all blocks
-  std::uint64_t round = 0;            ///< that is being sent; 0: the bulk pass
-  std::uint64_t dirty_pages = 0;      ///< that this round had to send when it began
-  Moved moved{};                      ///< up to now, the round that is being sent included
-  double pages_per_s = 0;             ///< bandwidth of the last rounds; 0: not known yet
+  unsigned channels = 0;          ///< at a destination: that the source uses; 0 until it has said so
+  unsigned connected = 0;         ///< at a destination in setup: how many of them are there
+  std::uint64_t ram_bytes = 0;    ///< of all blocks
+  std::uint64_t round = 0;        ///< that is being sent; 0: the bulk pass
+  std::uint64_t dirty_pages = 0;  ///< that this round had to send when it began
+  std::uint64_t missing_pages =
+      0;                   ///< that follow: at the source, when the guest was handed over; at the destination, now
+  Moved moved{};           ///< up to now, the round that is being sent included
+  LostConnections lost{};  ///< where connections return
+  double pages_per_s = 0;  ///< bandwidth of the last rounds; 0: not known yet
   double dirty_pages_per_s = 0;       ///< what the guest dirtied in the last round
   Time predicted_downtime{};          ///< by the last round's end; 0: not known yet
   Reason reason = Reason::bulk_pass;  ///< of the last decision

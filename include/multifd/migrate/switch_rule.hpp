@@ -38,16 +38,18 @@ enum class Reason : std::uint8_t {
   nothing_to_gain,   ///< waiting has become dearer than what it can gain; seconds of downtime
   local_minimum,     ///< stalled, and as little is left as it has been since; seconds of downtime
   rounds_used_up,    ///< that many rounds were allowed; rounds
-  hopeless,          ///< stalled far above the limit; seconds of downtime
+  hopeless,          ///< stalled above the limit; seconds of downtime
   no_switchover,     ///< the limit was raised, and yet was not met in time; seconds since
   time_limit,        ///< the migration has taken as long as it may; seconds
   switchover_asked,  ///< the caller wants it now; seconds of downtime
+  at_once,           ///< memory on demand from the beginning (Postcopy::at_once); nothing
 };
 
 constexpr const char* to_string(Reason reason) noexcept {
   constexpr const char* names[] = {"bulk pass",     "too much left",   "improving",     "waiting",
                                    "downtime fits", "nothing to gain", "local minimum", "rounds used up",
-                                   "hopeless",      "no switchover",   "time limit",    "switchover asked for"};
+                                   "hopeless",      "no switchover",   "time limit",    "switchover asked for",
+                                   "at once"};
   return names[static_cast<std::size_t>(reason)];
 }
 

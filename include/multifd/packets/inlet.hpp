@@ -28,6 +28,8 @@
 #include "multifd/packets/answers.hpp"
 #include "multifd/packets/distinct_pages.hpp"
 #include "multifd/packets/inlet_shared.hpp"
+#include "multifd/packets/redial.hpp"
+#include "multifd/packets/returning_link.hpp"
 #include "multifd/thread.hpp"
 #include "multifd/transport/algorithms.hpp"
 
@@ -42,9 +44,11 @@ class Inlet {
  public:
   /// Allocates everything that receiving will need: a header, one payload buffer of fixed bound, one decoder.
   ///
-  /// Params: `link_index`: which of the receiver's links this is; the channel's id comes with the hello.
+  /// Params: `link_index`: which of the receiver's links this is; the channel's id comes with the hello. `rejoins`: null: a
+  ///   lost connection is an error; else it outlives this object.
   [[nodiscard]] static Result<std::unique_ptr<Inlet>> create(InletShared& shared, unsigned link_index, T link,
-                                                             const C& compressor, typename Into::Sink& sink) {
+                                                             const C& compressor, typename Into::Sink& sink,
+                                                             Rejoins<T>* rejoins = nullptr) {
     const std::size_t page_bytes = shared.map.page_bytes();
     const std::size_t pages = shared.map.batch_pages();
     auto decoder = C::Decoder::open(compressor, {.page_bytes = page_bytes});
@@ -57,9 +61,9 @@ class Inlet {
     if (!digest) return std::unexpected(digest.error());
     auto channel = Channel::create(sink);
     if (!channel) return std::unexpected(channel.error());
-    std::unique_ptr<Inlet> inlet(new (std::nothrow)
-                                     Inlet(shared, link_index, std::move(link), std::move(*decoder), std::move(*runs),
-                                           std::move(*distinct), std::move(*digest), std::move(*channel)));
+    std::unique_ptr<Inlet> inlet(new (std::nothrow) Inlet(shared, link_index, std::move(link), std::move(*decoder),
+                                                          std::move(*runs), std::move(*distinct), std::move(*digest),
+                                                          std::move(*channel), compressor, rejoins));
     if (!inlet) return fail_errno(Stage::setup, "allocate channel", ENOMEM);
     inlet->header_.reset(new (std::nothrow) std::byte[wire::header_bytes(page_bytes)]);
     inlet->offsets_.reset(new (std::nothrow) std::uint64_t[pages]);
@@ -74,7 +78,13 @@ class Inlet {
 
   /// Ends at the stream's end, or at the first error of any channel.
   void run() noexcept {
-    Result<void> ended = work();
+    Result<void> ended = read_hello();
+    if (ended) ended = work();
+    while (!ended && link_.is_lost(ended.error()) && id() != no_channel && !shared_.error.failed()) {
+      const auto found = link_.find(id(), ended.error(), *shared_.barrier, shared_.epochs_ended);
+      ended = !found ? std::unexpected(found.error()) : *found ? go_on() : shared_.barrier->channel_ended(id());
+      if (!found) break;
+    }
     counters_.cpu_ns.set(thread_cpu_ns());
     if (ended) return;
     Error error = ended.error();
@@ -87,19 +97,22 @@ class Inlet {
   /// Writes the channel's last bytes, for a peer that reads them: why this side gives up. Threads: any, also during
   /// run().
   void give_reason(const wire::AnswerBytes& answer) noexcept {
-    if (!answered_.exchange(true, std::memory_order_relaxed)) give_answer(link_, answer);
+    if (answered_.exchange(true, std::memory_order_relaxed)) return;
+    link_.with([&](T& link) { give_answer(link, answer); });
   }
 
   /// Writes that everything has arrived, and ends the stream in order. False, and nothing is written, when
   /// give_reason() has come before, or the peer takes no answer. Threads: any, after run().
   [[nodiscard]] bool confirm() noexcept {
     if (answered_.exchange(true, std::memory_order_relaxed)) return false;
-    give_answer(link_, wire::encode_answer());
-    (void)link_.finish();
+    give_answer(*link_, wire::encode_answer());
+    (void)(*link_).finish();
     return true;
   }
 
   void shutdown() noexcept { link_.shutdown(); }
+  /// Breaks the connection where it is older than one of this generation, which has come. Threads: any.
+  void drop_older(std::uint32_t generation) noexcept { link_.drop_older(generation); }
   std::uint32_t id() const noexcept { return id_.load(std::memory_order_relaxed); }
   ChannelStats stats() const noexcept { return counters_.snapshot(id()); }
   std::uint64_t pages_verified() const noexcept { return pages_verified_.get(); }
@@ -110,18 +123,30 @@ class Inlet {
 
  private:
   Inlet(InletShared& shared, unsigned link_index, T link, typename C::Decoder decoder, PageRuns runs,
-        DistinctPages distinct, PageDigest digest, Channel channel) noexcept
+        DistinctPages distinct, PageDigest digest, Channel channel, const C& compressor, Rejoins<T>* rejoins) noexcept
       : shared_(shared),
         counters_(shared.counters[link_index]),
-        link_(std::move(link)),
+        link_(std::move(link), rejoins),
         decoder_(std::move(decoder)),
         runs_(std::move(runs)),
         distinct_(std::move(distinct)),
         digest_(std::move(digest)),
-        channel_(std::move(channel)) {}
+        channel_(std::move(channel)),
+        compressor_(compressor) {}
+
+  /// Reads another connection.
+  [[nodiscard]] Result<void> go_on() noexcept {
+    const auto epoch = link_.join(id(), *shared_.barrier);
+    if (!epoch) return std::unexpected(epoch.error());
+    auto decoder = C::Decoder::open(compressor_, {.page_bytes = shared_.map.page_bytes()});  // its stream begins anew
+    if (!decoder) return std::unexpected(decoder.error());
+    decoder_ = std::move(*decoder);
+    ahead_ = 0;
+    epoch_ = *epoch;
+    return work();
+  }
 
   [[nodiscard]] Result<void> work() noexcept {
-    if (auto hello = read_hello(); !hello) return hello;
     clock_ = {};
     for (;;) {
       const Result<bool> more = read_header();
@@ -145,10 +170,9 @@ class Inlet {
     }
   }
 
-  /// Reads into the first `parts` entries of in_, at least `wanted` bytes unless the stream ends. Bytes are counted as
-  /// they come, so that whoever watches stats() sees a slow peer move.
+  /// Reads into the first `parts` entries of in_, at least `wanted` bytes unless the stream ends; counts them as they come.
   [[nodiscard]] Result<std::size_t> read(std::size_t parts, std::size_t wanted) noexcept {
-    return read_at_least(link_, std::span(in_.get(), parts), wanted,
+    return read_at_least(*link_, std::span(in_.get(), parts), wanted,
                          [this](std::size_t bytes) noexcept { counters_.wire_bytes.add(bytes); });
   }
 
@@ -204,8 +228,7 @@ class Inlet {
     return ahead_ >= wire::sized_prefix_bytes && wire::other_page_bytes(header_.get(), shared_.map.page_bytes()) != 0;
   }
 
-  /// Reads the rest of a device-state packet and calls the hook. `ahead_` bytes of it are in header_ already, and
-  /// perhaps bytes of the packet behind it.
+  /// Reads the rest of a device-state packet and calls the hook. `ahead_` bytes, of it and behind it, are in header_ already.
   [[nodiscard]] Result<void> take_device_state() noexcept {
     constexpr std::size_t size = wire::device_state_header_bytes;
     if (ahead_ < size) {
@@ -246,13 +269,11 @@ class Inlet {
   }
 
   [[nodiscard]] Result<void> apply(const wire::PacketHeader& header) noexcept {
-    if (shared_.first_packet == FirstPacket::sync && counters_.syncs.get() == 0)
+    if (shared_.first_packet == FirstPacket::sync && epoch_ == 0)
       return fail(Errc::data_before_sync, Stage::parse, "data packet");
-    // seq_cst, in one order with end_epochs(): either this channel sees the end, or end_epochs() sees this channel's
-    // page.
-    data_epoch_.store(counters_.syncs.get() + 1, std::memory_order_seq_cst);
-    if (shared_.epochs_ended.load(std::memory_order_seq_cst))
-      return fail(Errc::data_after_end, Stage::parse, "data packet");
+    // seq_cst, in one order with end_epochs(): either this channel sees the end, or that sees this channel's page.
+    data_epoch_.store(epoch_ + 1, std::memory_order_seq_cst);
+    if (ended()) return fail(Errc::data_after_end, Stage::parse, "data packet");
     const Result<BlockId> block = find(header.idstr);
     if (!block) return std::unexpected(block.error());
     auto applied = apply_to(*block, header);
@@ -326,16 +347,19 @@ class Inlet {
     counters_.syncs.add(1);
     counters_.cpu_ns.set(thread_cpu_ns());
     auto passed = shared_.barrier->arrive(id(), [this] { return shared_.moved(); });
+    ++epoch_;
     clock_.lap(counters_.idle_ns);
     return passed;
   }
 
   [[nodiscard]] Result<void> leave() noexcept {
-    if (has_data_past(counters_.syncs.get())) return fail(Errc::unsynced_end, Stage::read, "end of stream");
+    // Where connections return an end ahead of the last epoch is a lost one.
+    if ((link_.returns() && !ended()) || has_data_past(epoch_))
+      return fail(Errc::unsynced_end, Stage::read, "end of stream");
     return shared_.barrier->channel_ended(id());
   }
 
-  /// Finds a block by its name, which is nearly always that of the packet before.
+  /// A block by its name, which is nearly always that of the packet before.
   [[nodiscard]] Result<BlockId> find(std::string_view idstr) noexcept {
     if (last_block_ && shared_.map.block(*last_block_).idstr == idstr) return *last_block_;
     const Result<BlockId> block = shared_.map.find(idstr);
@@ -343,16 +367,19 @@ class Inlet {
     return block;
   }
 
+  bool ended() const noexcept { return shared_.epochs_ended.load(std::memory_order_seq_cst); }
   std::size_t header_bytes() const noexcept { return wire::header_bytes(shared_.map.page_bytes()); }
 
   InletShared& shared_;
   engine::ChannelCounters& counters_;
-  T link_;
+  ReturningLink<T> link_;
   typename C::Decoder decoder_;
   PageRuns runs_;
   DistinctPages distinct_;
   PageDigest digest_;
   Channel channel_;
+  const C compressor_;       ///< for the next decoder
+  std::uint64_t epoch_ = 0;  ///< that the next packet belongs to
   std::unique_ptr<std::byte[]> header_;
   std::unique_ptr<std::uint64_t[]> offsets_;  ///< of the current packet
   std::unique_ptr<std::byte[]> payload_;

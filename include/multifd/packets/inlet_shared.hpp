@@ -29,9 +29,12 @@ struct InletShared {
         hellos(channel_count, uuid_check, announcement_of(map, channel_count, method)),
         error(std::move(stop), std::move(hook)) {}
 
-  /// A number that changes while bytes come on any channel.
-  std::uint64_t moved() const noexcept {
+  /// A number that changes while bytes come on any channel, and while no channel has a connection: how long that may take is
+  /// said by where new ones come from.
+  std::uint64_t moved() noexcept {
     std::uint64_t sum = 0;
+    // Relaxed: a number that has to be another one, and nothing else.
+    if (barrier && barrier->away() == channels) sum += 1 + asked_while_away.fetch_add(1, std::memory_order_relaxed);
     for (unsigned i = 0; i < channels; ++i) sum += counters[i].progress();
     return sum;
   }
@@ -42,7 +45,8 @@ struct InletShared {
   const DeviceStateHook on_device_state;
   const std::unique_ptr<engine::ChannelCounters[]> counters;  ///< by link
   Hellos hellos;
-  std::unique_ptr<EpochBarrier> barrier;       ///< never null once the channels run
+  std::unique_ptr<EpochBarrier> barrier;  ///< never null once the channels run
+  std::atomic<std::uint64_t> asked_while_away{0};
   std::atomic<bool> epochs_ended = false;      ///< pages that come now are refused
   std::atomic<bool> peer_takes_answer{false};  ///< one of its hellos said so
   engine::FirstError error;

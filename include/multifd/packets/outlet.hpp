@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <optional>
 #include <span>
@@ -20,9 +21,11 @@
 #include "multifd/engine/outlet.hpp"
 #include "multifd/format/init_packet.hpp"
 #include "multifd/format/packet.hpp"
+#include "multifd/format/rejoin.hpp"
 #include "multifd/memory/page_digest.hpp"
 #include "multifd/options.hpp"
 #include "multifd/packets/answers.hpp"
+#include "multifd/packets/redial.hpp"
 #include "multifd/transport/algorithms.hpp"
 
 namespace multifd::packets {
@@ -48,11 +51,13 @@ struct OutletShared {
 template <Transport T, Compressor C>
 class Outlet {
  public:
-  /// Allocates everything that sending will need.
-  [[nodiscard]] static Result<Outlet> create(OutletShared& shared, unsigned channel, T link, const C& compressor) {
+  /// Allocates everything that sending will need. Params `redial`: null: a lost connection is an error; else it outlives this
+  /// object, as `compressor` does.
+  [[nodiscard]] static Result<Outlet> create(OutletShared& shared, unsigned channel, T link, const C& compressor,
+                                             Redial<T>* redial = nullptr) {
     auto encoder = C::Encoder::open(compressor, {.page_bytes = shared.page_bytes});
     if (!encoder) return std::unexpected(encoder.error());
-    Outlet outlet(shared, channel, std::move(link), std::move(*encoder));
+    Outlet outlet(shared, channel, std::move(link), std::move(*encoder), compressor, redial);
     outlet.headers_.reset(new (std::nothrow) std::byte[most_headers * outlet.header_bytes()]{});
     outlet.out_.reset(new (std::nothrow) iovec[outlet.packet_pages() + 1]);
     if (!outlet.headers_ || !outlet.out_) return fail_errno(Stage::setup, "allocate channel", ENOMEM);
@@ -107,7 +112,7 @@ class Outlet {
     meter.encoded();
 
     encode(header, pages.offsets);
-    const std::size_t piece = meter.capped() ? std::min(payload_bytes, piece_bytes) : payload_bytes;
+    const std::size_t piece = meter.piece(payload_bytes);
     if (auto granted = meter.acquire(header_bytes() + piece); !granted) return std::unexpected(granted.error());
     if (payload_bytes == 0 && held_ + 1 < most_headers) {
       ++held_;
@@ -137,7 +142,7 @@ class Outlet {
     if (auto written = write_headers(0, meter); !written) return std::unexpected(written.error());
     // In pieces: under a cap other channels go on meanwhile, and no call of the transport takes long.
     for (std::span<const std::byte> rest(packet.bytes.get(), packet.size); !rest.empty();) {
-      const auto piece = rest.first(std::min(rest.size(), piece_bytes));
+      const auto piece = rest.first(std::min(meter.piece(rest.size()), piece_bytes));
       if (auto granted = meter.acquire(piece.size()); !granted) return std::unexpected(granted.error());
       auto written = write_all(link_, piece, counted_by(meter));
       meter.wrote();
@@ -148,7 +153,42 @@ class Outlet {
   }
 
   [[nodiscard]] Result<void> end() noexcept { return link_.finish(); }
-  void shutdown() noexcept { link_.shutdown(); }
+  void shutdown() noexcept {
+    if (redial_ != nullptr) redial_->stop();
+    drop_link();
+  }
+
+  // ---- A connection that is lost
+
+  /// Breaks the connection, so that the worker makes another one. Threads: any.
+  void drop_link() noexcept {
+    const std::lock_guard held(*link_mutex_);
+    link_.shutdown();
+  }
+  [[nodiscard]] Result<void> check_link() noexcept { return check_connected(link_); }
+  /// This side's own drop_link() is one, too.
+  bool comes_back(const Error& error) const noexcept {
+    return redial_ != nullptr && (is_lost_link(error) || error.code == Errc::cancelled);
+  }
+  [[nodiscard]] Result<void> reconnect(const Error& why) noexcept {
+    drop_link();
+    auto link = redial_->reconnect(channel_, why);
+    if (!link) return std::unexpected(link.error());
+    auto encoder = C::Encoder::open(compressor_, {.page_bytes = shared_->page_bytes});  // its stream begins anew
+    if (!encoder) return std::unexpected(encoder.error());
+    encoder_ = std::move(*encoder);
+    level_changes_seen_ = 0;
+    held_ = 0;
+    const std::lock_guard held(*link_mutex_);
+    link_ = std::move(*link);
+    return {};
+  }
+  [[nodiscard]] Result<engine::Sent> begin_at(std::uint64_t epoch) noexcept {
+    wire::FieldWriter<wire::rejoin_epoch_bytes> bytes;
+    if (auto sent = write_all(link_, bytes.be(epoch).view()); !sent) return std::unexpected(sent.error());
+    redial_->joined(channel_);
+    return engine::Sent{.wire_bytes = wire::rejoin_epoch_bytes};
+  }
 
   [[nodiscard]] Result<void> confirmation() noexcept { return wait_for_confirmation(link_); }
   std::optional<Error> reason() noexcept {
@@ -160,15 +200,22 @@ class Outlet {
   /// A packet of zero pages only is just a header. Such headers wait for the next packet's write while there is work:
   /// one write for each would cost more than the check of its pages, on both sides.
   static constexpr std::size_t most_headers = 16;
-  /// What is asked of a cap at once. A whole packet would be 2.5 % of what 200 MB/s are in 100 ms.
+  /// What one call of the transport writes of a device's state at most.
   static constexpr std::size_t piece_bytes = 64 * 1024;
 
   static auto counted_by(engine::Meter& meter) noexcept {
     return [&meter](std::size_t bytes) noexcept { meter.moved(bytes); };
   }
 
-  Outlet(OutletShared& shared, unsigned channel, T link, typename C::Encoder encoder) noexcept
-      : shared_(&shared), channel_(channel), link_(std::move(link)), encoder_(std::move(encoder)) {}
+  Outlet(OutletShared& shared, unsigned channel, T link, typename C::Encoder encoder, const C& compressor,
+         Redial<T>* redial)
+      : shared_(&shared),
+        channel_(channel),
+        link_(std::move(link)),
+        encoder_(std::move(encoder)),
+        compressor_(compressor),
+        redial_(redial),
+        link_mutex_(std::make_unique<std::mutex>()) {}
 
   /// Writes all buffers. The cap has granted the first `granted` bytes; the rest is asked for piece by piece.
   [[nodiscard]] Result<void> write_pieces(std::span<iovec> buffers, std::size_t granted,
@@ -188,7 +235,7 @@ class Outlet {
       if (!written || rest == 0) return written;
       buffers = buffers.subspan(behind > 0 ? count - 1 : count);
       if (behind > 0) buffers[0] = later;
-      granted = std::min(rest, piece_bytes);
+      granted = meter.piece(rest);
       meter.wrote();
       if (auto asked = meter.acquire(granted); !asked) return asked;
     }
@@ -245,6 +292,9 @@ class Outlet {
   unsigned channel_;
   T link_;
   typename C::Encoder encoder_;
+  C compressor_;                            ///< for the next encoder
+  Redial<T>* redial_;                       ///< null: no connection comes back
+  std::unique_ptr<std::mutex> link_mutex_;  ///< of link_, while the worker replaces it and others shut it down
   std::unique_ptr<std::byte[]> headers_;
   std::size_t held_ = 0;
   std::unique_ptr<iovec[]> out_;

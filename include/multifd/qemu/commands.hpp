@@ -129,6 +129,7 @@ class Commands {
       section_size_ = message->number;
     }
     own_source_ = own_source_ || message->kind == Kind::settings;
+    follows_ = follows_ || message->kind == Kind::memory_follows;
     if (message->kind != Kind::user_data) last_ = message->kind;
     out.kind = ElementKind::extension;
     out.command = wire::extension_number;
@@ -139,13 +140,18 @@ class Commands {
   bool fits(const wire::ExtensionMessage& message, RamStage ram) const noexcept {
     if (last_ == Kind::failed || section_size_) return false;
     const bool over = last_ == Kind::state_whole || last_ == Kind::hand_over;
+    const bool naming = last_ == Kind::missing_pages;  // only what names missing pages may come, up to MEMORY_FOLLOWS
     switch (message.kind) {
       case Kind::failed: return true;
       case Kind::settings: return !own_source_ && ram == RamStage::ahead;
       case Kind::user_data: return own_source_;
-      case Kind::section_size:
-      case Kind::page_digests: return own_source_ && ram == RamStage::whole && !over;
-      case Kind::state_whole: return own_source_ && ram == RamStage::whole && !over && message.number == sections_;
+      case Kind::missing_pages:
+      case Kind::memory_follows: return own_source_ && ram == RamStage::whole && (naming || last_ == Kind::settings);
+      case Kind::section_size: return own_source_ && ram == RamStage::whole && !over && !naming;
+      // What is missing cannot be compared.
+      case Kind::page_digests: return own_source_ && ram == RamStage::whole && !over && !naming && !follows_;
+      case Kind::state_whole:
+        return own_source_ && ram == RamStage::whole && !over && !naming && message.number == sections_;
       case Kind::hand_over: return last_ == Kind::state_whole;
       default: return false;  // those for a source, which the parser of messages has refused
     }
@@ -156,6 +162,7 @@ class Commands {
   bool larger_pages_ = false;
   std::optional<std::uint8_t> asked_;
   bool own_source_ = false;
+  bool follows_ = false;                       ///< MEMORY_FOLLOWS was read
   std::optional<Kind> last_;                   ///< the last message that has a place in the order
   std::optional<std::uint64_t> section_size_;  ///< announced, and its section has not come yet
   std::uint64_t sections_ = 0;

@@ -20,6 +20,7 @@
 #include "multifd/format/extension.hpp"
 #include "multifd/format/main_stream.hpp"
 #include "multifd/format/mapped_ram.hpp"
+#include "multifd/format/missing_pages.hpp"
 #include "multifd/format/page_digests.hpp"
 #include "multifd/format/peer_failure.hpp"
 #include "multifd/format/peer_settings.hpp"
@@ -256,6 +257,37 @@ class MainStreamWriter {
       }
     }
     return {};
+  }
+
+  /// Names a block's missing pages, right behind RAM's END, in as many messages as it takes. memory_follows() ends them.
+  ///
+  /// Params `block`: its place in start_ram()'s list. `bitmap`: bit p % 64 of word p / 64 for page p; none past the block.
+  [[nodiscard]] Result<void> missing_pages(std::uint32_t block, std::span<const std::uint64_t> bitmap) noexcept {
+    constexpr std::size_t gap = 3;  // so many words without a page are as long as a message's head
+    const auto is_set = [](std::uint64_t word) { return word != 0; };
+    for (auto at = std::ranges::find_if(bitmap, is_set); at != bitmap.end();) {
+      auto last = at + 1;  // behind the last word of the message
+      auto next = std::find_if(last, bitmap.end(), is_set);
+      const auto fits = [&] {
+        return next != bitmap.end() && static_cast<std::size_t>(next - last) < gap &&
+               static_cast<std::size_t>(next + 1 - at) <= wire::max_missing_words;
+      };
+      for (; fits(); next = std::find_if(last, bitmap.end(), is_set)) last = next + 1;
+      const auto header = wire::encode_missing_pages_header(
+          block, static_cast<std::uint64_t>(at - bitmap.begin()) * 64 * style_.page_bytes);
+      MULTIFD_TRY(
+          put_command_header(wire::extension_number, header.view().size() + 8 * static_cast<std::size_t>(last - at)));
+      MULTIFD_TRY(append(header.view()));
+      for (; at != last; ++at) {
+        MULTIFD_TRY(put(*at));
+      }
+      at = next;
+    }
+    return {};
+  }
+  /// Says that the pages which missing_pages() has named are asked for by the destination.
+  [[nodiscard]] Result<void> memory_follows(const wire::MemoryFollows& follows) noexcept {
+    return message(wire::encode_memory_follows(follows).view());
   }
 
   /// Says that all sections have been written. LOADED comes when the destination has loaded them.

@@ -124,6 +124,9 @@ class ReturnPathParser {
   /// Whether a message has begun that is not whole. Called after next() has returned none.
   bool inside() const noexcept { return end_ > begin_; }
 
+  /// Bytes that have arrived behind the message that next() has returned last.
+  std::size_t bytes_behind() const noexcept { return end_ - begin_ - last_bytes_; }
+
   /// Whether SHUT was taken, after which nothing comes.
   bool shut() const noexcept { return shut_; }
 

@@ -51,6 +51,9 @@ class ReturnPathReader {
     }
   }
 
+  /// As ReturnPathParser::bytes_behind().
+  std::size_t bytes_behind() const noexcept { return parser_.bytes_behind(); }
+
   /// Whether SHUT was taken, after which nothing comes.
   bool shut() const noexcept { return parser_.shut(); }
 

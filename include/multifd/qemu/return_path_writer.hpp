@@ -14,6 +14,7 @@
 #include "multifd/format/fields.hpp"
 #include "multifd/format/peer_failure.hpp"
 #include "multifd/format/peer_settings.hpp"
+#include "multifd/format/rejoin.hpp"
 #include "multifd/qemu/return_path.hpp"
 #include "multifd/result.hpp"
 #include "multifd/time_limit.hpp"
@@ -56,9 +57,9 @@ class ReturnPathWriter {
   [[nodiscard]] Result<void> accepted(const wire::PeerSettings& own) noexcept {
     return message(wire::encode_settings(own, wire::ExtensionKind::accepted).view());
   }
-  /// Says that an epoch is whole in this side's memory. Params `epoch`: ascending.
-  [[nodiscard]] Result<void> epoch_whole(std::uint64_t epoch) noexcept {
-    return message(wire::encode_extension(wire::ExtensionKind::epoch_whole, epoch).view());
+  /// Says that an epoch is over here, and whose part of it has arrived. Params `whole`: its epochs ascend.
+  [[nodiscard]] Result<void> epoch_whole(const wire::EpochWhole& whole) noexcept {
+    return message(wire::encode_epoch_whole(whole).view());
   }
   /// Says that memory and devices' state are whole. Params `pages`: whose digests were compared.
   [[nodiscard]] Result<void> loaded(std::uint64_t pages) noexcept {

@@ -350,7 +350,8 @@ class AcceptorContract {
     if (descriptors.rlim_cur < 2 * max_waiting_connections + 200)
       return report_.note(
           "this process may not open enough descriptors: silent connections without end were not tried");
-    auto on = scene({}, 64);
+    // However few of them an acceptor has the time to take meanwhile, none waits for a place in the system's queue.
+    auto on = scene({}, static_cast<unsigned>(max_waiting_connections) + 64);
     if (!on) return;
     std::vector<FdTransport> silence;
     for (std::size_t i = 0; i <= max_waiting_connections; ++i) {

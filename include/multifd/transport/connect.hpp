@@ -33,12 +33,24 @@ namespace detail {
   return FdTransport::adopt(fd.release());
 }
 
-[[nodiscard]] inline Result<FdTransport> connect_tcp(const addrinfo& target, Clock::time_point deadline,
+/// Gives a socket its source address, and leaves the port to connect(), which can use one for several destinations.
+[[nodiscard]] inline Result<void> bind_locally(int fd, const addrinfo& local) noexcept {
+  set_option(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);  // saves ports; without it bind() takes one
+  if (::bind(fd, local.ai_addr, local.ai_addrlen) != 0) return fail_errno(Stage::connect, "bind to the local address");
+  return {};
+}
+
+/// Params `local`: null: the system chooses.
+[[nodiscard]] inline Result<FdTransport> connect_tcp(const addrinfo& target, const addrinfo* local,
+                                                     Clock::time_point deadline,
                                                      const SocketOptions& options) noexcept {
-  Result<UniqueFd> fd = open_socket(target.ai_family, target.ai_protocol, Stage::connect);
+  Result<UniqueFd> fd = open_socket(target.ai_family, protocol_of(target, options), Stage::connect);
   if (!fd) return std::unexpected(fd.error());
   if (Result<void> set = apply_options(fd->get(), *target.ai_addr, options, Stage::connect); !set) {
     return std::unexpected(set.error());
+  }
+  if (local != nullptr) {
+    if (auto bound = bind_locally(fd->get(), *local); !bound) return std::unexpected(bound.error());
   }
   if (::connect(fd->get(), target.ai_addr, target.ai_addrlen) != 0) {
     // After EINTR, too, the kernel goes on connecting.
@@ -82,9 +94,17 @@ namespace detail {
                                                          const SocketOptions& options) {
   if (auto checked = check_socket_options(options, Stage::connect); !checked) return std::unexpected(checked.error());
   if (options.interrupt && options.interrupt->triggered()) return fail(Errc::cancelled, Stage::connect, "connect");
-  if (address.kind == AddressKind::unix_socket) return connect_unix(address, deadline, options);
+  if (address.kind == AddressKind::unix_socket) {
+    if (!options.local_address.empty() || !options.device.empty() || options.mptcp)
+      return fail(Errc::bad_option, Stage::connect, "local address, device and MPTCP are of TCP, not of a UNIX socket");
+    return connect_unix(address, deadline, options);
+  }
   if (address.port == 0) return fail(Errc::bad_address, Stage::connect, "port 0");
-  Result<AddrinfoList> targets = resolve(address, 0, Stage::connect);
+  AddrinfoList local;
+  if (!options.local_address.empty()) {
+    MULTIFD_TRY_ASSIGN(local, local_sockaddr(options, Stage::connect));
+  }
+  Result<AddrinfoList> targets = resolve(address, 0, Stage::connect, local ? local->ai_family : AF_UNSPEC);
   if (!targets) return std::unexpected(targets.error());
 
   int left = 0;
@@ -96,7 +116,7 @@ namespace detail {
     const Clock::time_point now = Clock::now();
     const Clock::time_point share =
         deadline == Clock::time_point::max() ? deadline : now + std::max(deadline - now, Clock::duration(0)) / left;
-    Result<FdTransport> connection = connect_tcp(*target, share, options);
+    Result<FdTransport> connection = connect_tcp(*target, local.get(), share, options);
     if (connection || connection.error().code == Errc::cancelled) return connection;
     if (target == targets->get()) first_error = connection.error();
   }
@@ -125,7 +145,8 @@ namespace detail {
 /// Connects to an address; of a name's addresses, to the first that answers.
 /// Errors (stage `connect`): `timed_out` after `options.connect_timeout`; `cancelled` by `options.interrupt`; errno,
 ///   for instance ECONNREFUSED, ENOENT; op "resolve" with a code of its own category for a name that does not resolve;
-///   `bad_address` for port 0 or a path that is empty, too long or has a NUL; `bad_option`.
+///   `bad_address` for port 0 or a path that is empty, too long or has a NUL; `bad_option`. EADDRNOTAVAIL, op "bind to
+///   the local address", for a local address that this machine does not have; ENODEV, op "bind to the device".
 /// Threads: any thread.
 /// Example: `auto link = multifd::connect_to({.host = "192.0.2.7", .port = 4444});`
 [[nodiscard]] inline Result<FdTransport> connect_to(const Address& address, const SocketOptions& options = {}) {

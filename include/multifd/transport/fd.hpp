@@ -100,7 +100,8 @@ class FdTransport {
       int protocol = 0;
       size = sizeof protocol;
       ::getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size);
-      return FdTransport(std::move(owned), protocol == IPPROTO_TCP ? Kind::tcp : Kind::socket, std::nullopt);
+      const bool resets = protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP;
+      return FdTransport(std::move(owned), resets ? Kind::tcp : Kind::socket, std::nullopt);
     }
     if (errno != ENOTSOCK) return fail_errno(Stage::setup, "adopt a descriptor");
     Result<Interrupt> cut = Interrupt::create();

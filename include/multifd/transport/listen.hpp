@@ -235,7 +235,8 @@ class Listener {
     Result<detail::AddrinfoList> targets = detail::resolve(address, AI_PASSIVE, Stage::accept);
     if (!targets) return std::unexpected(targets.error());
     const addrinfo& target = **targets;
-    Result<detail::UniqueFd> fd = detail::open_socket(target.ai_family, target.ai_protocol, Stage::accept);
+    Result<detail::UniqueFd> fd =
+        detail::open_socket(target.ai_family, detail::protocol_of(target, options), Stage::accept);
     if (!fd) return std::unexpected(fd.error());
     // Reuse: old connections of this port that still linger must not prevent the next migration.
     detail::set_option(fd->get(), SOL_SOCKET, SO_REUSEADDR, 1);
@@ -263,6 +264,8 @@ class Listener {
   }
 
   [[nodiscard]] static Result<Listener> listen_unix(const Address& address, int backlog, const SocketOptions& options) {
+    if (!options.device.empty() || options.mptcp)
+      return fail(Errc::bad_option, Stage::accept, "device and MPTCP are of TCP, not of a UNIX socket");
     const Result<sockaddr_un> target = detail::unix_sockaddr(address, Stage::accept);
     if (!target) return std::unexpected(target.error());
     Result<detail::UniqueFd> fd = detail::open_socket(AF_UNIX, 0, Stage::accept);

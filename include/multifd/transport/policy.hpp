@@ -81,8 +81,8 @@ concept HasTimeLimits = requires(T& transport, ConstBuffers from, MutableBuffers
 /// Threads: one thread writes, one reads; `shutdown()` comes from any thread while they do, any number of times.
 /// Lifetime: the destructor closes; without finish() before, that counts as shutdown().
 /// Cost: called once or twice for each packet. What a call allocates is allocated for each packet.
-/// Models: FdTransport, TlsTransport, AnyTransport, testing::MemoryTransport. Exemplar: examples/custom_policy.cpp
-///   (Counting). Contract: multifd/testing/transport_contract.hpp.
+/// Models: FdTransport, TlsTransport, AnyTransport, Capped, testing::MemoryTransport. Exemplar:
+///   examples/custom_policy.cpp (Counting). Contract: multifd/testing/transport_contract.hpp.
 template <class T>
 concept Transport = std::movable<T> && HasWriteSome<T> && HasReadSome<T> && HasFinish<T> && HasShutdown<T>;
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <arpa/inet.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -37,6 +38,10 @@ struct SocketOptions {
   /// interrupted.
   std::chrono::milliseconds connect_timeout = std::chrono::seconds(10);
 
+  /// The address of this machine to connect from, as a number, IPv4 or IPv6 (with %ZONE where it needs one). Of a name's
+  /// addresses only those of the same kind are tried. Empty: the system chooses. Only TCP; a Listener ignores it.
+  std::string local_address = {};
+
   // ---- Speed
 
   /// SO_SNDBUF, in bytes. 0 leaves the kernel's auto-tuning, which is right between machines, except for UNIX sockets
@@ -55,6 +60,13 @@ struct SocketOptions {
 
   /// Ends connecting and accepting from outside. Default: nothing does. Not owned, may be null.
   const Interrupt* interrupt = nullptr;
+  /// SO_BINDTODEVICE: the network interface, by name, that all packets leave and reach this machine through. Empty: what
+  /// the routes say. Only TCP. Kernels before 5.7 give it to privileged processes only.
+  std::string device = {};
+  /// Uses MPTCP, whose connections spread over what paths `ip mptcp endpoint` of both machines names. A listener takes
+  /// plain TCP connections as well, and a connection to a peer without MPTCP becomes a plain one. Only TCP; fails where
+  /// the kernel has none (net.mptcp.enabled).
+  bool mptcp = false;
   /// TCP_NODELAY. Leave it on: without it a SYNC packet waits for more data before it leaves.
   bool no_delay = true;
 
@@ -108,11 +120,12 @@ struct FreeAddrinfo {
 };
 using AddrinfoList = std::unique_ptr<addrinfo, FreeAddrinfo>;
 
-/// Resolves a TCP address. Without AI_ADDRCONFIG, which hides loopback on a machine that has no other network. An
+/// Resolves a TCP address. Params `family`: AF_INET or AF_INET6 to get only these. Without AI_ADDRCONFIG, which hides loopback on a machine that has no other network. An
 /// address that cannot be reached fails at once anyway, and the next one is tried.
-[[nodiscard]] inline Result<AddrinfoList> resolve(const Address& address, int flags, Stage stage) {
+[[nodiscard]] inline Result<AddrinfoList> resolve(const Address& address, int flags, Stage stage,
+                                                  int family = AF_UNSPEC) {
   addrinfo hints{};
-  hints.ai_family = AF_UNSPEC;
+  hints.ai_family = family;
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = flags | AI_NUMERICSERV;
   addrinfo* list = nullptr;
@@ -140,8 +153,21 @@ using AddrinfoList = std::unique_ptr<addrinfo, FreeAddrinfo>;
 
 [[nodiscard]] inline Result<UniqueFd> open_socket(int family, int protocol, Stage stage) noexcept {
   UniqueFd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol));
-  if (fd.get() < 0) return fail_errno(stage, "socket");
+  if (fd.get() < 0) return fail_errno(stage, protocol == IPPROTO_MPTCP ? "socket (MPTCP)" : "socket");
   return fd;
+}
+
+/// What socket() gets for a TCP address.
+inline int protocol_of(const addrinfo& target, const SocketOptions& options) noexcept {
+  return options.mptcp ? IPPROTO_MPTCP : target.ai_protocol;
+}
+
+/// SocketOptions::local_address in the system's form. Errors: bad_option, or op "resolve", for what is no number.
+[[nodiscard]] inline Result<AddrinfoList> local_sockaddr(const SocketOptions& options, Stage stage) {
+  if (options.local_address.size() > 255) return fail(Errc::bad_option, stage, "SocketOptions::local_address");
+  auto local = resolve({.host = options.local_address}, AI_NUMERICHOST, stage);
+  if (!local) local.error().op = "SocketOptions::local_address";
+  return local;
 }
 
 inline bool set_option(int fd, int level, int name, int value) noexcept {
@@ -171,6 +197,7 @@ inline bool is_loopback(const sockaddr& address) noexcept {
 [[nodiscard]] inline Result<void> check_socket_options(const SocketOptions& options, Stage stage) noexcept {
   if (options.send_buffer_bytes < 0) return fail(Errc::bad_option, stage, "SocketOptions::send_buffer_bytes");
   if (options.receive_buffer_bytes < 0) return fail(Errc::bad_option, stage, "SocketOptions::receive_buffer_bytes");
+  if (options.device.size() >= IFNAMSIZ) return fail(Errc::bad_option, stage, "SocketOptions::device");
   if (options.keepalive_probes < 0) return fail(Errc::bad_option, stage, "SocketOptions::keepalive_probes");
   if (auto checked = check_time_limit("SocketOptions::connect_timeout", options.connect_timeout, stage); !checked)
     return checked;
@@ -196,19 +223,29 @@ inline bool is_loopback(const sockaddr& address) noexcept {
   const bool is_local = address.sa_family == AF_UNIX || is_loopback(address);
   const int send_buffer =
       options.send_buffer_bytes == 0 && is_local ? local_send_buffer_bytes : options.send_buffer_bytes;
-  bool ok = set_unless_zero(SOL_SOCKET, SO_SNDBUF, send_buffer) &&
-            set_unless_zero(SOL_SOCKET, SO_RCVBUF, options.receive_buffer_bytes);
-  if (address.sa_family != AF_UNIX) {
-    ok = ok && set_option(fd, IPPROTO_TCP, TCP_NODELAY, options.no_delay ? 1 : 0) &&
-         set_option(fd, SOL_SOCKET, SO_KEEPALIVE, options.keepalive ? 1 : 0) &&
-         set_unless_zero(IPPROTO_TCP, TCP_KEEPIDLE, as_int(options.keepalive_idle.count())) &&
-         set_unless_zero(IPPROTO_TCP, TCP_KEEPINTVL, as_int(options.keepalive_interval.count())) &&
-         set_unless_zero(IPPROTO_TCP, TCP_KEEPCNT, options.keepalive_probes) &&
-         set_unless_zero(IPPROTO_TCP, TCP_USER_TIMEOUT, as_int(options.user_timeout.count()));
+  if (!set_unless_zero(SOL_SOCKET, SO_SNDBUF, send_buffer) ||
+      !set_unless_zero(SOL_SOCKET, SO_RCVBUF, options.receive_buffer_bytes))
+    return fail_errno(stage, "setsockopt");
+  if (address.sa_family == AF_UNIX) return {};
+  if (const std::string& device = options.device; !device.empty()) {
+    const auto size = static_cast<socklen_t>(device.size() + 1);
+    if (::setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device.c_str(), size) != 0)
+      return fail_errno(stage, "bind to the device");
   }
+  // MPTCP has learnt TCP's options one by one: what a kernel does not know there yet keeps its default.
+  const auto set_of_tcp = [&](int name, int value) {
+    if (set_option(fd, IPPROTO_TCP, name, value)) return true;
+    return options.mptcp && (errno == EOPNOTSUPP || errno == ENOPROTOOPT);
+  };
+  const auto set_of_tcp_unless_zero = [&](int name, int value) { return value == 0 || set_of_tcp(name, value); };
+  const bool ok = set_of_tcp(TCP_NODELAY, options.no_delay ? 1 : 0) &&
+                  set_option(fd, SOL_SOCKET, SO_KEEPALIVE, options.keepalive ? 1 : 0) &&
+                  set_of_tcp_unless_zero(TCP_KEEPIDLE, as_int(options.keepalive_idle.count())) &&
+                  set_of_tcp_unless_zero(TCP_KEEPINTVL, as_int(options.keepalive_interval.count())) &&
+                  set_of_tcp_unless_zero(TCP_KEEPCNT, options.keepalive_probes) &&
+                  set_of_tcp_unless_zero(TCP_USER_TIMEOUT, as_int(options.user_timeout.count()));
   if (!ok) return fail_errno(stage, "setsockopt");
-  return address.sa_family == AF_UNIX ? Result<void>{}
-                                      : choose_congestion_control(fd, address, options.congestion_control, stage);
+  return choose_congestion_control(fd, address, options.congestion_control, stage);
 }
 
 }  // namespace detail

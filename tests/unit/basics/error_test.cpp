@@ -18,7 +18,7 @@ using multifd::Stage;
 namespace {
 
 constexpr int first_errc = static_cast<int>(Errc::bad_magic);
-constexpr int last_errc = static_cast<int>(Errc::unclear_addresses);
+constexpr int last_errc = static_cast<int>(Errc::session_lost);
 constexpr const char* text_of_unknown = "unknown multifd error";
 
 std::error_code from_errno(int value) { return {value, std::system_category()}; }
@@ -39,7 +39,7 @@ TEST_CASE("Every Errc has a text of its own") {
   }
 }
 
-TEST_CASE("unclear_addresses is the last Errc, so the loops of this file see all of them") {
+TEST_CASE("session_lost is the last Errc, so the loops of this file see all of them") {
   CHECK(multifd::category().message(first_errc - 1) == text_of_unknown);
   CHECK(multifd::category().message(last_errc + 1) == text_of_unknown);
 }
@@ -56,7 +56,11 @@ TEST_CASE("Every Errc belongs to the condition of its group, and to no other") {
                                : code == Errc::timed_out || code == Errc::did_not_converge ? Condition::timed_out
                                : code == Errc::cancelled                                   ? Condition::cancelled
                                : code <= Errc::already_closed                              ? Condition::misuse
-                                                                                           : Condition::bad_file;
+                               : code <= Errc::unclear_addresses                           ? Condition::bad_file
+                               : code <= Errc::bad_region                                  ? Condition::misuse
+                               : code <= Errc::wrong_session                               ? Condition::peer_protocol
+                               : code == Errc::bad_prefetch_list                           ? Condition::bad_file
+                                                                                           : Condition::peer_gone;
     const std::error_code as_error_code = code;
     CHECK(multifd::condition_of(as_error_code) == expected);
     for (const Condition condition : all) CHECK((as_error_code == condition) == (condition == expected));

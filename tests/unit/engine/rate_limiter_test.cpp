@@ -5,6 +5,7 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <thread>
 #include <vector>
 
@@ -103,4 +104,23 @@ TEST_CASE("stop() ends every wait with false, now and later") {
   }
   for (const char each : granted) CHECK(each == 0);
   CHECK_FALSE(limiter.acquire(1));
+}
+
+TEST_CASE("A wait with an end of its own ends by wake(), by its deadline, and leaves the cap to others") {
+  RateLimiter limiter(1);
+  CHECK(limiter.acquire(1'000'000));
+  const auto never = [] { return false; };
+  CHECK(limiter.acquire(1, Clock::now() + 5ms, never) == multifd::engine::Grant::timed_out);
+  std::atomic<bool> over{false};
+  std::atomic<multifd::engine::Grant> got{multifd::engine::Grant::granted};
+  std::jthread waiting([&] { got = limiter.acquire(1, Clock::time_point::max(), [&] { return over.load(); }); });
+  while (!limiter.holds_back()) std::this_thread::yield();
+  over = true;
+  limiter.wake();
+  waiting.join();
+  CHECK(got == multifd::engine::Grant::ended);
+  limiter.give_back(1'000'000);
+  CHECK(limiter.acquire(1, Clock::now() + 1h, never) == multifd::engine::Grant::granted);
+  limiter.charge(1'000'000);
+  CHECK(limiter.acquire(1, Clock::now(), never) == multifd::engine::Grant::timed_out);
 }

@@ -10,6 +10,7 @@
 #include <ostream>  // lets doctest print a std::error_code
 #include <string>
 
+#include "multifd/format/missing_pages.hpp"
 #include "multifd/format/page_digests.hpp"
 #include "multifd/format/peer_failure.hpp"
 #include "unit/format/raw_bytes.hpp"
@@ -48,9 +49,10 @@ struct Row {
 };
 constexpr std::size_t any_length = 16382;
 constexpr Row rows[] = {{1, true, false, 4, 2046},      {2, false, true, 4, 510}, {3, true, true, 26, 426},
-                        {4, true, true, 1, any_length}, {5, false, true, 8, 8},   {6, true, false, 8, 8},
+                        {4, true, true, 1, any_length}, {5, false, true, 48, 48}, {6, true, false, 8, 8},
                         {7, true, false, 20, 16380},    {8, true, false, 4, 4},   {9, false, true, 8, 8},
-                        {10, true, false, 0, 0},        {11, false, true, 0, 0}};
+                        {10, true, false, 0, 0},        {11, false, true, 0, 0},  {12, true, false, 20, 16380},
+                        {13, true, false, 26, 26}};
 
 }  // namespace
 
@@ -89,7 +91,7 @@ TEST_CASE("Every kind of message has its direction and its bounds (section 19.2)
       CHECK(parsed(message(row.kind, most), towards).body.size() == most);
     }
   }
-  for (const unsigned kind : {0u, 12u, 0x8001u, 0xffffu})
+  for (const unsigned kind : {0u, 14u, 0x8001u, 0xffffu})
     for (const Towards towards : {Towards::destination, Towards::source})
       CHECK(refusal(message(kind, 8), towards) == Errc::bad_extension_message);
   CHECK(refusal({}, Towards::destination) == Errc::bad_extension_message);
@@ -106,7 +108,6 @@ TEST_CASE("Messages of a number survive the round trip, byte for byte as the tab
     CHECK(message.kind == kind);
     CHECK(message.number == number);
   };
-  check(ExtensionKind::epoch_whole, Towards::source, 8, 0x0102030405060708);
   check(ExtensionKind::section_size, Towards::destination, 8, ~std::uint64_t{0});
   check(ExtensionKind::state_whole, Towards::destination, 4, 0xdeadbeef);
   check(ExtensionKind::loaded, Towards::source, 8, 1);
@@ -229,4 +230,80 @@ TEST_CASE("PAGE_DIGESTS is taken apart, and compared with the memory page by pag
   half.resize(half.size() - 4);
   CHECK(wire::parse_page_digests(parsed(half, Towards::destination)).error().code == Errc::bad_extension_message);
   CHECK(14 + 8 * wire::max_page_digests <= wire::max_extension_bytes);
+}
+
+TEST_CASE("MISSING_PAGES is taken apart, and sets the bits of a block's bitmap (section 19.9)") {
+  constexpr std::size_t page = 4096;
+  constexpr std::uint64_t block_bytes = 200 * page;  // three words and a part of one
+  const auto encode = [](std::uint64_t offset, const std::vector<std::uint64_t>& words) {
+    Bytes bytes(14 + 8 * words.size());
+    put(bytes, 0, 2, 12);
+    put32(bytes, 2, 3);
+    put64(bytes, 6, offset);
+    for (std::size_t i = 0; i < words.size(); ++i) put64(bytes, 14 + 8 * i, words[i]);
+    return bytes;
+  };
+  const auto add = [&](std::uint64_t offset, const std::vector<std::uint64_t>& words, std::span<std::uint64_t> bitmap) {
+    const Bytes bytes = encode(offset, words);
+    const auto taken = wire::parse_missing_pages(parsed(bytes, Towards::destination));
+    REQUIRE(taken.has_value());
+    CHECK(taken->block == 3);
+    CHECK(taken->words() == words.size());
+    const auto added = wire::add_missing_pages(*taken, bitmap, block_bytes, page, "ram");
+    if (!added) CHECK(added.error().subject.view() == "ram");
+    return added ? std::error_code{} : added.error().code;
+  };
+  const Bytes one = encode(64 * page, {1});
+  CHECK(std::ranges::equal(wire::encode_missing_pages_header(3, 64 * page).view(), std::span(one).first(14)));
+  std::array<std::uint64_t, 4> bitmap{};
+  CHECK(add(0, {1}, bitmap) == std::error_code{});
+  CHECK(add(64 * page, {0x8000000000000000, 0, 0x80}, bitmap) == std::error_code{});
+  CHECK(add(0, {2, 1}, bitmap) == std::error_code{});  // the same pages again do no harm
+  CHECK(bitmap == std::array<std::uint64_t, 4>{3, 0x8000000000000001, 0, 0x80});
+  // Past the block: the first page behind it, words behind it that are empty, an offset behind it.
+  std::array<std::uint64_t, 4> others{};
+  CHECK(add(192 * page, {0x100}, others) == Errc::offset_past_block);
+  CHECK(add(192 * page, {1, 0, 0, 0}, others) == std::error_code{});
+  CHECK(add(192 * page, {0, 1}, others) == Errc::offset_past_block);
+  CHECK(add(256 * page, {0}, others) == Errc::offset_past_block);
+  CHECK(add(~std::uint64_t{0} - 64 * page + 1, {1}, others) == Errc::offset_past_block);
+  CHECK(add(page, {1}, others) == Errc::offset_misaligned);
+  CHECK(add(32 * page, {1}, others) == Errc::offset_misaligned);
+  CHECK(others == std::array<std::uint64_t, 4>{0, 0, 0, 1});
+  Bytes half = encode(0, {1, 2});
+  half.resize(half.size() - 4);
+  CHECK(wire::parse_missing_pages(parsed(half, Towards::destination)).error().code == Errc::bad_extension_message);
+  CHECK(14 + 8 * wire::max_missing_words <= wire::max_extension_bytes);
+}
+
+TEST_CASE("MEMORY_FOLLOWS and the beginning of a page connection survive the round trip (section 19.9)") {
+  multifd::Uuid session;
+  for (std::size_t i = 0; i < session.size(); ++i) session[i] = static_cast<std::byte>(0xa0 + i);
+  const auto bytes =
+      wire::encode_memory_follows({.pages = 0x0102030405060708, .connections = 0x0100, .session = session});
+  Bytes expected(28);
+  put(expected, 0, 2, 13);
+  put64(expected, 2, 0x0102030405060708);
+  put(expected, 10, 2, 0x0100);
+  std::ranges::copy(session, expected.begin() + 12);
+  CHECK(std::ranges::equal(bytes.view(), expected));
+  const auto follows = wire::parse_memory_follows(parsed(bytes.view(), Towards::destination));
+  REQUIRE(follows.has_value());
+  CHECK(follows->pages == 0x0102030405060708);
+  CHECK(follows->connections == 256);
+  CHECK(follows->session == session);
+  for (const unsigned connections : {0u, 257u, 65535u}) {
+    put(expected, 10, 2, connections);
+    CHECK(wire::parse_memory_follows(parsed(expected, Towards::destination)).error().code ==
+          Errc::bad_extension_message);
+  }
+
+  const auto begin = wire::encode_page_connection(session);
+  Bytes first(20);
+  put32(first, 0, 0x6d667067);
+  std::ranges::copy(session, first.begin() + 4);
+  CHECK(std::ranges::equal(begin.view(), first));
+  CHECK(wire::parse_page_connection(std::span<const std::byte, 20>(first)) == session);
+  first[3] ^= std::byte{1};
+  CHECK_FALSE(wire::parse_page_connection(std::span<const std::byte, 20>(first)).has_value());
 }

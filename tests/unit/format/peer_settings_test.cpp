@@ -69,6 +69,7 @@ PeerSettings all_settings() {
   all.tls = true;
   all.paths = 2;
   all.uuid.emplace().fill(std::byte{0x5a});
+  all.session.emplace().fill(std::byte{0xc3});
   return all;
 }
 
@@ -76,33 +77,36 @@ PeerSettings all_settings() {
 
 TEST_CASE("Settings survive the round trip, byte for byte as the tables have them") {
   PeerSettings settings = all_settings();
-  settings.features.add({.name = wire::feature_epochs}).add({.name = wire::feature_page_digests, .needed = true});
+  settings.features.add({.name = wire::feature_resume}).add({.name = wire::feature_page_digests, .needed = true});
   const Bytes user(1024, std::byte{0xee});
   settings.user = user;
   const auto encoded = wire::encode_settings(settings);
   ByHand expected(1, 1, 1, 2);
-  expected.feature("epochs").feature("page-digests", 1).setting(1, 4, 4).setting(2, 4, 4096).setting(3, 4, 4);
+  expected.feature("resume").feature("page-digests", 1).setting(1, 4, 4).setting(2, 4, 4096).setting(3, 4, 4);
   expected.setting(4, 1, 2).setting(5, 1, 0).setting(6, 1, 1).setting(7, 4, 2);
-  expected.setting(8, std::string(16, '\x5a')).setting(9, std::string(1024, '\xee'));
+  expected.setting(8, std::string(16, '\x5a')).setting(10, std::string(16, '\xc3'));
+  expected.setting(9, std::string(1024, '\xee'));
   CHECK(std::ranges::equal(encoded.view(), expected.bytes));
 
   const auto parsed = parse(expected);
   REQUIRE(parsed.has_value());
   CHECK(parsed->versions == ExtensionVersions{});
   REQUIRE(parsed->features.all().size() == 2);
-  CHECK(parsed->features.has("epochs"));
+  CHECK(parsed->features.has("resume"));
   CHECK_FALSE(parsed->features.all()[0].needed);
   CHECK(parsed->features.all()[1].needed);
   CHECK(wire::compare_settings(*parsed, settings).has_value());
   CHECK(parsed->channels == 4);
   CHECK(parsed->tls == true);
   CHECK(parsed->uuid == settings.uuid);
+  CHECK(parsed->session == settings.session);
   CHECK(std::ranges::equal(parsed->user, user));
 
   const auto none = parse(ByHand());
   REQUIRE(none.has_value());
   CHECK_FALSE(none->channels);
   CHECK_FALSE(none->uuid);
+  CHECK_FALSE(none->session);
   CHECK(none->user.empty());
   // ACCEPTED has the same fields.
   const auto accepted = wire::encode_settings({}, ExtensionKind::accepted);
@@ -138,7 +142,9 @@ TEST_CASE("Refused: settings out of their bounds, one by one") {
   number(5, 1, 2);
   number(6, 1, 255);
   for (const std::uint64_t paths : {0u, 256u}) number(7, 4, paths);
-  for (const std::size_t size : {0u, 15u, 17u}) check_refused(ByHand().setting(8, std::string(size, 'u')), bad, size);
+  for (const unsigned setting : {8u, 10u})
+    for (const std::size_t size : {0u, 15u, 17u})
+      check_refused(ByHand().setting(setting, std::string(size, 'u')), bad, size);
   for (const std::size_t size : {0u, 1025u}) check_refused(ByHand().setting(9, std::string(size, 'v')), bad, size);
   // Every value with a byte too few, and one too many.
   for (const auto& [setting, size] : {std::pair(1u, 4u), {2u, 4u}, {3u, 4u}, {4u, 1u}, {5u, 1u}, {6u, 1u}, {7u, 4u}})
@@ -146,8 +152,8 @@ TEST_CASE("Refused: settings out of their bounds, one by one") {
       CAPTURE(setting);
       CHECK(parse(ByHand().setting(setting, std::string(wrong, '\0'))).error().code == bad);
     }
-  for (unsigned setting = 1; setting <= 9; ++setting) {  // twice
-    const std::string value = setting == 8 ? std::string(16, 'u') : setting == 9 ? "x" : "";
+  for (unsigned setting = 1; setting <= 10; ++setting) {  // twice
+    const std::string value = setting == 8 || setting == 10 ? std::string(16, 'u') : setting == 9 ? "x" : "";
     ByHand twice;
     for (int i = 0; i < 2; ++i) {
       if (!value.empty())
@@ -158,7 +164,7 @@ TEST_CASE("Refused: settings out of their bounds, one by one") {
     check_refused(twice, bad, setting);
   }
   // Cut anywhere.
-  const ByHand whole = ByHand(1, 1, 1, 1).feature("epochs").setting(1, 4, 4).setting(9, "abc");
+  const ByHand whole = ByHand(1, 1, 1, 1).feature("resume").setting(1, 4, 4).setting(9, "abc");
   for (std::size_t size = 6; size < whole.bytes.size(); ++size) {
     ByHand part = whole;
     part.bytes.resize(size);
@@ -174,11 +180,11 @@ TEST_CASE("Refused: features out of their bounds") {
   check_refused(ByHand(1, 1, 1, 1).feature(""), bad, 0);
   check_refused(ByHand(1, 1, 1, 1).feature(std::string(25, 'a')), bad, 25);
   CHECK(parse(ByHand(1, 1, 1, 1).feature(std::string(24, 'a'))).has_value());
-  for (const char* name : {"Epochs", "a b", "a_b", "a\x1b", "caf\xc3\xa9", "a."})
+  for (const char* name : {"Resume", "a b", "a_b", "a\x1b", "caf\xc3\xa9", "a."})
     CHECK(parse(ByHand(1, 1, 1, 1).feature(name)).error().code == bad);
-  check_refused(ByHand(1, 1, 1, 2).feature("epochs").feature("epochs"), bad, 1);
+  check_refused(ByHand(1, 1, 1, 2).feature("resume").feature("resume"), bad, 1);
   // Other flags than "needed" are ignored.
-  CHECK_FALSE(parse(ByHand(1, 1, 1, 1).feature("epochs", 0xfe))->features.all()[0].needed);
+  CHECK_FALSE(parse(ByHand(1, 1, 1, 1).feature("resume", 0xfe))->features.all()[0].needed);
 }
 
 TEST_CASE("Each setting that differs is refused by its name, with both values; what this side leaves open fits") {
@@ -223,11 +229,15 @@ TEST_CASE("Each setting that differs is refused by its name, with both values; w
   multifd::Uuid other{};
   check(&PeerSettings::uuid, other, Errc::uuid_mismatch, "setting: uuid",
         "source: 5a5a5a5a..., destination: 00000000...");
+  // The session is the source's choice, whatever the other side has in its place.
+  PeerSettings own;
+  own.session.emplace();
+  CHECK(wire::compare_settings(source, own).has_value());
 }
 
 TEST_CASE("A feature that one side needs and the other does not have is refused by its name, by either") {
   FeatureList offers, needs, nothing;
-  offers.add({.name = "epochs"}).add({.name = "time-travel"});
+  offers.add({.name = "resume"}).add({.name = "time-travel"});
   needs.add({.name = "time-travel", .needed = true});
   CHECK(wire::check_features(offers, nothing).has_value());
   CHECK(wire::check_features(nothing, offers).has_value());
@@ -247,8 +257,8 @@ TEST_CASE("A newer peer is understood where it speaks an older version, and refu
   // This side is of version 1. A newer source asks with 7, is answered with 1, and speaks 1.
   CHECK(wire::common_version(7) == 1);
   ByHand by_hand(1, 7, 1, 2);
-  by_hand.feature("epochs").feature("a-new-one").setting(0x0123, "something that may be ignored");
-  by_hand.setting(1, 4, 4).setting(10, "");
+  by_hand.feature("resume").feature("a-new-one").setting(0x0123, "something that may be ignored");
+  by_hand.setting(1, 4, 4).setting(11, "");
   const auto newer = parse(by_hand);
   REQUIRE(newer.has_value());
   CHECK(newer->versions == ExtensionVersions{.spoken = 1, .newest = 7, .oldest = 1});

@@ -2,8 +2,13 @@
 //
 // mapped-ram files: what the writer writes is format/mapped_ram.md, what the reader reads is what was written, and nothing
 // that a file says is believed.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <optional>
@@ -162,6 +167,39 @@ TEST_CASE("mapped-ram: a guest comes back, over 1, 2 and 8 channels, of every pa
   }
 }
 
+TEST_CASE("mapped-ram: pages go through a handle of their own, opened with O_DIRECT, and come back through one") {
+  std::string path = "/var/tmp/multifd_direct_XXXXXX";
+  const int fd = ::mkostemp(path.data(), O_CLOEXEC);
+  REQUIRE(fd >= 0);
+  image::File file = need(image::File::adopt(fd));
+  const int direct_fd = ::open(path.c_str(), O_RDWR | O_DIRECT | O_CLOEXEC);
+  const int error = errno;
+  ::unlink(path.c_str());
+  if (direct_fd < 0) {
+    MESSAGE("skipped: no O_DIRECT in /var/tmp: " << std::strerror(error));
+    return;
+  }
+  image::File direct = need(image::File::adopt(direct_fd));
+  const Guest guest;
+  auto writer =
+      need(MappedRamWriter<>::open(file, guest.map, {.machine_type = machine}, {.channels = 2, .pages = &direct}));
+  queue_all(writer, guest.map);
+  end(writer);
+  const auto reader = need(MappedRamReader::open(file));
+  Guest loaded(4096, 2);
+  need(image::load_ram(reader, loaded.map, {.pages = &direct}));
+  CHECK(loaded.blocks == guest.blocks);
+
+  // Through that handle, and no other.
+  image::File others = image_file();
+  image::File pages = image_file();
+  auto split = need(MappedRamWriter<>::open(others, guest.map, {.machine_type = machine}, {.pages = &pages}));
+  queue_all(split, guest.map);
+  end(split);
+  CHECK(disk_bytes(pages) >= 1000 * 4096 / 3);
+  CHECK(disk_bytes(others) <= 64 * 4096);
+}
+
 TEST_CASE("mapped-ram: zero pages are holes, also those that were pages in an earlier epoch") {
   GuestRam guest(2000);  // no page is zero
   image::File file = image_file();
@@ -203,6 +241,37 @@ TEST_CASE("mapped-ram: of an older image in the same file nothing is left") {
     return {};
   }));
   CHECK(stored == 1);
+}
+
+TEST_CASE("mapped-ram: zero pages outside of main memory are in the bitmap, and read as zeros, also from a device") {
+  // QEMU 10.0 leaves pages without a bit as they are, and its own ROMs and tables are not zero.
+  Block main(1000 * 4096), tables(8 * 4096);
+  for (const std::size_t page : {2u, 5u}) tables.page(page, 4096)[0] = std::byte{1};
+  RamMap map;
+  need(map.add("/rom@etc/acpi/tables", tables.bytes()));
+  need(map.add("pc.ram", main.bytes()));
+  for (const bool stale : {false, true}) {
+    CAPTURE(stale);
+    image::File file = image_file();
+    auto writer = need(MappedRamWriter<>::open(file, map, {.machine_type = machine}));
+    if (stale) {  // what a file without holes, or a device, would still have there
+      const auto places = need(qemu::announced_blocks(map));
+      auto head = need(image::MappedRamHead::create(file, {.machine_type = machine}, places));
+      need(file.write(head.blocks()[1].pages_offset, std::vector(8 * 4096, std::byte{0xee})));
+    }
+    queue_all(writer, map);
+    end(writer);
+    CHECK(writer.pages() == 8);
+    const auto reader = need(MappedRamReader::open(file));
+    REQUIRE(reader.blocks()[1].idstr == "/rom@etc/acpi/tables");
+    std::vector<std::byte> bitmap(8);
+    need(file.read(reader.blocks()[1].bitmap_offset, bitmap));
+    CHECK(bitmap[0] == std::byte{0xff});
+    Block loaded(8 * 4096);
+    need(file.read(reader.blocks()[1].pages_offset, loaded.bytes()));
+    CHECK(loaded == tables);
+    if (!stale) CHECK(disk_bytes(file) <= 16 * 4096);
+  }
 }
 
 TEST_CASE("mapped-ram: bitmaps replace what cannot be cut off, as on a device") {

@@ -221,3 +221,70 @@ TEST_CASE("No call allocates") {
   }
   CHECK(test::allocations() == before);
 }
+
+TEST_CASE("Memory on demand takes the place of a downtime that is too long, and of giving up, and of nothing else") {
+  enum class Ask { none, for_switchover };
+  // A second round that leaves pages for 0.6 s.
+  const auto decide = [](const ConvergenceOptions& options, std::uint64_t rounds, Ask ask = Ask::none) {
+    auto convergence = Convergence<FixedRounds>::create(options, FixedRounds(rounds));
+    REQUIRE(convergence.has_value());
+    convergence->round_ended(100'000, 1s, 1ms, 60'000, 1001ms);
+    if (ask == Ask::for_switchover) convergence->ask_for_switchover();
+    return convergence->round_ended(60'000, 600ms, 1ms, 60'000, 1602ms);
+  };
+  const ConvergenceOptions on_demand{.on_demand_above = 300ms};
+  const Decision too_long = decide(on_demand, 1);
+  CHECK(too_long.action == Action::memory_on_demand);
+  CHECK(too_long.reason == Reason::rounds_used_up);  // the rule's own
+  CHECK(too_long.downtime.total() > 500ms);
+  CHECK(decide({}, 1).action == Action::switch_now);
+  CHECK(decide({.on_demand_above = 1000ms}, 1).action == Action::switch_now);
+  CHECK(decide(on_demand, 9).action == Action::go_on);
+  // The caller's word counts more, whatever the downtime.
+  CHECK(decide(on_demand, 9, Ask::for_switchover).action == Action::switch_now);
+  // Giving up.
+  const Decision late = decide({.time_limit = 1500ms, .on_demand_above = 1000ms}, 9);
+  CHECK(late.action == Action::memory_on_demand);
+  CHECK(late.reason == Reason::time_limit);
+  CHECK(decide({.time_limit = 1500ms}, 9).action == Action::give_up);
+  CHECK(decide({.time_limit = 1500ms, .at_time_limit = Action::switch_now, .on_demand_above = 1000ms}, 9).action ==
+        Action::switch_now);
+  CHECK(decide({.time_limit = 1500ms, .at_time_limit = Action::switch_now, .on_demand_above = 300ms}, 9).action ==
+        Action::memory_on_demand);
+  CHECK(decide({.time_limit = 1500ms, .at_time_limit = Action::memory_on_demand}, 9).action ==
+        Action::memory_on_demand);
+  CHECK(Convergence<>::create({.on_demand_above = -1ms}).error().code == Errc::bad_option);
+}
+
+TEST_CASE("Memory on demand takes the place of rounds that leave as much as they send, for a while") {
+  struct Case {
+    const char* what;
+    Time round;
+    std::uint64_t second, third;  ///< pages that these rounds leave, of 60,000
+    ConvergenceOptions options;
+    Action action;
+  };
+  const ConvergenceOptions on_demand{.on_demand_above = 300ms};
+  for (const Case& each :
+       {Case{"two rounds, of 1.2 s", 600ms, 60'000, 59'000, on_demand, Action::memory_on_demand},
+        Case{"not for long enough", 400ms, 60'000, 59'000, on_demand, Action::go_on},
+        Case{"the last one has left less", 600ms, 60'000, 50'000, on_demand, Action::go_on},
+        Case{"the one before has", 600ms, 50'000, 60'000, on_demand, Action::go_on},
+        Case{"short enough all the same", 600ms, 60'000, 59'000, {.on_demand_above = 10s}, Action::go_on},
+        Case{"not wanted", 600ms, 60'000, 59'000, {}, Action::go_on}}) {
+    CAPTURE(each.what);
+    auto convergence = Convergence<FixedRounds>::create(each.options, FixedRounds(9));
+    REQUIRE(convergence.has_value());
+    convergence->round_ended(100'000, 1s, 1ms, 60'000, 1s);
+    CHECK(convergence->round_ended(60'000, each.round, 1ms, each.second, 1s + each.round).action == Action::go_on);
+    const Decision last = convergence->round_ended(each.second, each.round, 1ms, each.third, 1s + 2 * each.round);
+    CHECK(last.action == each.action);
+    if (last.action == Action::memory_on_demand) CHECK(last.reason == Reason::hopeless);
+  }
+  // A guest that is being slowed is given the time for it.
+  auto throttled = Convergence<FixedRounds, AutoConverge>::create(on_demand, FixedRounds(99));
+  REQUIRE(throttled.has_value());
+  throttled->round_ended(100'000, 1s, 1ms, 60'000, 1s);
+  for (int round = 1; round < 4; ++round)
+    CHECK(throttled->round_ended(60'000, 600ms, 1ms, 60'000, 1s + round * 600ms).action == Action::go_on);
+}

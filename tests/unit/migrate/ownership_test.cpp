@@ -23,9 +23,10 @@ namespace {
 
 enum class Said : char { state = 's', loaded = 'l', run = 'r', running = 'g', failed = 'x', end = 'e' };
 
-/// Who talks to whom. A QEMU runs the guest as soon as it has read the stream's end, and at the source again unless it has
+/// Who talks to whom. On demand, the destination gets the rest of the memory behind RUNNING, over connections that are made
+/// again whenever they are lost. A QEMU runs the guest as soon as it has read the stream's end, and at the source again unless it has
 /// read SHUT(0).
-enum class Pair { own, to_qemu, from_qemu };
+enum class Pair { own, to_qemu, from_qemu, own_on_demand };
 
 /// What a side does wrong.
 enum class Mistake {
@@ -37,6 +38,7 @@ enum class Mistake {
   fails_without_refusing,   ///< FAILED goes out, and HAND_OVER is obeyed all the same
   refuses_while_running,    ///< FAILED goes out though the guest runs
   starts_without_allowing,  ///< the guest is started ahead of run_allowed(), so that the texts lie
+  whole_too_early,          ///< on demand: memory_there() of a guest that lacks memory
 };
 
 /// Both sides, the connection between them, and what each has done so far. A value: exploring copies it.
@@ -50,17 +52,19 @@ struct World {
   bool source_alive = true, destination_alive = true;
   bool source_runs = false, destination_runs = false;  ///< the guest was stopped when the switchover began
   unsigned source_at = 0, destination_at = 0;          ///< where each is in its code
+  bool memory_there = false;                           ///< on demand: the destination has all pages
+  bool source_gave_up = false;                         ///< on demand: it gives no more
 
   std::string key() const {
     std::string text;
     for (const Said each : to_destination) text += static_cast<char>(each);
     text += '|';
     for (const Said each : to_source) text += static_cast<char>(each);
-    for (const bool each :
-         {cut, source_alive, destination_alive, source_runs, destination_runs, source.may_run(), destination.may_run()})
+    for (const bool each : {cut, source_alive, destination_alive, source_runs, destination_runs, source.may_run(),
+                            destination.may_run(), memory_there, source_gave_up})
       text += each ? '1' : '0';
     return text + std::to_string(source_at) + '.' + std::to_string(destination_at) +
-           std::string(to_string(source.owner())) + std::string(destination.text());
+           std::string(to_string(source.owner())) + std::string(source.text()) + std::string(destination.text());
   }
 };
 
@@ -82,14 +86,17 @@ void resume(World& w) { w.source_runs = w.source_runs || w.source.may_run(); }
 /// What the source can do next. It runs the guest again as soon as it knows of a loss and may.
 void source_steps(const World& w, const std::function<void(Step)>& can) {
   if (!w.source_alive || w.source_runs) return;
-  const bool own = w.pair == Pair::own;
+  const bool own = w.pair == Pair::own || w.pair == Pair::own_on_demand;
   const bool late = w.mistake == Mistake::hands_over_after_write;
   const bool done = w.source.owner() == Owner::destination;
   if (done && w.mistake != Mistake::believes_any_failed) return;
   switch (w.source_at) {
     case 0:  // the rest of the state; to a QEMU that lets it run
       if (own)
-        can([](World& n) { write(n, n.to_destination, Said::state), n.source_at = 1; });
+        can([](World& n) {
+          if (n.pair == Pair::own_on_demand) n.source.memory_follows();
+          write(n, n.to_destination, Said::state), n.source_at = 1;
+        });
       else
         can([](World& n) { n.source_at = 2; });
       break;
@@ -139,7 +146,7 @@ void qemu_steps(const World& w, const std::function<void(Step)>& can) {
 void destination_steps(const World& w, const std::function<void(Step)>& can) {
   if (!w.destination_alive) return;
   if (w.pair == Pair::to_qemu) return qemu_steps(w, can);
-  const bool own = w.pair == Pair::own;
+  const bool own = w.pair == Pair::own || w.pair == Pair::own_on_demand;
   const auto fail = [](World& n) {
     if (n.mistake != Mistake::fails_without_refusing) n.destination.refuse();
     write(n, n.to_source, Said::failed);
@@ -148,7 +155,10 @@ void destination_steps(const World& w, const std::function<void(Step)>& can) {
   switch (w.destination_at) {
     case 0:  // reads the state, and loads it
       if (w.to_destination.empty()) break;
-      can([](World& n) { read(n.to_destination), n.destination.loaded(), n.destination_at = 1; });
+      can([](World& n) {
+        if (n.pair == Pair::own_on_demand) n.destination.memory_follows();
+        read(n.to_destination), n.destination.loaded(), n.destination_at = 1;
+      });
       can([fail](World& n) { read(n.to_destination), fail(n), n.destination_at = 9; });
       break;
     case 1:
@@ -188,6 +198,28 @@ void destination_steps(const World& w, const std::function<void(Step)>& can) {
   }
 }
 
+/// What page connections do, which are there whether the main connection is cut or not.
+void page_steps(const World& w, const std::function<void(Step)>& can) {
+  if (w.pair != Pair::own_on_demand || !w.destination_runs || !w.destination_alive) return;
+  const bool gives = w.source_alive && w.source_at >= 4 && !w.source_gave_up && !w.source_runs;
+  const bool early = w.mistake == Mistake::whole_too_early;
+  if (gives && !w.memory_there) can([](World& n) { n.memory_there = true, n.destination.memory_there(); });
+  // Not for ever: a state in which nothing changes any more is an end.
+  const auto changes = [&](void (DestinationOwnership::*call)() noexcept) {
+    DestinationOwnership next = w.destination;
+    (next.*call)();
+    return next.text() != w.destination.text();
+  };
+  if (early && !w.memory_there && changes(&DestinationOwnership::memory_there))
+    can([](World& n) { n.destination.memory_there(); });
+  // The destination's word that it needs nothing more.
+  if (w.memory_there && gives) can([](World& n) { n.source.memory_there(), n.source_gave_up = true; });
+  // The user of a source whose connections are all lost.
+  if (gives && !w.memory_there) can([](World& n) { n.source.memory_lost(), n.source_gave_up = true; });
+  if (!gives && !w.memory_there && changes(&DestinationOwnership::memory_lost))
+    can([](World& n) { n.destination.memory_lost(); });
+}
+
 void losses(const World& w, const std::function<void(Step)>& can) {
   if (!w.cut) {
     can([](World& n) { n.cut = true; });
@@ -218,6 +250,14 @@ std::string wrong_at_end(const World& w) {
     return "the source says that it runs the guest, and does not";
   if (our_destination && w.destination_alive && w.destination_runs != (w.destination.owner() == Owner::destination))
     return "the destination says something else than it does";
+  if (w.pair == Pair::own_on_demand && w.destination_alive && w.destination_runs) {
+    const bool says_whole = w.destination.text() == "the guest runs at the destination";
+    if (says_whole != w.memory_there) return "what the destination says of the memory is not so";
+  }
+  if (w.pair == Pair::own_on_demand && w.source_alive && w.source.owner() == Owner::destination) {
+    const bool says_whole = w.source.text() == "the guest runs at the destination";
+    if (says_whole && !w.memory_there) return "the source says that the memory is there";
+  }
   return {};
 }
 
@@ -225,7 +265,7 @@ Seen explore(Pair pair, Mistake mistake = Mistake::none) {
   World first;
   first.pair = pair;
   first.mistake = mistake;
-  first.destination = DestinationOwnership(pair == Pair::own ? Peer::own : Peer::qemu);
+  first.destination = DestinationOwnership(pair == Pair::own || pair == Pair::own_on_demand ? Peer::own : Peer::qemu);
   Seen seen;
   std::set<std::string> known;
   std::deque<World> open{first};
@@ -246,6 +286,7 @@ Seen explore(Pair pair, Mistake mistake = Mistake::none) {
     };
     source_steps(w, can);
     destination_steps(w, can);
+    page_steps(w, can);
     const bool acts = more;
     losses(w, can);
     if (acts) continue;  // not an end: a side can still act
@@ -318,6 +359,16 @@ TEST_CASE("At most one guest runs, whatever is lost when: two ends of ours") {
   CHECK(seen.refused_behind_hand_over);
 }
 
+TEST_CASE("The same where the memory follows, and each side says what it knows of that") {
+  const Seen seen = explore(Pair::own_on_demand);
+  print(seen);
+  CHECK_MESSAGE(seen.wrong.empty(), seen.wrong);
+  CHECK(seen.ended_at_source > 0);
+  CHECK(seen.ended_at_destination > 0);
+  CHECK(seen.ended_unknown > 0);
+  CHECK(seen.refused_behind_hand_over);
+}
+
 TEST_CASE("The same with a QEMU at the other end") {
   for (const Pair pair : {Pair::to_qemu, Pair::from_qemu}) {
     CAPTURE(static_cast<int>(pair));
@@ -339,6 +390,11 @@ TEST_CASE("The search finds every mistake that is put into a side") {
     const Seen seen = explore(Pair::own, mistake);
     CHECK_FALSE(seen.wrong.empty());
     MESSAGE(seen.wrong);
+  }
+  for (const Mistake mistake : {Mistake::hands_over_after_write, Mistake::resumes_when_unknown,
+                                Mistake::starts_when_loaded, Mistake::whole_too_early}) {
+    CAPTURE(static_cast<int>(mistake));
+    CHECK_FALSE(explore(Pair::own_on_demand, mistake).wrong.empty());
   }
   for (const Mistake mistake : {Mistake::hands_over_after_write, Mistake::resumes_when_unknown}) {
     CAPTURE(static_cast<int>(mistake));
@@ -411,5 +467,48 @@ TEST_CASE("Calls out of order change nothing") {
   destination.refuse();
   destination.loaded();
   CHECK(destination.owner() == Owner::destination);
+  CHECK(destination.text() == "the guest runs at the destination");
+}
+
+TEST_CASE("Each side says where the memory is that follows") {
+  SourceOwnership source;
+  DestinationOwnership destination(Peer::own);
+  source.memory_there();  // nothing was handed over
+  source.memory_lost();
+  CHECK(source.owner() == Owner::source);
+  source.memory_follows();
+  destination.memory_follows();
+  destination.loaded();
+  CHECK(destination.text() == "not all of the guest's memory has arrived; it is at the source");
+  source.hand_over();
+  destination.run_allowed();
+  destination.running();
+  CHECK(destination.text() == "the guest runs at the destination, and the rest of its memory is at the source");
+
+  SourceOwnership lost_track = source;  // RUNNING is lost, and then all pages are there
+  CHECK(lost_track.owner() == Owner::unknown);
+  lost_track.memory_lost();
+  CHECK(lost_track.owner() == Owner::unknown);
+  lost_track.memory_there();
+  CHECK(lost_track.owner() == Owner::destination);
+  CHECK(lost_track.text() == "the guest runs at the destination");
+
+  source.running_there();
+  CHECK(source.text() == "the guest runs at the destination, and needs the source until all of its memory is there");
+  SourceOwnership gave_up = source;
+  gave_up.memory_lost();
+  gave_up.memory_there();
+  CHECK(gave_up.text().starts_with("the guest runs at the destination without the rest of its memory"));
+  DestinationOwnership stuck = destination;
+  stuck.memory_lost();
+  stuck.memory_there();
+  CHECK(stuck.owner() == Owner::destination);
+  CHECK(stuck.text().starts_with("the rest of the guest's memory is lost"));
+
+  source.memory_there();
+  destination.memory_there();
+  CHECK(source.text() == "the guest runs at the destination");
+  CHECK(destination.text() == "the guest runs at the destination");
+  destination.memory_lost();
   CHECK(destination.text() == "the guest runs at the destination");
 }

@@ -62,7 +62,7 @@ struct Answers : Stream {
     return *this;
   }
   Answers& accepted() { return answer(2, Stream().be(4, 0x01010100).bytes); }
-  Answers& epoch(std::uint64_t epoch) { return answer(5, Stream().be(8, epoch).bytes); }
+  Answers& epoch(std::uint64_t epoch) { return answer(5, Stream().be(8, epoch).append(Bytes(40)).bytes); }
   Answers& loaded() { return answer(9, Stream().be(8, 0).bytes); }
   Answers& running() { return answer(11); }
   Answers& failed() { return answer(3, Stream().be(2, 0x0300).be(8, 0).be(8, 0).be(8, 0).bytes); }
@@ -90,6 +90,19 @@ TEST_CASE("An own source's stream is cut into its sections, however it arrives, 
     CHECK(split.bytes == stream.bytes);
     CHECK(split.code == std::error_code{});
   }
+}
+
+TEST_CASE("Missing pages are named right behind RAM, and the devices come once all of them are") {
+  Stream stream = Stream().own_ram().missing_pages(0, 0, {1, 0, 3}).message(4, Stream().text("u").bytes);
+  stream.missing_pages(1, 0, {2}).memory_follows(4).sized("cpu", "x").state_whole(1).hand_over();
+  const auto whole = test::parse(stream.be(1, 0).bytes, {}, with_extension);
+  CHECK(whole.code == std::error_code{});
+  CHECK(whole.bytes == stream.bytes);
+  using Events = std::vector<std::string>;
+  const auto behind_ram = std::ranges::find(whole.events, "MISSING_PAGES");
+  CHECK(Events(behind_ram, whole.events.end()) == Events{"MISSING_PAGES", "USER_DATA", "MISSING_PAGES",
+                                                         "MEMORY_FOLLOWS", "SECTION_SIZE", "device cpu 9 1", "devices",
+                                                         "footer 9", "STATE_WHOLE", "HAND_OVER", "end of stream"});
 }
 
 TEST_CASE("An own source's stream that ends at any byte is truncated, but behind the end mark and the description") {
@@ -168,6 +181,20 @@ TEST_CASE("Refused: messages out of order (section 19.3)") {
   check_order(ram().section_size(1).section_size(1), 6, "SECTION_SIZE");
   check_order(ram().section_size(1).message(4, Stream().text("u").bytes), 4, "USER_DATA");
   check_order(ram().section_size(1).state_whole(0), 8, "STATE_WHOLE");
+  check_order(ahead().missing_pages(0, 0, {1}), 12, "MISSING_PAGES");
+  check_order(ahead().settings().missing_pages(0, 0, {1}), 12, "MISSING_PAGES");
+  check_order(ahead().settings().memory_follows(0), 13, "MEMORY_FOLLOWS");
+  check_order(ram().sized("cpu", "x").missing_pages(0, 0, {1}), 12, "MISSING_PAGES");
+  check_order(ram().sized("cpu", "x").memory_follows(0), 13, "MEMORY_FOLLOWS");
+  check_order(ram().page_digests(0, 0, 1).missing_pages(0, 0, {1}), 12, "MISSING_PAGES");
+  check_order(ram().missing_pages(0, 0, {1}).section_size(1), 6, "SECTION_SIZE");
+  check_order(ram().missing_pages(0, 0, {1}).page_digests(0, 0, 1), 7, "PAGE_DIGESTS");
+  check_order(ram().missing_pages(0, 0, {1}).state_whole(0), 8, "STATE_WHOLE");
+  check_order(ram().memory_follows(0).memory_follows(0), 13, "MEMORY_FOLLOWS");
+  check_order(ram().memory_follows(0).missing_pages(0, 0, {1}), 12, "MISSING_PAGES");
+  check_order(ram().memory_follows(0).page_digests(0, 0, 1), 7, "PAGE_DIGESTS");
+  check_order(ram().memory_follows(0).sized("cpu", "x").page_digests(0, 0, 1), 7, "PAGE_DIGESTS");
+  check_order(ram().state_whole(0).memory_follows(0), 13, "MEMORY_FOLLOWS");
   check_order(ram().full("cpu"), 0, "cpu");
   check_order(ram().be(1, 0), 0, "");
   check_order(ram().state_whole(0).be(1, 0), 0, "");
@@ -196,7 +223,10 @@ TEST_CASE("Refused: messages and sections out of their bounds (section 16, row 2
   refuse(ram().be(1, 8).be(2, 0x6d66).be(2, 65535), Errc::bad_extension_message, 65535);
   bad(ram().command(0x6d66));
   bad(ram().command(0x6d66, Bytes(1)));
-  bad(ram().message(12));
+  bad(ram().message(14));
+  bad(ram().message(12, Bytes(19)));
+  bad(ram().message(13, Bytes(25)));
+  bad(ram().message(13, Bytes(27)));
   bad(ram().message(6, Bytes(7)));
   CHECK(test::parse(ram().message(4, Bytes(16382)).bytes, {}, with_extension).code == Errc::truncated_stream);
   const std::uint64_t most = with_extension.max_section_bytes;
@@ -285,8 +315,9 @@ TEST_CASE("Refused on the return path: messages out of order or out of their bou
         Answers().accepted().failed().user(), Answers().answer(1, Bytes(4)), Answers().answer(10)})
     CHECK(last(stream) == out_of_order);
   const std::string bad = refused(Errc::bad_extension_message);
-  CHECK(last(Answers().answer(12)) == bad);
+  CHECK(last(Answers().answer(14)) == bad);
   CHECK(last(Answers().accepted().answer(9, Bytes(7))) == bad);
+  CHECK(last(Answers().accepted().answer(5, Bytes(8))) == bad);
   CHECK(last(Answers().answer(2, Bytes(3))) == bad);
   CHECK(last(Stream(Answers()).be(2, 0x6d66).be(2, 0)) == bad);
   CHECK(last(Stream(Answers()).be(2, 0x6d66).be(2, 513)) == refused(Errc::bad_return_length));

@@ -238,7 +238,7 @@ TEST_CASE("To an own peer the stream is the vector of format/extension.md sectio
   std::vector<std::byte> memory(2 * page);
   for (std::size_t i = 0; i < page; i += 4) memory[i] = std::byte{0x2a};
   wire::PeerSettings settings;
-  settings.features.add({.name = wire::feature_epochs}).add({.name = wire::feature_page_digests, .needed = true});
+  settings.features.add({.name = wire::feature_resume}).add({.name = wire::feature_page_digests, .needed = true});
   settings.channels = 2;
   settings.page_bytes = 4096;
   settings.compression = wire::flag_zstd;
@@ -249,6 +249,8 @@ TEST_CASE("To an own peer the stream is the vector of format/extension.md sectio
   settings.uuid.emplace();
   const std::string_view uuid = "\x00\x11\x22\x33\x44\x55\x66\x77\x88\x99\xaa\xbb\xcc\xdd\xee\xff";
   std::ranges::copy(std::as_bytes(std::span(std::string_view(uuid.data(), 16))), settings.uuid->begin());
+  settings.session.emplace();
+  for (std::size_t i = 0; i < 16; ++i) (*settings.session)[i] = static_cast<std::byte>(0xa0 + i);
   settings.user = bytes_of("kvm");
   const std::array<BlockInfo, 1> blocks{BlockInfo{.idstr = "ram0", .used_length = 2 * page}};
   const Bytes bytes = written(style_of("microvm"), [&](Writer& writer) {
@@ -280,6 +282,93 @@ TEST_CASE("To an own peer the stream is the vector of format/extension.md sectio
     CHECK_MESSAGE(outcome.count(event) == 1, event);
   // To a destination that has not asked for it, or a QEMU, that is an unknown command.
   CHECK(test::parse(bytes).code == Errc::unknown_command);
+}
+
+TEST_CASE("A stream whose memory follows is the vector of format/extension.md section 19.9, byte for byte") {
+  const Bytes vector = test::format_vector("extension.md", "extension_missing_pages");
+  wire::PeerSettings settings;
+  settings.features.add({.name = wire::feature_postcopy, .needed = true});
+  settings.page_bytes = 4096;
+  Uuid session;
+  for (unsigned i = 0; i < 16; ++i) session[i] = static_cast<std::byte>(0x11 * i);
+  const std::array<BlockInfo, 1> blocks{BlockInfo{.idstr = "ram0", .used_length = 128 * page}};
+  const std::array<std::uint64_t, 2> missing{2, 0x40};
+  const Bytes bytes = written(style_of("microvm"), [&](Writer& writer) {
+    need(writer.begin_stream({.machine_type = "microvm"}));
+    need(writer.open_return_path());
+    need(writer.ask());
+    need(writer.settings(settings));
+    need(writer.start_ram(blocks));
+    need(writer.end_epoch());
+    need(writer.end_section());
+    need(writer.begin_end());
+    need(writer.end_epoch());
+    need(writer.end_section());
+    need(writer.missing_pages(0, missing));
+    need(writer.memory_follows({.pages = 2, .connections = 3, .session = session}));
+    need(writer.device({.idstr = "cpu"}, bytes_of("\x0a\x0b\x0c")));
+    need(writer.state_whole());
+    need(writer.hand_over());
+    need(writer.end_stream({}));
+  });
+  CHECK(bytes == vector);
+}
+
+TEST_CASE(
+    "Missing pages of a large block come in as many messages as it takes, without long stretches that are there") {
+  using Words = std::vector<std::uint64_t>;
+  const auto messages = [](const Words& bitmap) {
+    const std::array<BlockInfo, 1> blocks{BlockInfo{.idstr = "ram", .used_length = bitmap.size() * 64 * page}};
+    const Bytes bytes = written({}, [&](Writer& writer) {
+      need(writer.begin_stream({.machine_type = "m"}));
+      need(writer.open_return_path());
+      need(writer.ask());
+      need(writer.settings({}));
+      need(writer.start_ram(blocks));
+      need(writer.end_section());
+      need(writer.begin_end());
+      need(writer.end_section());
+      need(writer.missing_pages(0, bitmap));
+    });
+    auto parser = MainStreamParser::create({.extension = true});
+    REQUIRE(parser.has_value());
+    Words named(bitmap.size());
+    std::vector<std::size_t> sizes;
+    for (std::size_t at = 0;;) {
+      const auto element = parser->next();
+      REQUIRE(element.has_value());
+      if (!*element) {
+        if (at == bytes.size()) break;
+        const std::size_t n = std::min(parser->room().size(), bytes.size() - at);
+        std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), n, parser->room().begin());
+        parser->commit(n);
+        at += n;
+        continue;
+      }
+      if ((*element)->kind != ElementKind::extension) continue;
+      const auto message = wire::parse_extension((*element)->data, wire::Towards::destination);
+      REQUIRE(message.has_value());
+      if (message->kind != wire::ExtensionKind::missing_pages) continue;
+      const auto pages = wire::parse_missing_pages(*message);
+      REQUIRE(pages.has_value());
+      sizes.push_back(pages->words());
+      CHECK(wire::add_missing_pages(*pages, named, bitmap.size() * 64 * page, page, "ram").has_value());
+    }
+    CHECK(named == bitmap);
+    return sizes;
+  };
+  using Sizes = std::vector<std::size_t>;
+  CHECK(messages(Words(5)).empty());
+  CHECK(messages({0, 0, 1, 0, 0, 2, 0}) == Sizes{4});
+  CHECK(messages({1, 0, 0, 0, 1}) == Sizes{1, 1});
+  CHECK(messages(Words(wire::max_missing_words, 1)) == Sizes{wire::max_missing_words});
+  CHECK(messages(Words(wire::max_missing_words + 1, 1)) == Sizes{wire::max_missing_words, 1});
+  CHECK(messages(Words(2 * wire::max_missing_words, ~std::uint64_t{0})) ==
+        Sizes{wire::max_missing_words, wire::max_missing_words});
+  test::Rng rng(test::seed());
+  Words random(10'000);
+  for (auto& word : random) word = rng() % 4 == 0 ? rng() : 0;
+  CHECK(messages(random).size() > 4);
 }
 
 TEST_CASE("Digests of a large block come in as many messages as it takes, and each fits") {

@@ -26,7 +26,7 @@ constexpr std::uint64_t page = 4096;
 
 wire::PeerSettings all_settings() {
   wire::PeerSettings all;
-  all.features.add({.name = wire::feature_epochs}).add({.name = wire::feature_page_digests});
+  all.features.add({.name = wire::feature_resume}).add({.name = wire::feature_page_digests});
   all.channels = 4;
   all.page_bytes = page;
   all.compression = wire::flag_zstd;
@@ -152,11 +152,11 @@ TEST_CASE("Two ends whose settings fit agree, and know which features both have"
   CHECK(same.source.empty());
   CHECK(same.destination.empty());
   CHECK(same.common.all().size() == 2);
-  destination.features = wire::FeatureList().add({.name = "epochs"}).add({.name = "of-its-own"});
+  destination.features = wire::FeatureList().add({.name = "resume"}).add({.name = "of-its-own"});
   const Ends fewer = shake_hands(all_settings(), destination, two_blocks(), two_blocks());
   CHECK(fewer.source.empty());
   REQUIRE(fewer.common.all().size() == 1);
-  CHECK(fewer.common.has("epochs"));
+  CHECK(fewer.common.has("resume"));
   const Ends open = shake_hands(all_settings(), {}, two_blocks(), two_blocks());  // it takes whatever comes
   CHECK(open.source.empty());
   CHECK(open.common.all().empty());

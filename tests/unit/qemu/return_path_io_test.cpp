@@ -45,9 +45,10 @@ TEST_CASE("ReturnPathWriter writes the vectors, and ReturnPathReader reads them;
   CHECK(wire::version_in_pong((*pong)->value) == 1);
   reader.take_extension();
   wire::PeerSettings own;
-  own.features.add({.name = wire::feature_epochs}).add({.name = wire::feature_page_digests});
+  own.features.add({.name = wire::feature_resume}).add({.name = wire::feature_page_digests});
   REQUIRE(writer.accepted(own).has_value());
-  for (const std::uint64_t epoch : {0u, 1u, 2u}) REQUIRE(writer.epoch_whole(epoch).has_value());
+  for (const std::uint64_t epoch : {0u, 1u, 2u})
+    REQUIRE(writer.epoch_whole({.epoch = epoch, .received = 26 * epoch, .channels = {3}}).has_value());
   REQUIRE(writer.loaded(2).has_value());
   REQUIRE(writer.user_data(std::as_bytes(std::span(std::string_view("ok")))).has_value());
   REQUIRE(writer.running().has_value());

@@ -105,6 +105,14 @@ class Stream {
   Stream& page_digests(std::uint32_t block, std::uint64_t offset, std::size_t pages) {
     return message(7, Stream().be(4, block).be(8, offset).append(Bytes(8 * pages)).bytes);
   }
+  Stream& missing_pages(std::uint32_t block, std::uint64_t offset, const std::vector<std::uint64_t>& words) {
+    Stream body = Stream().be(4, block).be(8, offset);
+    for (const std::uint64_t word : words) body.be(8, word);
+    return message(12, body.bytes);
+  }
+  Stream& memory_follows(std::uint64_t pages, unsigned connections = 2) {
+    return message(13, Stream().be(8, pages).be(2, connections).append(Bytes(16)).bytes);
+  }
   Stream& state_whole(std::uint32_t sections) { return message(8, Stream().be(4, sections).bytes); }
   Stream& hand_over() { return message(10); }
   /// A whole device's section, and its size ahead of it.

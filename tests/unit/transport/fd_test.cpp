@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstring>
 #include <future>
@@ -71,7 +72,7 @@ Result<void> write_until_it_fails(FdTransport& transport) {
 void wait_until_full(int fd) {
   pollfd entry{.fd = fd, .events = POLLOUT, .revents = 0};
   const test::Stopwatch time;
-  for (int full = 0; full < 5 && time.ms() < 5000;) {
+  for (int full = 0; full < 5 && time.elapsed() < std::chrono::milliseconds(5000);) {
     full = ::poll(&entry, 1, 0) == 0 ? full + 1 : 0;
     ::poll(nullptr, 0, 2);
   }

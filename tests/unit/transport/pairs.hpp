@@ -11,21 +11,16 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <string>
 #include <utility>
 
 #include "multifd/transport/fd.hpp"
+#include "support/adopt.hpp"
+#include "support/basics.hpp"
 
 namespace test {
 
 using FdPair = std::pair<multifd::FdTransport, multifd::FdTransport>;
-
-inline multifd::FdTransport adopt(int fd) {
-  auto transport = multifd::FdTransport::adopt(fd);
-  REQUIRE(transport.has_value());
-  return std::move(*transport);
-}
 
 inline FdPair tcp_pair() {
   const int listener = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -57,19 +52,5 @@ inline FdPair pipe_pair() {
 }
 
 inline std::string message(const multifd::Error& error) { return multifd::describe(error); }
-
-/// Milliseconds within which something that does not hang has ended, also on a machine that is busy. No measure.
-constexpr long long no_hang_ms = 20'000;
-
-/// Milliseconds since it was made.
-class Stopwatch {
- public:
-  long long ms() const {
-    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 }  // namespace test

@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -17,12 +18,15 @@
 #include <vector>
 
 #include "multifd/transport/algorithms.hpp"
+#include "support/closed_port.hpp"
 #include "unit/transport/pairs.hpp"
 
 using namespace multifd;
 using namespace std::chrono_literals;
 
 namespace {
+
+using test::ClosedPort;
 
 /// A folder of its own for socket files.
 struct TemporaryFolder {
@@ -39,21 +43,6 @@ struct TemporaryFolder {
 };
 
 Address loopback(std::uint16_t port = 0) { return {.kind = AddressKind::tcp, .host = "127.0.0.1", .port = port}; }
-
-/// A port of this machine at which nobody listens, kept by a bound socket.
-struct ClosedPort {
-  ClosedPort() : fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    REQUIRE(::bind(fd.get(), reinterpret_cast<sockaddr*>(&address), size) == 0);
-    REQUIRE(::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
-    port = ntohs(address.sin_port);
-  }
-  detail::UniqueFd fd;
-  std::uint16_t port = 0;
-};
 
 /// Fills the queue of a listener that nobody serves, until a further connection would have to wait.
 std::vector<FdTransport> fill_queue(const Address& address) {
@@ -88,7 +77,7 @@ void check_interrupted(Interrupt& interrupt, Wait wait) {
   const test::Stopwatch time;
   interrupt.trigger();
   const auto result = waiting.get();
-  CHECK(time.ms() < test::no_hang_ms);
+  CHECK(time.elapsed() < test::no_hang);
   REQUIRE_FALSE(result.has_value());
   CHECK_MESSAGE(result.error().code == Errc::cancelled, describe(result.error()));
   // It stays triggered: the next wait does not begin.
@@ -252,7 +241,7 @@ TEST_CASE("connecting says what went wrong") {
     const auto link = connect_to(address, {.connect_timeout = 40s});
     REQUIRE_FALSE(link.has_value());
     CHECK(link.error().stage == Stage::connect);
-    CHECK(time.ms() < test::no_hang_ms);
+    CHECK(time.elapsed() < test::no_hang);
     return link.error();
   };
   const auto is_op = [](const Error& error, const char* op) { return std::string(error.op) == op; };
@@ -290,8 +279,8 @@ TEST_CASE("connecting ends at its time limit") {
     const auto waiting = fill_queue(listener->local_address());
     const test::Stopwatch time;
     const auto link = connect_to(listener->local_address(), {.connect_timeout = 150ms});
-    CHECK(time.ms() >= 150);
-    CHECK(time.ms() < test::no_hang_ms);
+    CHECK(time.elapsed() >= std::chrono::milliseconds(150));
+    CHECK(time.elapsed() < test::no_hang);
     REQUIRE_FALSE(link.has_value());
     CHECK(link.error().code == Errc::timed_out);
     CHECK(link.error().stage == Stage::connect);
@@ -300,7 +289,7 @@ TEST_CASE("connecting ends at its time limit") {
     // One limit for all channels together, and the error says which one it was.
     const test::Stopwatch all;
     const auto links = connect_channels(listener->local_address(), 8, {.connect_timeout = 150ms});
-    CHECK(all.ms() < test::no_hang_ms);
+    CHECK(all.elapsed() < test::no_hang);
     REQUIRE_FALSE(links.has_value());
     CHECK(links.error().channel == 0);
   }
@@ -338,7 +327,7 @@ TEST_CASE("accepting ends at its time limit and says how many came") {
   REQUIRE(listener.has_value());
   const test::Stopwatch time;
   const auto none = listener->accept(50ms);
-  CHECK(time.ms() >= 50);
+  CHECK(time.elapsed() >= std::chrono::milliseconds(50));
   REQUIRE_FALSE(none.has_value());
   CHECK(none.error().code == Errc::timed_out);
   CHECK(none.error().stage == Stage::accept);

@@ -4,6 +4,7 @@
 // the channels' epochs.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -18,8 +19,11 @@
 #include "multifd/format/page_digests.hpp"
 #include "multifd/format/peer_failure.hpp"
 #include "multifd/migrate/destination_options.hpp"
+#include "multifd/migrate/detail/destination_reconnect.hpp"
 #include "multifd/migrate/detail/last_words.hpp"
+#include "multifd/migrate/detail/missing_memory.hpp"
 #include "multifd/migrate/detail/reporter.hpp"
+#include "multifd/migrate/detail/resumable_link.hpp"
 #include "multifd/migrate/detail/source_setup.hpp"
 #include "multifd/progress_watch.hpp"
 #include "multifd/qemu/main_stream_reader.hpp"
@@ -34,6 +38,7 @@ template <class Stacks>
 class DestinationStream {
  public:
   using Link = typename Stacks::Link;
+  using Main = ResumableLink<Link>;
   using Kind = wire::ExtensionKind;
 
   /// Params `wake`: triggered when a channel fails. The others outlive this object.
@@ -52,14 +57,27 @@ class DestinationStream {
         reader_(main_, std::move(source.prelude.parser)),
         writer(main_) {
     writer.set_limits(as_timeout(options_.hand_over_timeout), &reporter_.interrupt());
+    if (!options_.resume.accepted || !settings_.session || !settings_.features.has(wire::feature_resume)) return;
+    // A source that has not read ACCEPTED gives up where its connection is lost, and does not come back.
+    reconnect_.emplace(
+        static_cast<unsigned>(channels_.size()), *settings_.session, options_.retry_timeout, path_silence(),
+        reporter_.interrupt(),
+        [this](unsigned channel, std::uint32_t generation) { receiver_->drop_older(channel, generation); },
+        [this](std::uint32_t generation) { main_.drop_older(generation); });
   }
-  ~DestinationStream() { reporter_.channels({}, {}); }
+  ~DestinationStream() {
+    reporter_.channels({}, {});
+    reporter_.steer_paths({});
+    if (reconnect_) reconnect_->close();
+  }
   DestinationStream(const DestinationStream&) = delete;
   DestinationStream& operator=(const DestinationStream&) = delete;
 
   const wire::PeerSettings& settings() const noexcept { return settings_; }
   const qemu::MainStreamParser& parser() const noexcept { return reader_.parser(); }
-  Link& main() noexcept { return main_; }
+  Main& main() noexcept { return main_; }
+  /// Where the source's connections return; null: they do not.
+  DestinationReconnect<Link>* reconnect() noexcept { return reconnect_ ? &*reconnect_ : nullptr; }
   /// Behind open().
   AnyReceiver& receiver() noexcept { return *receiver_; }
   std::uint64_t zero_on_main() const noexcept { return zero_on_main_.load(std::memory_order_relaxed); }
@@ -85,11 +103,26 @@ class DestinationStream {
     options.on_error = [this](const Error&) { wake_.trigger(); };
     if (settings_.uuid) options.uuid = {.kind = UuidCheck::Kind::exact, .uuid = *settings_.uuid};
     MULTIFD_TRY_ASSIGN(options.compression, compressor_of(settings_.compression.value_or(0)));
-    MULTIFD_TRY_ASSIGN(
-        receiver_, open_any_receiver(typename Stacks::Compressors{}, ram, std::move(channels_), std::move(options)));
+    for (const Link& channel : channels_) descriptors_.push_back(packets::descriptor_of(channel));
+    MULTIFD_TRY_ASSIGN(receiver_, open_any_receiver(typename Stacks::Compressors{}, ram, std::move(channels_),
+                                                    std::move(options), reconnect()));
     reporter_.channels([this] { return moved(); }, {});
+    return {};
+  }
+
+  /// Takes the source, as open() has it. Params `own`: as ReturnPathWriter::accepted().
+  [[nodiscard]] Result<void> accept(const wire::PeerSettings& own) {
+    MULTIFD_TRY(writer.accepted(own));
+    if (reconnect_) {
+      main_.engage(*reconnect_, 0, most_kept);
+      // No channel has another connection yet. Before the source's side sees it: it waits at the barrier meanwhile.
+      descriptors_.push_back(packets::descriptor_of(main_));
+      for (const int each : descriptors_) packets::limit_silence(each, path_silence());
+      reporter_.steer_paths(
+          {.progress = {}, .lost = [this] { return reconnect_->lost(); }, .set_bandwidth = {}, .resume = {}});
+    }
     for (; epochs_ahead_ > 0; --epochs_ahead_) {
-      MULTIFD_TRY(receiver_->release_epoch());
+      MULTIFD_TRY(release_epoch());
     }
     return {};
   }
@@ -100,7 +133,10 @@ class DestinationStream {
     for (;;) {
       auto element = reader_.arrived();
       if (!element) return std::unexpected(element.error());
-      if (*element) return **element;
+      if (*element) {
+        if (reconnect_ && !std::exchange(source_goes_on_, true)) reconnect_->set_timeout(options_.resume.timeout);
+        return **element;
+      }
       if (!standing_still) standing_still.emplace(limit, arrived());
       const auto more = reader_.read(std::chrono::ceil<std::chrono::milliseconds>(standing_still->slice()), &wake_);
       if (more && *more) continue;
@@ -125,8 +161,16 @@ class DestinationStream {
       reporter_.step(MigrationStep::verify);
       MULTIFD_TRY(compare(message));
     }
+    if (message.kind == Kind::missing_pages || message.kind == Kind::memory_follows) {
+      MULTIFD_TRY(take_missing(message));
+    }
     return message.kind;
   }
+
+  /// From here on the source may say that memory follows. Params `missing`: outlives this object; gets the pages.
+  void take_missing_into(MissingMemory& missing) noexcept { missing_ = &missing; }
+  /// MEMORY_FOLLOWS, once it was read.
+  const std::optional<wire::MemoryFollows>& memory_follows() const noexcept { return follows_; }
 
   /// Reads up to the end of RAM. Errors: as next(); those of Receiver.
   [[nodiscard]] Result<void> receive_ram() {
@@ -145,10 +189,26 @@ class DestinationStream {
         default: break;
       }
       if (element.closes_epoch) {
-        MULTIFD_TRY(receiver_->release_epoch());
+        MULTIFD_TRY(release_epoch());
       }
     }
     return receiver_->end_epochs();
+  }
+  /// A source that has heard RUNNING ends, and comes no more. Params `limit`: for one that has not heard it. Returns how long to
+  /// wait for that: a source notices a lost connection after its path_timeout.
+  std::chrono::milliseconds expect_end(std::chrono::milliseconds limit) noexcept {
+    if (reconnect_) {
+      limit = std::max(limit, 2 * options_.resume.path_timeout);
+      reconnect_->set_timeout(limit);
+    }
+    main_.expect_end();
+    return limit;
+  }
+  /// From here on a lost connection does not return: memory follows, or this side gives up.
+  void end_return() noexcept {
+    if (!reconnect_) return;
+    main_.disengage();
+    reconnect_->close();
   }
 
   /// Answers a PING; other commands need nothing.
@@ -166,6 +226,7 @@ class DestinationStream {
 
   /// A source that gives up says why, and then breaks its channels: whatever was noticed first, that is the reason.
   Error reason(const Error& error) {
+    end_return();
     if (!is_cut(error)) return error;
     const auto deadline = deadline_after(farewell);
     while (std::chrono::steady_clock::now() < deadline) {
@@ -181,13 +242,29 @@ class DestinationStream {
   /// Breaks all connections.
   void cancel() {
     reporter_.channels({}, {});
+    reporter_.steer_paths({});
+    if (reconnect_) reconnect_->close();
     if (receiver_) receiver_->cancel();
     receiver_.reset();
     main_.shutdown();
   }
 
  private:
-  std::uint64_t arrived() const { return reader_.bytes() + (receiver_ ? moved().wire_bytes : 0); }
+  /// Shorter than the source's, so that this side has noticed when that one connects again.
+  std::chrono::milliseconds path_silence() const noexcept { return 3 * options_.resume.path_timeout / 4; }
+
+  /// Ends an epoch, and says so where connections return.
+  [[nodiscard]] Result<void> release_epoch() {
+    MULTIFD_TRY_ASSIGN(const std::uint64_t epoch, receiver_->release_epoch());
+    if (!reconnect_) return {};
+    return writer.epoch_whole(
+        {.epoch = epoch, .received = main_.received(), .channels = receiver_->arrived_channels()});
+  }
+
+  /// A source that makes this side say more has other things in mind: it is some weeks of epochs.
+  static constexpr std::size_t most_kept = std::size_t{64} << 20;
+
+  std::uint64_t arrived() const { return reader_.bytes() + main_.mended() + (receiver_ ? moved().wire_bytes : 0); }
 
   /// What a channel has failed with, which has woken the main connection's reader.
   Error channels_error() {
@@ -203,6 +280,23 @@ class DestinationStream {
     const RamBlock& block = ram_->block(ids_[digests.block]);
     MULTIFD_TRY(wire::compare_page_digests(digests, block.host, ram_->page_bytes(), block.idstr));
     pages_verified_ += digests.pages();
+    return {};
+  }
+
+  [[nodiscard]] Result<void> take_missing(const wire::ExtensionMessage& message) {
+    if (missing_ == nullptr)
+      return fail(Errc::unexpected_extension_message, Stage::parse, "memory that follows, without the feature",
+                  static_cast<std::uint64_t>(message.kind), 0, wire::feature_postcopy);
+    if (message.kind == Kind::missing_pages) {
+      MULTIFD_TRY_ASSIGN(const auto pages, wire::parse_missing_pages(message));
+      if (pages.block >= ids_.size())
+        return fail(Errc::bad_extension_message, Stage::parse, "missing pages: block", pages.block, ids_.size());
+      return missing_->add(pages, ids_[pages.block]);
+    }
+    MULTIFD_TRY_ASSIGN(follows_, wire::parse_memory_follows(message));
+    if (follows_->pages != missing_->count())
+      return fail(Errc::bad_extension_message, Stage::parse, "number of missing pages", follows_->pages,
+                  missing_->count(), "MEMORY_FOLLOWS");
     return {};
   }
 
@@ -234,14 +328,19 @@ class DestinationStream {
   std::atomic<std::uint64_t> zero_on_main_ = 0;
   std::uint64_t pages_verified_ = 0;
   const RamMap* ram_ = nullptr;
-  std::vector<BlockId> ids_;  ///< of the source's blocks, in its order
-  Link main_;
-  qemu::MainStreamReader<Link> reader_;
+  MissingMemory* missing_ = nullptr;  ///< null: memory may not follow
+  std::optional<wire::MemoryFollows> follows_;
+  std::vector<BlockId> ids_;      ///< of the source's blocks, in its order
+  std::vector<int> descriptors_;  ///< of the first connections
+  bool source_goes_on_ = false;   ///< it has read ACCEPTED
+  Main main_;
+  qemu::MainStreamReader<Main> reader_;
 
  public:
-  qemu::ReturnPathWriter<Link> writer;
+  qemu::ReturnPathWriter<Main> writer;
 
  private:
+  std::optional<DestinationReconnect<Link>> reconnect_;
   std::unique_ptr<AnyReceiver> receiver_;
 };
 

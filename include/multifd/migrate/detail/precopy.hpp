@@ -40,8 +40,8 @@ class Precopy {
   Precopy(const Precopy&) = delete;
   Precopy& operator=(const Precopy&) = delete;
 
-  /// Sends round by round with the guest running, until it is to be stopped. Errors: Errc::did_not_converge; those of
-  /// Sender, DirtySource, MainStreamWriter and the return path.
+  /// Sends round by round with the guest running, until it is to be stopped: MigrationReport::switchover says for what.
+  /// Errors: Errc::did_not_converge; those of Sender, DirtySource, MainStreamWriter and the return path.
   [[nodiscard]] Result<void> run() {
     MULTIFD_TRY_ASSIGN(Rounds convergence, create_convergence());
     MULTIFD_TRY(start_tracking());
@@ -52,6 +52,7 @@ class Precopy {
       const Time fetching = reporter_.now();
       MULTIFD_TRY(fetch_all(guest_.dirty_source(), dirty_));
       sync = reporter_.now() - fetching;
+      take_lost();
       const std::uint64_t pages = dirty_.count();
       if (reporter_.switchover_asked()) convergence.ask_for_switchover();
       const Decision decision = convergence.round_ended(with_bytes(round), round.send, sync, pages, reporter_.now());
@@ -63,13 +64,52 @@ class Precopy {
       reporter_.round_ended(round, decision);
       throttle(decision.throttle_percent);
       report_.switchover = decision;
-      if (decision.action == Action::switch_now) {
+      if (decision.action == Action::switch_now || decision.action == Action::memory_on_demand) {
         other_.clear();  // for the last fetch, and now, because the guest still runs
         return {};
       }
       if (decision.action != Action::go_on)
         return fail(Errc::did_not_converge, Stage::produce, to_string(decision.reason), pages);
     }
+  }
+
+  /// Instead of rounds: says which pages are zero, as far as that is known without a look at them. Errors: as run().
+  [[nodiscard]] Result<void> send_no_round() {
+    MULTIFD_TRY(start_tracking());
+    Round round{.begin = reporter_.now(), .dirty_pages = dirty_.count()};
+    reporter_.round_begun(0, 0);
+    const Moved before = stream_.moved();
+    MULTIFD_TRY(stream_.writer.begin_part());
+    if constexpr (HasKnownZeros<G>) {
+      MULTIFD_TRY(queue_known_zeros(0));
+    } else {
+      MULTIFD_TRY(queue_untouched());
+    }
+    MULTIFD_TRY_ASSIGN(const std::uint64_t epoch, stream_.close_epoch());
+    MULTIFD_TRY(stream_.sender().wait(epoch));
+    untouched_.forget();
+    round.dirty_pages -= dirty_.count();
+    round.send = reporter_.now() - round.begin;
+    count(round, before);
+    report_.rounds.push_back(round);
+    report_.switchover = {.action = Action::memory_on_demand, .reason = Reason::at_once};
+    reporter_.round_ended(round, report_.switchover);
+    return {};
+  }
+
+  /// Ends RAM without the pages that are dirty, of a guest that stands still. Returns which these are: valid as long as this
+  /// object. Errors: as run().
+  [[nodiscard]] Result<const DirtyBitmaps*> send_no_last_round() {
+    MULTIFD_TRY(stream_.writer.switchover_start());
+    MULTIFD_TRY(stream_.writer.begin_end());
+    const Time fetching = reporter_.now();
+    MULTIFD_TRY(fetch_all(guest_.dirty_source(), dirty_));
+    report_.downtime.sync = reporter_.now() - fetching;
+    MULTIFD_TRY(stream_.settle());
+    take_lost();
+    MULTIFD_TRY_ASSIGN(const std::uint64_t epoch, stream_.close_epoch());
+    MULTIFD_TRY(stream_.sender().wait(epoch));
+    return &dirty_;
   }
 
   /// Sends the rest of a guest that stands still. What is known to be dirty goes out while the bitmap is fetched once more:
@@ -79,7 +119,8 @@ class Precopy {
     const Moved before = stream_.moved();
     LastFetch fetch{*this, other_};
     MULTIFD_TRY(stream_.writer.switchover_start());
-    MULTIFD_TRY(stream_.writer.begin_end());
+    // Where connections return END has no page: what is lost of the last ones has to come ahead of it.
+    MULTIFD_TRY(stream_.resumes() ? stream_.writer.begin_part() : stream_.writer.begin_end());
     {
       MULTIFD_TRY_ASSIGN(Thread fetching, Thread::start(fetch, no_hook_, {.role = "dirty", .channel = 0}));
       MULTIFD_TRY(queue_all());
@@ -95,8 +136,10 @@ class Precopy {
     round.dirty_pages += dirty_.count();
     reporter_.round_begun(round.number, round.dirty_pages);
     MULTIFD_TRY(queue_all());
-    MULTIFD_TRY_ASSIGN(const std::uint64_t epoch, stream_.close_epoch());
-    MULTIFD_TRY(stream_.sender().wait(epoch));
+    MULTIFD_TRY(close_and_wait());
+    if (stream_.resumes()) {
+      MULTIFD_TRY(send_lost());
+    }
     round.send = reporter_.now() - round.begin;
     count(round, before);
     report_.rounds.push_back(round);
@@ -111,6 +154,34 @@ class Precopy {
 
  private:
   using Rounds = Convergence<AnySwitchRule, AnyThrottleRule>;
+
+  [[nodiscard]] Result<void> close_and_wait() {
+    MULTIFD_TRY_ASSIGN(const std::uint64_t epoch, stream_.close_epoch());
+    return stream_.sender().wait(epoch);
+  }
+
+  /// What was lost with connections is dirty again, whatever was sent of it.
+  void take_lost() {
+    if (!stream_.resumes()) return;
+    DirtyBitmaps lost(ram_);
+    stream_.take_lost(lost);
+    if (unchanged_) unchanged_->forget(lost);
+    dirty_.add(lost);
+  }
+
+  /// Sends what was lost of the last pages until nothing is, and then END.
+  [[nodiscard]] Result<void> send_lost() {
+    for (;;) {
+      MULTIFD_TRY(stream_.settle());
+      dirty_.clear();
+      take_lost();
+      const bool lost = dirty_.count() > 0;
+      MULTIFD_TRY(lost ? stream_.writer.begin_part() : stream_.writer.begin_end());
+      MULTIFD_TRY(queue_all());
+      MULTIFD_TRY(close_and_wait());
+      if (!lost) return {};
+    }
+  }
 
   /// The fetch behind pause(), in a thread of its own.
   struct LastFetch {
@@ -128,11 +199,16 @@ class Precopy {
 
   [[nodiscard]] Result<Rounds> create_convergence() const {
     const ConvergeOptions& converge = options_.converge;
+    const bool on_demand = stream_.memory_may_follow();
+    // To a destination that cannot do it, memory on demand is as if there was no strategy.
+    const Action at_time_limit =
+        converge.at_time_limit == Action::memory_on_demand && !on_demand ? Action::give_up : converge.at_time_limit;
     return Rounds::create({.time_limit = converge.time_limit,
-                           .at_time_limit = converge.at_time_limit,
+                           .at_time_limit = at_time_limit,
                            .max_rounds = converge.max_rounds,
                            .device_state = converge.device_state,
-                           .round_trip = std::chrono::ceil<std::chrono::microseconds>(2 * stream_.round_trip())},
+                           .round_trip = std::chrono::ceil<std::chrono::microseconds>(2 * stream_.round_trip()),
+                           .on_demand_above = on_demand ? std::optional(converge.max_downtime) : std::nullopt},
                           converge.rule.value_or(PricedDowntime({.price = {.max_downtime = converge.max_downtime}})),
                           converge.throttle);
   }
@@ -173,9 +249,9 @@ class Precopy {
       const auto on_chunk = [&](std::uint64_t first_page, std::span<const std::uint64_t> chunk) -> Result<void> {
         late = late || convergence.while_sending(reporter_.now()).action != Action::go_on;
         if (late) return {};
-        MULTIFD_TRY(queue(block, first_page, chunk, round.number > 0 || is_capped()));
+        MULTIFD_TRY(queue_chunk(block, first_page, chunk, round.number > 0 || is_capped()));
         std::ranges::fill(dirty_[block].subspan(first_page / 64, chunk.size()), 0);
-        return stream_.return_path.poll();
+        return stream_.return_path.poll(&reporter_.interrupt());
       };
       MULTIFD_TRY(rearm_chunks(guest_.dirty_source(), block, dirty_[block], options_.rearm_pages, on_chunk));
     }
@@ -199,6 +275,22 @@ class Precopy {
   bool is_capped() const noexcept {
     constexpr std::uint64_t producer_bytes_per_s = 1'000'000'000;  // a few times as much are copied and hashed
     return options_.bandwidth != 0 && options_.bandwidth <= producer_bytes_per_s;
+  }
+
+  /// Queues a chunk; where connections return in pieces, with epochs that end between them.
+  [[nodiscard]] Result<void> queue_chunk(BlockId block, std::uint64_t first_page, std::span<const std::uint64_t> chunk,
+                                         bool hashed) {
+    constexpr std::size_t piece_words = 32;
+    while (stream_.resumes() && chunk.size() > piece_words) {
+      MULTIFD_TRY(queue(block, first_page, chunk.first(piece_words), hashed));
+      chunk = chunk.subspan(piece_words);
+      first_page += 64 * piece_words;
+      MULTIFD_TRY(stream_.return_path.poll(&reporter_.interrupt()));
+      if (!stream_.should_close_epoch()) continue;
+      MULTIFD_TRY(stream_.close_epoch());
+      MULTIFD_TRY(stream_.writer.begin_part());
+    }
+    return queue(block, first_page, chunk, hashed);
   }
 
   /// Queues the pages of a chunk. Params `hashed`: those that are as they were last

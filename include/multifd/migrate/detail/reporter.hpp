@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -15,6 +16,7 @@
 #include "multifd/migrate/ownership.hpp"
 #include "multifd/migrate/round.hpp"
 #include "multifd/migrate/status.hpp"
+#include "multifd/postcopy/userfaultfd.hpp"
 #include "multifd/result.hpp"
 
 namespace multifd::migrate {
@@ -31,7 +33,10 @@ class MigrationReporter {
   }
   MigrationReporter(const MigrationReporter&) = delete;
   MigrationReporter& operator=(const MigrationReporter&) = delete;
-  ~MigrationReporter() { channels({}, {}); }
+  ~MigrationReporter() {
+    channels({}, {});
+    steer_paths({});
+  }
 
   /// Since the migration began.
   Time now() const noexcept { return std::chrono::steady_clock::now() - state_.begin; }
@@ -40,6 +45,8 @@ class MigrationReporter {
 
   const Interrupt& interrupt() const noexcept { return state_.interrupt; }
   const Interrupt& proceed() const noexcept { return state_.proceed; }
+  /// How often cancel() was called.
+  unsigned cancels() const noexcept { return state_.cancels.load(std::memory_order_relaxed); }
   bool switchover_asked() const noexcept { return state_.switch_over.load(std::memory_order_relaxed); }
 
   // ---- What is told
@@ -51,7 +58,12 @@ class MigrationReporter {
       now.step = MigrationStep::none;
     });
   }
-  /// The same when the migration ends: a hook that gets no memory then keeps nothing from being done.
+  /// Whether it is that one now.
+  bool is(MigrationStatus status) const {
+    const std::scoped_lock lock(state_.mutex);
+    return state_.progress.status == status;
+  }
+  /// status() when the migration ends, or must not: a hook that gets no memory then keeps nothing from being done.
   void end_status(MigrationStatus status) {
     ignore_bad_alloc([&] { this->status(status); });
   }
@@ -70,6 +82,11 @@ class MigrationReporter {
   void memory(std::uint64_t ram_bytes) {
     const std::scoped_lock lock(state_.mutex);
     state_.progress.ram_bytes = ram_bytes;
+  }
+  /// Params `pages`: that the destination does not have.
+  void missing(std::uint64_t pages) {
+    const std::scoped_lock lock(state_.mutex);
+    state_.progress.missing_pages = pages;
   }
   void round_begun(std::uint64_t number, std::uint64_t dirty_pages) {
     const std::scoped_lock lock(state_.mutex);
@@ -94,6 +111,11 @@ class MigrationReporter {
     state_.owner = ownership.owner();
     state_.owner_text = ownership.text();
   }
+  /// Keeps what holds a guest's threads that wait for memory which is lost.
+  void freeze(std::optional<postcopy::Userfaultfd> held) noexcept {
+    const std::scoped_lock lock(state_.mutex);
+    state_.frozen = std::move(held);
+  }
   void not_resumed(const Error& error) {
     const std::scoped_lock lock(state_.mutex);
     state_.not_resumed = error;
@@ -107,6 +129,14 @@ class MigrationReporter {
     if (state_.apply_bandwidth && state_.bandwidth) state_.apply_bandwidth(*state_.bandwidth);
   }
 
+  /// Params `paths`: empty once they are gone; the last numbers are kept then.
+  void steer_paths(PathHooks paths) {
+    const std::scoped_lock lock(state_.mutex);
+    if (state_.steer_paths.lost) state_.progress.lost = state_.steer_paths.lost();
+    if (state_.steer_paths.progress) ignore_bad_alloc([&] { state_.last_paths = state_.steer_paths.progress(); });
+    state_.steer_paths = std::move(paths);
+  }
+
  private:
   template <class Update>
   void tell(EventKind kind, const Update& update, const Round* round = nullptr, const Decision* decision = nullptr) {
@@ -115,6 +145,7 @@ class MigrationReporter {
       const std::scoped_lock lock(state_.mutex);
       state_.progress.elapsed = this->now();
       if (state_.moved) state_.progress.moved = state_.moved();
+      if (state_.steer_paths.lost) state_.progress.lost = state_.steer_paths.lost();
       update(state_.progress);
       now = state_.progress;
     }

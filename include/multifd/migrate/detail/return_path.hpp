@@ -12,6 +12,7 @@
 
 #include "multifd/format/extension.hpp"
 #include "multifd/format/peer_failure.hpp"
+#include "multifd/format/rejoin.hpp"
 #include "multifd/qemu/return_path.hpp"
 #include "multifd/qemu/return_path_reader.hpp"
 #include "multifd/result.hpp"
@@ -31,15 +32,17 @@ class ReturnPath {
   ReturnPath(T& link, const std::function<void(std::span<const std::byte>)>& on_user_data)
       : reader(link), on_user_data_(on_user_data) {}
 
-  /// Takes what has arrived. Errors: as await(), but for its timed_out.
-  [[nodiscard]] Result<void> poll() {
-    const auto none = await({}, std::chrono::milliseconds(0), nullptr);
+  /// Takes what has arrived. Params `interrupt`: ends a connection's return; may be null. Errors: as await(), but for its
+  /// timed_out.
+  [[nodiscard]] Result<void> poll(const Interrupt* interrupt = nullptr) {
+    const auto none = await({}, std::chrono::milliseconds(0), interrupt);
     if (none) return fail(Errc::peer_closed, Stage::read, "return path: SHUT", *none);
     if (none.error().code != Errc::timed_out) return std::unexpected(none.error());
     return {};
   }
 
-  /// Waits for a message, and takes all that come before it. Params `wanted`: Kind::loaded, Kind::running, or none for SHUT.
+  /// Waits for a message, and takes all that come before it. Params `wanted`: Kind::epoch_whole, loaded, running, or none for
+  /// SHUT.
   /// Returns its number: of LOADED the pages that were compared, of SHUT the status.
   /// Errors: Errc::peer_gave_up with the destination's reason; peer_closed: it has ended; timed_out; cancelled; those of
   ///   ReturnPathReader.
@@ -61,6 +64,9 @@ class ReturnPath {
         gave_up = true;
         return std::unexpected(failure.error());
       }
+      if (message->message.kind == Kind::epoch_whole && on_epoch_whole) {
+        MULTIFD_TRY(on_epoch_whole(wire::parse_epoch_whole(message->message)));
+      }
       if (message->message.kind == Kind::user_data && on_user_data_) on_user_data_(message->message.body);
       if (wanted && message->message.kind == *wanted) return message->message.number;
     }
@@ -69,6 +75,8 @@ class ReturnPath {
   qemu::ReturnPathReader<T> reader;
   wire::PeerFailure failure{};  ///< what the destination's FAILED says, when it was read
   bool gave_up = false;         ///< it was read, behind ACCEPTED
+  /// Called for each EPOCH_WHOLE; empty: they are passed over.
+  std::function<Result<void>(const wire::EpochWhole&)> on_epoch_whole;
 
  private:
   const std::function<void(std::span<const std::byte>)>& on_user_data_;

@@ -7,6 +7,7 @@
 #include <sys/epoll.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -16,8 +17,10 @@
 #include <vector>
 
 #include "multifd/format/constants.hpp"
+#include "multifd/format/rejoin.hpp"
 #include "multifd/limits.hpp"
 #include "multifd/migrate/destination_options.hpp"
+#include "multifd/migrate/detail/destination_reconnect.hpp"
 #include "multifd/migrate/detail/last_words.hpp"
 #include "multifd/migrate/detail/reporter.hpp"
 #include "multifd/migrate/detail/source_prelude.hpp"
@@ -104,6 +107,10 @@ class SourceSetup {
 
   [[nodiscard]] Result<void> take_in(Arrival<Link> arrival) {
     const bool is_main = arrival.magic == wire::main_stream_magic;
+    if (arrival.magic == wire::rejoin_magic) {
+      refuse_rejoin(arrival.link);
+      return {};
+    }
     if (!is_main && arrival.magic != wire::magic) {
       // A channel that a source has closed without a byte: its main connection has the reason.
       const bool is_tls = arrival.magic && *arrival.magic >> 16 == 0x1603 && !is_secured(arrival.link);
@@ -134,6 +141,17 @@ class SourceSetup {
       deadline_ = deadline_after(as_timeout(options_.accept_timeout));
     }
     return {};
+  }
+
+  /// A source whose migration was with another process, or with this one before it gave up, is told so.
+  void refuse_rejoin(Link& link) const {
+    std::array<std::byte, wire::rejoin_bytes> said;
+    const iovec room = mutable_buffer(std::span<std::byte>(said));
+    const auto got = link.read_now(std::span(&room, 1));  // it comes in one piece; else the source tries again
+    if (!got || *got != said.size()) return;
+    if (const auto rejoin = wire::parse_rejoin(said))
+      answer_rejoin(link, wire::RejoinVerdict::unknown_session, rejoin->generation);
+    stranger("a connection of another migration that wants to return");
   }
 
   /// Reads what the main connection has said.

@@ -16,6 +16,7 @@
 
 #include "multifd/any.hpp"
 #include "multifd/memory/dirty_bitmap.hpp"
+#include "multifd/memory/dirty_bitmaps.hpp"
 #include "multifd/memory/page_buffer.hpp"
 #include "multifd/memory/page_digest.hpp"
 #include "multifd/memory/ram_map.hpp"
@@ -105,6 +106,15 @@ class UnchangedPages {
   void forget(BlockId block, std::uint64_t first_page, std::uint64_t pages) noexcept {
     const std::uint64_t first = first_word_[index(block)];
     for (std::uint64_t word = first_page / 64; word * 64 < first_page + pages; ++word) forget(first + word);
+  }
+
+  /// The same for pages that were sent, and may not have arrived.
+  void forget(const DirtyBitmaps& pages) noexcept {
+    for (std::uint32_t b = 0; b < pages.blocks(); ++b) {
+      const std::span<const std::uint64_t> words = pages[BlockId{b}];
+      for (std::size_t w = 0; w < words.size(); ++w)
+        if (words[w] != 0) forget(first_word_[b] + w);
+    }
   }
 
   /// Decides, behind a round, whether all pages are looked at in the next one.

@@ -4,26 +4,19 @@
 // and PAGEMAP_SCAN (memory/pagemap.hpp) finds where. No thread serves faults.
 #pragma once
 
-#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <utility>
 
+#include "multifd/memory/open_userfaultfd.hpp"
 #include "multifd/result.hpp"
 
 namespace multifd::migrate::detail {
-
-// Newer than the headers of some systems that this library supports.
-inline constexpr int user_mode_only = 1;                                   // UFFD_USER_MODE_ONLY
-inline constexpr unsigned long new_userfaultfd = _IO(0xAA, 0x00);          // USERFAULTFD_IOC_NEW
-inline constexpr std::uint64_t feature_wp_async = std::uint64_t{1} << 15;  // UFFD_FEATURE_WP_ASYNC
 
 /// Threads: one at a time.
 class WriteProtectedMemory {
@@ -31,19 +24,13 @@ class WriteProtectedMemory {
   /// Errors: errno of userfaultfd and of /dev/userfaultfd; Errc::not_supported where the kernel has no
   ///   UFFD_FEATURE_WP_ASYNC.
   [[nodiscard]] static Result<WriteProtectedMemory> open() noexcept {
+    constexpr std::uint64_t wp_async = std::uint64_t{1}
+                                       << 15;  // UFFD_FEATURE_WP_ASYNC, newer than some systems' headers
     WriteProtectedMemory memory;
-    memory.fd_ = open_fd();
-    if (memory.fd_ < 0)
-      return fail_errno(Stage::setup,
-                        "userfaultfd: allow the system call (seccomp), or give access to /dev/userfaultfd");
-    uffdio_api api{};
-    api.api = UFFD_API;
-    api.features = feature_wp_async;
-    if (::ioctl(memory.fd_, UFFDIO_API, &api) < 0) {
-      if (errno == EINVAL)
-        return fail(Errc::not_supported, Stage::setup, "userfaultfd with UFFD_FEATURE_WP_ASYNC (Linux 6.7)");
-      return fail_errno(Stage::setup, "UFFDIO_API");
-    }
+    // No fault is ever delivered, so nothing is missed without privilege.
+    MULTIFD_TRY_ASSIGN(memory.fd_,
+                       multifd::detail::open_userfaultfd(multifd::detail::FaultsOf::user_mode, wp_async,
+                                                         "userfaultfd with UFFD_FEATURE_WP_ASYNC (Linux 6.7)"));
     return memory;
   }
   WriteProtectedMemory(WriteProtectedMemory&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
@@ -71,22 +58,6 @@ class WriteProtectedMemory {
 
  private:
   WriteProtectedMemory() = default;
-
-  /// The variant that needs no privilege first: no fault is ever delivered, so nothing is missed. Kernels before 5.11 do
-  /// not know it, and some sandboxes allow only the device.
-  static int open_fd() noexcept {
-    int fd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | user_mode_only));
-    if (fd < 0 && errno == EINVAL) fd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
-    if (fd >= 0) return fd;
-    const int refused = errno;
-    const int device = ::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-    if (device >= 0) {
-      fd = ::ioctl(device, new_userfaultfd, O_CLOEXEC | O_NONBLOCK | user_mode_only);
-      ::close(device);
-    }
-    if (fd < 0) errno = refused;
-    return fd;
-  }
 
   int fd_ = -1;
 };
