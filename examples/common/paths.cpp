@@ -108,6 +108,11 @@ migrate::ResumeOptions ResumeOptions::options() const {
   return options;
 }
 
+std::vector<std::string> ResumeOptions::limit_arguments() const {
+  return {"--path-timeout", fmt::format("{}ms", options_.path_timeout.count()), "--resume-timeout",
+          fmt::format("{}ms", options_.timeout.count())};
+}
+
 std::function<Result<Link>(FdTransport, const Interrupt&)> Securing::function() {
   return [this](FdTransport plain, const Interrupt& interrupt) -> Result<Link> {
     auto link = tls_.secure(std::move(plain), interrupt, limit_);

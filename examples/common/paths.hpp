@@ -65,6 +65,8 @@ class ResumeOptions {
   void add_limits_to(CLI::App& app);
   /// Behind parsing.
   multifd::migrate::ResumeOptions options() const;
+  /// The time limits with their values, for a destination that is another program.
+  std::vector<std::string> limit_arguments() const;
 
  private:
   bool automatic_ = false;

@@ -232,6 +232,7 @@ int main(int argc, char** argv) {
           app.get_name(), "--listen", "tcp:127.0.0.1:0", "--memory", std::to_string(memory), "--backend", backend};
       std::ranges::move(settings.tls.arguments(), std::back_inserter(arguments));
       std::ranges::move(settings.limits.arguments(), std::back_inserter(arguments));
+      std::ranges::move(settings.resume.limit_arguments(), std::back_inserter(arguments));
       Child child(arguments);
       nlohmann::json report = migrate_to(child.address());
       if (const int status = child.join(); status != program::exit_done)
