@@ -181,8 +181,10 @@ def main():
                                 text=True, timeout=10).stdout.strip()
         cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
         compiler = subprocess.run([arguments.compiler, "--version"], capture_output=True, text=True, timeout=10).stdout
+        costs = subprocess.run([arguments.build / "benchmarks" / "machine_costs"], capture_output=True, text=True, timeout=60,
+                               check=True).stdout
         with open(arguments.json, "w") as out:
-            json.dump({"command": sys.argv, "began": began.isoformat(), "commit": commit, "cpu": cpu,
+            json.dump({"machine": json.loads(costs), "command": sys.argv, "began": began.isoformat(), "commit": commit, "cpu": cpu,
                        "cores": os.cpu_count(), "kernel": platform.release(), "compiler": compiler.splitlines()[0],
                        "benchmarks": commands, "rows": table.rows, "raw": raw}, out, indent=1)
 

@@ -453,13 +453,16 @@ class Results:
                            "stretched": value is not None and (value >= stretch if more else value <= stretch)}
 
 
-def machine():
+def machine(build):
+    """What kind of machine this is, with what its kernel charges where `build` has machine_costs."""
+    costs = next((path for path in (build / "machine_costs", build / "benchmarks" / "machine_costs") if path.exists()), None)
+    told = json.loads(subprocess.run([costs], capture_output=True, text=True, timeout=60, check=True).stdout) if costs else {}
     info = Path("/proc/cpuinfo").read_text()
     memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     return {"cpu": re.search(r"model name\s*:\s*(.*)", info)[1], "cores": os.cpu_count(),
             "memory_gib": round(int(memory[1]) / (1 << 20), 1), "kernel": platform.release(),
             "huge_pages": Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().strip(),
-            "load": os.getloadavg()}
+            "load": os.getloadavg(), "costs": told}
 
 
 def commit():
@@ -577,7 +580,7 @@ def main():
     arguments = parse_arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every `with` ends what it started
     results, raw, touched, error = Results(), [], [], None
-    report = {"what": "side_by_side", "command": " ".join(sys.argv), "commit": commit(), "machine": machine(),
+    report = {"what": "side_by_side", "command": " ".join(sys.argv), "commit": commit(), "machine": machine(arguments.build),
               "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "seed": arguments.seed}
     try:
         with Folder() as folder:
