@@ -266,6 +266,17 @@ TEST_CASE("Silent connections are closed after the hello's time limit, and make 
   CHECK(late.first().code == Errc::timed_out);
 }
 
+TEST_CASE("A server whose only place has just become free has it for the next one") {
+  const Watchdog watchdog("one place");
+  ServedGuest<NoComp> served(16, 4096, {.session = session_of(5), .max_connections = 1});
+  auto client = served.client({.session = session_of(5)});
+  for (int i = 0; i < 50; ++i) {  // each closes its connection, which the server's thread has to notice
+    CAPTURE(i);
+    const auto opened = client->open(FetchKind::background);
+    REQUIRE_MESSAGE(opened.has_value(), text(opened));
+  }
+}
+
 TEST_CASE("A client refuses a server of another guest, with other settings or without its blocks") {
   CHECK(hear(greeting({.session = session_of(6), .page_bytes = 4096})).code == Errc::wrong_session);
   CHECK(hear(greeting({.session = session_of(5), .page_bytes = 16384})).code == Errc::page_size_mismatch);

@@ -100,7 +100,8 @@ class LinkWatch {
     return {};
   }
 
-  /// Adds a connection. When there are `most`, the oldest that is in its hello is cut and waited for, for a second.
+  /// Adds a connection. When there are `most`, the oldest that is in its hello is cut, and a second is waited for room: one
+  /// whose peer has closed it is there until its thread has noticed that.
   /// Errors (stage setup): cancelled; ENOBUFS.
   [[nodiscard]] Result<void> enter(WatchedLink& link, unsigned most) noexcept {
     using namespace std::chrono_literals;
@@ -109,10 +110,10 @@ class LinkWatch {
       for (WatchedLink* each = first_; each != nullptr; each = each->behind_) {
         if (!each->opening() || each->is_cut()) continue;
         each->cut_for(WatchedLink::Cut::crowded);
-        const auto until = std::chrono::steady_clock::now() + 1s;
-        (void)monitor_.wait_until(held, until, [&] { return count_ < most || cancelled_; });
         break;
       }
+      const auto until = std::chrono::steady_clock::now() + 1s;
+      (void)monitor_.wait_until(held, until, [&] { return count_ < most || cancelled_; });
     }
     if (cancelled_ || monitor_.stopped(held)) return fail(Errc::cancelled, Stage::setup, "page connection");
     if (count_ >= most) return fail_errno(Stage::setup, "page connection: too many at once", ENOBUFS);
