@@ -26,6 +26,7 @@
 #include "multifd/memory/pagemap.hpp"
 #include "multifd/memory/ram_map.hpp"
 #include "multifd/result.hpp"
+#include "multifd/zero/detail/area_file.hpp"
 #include "multifd/zero/detail/memory_areas.hpp"
 #include "multifd/zero/file_holes.hpp"
 #include "multifd/zero/policy.hpp"
@@ -40,8 +41,9 @@ struct SharedMemoryFile {
 
 /// Settings of UntouchedPages::snapshot().
 struct UntouchedOptions {
-  /// The files behind blocks of shared memory. Default: none, and then all shared memory is read as usual. Name the
-  /// memfd or tmpfs file of each block to find its untouched pages, too.
+  /// The files behind blocks of shared memory. Default: none, and then a file is found only if this process has it open, or
+  /// may use /proc/self/map_files (CAP_CHECKPOINT_RESTORE); else all of that memory is read. Name the memfd or tmpfs file
+  /// of each block where it is closed, or to be told when it is not the right one.
   std::span<const SharedMemoryFile> files{};
   /// How page tables are read. Leave it alone; tests set `entries` to try what older kernels get.
   PagemapReading reading = PagemapReading::best;
@@ -53,9 +55,10 @@ struct UntouchedOptions {
 /// the first round, so that the log has every later write; call forget() before the log is read again. Then a page that
 /// is written after the snapshot belongs to a later round, in which it is read.
 ///
-/// Known: private anonymous memory, and shared memory of a memfd or a tmpfs file that is named. A swapped page counts
-/// as data. Everything else (files, huge page files, other shared memory) is not known and has to be read; memory
-/// that userfaultfd write-protects before it was touched looks swapped. Blocks with userfaultfd's missing mode must not
+/// Known: private anonymous memory, also of huge pages; shared memory of a memfd or of a file of a file system whose holes
+/// are zero (file_holes.hpp), also anonymous, if its file is found; shared memory of huge pages, where one area maps all of
+/// the file that there is. A swapped page counts as data. Everything else (private mappings of files, other file systems)
+/// is not known and has to be read; memory that userfaultfd write-protects before it was touched looks swapped. Blocks with userfaultfd's missing mode must not
 /// be in the map: a page that is missing there is not zero.
 ///
 /// Threads: any, concurrently; when several threads ask for one page at once, one of them gets true. Wait-free.
@@ -122,6 +125,14 @@ class UntouchedPages {
       if (got < run || page % 64 != 0) break;
     }
     return page - first_page;
+  }
+
+  /// Takes all untouched pages of a block, and sets their bits. Params: `bitmap`: a bit for each page, as a dirty bitmap's.
+  void take_all(BlockId id, std::span<std::uint64_t> bitmap) const noexcept {
+    const Block* const block = block_at(id);
+    if (block == nullptr) return;
+    for (std::size_t word = 0; word < (block->pages + 63) / 64; ++word)
+      bitmap[word] |= block->take(word, ~std::uint64_t{0});
   }
 
   /// How many pages from `first_page` on, `most` at most, are not known to be untouched.
@@ -209,6 +220,8 @@ class UntouchedPages {
   };
 
   struct State {
+    static constexpr long hugetlbfs = 0x958458f6;
+
     std::vector<Block> blocks;
     unsigned page_shift = 12;
     std::atomic<bool> forgotten{false};
@@ -223,18 +236,40 @@ class UntouchedPages {
       const bool on_tmpfs = has_file && file_holes(system) == FileHoles::zero_and_named;
       const auto begin = reinterpret_cast<std::uintptr_t>(block.host);
       bool file_seen = false;
-      auto done = detail::for_each_memory_area([&](detail::MemoryArea area) -> Result<void> {
-        if (area.end <= begin || area.begin >= begin + bytes) return {};
+      auto done = detail::for_each_memory_area([&](const detail::MemoryArea& whole) -> Result<void> {
+        if (whole.end <= begin || whole.begin >= begin + bytes) return {};
+        detail::MemoryArea area = whole;
         area.clip(begin, begin + bytes);
         const bool of_file = area.shared && on_tmpfs && area.device == file.st_dev && area.inode == file.st_ino;
         file_seen = file_seen || of_file;
         if (of_file) return add_holes(block, area, fd);
         if (area.anonymous()) return add_unmapped(block, area, pagemap);
-        return {};
+        if (!area.shared) return {};
+        const auto found = detail::AreaFile::of(whole);
+        struct ::statfs of_found{};
+        if (!found || ::fstatfs(found.get(), &of_found) != 0) return {};
+        if (of_found.f_type == hugetlbfs) return add_unmapped_huge(block, whole, area, found.get(), pagemap);
+        if (file_holes(of_found) == FileHoles::unknown) return {};
+        return add_holes(block, area, found.get());
       });
       if (done && on_tmpfs && !file_seen)
         return fail(Errc::bad_option, Stage::setup, "UntouchedPages: the block's memory is not of this file");
       return done;
+    }
+
+    /// Adds huge pages of shared memory that the file does not have. lseek() knows none of its holes, and a page may be there
+    /// which no page table of this process maps; but not if those that one maps are as many as the file has.
+    [[nodiscard]] Result<void> add_unmapped_huge(Block& block, const detail::MemoryArea& whole,
+                                                 const detail::MemoryArea& part, int fd,
+                                                 detail::Pagemap& pagemap) const {
+      std::uint64_t mapped = 0;
+      MULTIFD_TRY(pagemap.for_each_data(whole.begin, whole.end,
+                                        [&](std::uintptr_t data, std::uintptr_t end) { mapped += end - data; }));
+      // Behind the scan: what has been added since then is in this, and what is in it later has been written later.
+      struct ::stat file{};
+      if (::fstat(fd, &file) != 0) return fail_errno(Stage::setup, "UntouchedPages: file");
+      if (static_cast<std::uint64_t>(file.st_blocks) * 512 != mapped) return {};
+      return add_unmapped(block, part, pagemap);
     }
 
     /// Adds the pages of private memory that hold no data.

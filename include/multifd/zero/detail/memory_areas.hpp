@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The areas of this process's memory, from /proc/self/maps. Untouched pages can be found only in private anonymous
-// memory, and in shared memory whose file is known.
+// memory, and in shared memory by its file.
 #pragma once
 
 #include <sys/sysmacros.h>
@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <string_view>
 
 #include "multifd/result.hpp"
 
@@ -24,9 +25,11 @@ struct MemoryArea {
   bool shared;
   std::uint64_t file_offset;  ///< of `begin`
   dev_t device;
-  ino_t inode;  ///< 0: no file, anonymous memory
+  ino_t inode;          ///< 0: no file, anonymous memory
+  bool huge_anonymous;  ///< MAP_ANONYMOUS with MAP_HUGETLB, which has a file of the kernel's
 
-  bool anonymous() const noexcept { return !shared && inode == 0; }
+  /// Whether what no page table maps is zero. Of other private memory it is what the file has.
+  bool anonymous() const noexcept { return !shared && (inode == 0 || huge_anonymous); }
 
   /// Cuts the area down to the pages that contain `from` to `to`, a range that overlaps the area.
   void clip(std::uintptr_t from, std::uintptr_t to) noexcept {
@@ -53,9 +56,12 @@ template <class OnArea>
     char rights[5] = {};
     unsigned major_number = 0, minor_number = 0;
     std::uint64_t inode = 0;
-    if (std::sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %4s %" SCNx64 " %x:%x %" SCNu64, &area.begin, &area.end, rights,
-                    &area.file_offset, &major_number, &minor_number, &inode) != 7)
+    int name = 0;
+    if (std::sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %4s %" SCNx64 " %x:%x %" SCNu64 " %n", &area.begin, &area.end,
+                    rights, &area.file_offset, &major_number, &minor_number, &inode, &name) != 7)
       continue;
+    // The kernel's own file systems have no device: a file of that name on a disk is another one.
+    area.huge_anonymous = major_number == 0 && std::string_view(line + name) == "/anon_hugepage (deleted)\n";
     area.shared = rights[3] == 's';
     area.device = makedev(major_number, minor_number);
     area.inode = static_cast<ino_t>(inode);
