@@ -13,7 +13,7 @@ KINDS = {
     4: ("USER_DATA", (DESTINATION, SOURCE)), 5: ("EPOCH_WHOLE", (SOURCE,)), 6: ("SECTION_SIZE", (DESTINATION,)),
     7: ("PAGE_DIGESTS", (DESTINATION,)), 8: ("STATE_WHOLE", (DESTINATION,)), 9: ("LOADED", (SOURCE,)),
     10: ("HAND_OVER", (DESTINATION,)), 11: ("RUNNING", (SOURCE,)), 12: ("MISSING_PAGES", (DESTINATION,)),
-    13: ("MEMORY_FOLLOWS", (DESTINATION,))}
+    13: ("MEMORY_FOLLOWS", (DESTINATION,)), 14: ("KNOWN_ZEROS", (DESTINATION,))}
 METHODS = {0x00: "none", 0x02: "zlib", 0x04: "zstd", 0x08: "qpl", 0x10: "uadk", 0x20: "qatzip"}
 
 
@@ -115,7 +115,7 @@ def failed(reader, last_code):
     return result | {"text": "".join(chr(c) if 0x20 <= c < 0x7F else "?" for c in text)}
 
 
-def missing_pages(reader):
+def page_bitmap(reader):
     result = {"block": reader.number(4), "offset": hex(reader.number(8))}
     check(reader.left() > 0 and reader.left() % 8 == 0, "length of the bitmap")
     words = [reader.number(8) for _ in range(reader.left() // 8)]
@@ -156,8 +156,8 @@ def message(reader, towards, given):
         result |= {"block": reader.number(4), "offset": hex(reader.number(8))}
         check(reader.left() > 0 and reader.left() % 8 == 0, "length of the digests")
         result["digests"] = [reader.take(8).hex() for _ in range(reader.left() // 8)]
-    elif name == "MISSING_PAGES":
-        result |= missing_pages(reader)
+    elif name in ("MISSING_PAGES", "KNOWN_ZEROS"):
+        result |= page_bitmap(reader)
     elif name == "MEMORY_FOLLOWS":
         result |= {"pages": reader.number(8), "connections": reader.number(2), "session": reader.take(16).hex()}
         check(1 <= result["connections"] <= 256, "number of connections")
@@ -183,22 +183,23 @@ class ToDestination:
         check({"SETTINGS": not self.settings and ram == "ahead", "FAILED": True, "USER_DATA": self.settings,
                "SECTION_SIZE": behind_ram and not naming,
                "PAGE_DIGESTS": behind_ram and not naming and not self.follows,
-               "MISSING_PAGES": first, "MEMORY_FOLLOWS": first,
+               "MISSING_PAGES": first, "MEMORY_FOLLOWS": first, "KNOWN_ZEROS": self.settings and ram == "inside",
                "STATE_WHOLE": behind_ram and not naming and one.get("sections") == self.sections,
                "HAND_OVER": self.last == "STATE_WHOLE"}[name], f"{name} out of order")
         self.settings |= name == "SETTINGS"
         self.follows |= name == "MEMORY_FOLLOWS"
-        if name == "MISSING_PAGES":
+        if name in ("MISSING_PAGES", "KNOWN_ZEROS"):
             first = int(one["offset"], 16)
-            check(first % (64 * page_size) == 0, "offset of missing pages")
-            check(one["block"] < len(blocks) and first < blocks[one["block"]], "missing pages outside of the block")
+            check(first % (64 * page_size) == 0, "offset of a bitmap")
+            check(one["block"] < len(blocks) and first < blocks[one["block"]], "a bitmap outside of the block")
             pages = {first // page_size + page for page in one["pages"]}
-            check(all(page * page_size < blocks[one["block"]] for page in pages), "a missing page outside of the block")
+            check(all(page * page_size < blocks[one["block"]] for page in pages), "a page outside of the block")
+        if name == "MISSING_PAGES":
             self.missing.setdefault(one["block"], set()).update(pages)
         if name == "MEMORY_FOLLOWS":
             check(one["pages"] == sum(len(pages) for pages in self.missing.values()), "number of missing pages")
         self.size = one.get("size")
-        if name != "USER_DATA":
+        if name not in ("USER_DATA", "KNOWN_ZEROS"):
             self.last = name
 
     def take_section(self):

@@ -79,9 +79,9 @@ void check_digests(const wire::ExtensionMessage& message, std::size_t page_bytes
 }
 
 void check_missing(const wire::ExtensionMessage& message, std::size_t page_bytes) {
-  const auto pages = wire::parse_missing_pages(message);
+  const auto pages = wire::parse_page_bitmap(message);
   if (!pages) return;
-  require(pages->words() >= 1 && pages->words() <= wire::max_missing_words, "the size of the bitmap is bounded");
+  require(pages->words() >= 1 && pages->words() <= wire::max_page_bitmap_words, "the size of the bitmap is bounded");
   constexpr std::size_t pages_in_block = 64 * 100 + 1;
   std::vector<std::uint64_t> bitmap(101);
   const auto added = wire::add_missing_pages(*pages, bitmap, pages_in_block * page_bytes, page_bytes, "ram");
@@ -122,6 +122,7 @@ void test(Span input) {
     case ExtensionKind::accepted: check_settings(*message, data); break;
     case ExtensionKind::failed: check_failed(*message); break;
     case ExtensionKind::page_digests: check_digests(*message, page_bytes_of(options >> 1)); break;
+    case ExtensionKind::known_zeros:
     case ExtensionKind::missing_pages: check_missing(*message, page_bytes_of(options >> 1)); break;
     case ExtensionKind::memory_follows: check_follows(*message, data); break;
     case ExtensionKind::epoch_whole: check_epoch(*message, data); break;

@@ -265,9 +265,13 @@ void extension_seeds() {
   message("user-data", 1, user);
   message("page-digests", 0, digests);
   Bytes missing;
-  append(missing, wire::encode_missing_pages_header(0, 0).view());
+  append(missing, wire::encode_page_bitmap_header(wire::ExtensionKind::missing_pages, 0, 0).view());
   append(missing, 6, 8);
   message("missing-pages", 0, missing);
+  Bytes zeros;
+  append(zeros, wire::encode_page_bitmap_header(Kind::known_zeros, 0, 0).view());
+  append(zeros, 6, 8);
+  message("known-zeros", 0, zeros);
   message("memory-follows", 0, wire::encode_memory_follows({.pages = 2, .connections = 3}).view());
   message("state-whole", 0, wire::encode_extension(Kind::state_whole, 2).view());
   message("loaded", 1, wire::encode_extension(Kind::loaded, 2).view());
@@ -283,6 +287,9 @@ void extension_seeds() {
   seed = {std::byte{8}, std::byte{16}};
   append(seed, test::format_vector("extension.md", "extension_missing_pages"));
   write("main_stream", "missing-pages", seed);
+  seed = {std::byte{8}, std::byte{16}};
+  append(seed, test::format_vector("extension.md", "extension_known_zeros"));
+  write("main_stream", "known-zeros", seed);
   seed = {std::byte{2}};
   append(seed, answers);
   write("return_path", "extension", seed);

@@ -9,7 +9,7 @@
 //                                                                    2     n  body, by the kind
 //
 // This file has the numbers, the question, and the messages of fixed fields; peer_settings.hpp, peer_failure.hpp,
-// page_digests.hpp, missing_pages.hpp and rejoin.hpp have the others.
+// page_digests.hpp, page_bitmap.hpp, missing_pages.hpp and rejoin.hpp have the others.
 #pragma once
 
 #include <array>
@@ -72,6 +72,7 @@ enum class ExtensionKind : std::uint16_t {
   running,         ///< the guest runs at the destination
   missing_pages,   ///< pages that the destination gets when it asks for them (missing_pages.hpp)
   memory_follows,  ///< all of these have been named (missing_pages.hpp)
+  known_zeros,     ///< pages that are zero, as the source knows without reading them (page_bitmap.hpp)
 };
 
 /// Whom a message is for.
@@ -84,7 +85,7 @@ struct ExtensionRow {
   bool to_destination, to_source;
   std::size_t least, most;  ///< bytes of the body
 };
-inline constexpr std::array<ExtensionRow, 13> extension_rows{{
+inline constexpr std::array<ExtensionRow, 14> extension_rows{{
     // name          to destination, source, body
     {"SETTINGS", true, false, 4, 2046},
     {"ACCEPTED", false, true, 4, 510},
@@ -99,6 +100,7 @@ inline constexpr std::array<ExtensionRow, 13> extension_rows{{
     {"RUNNING", false, true, 0, 0},
     {"MISSING_PAGES", true, false, 20, 16380},
     {"MEMORY_FOLLOWS", true, false, 26, 26},
+    {"KNOWN_ZEROS", true, false, 20, 16380},
 }};
 
 }  // namespace detail

@@ -4,20 +4,16 @@
 // not have when it runs it, and that it has to ask for them on connections of their own. What those begin with is here,
 // too.
 //
-//   MISSING_PAGES                                        MEMORY_FOLLOWS
-//   off  size  field   refused                           off  size  field        refused
-//     2     4  block   not on the block list               2     8  pages        other than MISSING_PAGES have said
-//     6     8  offset  not a multiple of 64 pages         10     2  connections  0, over 256
-//    14   8*n  bitmap  none, part of a word, over 2046;   12    16  session
-//                      a page past the block's end
-//
-//   a page connection                                    off  size  field
-//                                                          0     4  magic
-//                                                          4    16  session
+//   MISSING_PAGES: page_bitmap.hpp         a page connection
+//                                          off  size  field
+//   MEMORY_FOLLOWS                           0     4  magic
+//   off  size  field        refused          4    16  session
+//     2     8  pages        other than MISSING_PAGES have said
+//    10     2  connections  0, over 256
+//    12    16  session
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -26,6 +22,7 @@
 
 #include "multifd/format/byte_order.hpp"
 #include "multifd/format/extension.hpp"
+#include "multifd/format/page_bitmap.hpp"
 #include "multifd/options.hpp"
 #include "multifd/result.hpp"
 
@@ -33,62 +30,17 @@ namespace multifd::wire {
 
 // ---- MISSING_PAGES
 
-inline constexpr std::size_t missing_pages_header_bytes = 14;
-/// The most words of one message's bitmap.
-inline constexpr std::size_t max_missing_words = (max_extension_bytes - missing_pages_header_bytes) / 8;
-
-/// One message, taken apart.
-struct MissingPages {
-  std::uint32_t block = 0;              ///< index into the block list of RAM's START
-  std::uint64_t offset = 0;             ///< of the page of the bitmap's first bit, bytes; not checked yet
-  std::span<const std::byte> bitmap{};  ///< be64 each; bit 0 of the first one is the page at `offset`
-
-  std::size_t words() const noexcept { return bitmap.size() / 8; }
-};
-
-/// Encodes what stands in front of the bitmap. Params: as MissingPages has them.
-inline FieldWriter<missing_pages_header_bytes> encode_missing_pages_header(std::uint32_t block,
-                                                                           std::uint64_t offset) noexcept {
-  FieldWriter<missing_pages_header_bytes> bytes;
-  return bytes.be(static_cast<std::uint16_t>(ExtensionKind::missing_pages)).be(block).be(offset);
-}
-
-/// Parses a MISSING_PAGES that parse_extension() has returned. Errors: Errc::bad_extension_message (detail: bytes of the
-/// bitmap).
-[[nodiscard]] inline Result<MissingPages> parse_missing_pages(const ExtensionMessage& message) noexcept {
-  FieldReader in(message.body);
-  MissingPages pages{.block = in.be<std::uint32_t>(), .offset = in.be<std::uint64_t>(), .bitmap = {}};
-  if (!in.good() || in.left() == 0 || in.left() % 8 != 0)
-    return fail(Errc::bad_extension_message, Stage::parse, "bitmap of missing pages", in.left(), 0, "MISSING_PAGES");
-  pages.bitmap = in.rest();
-  return pages;
-}
-
-/// Sets the bit of each missing page in a block's bitmap.
+/// Sets the bit of each page that a MISSING_PAGES names in a block's bitmap.
 ///
-/// Params: `bitmap`: of the whole block, whose index `pages.block` is. `block_bytes`: its size. `idstr`: its name, for the
-///   error.
-/// Errors: Errc::offset_misaligned, offset_past_block (detail: the offset, of the message or of the page).
+/// Params: `bitmap`: of the whole block; the others, Errors: as for_each_word().
 /// Threads: any.
-[[nodiscard]] inline Result<void> add_missing_pages(const MissingPages& pages, std::span<std::uint64_t> bitmap,
+[[nodiscard]] inline Result<void> add_missing_pages(const PageBitmap& pages, std::span<std::uint64_t> bitmap,
                                                     std::uint64_t block_bytes, std::size_t page_bytes,
                                                     std::string_view idstr) noexcept {
-  constexpr const char* what = "missing pages";
-  if (pages.offset % (64 * std::uint64_t{page_bytes}) != 0)
-    return fail(Errc::offset_misaligned, Stage::parse, what, pages.offset, 64 * page_bytes, idstr);
-  if (pages.offset >= block_bytes)
-    return fail(Errc::offset_past_block, Stage::parse, what, pages.offset, block_bytes, idstr);
-  const std::uint64_t first_word = pages.offset / page_bytes / 64;
-  const std::uint64_t pages_in_block = block_bytes / page_bytes;
-  for (std::size_t i = 0; i < pages.words(); ++i) {
-    const auto word = load_be<std::uint64_t>(&pages.bitmap[8 * i]);
-    if (word == 0) continue;
-    const std::uint64_t last = (first_word + i) * 64 + static_cast<unsigned>(std::bit_width(word)) - 1;
-    if (last >= pages_in_block)
-      return fail(Errc::offset_past_block, Stage::parse, what, last * page_bytes, block_bytes, idstr);
-    bitmap[first_word + i] |= word;
-  }
-  return {};
+  return for_each_word(pages, block_bytes, page_bytes, idstr, [&](std::uint64_t index, std::uint64_t word) {
+    bitmap[index] |= word;
+    return Result<void>();
+  });
 }
 
 // ---- MEMORY_FOLLOWS

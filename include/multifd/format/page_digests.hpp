@@ -14,6 +14,7 @@
 #include <span>
 
 #include "multifd/format/extension.hpp"
+#include "multifd/memory/dirty_bitmap.hpp"
 #include "multifd/memory/page_digest.hpp"
 #include "multifd/result.hpp"
 
@@ -52,20 +53,26 @@ inline FieldWriter<page_digests_header_bytes> encode_page_digests_header(std::ui
 
 /// Compares the source's digests with a block's memory, which is final.
 ///
-/// Params: `memory`: the whole block, whose index `digests.block` is. `idstr`: its name, for the error.
+/// Params: `memory`: the whole block, whose index `digests.block` is. `idstr`: its name, for the error. `zeros`: a bit for each
+///   page of it that is zero and is not to be read, which would make it resident.
 /// Errors: Errc::offset_misaligned, offset_past_block (detail: the offset); digest_mismatch (detail: the offset of the
 ///   first page that differs).
 /// Threads: any. Cost: reads each page once.
 [[nodiscard]] inline Result<void> compare_page_digests(const PageDigests& digests, std::span<const std::byte> memory,
-                                                       std::size_t page_bytes, std::string_view idstr) noexcept {
+                                                       std::size_t page_bytes, std::string_view idstr,
+                                                       std::span<const std::uint64_t> zeros = {}) noexcept {
   if (digests.offset % page_bytes != 0)
     return fail(Errc::offset_misaligned, Stage::parse, "digests of pages", digests.offset, page_bytes, idstr);
   if (digests.offset > memory.size() || digests.pages() > (memory.size() - digests.offset) / page_bytes)
     return fail(Errc::offset_past_block, Stage::parse, "digests of pages", digests.offset, memory.size(), idstr);
   std::size_t at = digests.offset;
-  for (std::size_t i = 0; i < digests.pages(); ++i, at += page_bytes)
-    if (load_be<std::uint64_t>(&digests.digests[8 * i]) != digest_of(memory.subspan(at, page_bytes)))
+  const std::uint64_t of_zeros = digest_of_zeros(page_bytes);
+  for (std::size_t i = 0; i < digests.pages(); ++i, at += page_bytes) {
+    const bool known = has_page(zeros, at / page_bytes);
+    if (load_be<std::uint64_t>(&digests.digests[8 * i]) !=
+        (known ? of_zeros : digest_of(memory.subspan(at, page_bytes))))
       return fail(Errc::digest_mismatch, Stage::parse, "page at the source and here", at, 0, idstr);
+  }
   return {};
 }
 

@@ -43,6 +43,7 @@ inline constexpr std::size_t max_settings_bytes = 2048;
 inline constexpr std::string_view feature_resume = "resume";              ///< EPOCH_WHOLE, and lost connections return
 inline constexpr std::string_view feature_page_digests = "page-digests";  ///< PAGE_DIGESTS
 inline constexpr std::string_view feature_postcopy = "postcopy";          ///< MISSING_PAGES, MEMORY_FOLLOWS
+inline constexpr std::string_view feature_known_zeros = "known-zeros";    ///< KNOWN_ZEROS
 
 /// The versions of the extension that one side understands, and the one that it speaks.
 struct ExtensionVersions {

@@ -21,6 +21,11 @@ inline std::uint64_t count_dirty(std::span<const std::uint64_t> bitmap) noexcept
   return sum;
 }
 
+/// Whether a page's bit is set. A bitmap that is too short has none for it.
+inline bool has_page(std::span<const std::uint64_t> bitmap, std::uint64_t page) noexcept {
+  return page / 64 < bitmap.size() && (bitmap[page / 64] >> page % 64 & 1) != 0;
+}
+
 /// One past the highest page whose bit is set; 0 when none is.
 inline std::uint64_t end_of_dirty(std::span<const std::uint64_t> bitmap) noexcept {
   for (std::size_t w = bitmap.size(); w-- > 0;)

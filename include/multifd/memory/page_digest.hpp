@@ -7,6 +7,7 @@
 
 #include <xxhash.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -20,6 +21,12 @@ namespace multifd {
 /// XXH3-64 of one range of bytes.
 inline std::uint64_t digest_of(std::span<const std::byte> bytes) noexcept {
   return XXH3_64bits(bytes.data(), bytes.size());
+}
+
+/// The same of zeros, 64 KiB at most: of pages that are not read because they are known to be zero.
+inline std::uint64_t digest_of_zeros(std::size_t bytes) noexcept {
+  static constexpr std::array<std::byte, std::size_t{64} << 10> zeros{};
+  return digest_of(std::span(zeros).first(bytes));
 }
 
 /// An XXH3-128.

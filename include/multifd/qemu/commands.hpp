@@ -130,7 +130,7 @@ class Commands {
     }
     own_source_ = own_source_ || message->kind == Kind::settings;
     follows_ = follows_ || message->kind == Kind::memory_follows;
-    if (message->kind != Kind::user_data) last_ = message->kind;
+    if (message->kind != Kind::user_data && message->kind != Kind::known_zeros) last_ = message->kind;
     out.kind = ElementKind::extension;
     out.command = wire::extension_number;
     return Parsed::whole;
@@ -145,6 +145,7 @@ class Commands {
       case Kind::failed: return true;
       case Kind::settings: return !own_source_ && ram == RamStage::ahead;
       case Kind::user_data: return own_source_;
+      case Kind::known_zeros: return own_source_ && ram == RamStage::inside;
       case Kind::missing_pages:
       case Kind::memory_follows: return own_source_ && ram == RamStage::whole && (naming || last_ == Kind::settings);
       case Kind::section_size: return own_source_ && ram == RamStage::whole && !over && !naming;

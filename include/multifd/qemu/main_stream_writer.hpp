@@ -21,10 +21,12 @@
 #include "multifd/format/main_stream.hpp"
 #include "multifd/format/mapped_ram.hpp"
 #include "multifd/format/missing_pages.hpp"
+#include "multifd/format/page_bitmap.hpp"
 #include "multifd/format/page_digests.hpp"
 #include "multifd/format/peer_failure.hpp"
 #include "multifd/format/peer_settings.hpp"
 #include "multifd/limits.hpp"
+#include "multifd/memory/dirty_bitmap.hpp"
 #include "multifd/qemu/detail/field_writer.hpp"
 #include "multifd/qemu/element.hpp"
 #include "multifd/qemu/ram_records.hpp"
@@ -233,6 +235,13 @@ class MainStreamWriter {
     return message(wire::encode_settings(settings).view());
   }
 
+  /// Says which pages of a block are zero, between RAM's START and its END, to a destination that has the feature.
+  ///
+  /// Params: as missing_pages().
+  [[nodiscard]] Result<void> known_zeros(std::uint32_t block, std::span<const std::uint64_t> bitmap) noexcept {
+    return page_bitmap(wire::ExtensionKind::known_zeros, block, bitmap);
+  }
+
   /// Writes bytes of the VMM's own, between sections. Params `bytes`: 1 to 16382.
   [[nodiscard]] Result<void> user_data(std::span<const std::byte> bytes) noexcept {
     MULTIFD_ASSERT(!bytes.empty() && bytes.size() <= wire::max_extension_bytes - 2);
@@ -242,10 +251,13 @@ class MainStreamWriter {
 
   /// Writes the digests of a whole block of a stopped guest, behind RAM's END, in as many messages as it takes.
   ///
-  /// Params `block`: its place in start_ram()'s list. `memory`: the block.
-  /// Cost: reads each page once; 8 bytes a page.
-  [[nodiscard]] Result<void> page_digests(std::uint32_t block, std::span<const std::byte> memory) noexcept {
+  /// Params `block`: its place in start_ram()'s list. `memory`: the block. `zeros`: a bit for each page of it that is zero, and
+  ///   is not read.
+  /// Cost: reads each other page once; 8 bytes a page.
+  [[nodiscard]] Result<void> page_digests(std::uint32_t block, std::span<const std::byte> memory,
+                                          std::span<const std::uint64_t> zeros = {}) noexcept {
     const std::size_t pages = memory.size() / style_.page_bytes;
+    const std::uint64_t of_zeros = digest_of_zeros(style_.page_bytes);
     for (std::size_t page = 0; page < pages;) {
       const std::size_t last = page + std::min(pages - page, wire::max_page_digests);
       const auto header = wire::encode_page_digests_header(block, page * style_.page_bytes);
@@ -253,7 +265,8 @@ class MainStreamWriter {
       MULTIFD_TRY(put_command_header(wire::extension_number, length));
       MULTIFD_TRY(append(header.view()));
       for (; page < last; ++page) {
-        MULTIFD_TRY(put(digest_of(memory.subspan(page * style_.page_bytes, style_.page_bytes))));
+        MULTIFD_TRY(put(
+            has_page(zeros, page) ? of_zeros : digest_of(memory.subspan(page * style_.page_bytes, style_.page_bytes))));
       }
     }
     return {};
@@ -263,27 +276,7 @@ class MainStreamWriter {
   ///
   /// Params `block`: its place in start_ram()'s list. `bitmap`: bit p % 64 of word p / 64 for page p; none past the block.
   [[nodiscard]] Result<void> missing_pages(std::uint32_t block, std::span<const std::uint64_t> bitmap) noexcept {
-    constexpr std::size_t gap = 3;  // so many words without a page are as long as a message's head
-    const auto is_set = [](std::uint64_t word) { return word != 0; };
-    for (auto at = std::ranges::find_if(bitmap, is_set); at != bitmap.end();) {
-      auto last = at + 1;  // behind the last word of the message
-      auto next = std::find_if(last, bitmap.end(), is_set);
-      const auto fits = [&] {
-        return next != bitmap.end() && static_cast<std::size_t>(next - last) < gap &&
-               static_cast<std::size_t>(next + 1 - at) <= wire::max_missing_words;
-      };
-      for (; fits(); next = std::find_if(last, bitmap.end(), is_set)) last = next + 1;
-      const auto header = wire::encode_missing_pages_header(
-          block, static_cast<std::uint64_t>(at - bitmap.begin()) * 64 * style_.page_bytes);
-      MULTIFD_TRY(
-          put_command_header(wire::extension_number, header.view().size() + 8 * static_cast<std::size_t>(last - at)));
-      MULTIFD_TRY(append(header.view()));
-      for (; at != last; ++at) {
-        MULTIFD_TRY(put(*at));
-      }
-      at = next;
-    }
-    return {};
+    return page_bitmap(wire::ExtensionKind::missing_pages, block, bitmap);
   }
   /// Says that the pages which missing_pages() has named are asked for by the destination.
   [[nodiscard]] Result<void> memory_follows(const wire::MemoryFollows& follows) noexcept {
@@ -335,6 +328,23 @@ class MainStreamWriter {
     return out_.put(fields...);
   }
   [[nodiscard]] Result<void> append(std::span<const std::byte> bytes) noexcept { return out_.append(bytes); }
+
+  /// Names pages of a block, in as many messages as it takes.
+  [[nodiscard]] Result<void> page_bitmap(wire::ExtensionKind kind, std::uint32_t block,
+                                         std::span<const std::uint64_t> bitmap) noexcept {
+    for (std::span<const std::uint64_t> words = bitmap;;) {
+      words = wire::next_words(words);
+      if (words.empty()) return {};
+      const auto first = static_cast<std::uint64_t>(words.data() - bitmap.data());
+      const auto header = wire::encode_page_bitmap_header(kind, block, first * 64 * style_.page_bytes);
+      MULTIFD_TRY(put_command_header(wire::extension_number, header.view().size() + words.size_bytes()));
+      MULTIFD_TRY(append(header.view()));
+      for (const std::uint64_t word : words) {
+        MULTIFD_TRY(put(word));
+      }
+      words = bitmap.subspan(first + words.size());
+    }
+  }
 
   [[nodiscard]] Result<void> put_named(std::string_view name) noexcept {
     return put(static_cast<std::uint8_t>(name.size()), name);

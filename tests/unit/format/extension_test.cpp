@@ -245,7 +245,7 @@ TEST_CASE("MISSING_PAGES is taken apart, and sets the bits of a block's bitmap (
   };
   const auto add = [&](std::uint64_t offset, const std::vector<std::uint64_t>& words, std::span<std::uint64_t> bitmap) {
     const Bytes bytes = encode(offset, words);
-    const auto taken = wire::parse_missing_pages(parsed(bytes, Towards::destination));
+    const auto taken = wire::parse_page_bitmap(parsed(bytes, Towards::destination));
     REQUIRE(taken.has_value());
     CHECK(taken->block == 3);
     CHECK(taken->words() == words.size());
@@ -254,7 +254,8 @@ TEST_CASE("MISSING_PAGES is taken apart, and sets the bits of a block's bitmap (
     return added ? std::error_code{} : added.error().code;
   };
   const Bytes one = encode(64 * page, {1});
-  CHECK(std::ranges::equal(wire::encode_missing_pages_header(3, 64 * page).view(), std::span(one).first(14)));
+  CHECK(std::ranges::equal(wire::encode_page_bitmap_header(wire::ExtensionKind::missing_pages, 3, 64 * page).view(),
+                           std::span(one).first(14)));
   std::array<std::uint64_t, 4> bitmap{};
   CHECK(add(0, {1}, bitmap) == std::error_code{});
   CHECK(add(64 * page, {0x8000000000000000, 0, 0x80}, bitmap) == std::error_code{});
@@ -272,8 +273,41 @@ TEST_CASE("MISSING_PAGES is taken apart, and sets the bits of a block's bitmap (
   CHECK(others == std::array<std::uint64_t, 4>{0, 0, 0, 1});
   Bytes half = encode(0, {1, 2});
   half.resize(half.size() - 4);
-  CHECK(wire::parse_missing_pages(parsed(half, Towards::destination)).error().code == Errc::bad_extension_message);
-  CHECK(14 + 8 * wire::max_missing_words <= wire::max_extension_bytes);
+  CHECK(wire::parse_page_bitmap(parsed(half, Towards::destination)).error().code == Errc::bad_extension_message);
+  CHECK(14 + 8 * wire::max_page_bitmap_words <= wire::max_extension_bytes);
+}
+
+TEST_CASE("KNOWN_ZEROS is taken apart word by word, as far as it is good (section 19.11)") {
+  constexpr std::size_t page = 4096;
+  Bytes bytes(14 + 8 * 3);
+  put(bytes, 0, 2, 14);
+  put32(bytes, 2, 1);
+  put64(bytes, 6, 64 * page);
+  for (const auto& [word, value] : {std::pair<std::size_t, std::uint64_t>{0, 5}, {2, 0x80}})
+    put64(bytes, 14 + 8 * word, value);
+  const auto zeros = wire::parse_page_bitmap(parsed(bytes, Towards::destination));
+  REQUIRE(zeros.has_value());
+  CHECK(zeros->kind == wire::ExtensionKind::known_zeros);
+  CHECK(std::ranges::equal(wire::encode_page_bitmap_header(wire::ExtensionKind::known_zeros, 1, 64 * page).view(),
+                           std::span(bytes).first(14)));
+  using Words = std::vector<std::pair<std::uint64_t, std::uint64_t>>;
+  Words words;
+  const auto collect = [&](std::uint64_t index, std::uint64_t word) -> multifd::Result<void> {
+    words.emplace_back(index, word);
+    return {};
+  };
+  CHECK(wire::for_each_word(*zeros, 200 * page, page, "ram", collect).has_value());
+  CHECK(words == Words{{1, 5}, {3, 0x80}});
+  words.clear();
+  const auto past = wire::for_each_word(*zeros, 199 * page, page, "ram", collect);
+  CHECK(past.error().code == Errc::offset_past_block);
+  CHECK(words == Words{{1, 5}});
+  const auto ends =
+      wire::for_each_word(*zeros, 200 * page, page, "ram", [](std::uint64_t, std::uint64_t) -> multifd::Result<void> {
+        return multifd::fail(Errc::cancelled, multifd::Stage::none, "the caller's");
+      });
+  CHECK(ends.error().code == Errc::cancelled);
+  CHECK(wire::parse_extension(bytes, Towards::source).error().code == Errc::unexpected_extension_message);
 }
 
 TEST_CASE("MEMORY_FOLLOWS and the beginning of a page connection survive the round trip (section 19.9)") {

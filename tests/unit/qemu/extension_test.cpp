@@ -105,6 +105,16 @@ TEST_CASE("Missing pages are named right behind RAM, and the devices come once a
                                                          "footer 9", "STATE_WHOLE", "HAND_OVER", "end of stream"});
 }
 
+TEST_CASE("Known zeros stand between the sections of RAM, and change nothing of the order of what comes behind RAM") {
+  Stream stream = Stream().header().configuration().ask().settings().start().two_blocks().flush().eos().footer();
+  stream.known_zeros(0, 0, 3).known_zeros(1, 0, 1).part().flush().eos().footer().known_zeros(0, 0, 1);
+  stream.end().flush().eos().footer().missing_pages(1, 0, {2}).memory_follows(1).sized("cpu", "x").state_whole(1);
+  const auto whole = test::parse(stream.hand_over().be(1, 0).bytes, {}, with_extension);
+  CHECK(whole.code == std::error_code{});
+  CHECK(std::ranges::count(whole.events, "KNOWN_ZEROS") == 3);
+  CHECK(std::ranges::count(whole.events, "MEMORY_FOLLOWS") == 1);
+}
+
 TEST_CASE("An own source's stream that ends at any byte is truncated, but behind the end mark and the description") {
   const Stream stream = test::own_stream();
   const std::size_t end_mark = stream.bytes.size() - 5 - Stream::description.size();
@@ -195,6 +205,13 @@ TEST_CASE("Refused: messages out of order (section 19.3)") {
   check_order(ram().memory_follows(0).page_digests(0, 0, 1), 7, "PAGE_DIGESTS");
   check_order(ram().memory_follows(0).sized("cpu", "x").page_digests(0, 0, 1), 7, "PAGE_DIGESTS");
   check_order(ram().state_whole(0).memory_follows(0), 13, "MEMORY_FOLLOWS");
+  const auto inside = [&] { return ahead().settings().start().two_blocks().flush().eos().footer(); };
+  check_order(ahead().known_zeros(0, 0, 1), 14, "KNOWN_ZEROS");
+  check_order(ahead().settings().known_zeros(0, 0, 1), 14, "KNOWN_ZEROS");
+  check_order(ahead().start().two_blocks().flush().eos().footer().known_zeros(0, 0, 1), 14, "KNOWN_ZEROS");
+  check_order(inside().missing_pages(0, 0, {1}), 12, "MISSING_PAGES");
+  check_order(ram().known_zeros(0, 0, 1), 14, "KNOWN_ZEROS");
+  check_order(ram().missing_pages(0, 0, {1}).known_zeros(0, 0, 1), 14, "KNOWN_ZEROS");
   check_order(ram().full("cpu"), 0, "cpu");
   check_order(ram().be(1, 0), 0, "");
   check_order(ram().state_whole(0).be(1, 0), 0, "");

@@ -314,6 +314,33 @@ TEST_CASE("A stream whose memory follows is the vector of format/extension.md se
   CHECK(bytes == vector);
 }
 
+TEST_CASE("A stream with known zeros is the vector of format/extension.md section 19.11, byte for byte") {
+  wire::PeerSettings settings;
+  settings.features.add({.name = wire::feature_known_zeros});
+  settings.page_bytes = 4096;
+  const std::array<BlockInfo, 1> blocks{BlockInfo{.idstr = "ram0", .used_length = 128 * page}};
+  const std::array<std::uint64_t, 2> zeros{~std::uint64_t{2}, ~std::uint64_t{0x40}};
+  const Bytes bytes = written(style_of("microvm"), [&](Writer& writer) {
+    need(writer.begin_stream({.machine_type = "microvm"}));
+    need(writer.open_return_path());
+    need(writer.ask());
+    need(writer.settings(settings));
+    need(writer.start_ram(blocks));
+    need(writer.end_epoch());
+    need(writer.end_section());
+    need(writer.known_zeros(0, zeros));
+    for (const bool end : {false, true}) {
+      need(end ? writer.begin_end() : writer.begin_part());
+      need(writer.end_epoch());
+      need(writer.end_section());
+    }
+    need(writer.state_whole());
+    need(writer.hand_over());
+    need(writer.end_stream({}));
+  });
+  CHECK(bytes == test::format_vector("extension.md", "extension_known_zeros"));
+}
+
 TEST_CASE(
     "Missing pages of a large block come in as many messages as it takes, without long stretches that are there") {
   using Words = std::vector<std::uint64_t>;
@@ -349,7 +376,7 @@ TEST_CASE(
       const auto message = wire::parse_extension((*element)->data, wire::Towards::destination);
       REQUIRE(message.has_value());
       if (message->kind != wire::ExtensionKind::missing_pages) continue;
-      const auto pages = wire::parse_missing_pages(*message);
+      const auto pages = wire::parse_page_bitmap(*message);
       REQUIRE(pages.has_value());
       sizes.push_back(pages->words());
       CHECK(wire::add_missing_pages(*pages, named, bitmap.size() * 64 * page, page, "ram").has_value());
@@ -361,10 +388,10 @@ TEST_CASE(
   CHECK(messages(Words(5)).empty());
   CHECK(messages({0, 0, 1, 0, 0, 2, 0}) == Sizes{4});
   CHECK(messages({1, 0, 0, 0, 1}) == Sizes{1, 1});
-  CHECK(messages(Words(wire::max_missing_words, 1)) == Sizes{wire::max_missing_words});
-  CHECK(messages(Words(wire::max_missing_words + 1, 1)) == Sizes{wire::max_missing_words, 1});
-  CHECK(messages(Words(2 * wire::max_missing_words, ~std::uint64_t{0})) ==
-        Sizes{wire::max_missing_words, wire::max_missing_words});
+  CHECK(messages(Words(wire::max_page_bitmap_words, 1)) == Sizes{wire::max_page_bitmap_words});
+  CHECK(messages(Words(wire::max_page_bitmap_words + 1, 1)) == Sizes{wire::max_page_bitmap_words, 1});
+  CHECK(messages(Words(2 * wire::max_page_bitmap_words, ~std::uint64_t{0})) ==
+        Sizes{wire::max_page_bitmap_words, wire::max_page_bitmap_words});
   test::Rng rng(test::seed());
   Words random(10'000);
   for (auto& word : random) word = rng() % 4 == 0 ? rng() : 0;

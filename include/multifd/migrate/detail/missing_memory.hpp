@@ -50,7 +50,7 @@ class MissingMemory {
   }
 
   /// Takes a MISSING_PAGES. Params `block`: the one that it names. Errors: those of wire::add_missing_pages().
-  [[nodiscard]] Result<void> add(const wire::MissingPages& pages, BlockId block) noexcept {
+  [[nodiscard]] Result<void> add(const wire::PageBitmap& pages, BlockId block) noexcept {
     const RamBlock& of = ram_->block(block);
     return wire::add_missing_pages(pages, bitmaps_[index(block)], of.bytes, ram_->page_bytes(), of.idstr);
   }
