@@ -145,7 +145,9 @@ class AnyReceiver {
   [[nodiscard]] Result<void> finish() { return do_finish(); }
   [[nodiscard]] Result<void> finish(std::chrono::milliseconds limit) { return do_finish(limit); }
   [[nodiscard]] Result<void> end_epochs() { return do_end_epochs(); }
-  [[nodiscard]] Result<void> apply_zero(BlockId block, std::uint64_t offset) { return do_apply_zero(block, offset); }
+  [[nodiscard]] Result<void> apply_zero(BlockId block, std::uint64_t offset, std::size_t pages = 1) {
+    return do_apply_zero(block, offset, pages);
+  }
   [[nodiscard]] Result<void> apply_page(BlockId block, std::uint64_t offset, std::span<const std::byte> bytes) {
     return do_apply_page(block, offset, bytes);
   }
@@ -166,7 +168,7 @@ class AnyReceiver {
   [[nodiscard]] virtual Result<void> do_finish() = 0;
   [[nodiscard]] virtual Result<void> do_finish(std::chrono::milliseconds limit) = 0;
   [[nodiscard]] virtual Result<void> do_end_epochs() = 0;
-  [[nodiscard]] virtual Result<void> do_apply_zero(BlockId block, std::uint64_t offset) = 0;
+  [[nodiscard]] virtual Result<void> do_apply_zero(BlockId block, std::uint64_t offset, std::size_t pages) = 0;
   [[nodiscard]] virtual Result<void> do_apply_page(BlockId block, std::uint64_t offset,
                                                    std::span<const std::byte> bytes) = 0;
 };
@@ -274,9 +276,9 @@ class ReceiverOf final : public AnyReceiver {
   [[nodiscard]] Result<void> do_finish() override { return receiver_.finish(); }
   [[nodiscard]] Result<void> do_finish(std::chrono::milliseconds limit) override { return receiver_.finish(limit); }
   [[nodiscard]] Result<void> do_end_epochs() override { return receiver_.end_epochs(); }
-  [[nodiscard]] Result<void> do_apply_zero(BlockId block, std::uint64_t offset) override {
-    if constexpr (requires { receiver_.apply_zero(block, offset); })
-      return receiver_.apply_zero(block, offset);
+  [[nodiscard]] Result<void> do_apply_zero(BlockId block, std::uint64_t offset, std::size_t pages) override {
+    if constexpr (requires { receiver_.apply_zero(block, offset, pages); })
+      return receiver_.apply_zero(block, offset, pages);
     else
       return fail(Errc::not_supported, Stage::parse, "apply_zero");
   }

@@ -200,16 +200,16 @@ class Receiver {
   }
 
   /// A page that came on the caller's main stream (format/main_stream.md section 9.6) goes into memory as a packet's does:
-  /// a zero page, written only where the memory may hold something else, and one page's bytes.
+  /// zero pages, `pages` adjacent ones, written only where the memory may hold something else, and one page's bytes.
   ///
   /// Errors: Errc::bad_range, offset_misaligned, offset_past_block: the numbers may be the peer's. Threads: any; but never
   ///   a page that a channel may bring in the same epoch.
-  [[nodiscard]] Result<void> apply_zero(BlockId block, std::uint64_t offset) noexcept
+  [[nodiscard]] Result<void> apply_zero(BlockId block, std::uint64_t offset, std::size_t pages = 1) noexcept
     requires std::same_as<Into, IntoMemory>
   {
     const auto s = visit();
     if (auto known = s->check_block(block); !known) return known;
-    return s->sink->apply_zero(block, offset);
+    return s->sink->apply_zero(block, offset, pages);
   }
   [[nodiscard]] Result<void> apply_page(BlockId block, std::uint64_t offset, std::span<const std::byte> bytes) noexcept
     requires std::same_as<Into, IntoMemory>

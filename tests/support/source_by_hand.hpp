@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <utility>
@@ -70,7 +71,7 @@ class SourceByHand {
   /// SETTINGS, and START of one RAM block. Params `said`: how many channels are announced.
   void announce(std::size_t pages, const multifd::wire::ExtensionVersions& versions = {},
                 const multifd::wire::FeatureList& features = {}, std::uint32_t said = 1,
-                const std::optional<multifd::Uuid>& session = {}) {
+                const std::optional<multifd::Uuid>& session = {}, const std::function<void()>& behind_start = {}) {
     const multifd::wire::PeerSettings settings{.versions = versions,
                                                .features = features,
                                                .channels = said,
@@ -82,14 +83,24 @@ class SourceByHand {
                                                .paths = 1,
                                                .session = session};
     REQUIRE(writer_.settings(settings).has_value());
-    start_ram(pages);
+    start_ram(pages, behind_start);
   }
-  void start_ram(std::size_t pages) {
+  /// Params `behind_start`: says something that arrives together with START.
+  void start_ram(std::size_t pages, const std::function<void()>& behind_start = {}) {
     const multifd::qemu::BlockInfo block{.idstr = "pc.ram", .used_length = pages * 4096};
     REQUIRE(writer_.start_ram(std::span(&block, 1)).has_value());
     REQUIRE(writer_.end_epoch().has_value());
     REQUIRE(writer_.end_section().has_value());
+    if (behind_start) behind_start();
     REQUIRE(writer_.push_out().has_value());
+  }
+  /// Names 64 pages of a block by the bits of a word. Params `offset`: of the first one.
+  void known_zeros(std::uint32_t block, std::uint64_t offset, std::uint64_t word, bool push) {
+    multifd::wire::FieldWriter<27> bytes;
+    bytes.be(std::uint8_t{8}).be(multifd::wire::extension_number).be(std::uint16_t{22});
+    bytes.be(static_cast<std::uint16_t>(multifd::wire::ExtensionKind::known_zeros)).be(block).be(offset).be(word);
+    REQUIRE(writer_.forward({.bytes = bytes.view()}).has_value());
+    if (push) REQUIRE(writer_.push_out().has_value());
   }
   /// RAM's END, and the SYNC of its epoch on all channels.
   void end_ram() {

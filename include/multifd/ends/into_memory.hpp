@@ -121,10 +121,10 @@ class IntoMemory::Sink {
     populating_.join();
   }
 
-  /// Writes a zero page. Errors: Errc::offset_misaligned, offset_past_block: the offset may be the peer's.
-  [[nodiscard]] Result<void> apply_zero(BlockId block, std::uint64_t offset) noexcept {
-    if (auto page = map_.resolve(block, offset); !page) return std::unexpected(page.error());
-    zero(block, offset, 1);
+  /// Writes adjacent zero pages. Errors: Errc::offset_misaligned, offset_past_block: the numbers may be the peer's.
+  [[nodiscard]] Result<void> apply_zero(BlockId block, std::uint64_t offset, std::size_t pages = 1) noexcept {
+    if (auto run = map_.resolve(block, offset, pages); !run) return std::unexpected(run.error());
+    zero(block, offset, pages);
     return {};
   }
 

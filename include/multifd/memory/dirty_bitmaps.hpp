@@ -33,18 +33,6 @@ class DirtyBitmaps {
   void clear() noexcept {
     for (auto& words : words_) std::ranges::fill(words, 0);
   }
-  void clear(BlockId block, std::uint64_t first_page, std::uint64_t pages) noexcept {
-    auto& words = words_[index(block)];
-    for (std::uint64_t page = first_page; page < first_page + pages;) {
-      if (page % 64 == 0 && first_page + pages - page >= 64) {
-        words[page / 64] = 0;
-        page += 64;
-      } else {
-        words[page / 64] &= ~(std::uint64_t{1} << page % 64);
-        ++page;
-      }
-    }
-  }
   /// Sets the bit of every page.
   void fill(const RamMap& ram) noexcept {
     for (std::uint32_t b = 0; b < blocks(); ++b) {
@@ -64,6 +52,11 @@ class DirtyBitmaps {
   void add(const DirtyBitmaps& other) noexcept {
     for (std::uint32_t b = 0; b < blocks(); ++b)
       for (std::size_t w = 0; w < words_[b].size(); ++w) words_[b][w] |= other.words_[b][w];
+  }
+  /// Keeps what is in both.
+  void keep(const DirtyBitmaps& other) noexcept {
+    for (std::uint32_t b = 0; b < blocks(); ++b)
+      for (std::size_t w = 0; w < words_[b].size(); ++w) words_[b][w] &= other.words_[b][w];
   }
   void remove(const DirtyBitmaps& other) noexcept {
     for (std::uint32_t b = 0; b < blocks(); ++b)

@@ -92,7 +92,7 @@ class DestinationRun {
   /// What this side insists on. Errors: Errc::unknown_policy.
   template <class A>
   [[nodiscard]] Result<void> own_settings() {
-    own_.features.add({.name = wire::feature_page_digests});
+    own_.features.add({.name = wire::feature_page_digests}).add({.name = wire::feature_known_zeros});
     if (options_.resume.accepted) own_.features.add({.name = wire::feature_resume});
     if (options_.postcopy.accepted && can_serve_faults()) own_.features.add({.name = wire::feature_postcopy});
     if (options_.page_bytes) own_.page_bytes = static_cast<std::uint32_t>(*options_.page_bytes);

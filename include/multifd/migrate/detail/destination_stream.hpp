@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cstdint>
 #include <iterator>
@@ -16,12 +17,15 @@
 #include <vector>
 
 #include "multifd/any.hpp"
+#include "multifd/format/page_bitmap.hpp"
 #include "multifd/format/page_digests.hpp"
 #include "multifd/format/peer_failure.hpp"
+#include "multifd/memory/dirty_bitmaps.hpp"
 #include "multifd/migrate/destination_options.hpp"
 #include "multifd/migrate/detail/destination_reconnect.hpp"
 #include "multifd/migrate/detail/last_words.hpp"
 #include "multifd/migrate/detail/missing_memory.hpp"
+#include "multifd/migrate/detail/page_queue.hpp"
 #include "multifd/migrate/detail/reporter.hpp"
 #include "multifd/migrate/detail/resumable_link.hpp"
 #include "multifd/migrate/detail/source_setup.hpp"
@@ -135,6 +139,7 @@ class DestinationStream {
       if (!element) return std::unexpected(element.error());
       if (*element) {
         if (reconnect_ && !std::exchange(source_goes_on_, true)) reconnect_->set_timeout(options_.resume.timeout);
+        if ((**element).kind != qemu::ElementKind::extension) zeros_.reset();
         return **element;
       }
       if (!standing_still) standing_still.emplace(limit, arrived());
@@ -157,9 +162,13 @@ class DestinationStream {
       reporter_.peer_gave_up(theirs.text());
       return std::unexpected(theirs.error());
     }
+    if (message.kind != Kind::page_digests) zeros_.reset();
     if (message.kind == Kind::page_digests) {
       reporter_.step(MigrationStep::verify);
       MULTIFD_TRY(compare(message));
+    }
+    if (message.kind == Kind::known_zeros) {
+      MULTIFD_TRY(take_known_zeros(message));
     }
     if (message.kind == Kind::missing_pages || message.kind == Kind::memory_follows) {
       MULTIFD_TRY(take_missing(message));
@@ -278,9 +287,45 @@ class DestinationStream {
     if (digests.block >= ids_.size())
       return fail(Errc::bad_extension_message, Stage::parse, "digests of pages: block", digests.block, ids_.size());
     const RamBlock& block = ram_->block(ids_[digests.block]);
-    MULTIFD_TRY(wire::compare_page_digests(digests, block.host, ram_->page_bytes(), block.idstr));
+    // Nobody writes to the memory between two such messages.
+    if (!zeros_) zeros_ = untouched_in(*ram_);
+    MULTIFD_TRY(wire::compare_page_digests(digests, block.host, ram_->page_bytes(), block.idstr,
+                                           (*zeros_)[ids_[digests.block]]));
     pages_verified_ += digests.pages();
     return {};
+  }
+
+  [[nodiscard]] Result<void> take_known_zeros(const wire::ExtensionMessage& message) {
+    if (!settings_.features.has(wire::feature_known_zeros))
+      return fail(Errc::unexpected_extension_message, Stage::parse, "known zeros, without the feature",
+                  static_cast<std::uint64_t>(message.kind), 0, wire::feature_known_zeros);
+    MULTIFD_TRY_ASSIGN(const auto pages, wire::parse_page_bitmap(message));
+    if (pages.block >= ids_.size() || !receiver_)
+      return fail(Errc::bad_extension_message, Stage::parse, "known zeros: block", pages.block, ids_.size());
+    const BlockId id = ids_[pages.block];
+    const RamBlock& block = ram_->block(id);
+    std::uint64_t first = 0, count = 0;  // adjacent pages, also of several words
+    const auto apply = [&]() -> Result<void> {
+      if (count == 0) return {};
+      zero_on_main_.fetch_add(count, std::memory_order_relaxed);
+      return receiver_->apply_zero(id, first * ram_->page_bytes(), count);
+    };
+    const auto on_word = [&](std::uint64_t index, std::uint64_t word) -> Result<void> {
+      for (unsigned at = 0; at < 64 && word >> at != 0;) {
+        at += static_cast<unsigned>(std::countr_zero(word >> at));
+        const auto run = static_cast<unsigned>(std::countr_one(word >> at));
+        if (count > 0 && index * 64 + at != first + count) {
+          MULTIFD_TRY(apply());
+          count = 0;
+        }
+        if (count == 0) first = index * 64 + at;
+        count += run;
+        at += run;
+      }
+      return {};
+    };
+    MULTIFD_TRY(wire::for_each_word(pages, block.bytes, ram_->page_bytes(), block.idstr, on_word));
+    return apply();
   }
 
   [[nodiscard]] Result<void> take_missing(const wire::ExtensionMessage& message) {
@@ -288,7 +333,7 @@ class DestinationStream {
       return fail(Errc::unexpected_extension_message, Stage::parse, "memory that follows, without the feature",
                   static_cast<std::uint64_t>(message.kind), 0, wire::feature_postcopy);
     if (message.kind == Kind::missing_pages) {
-      MULTIFD_TRY_ASSIGN(const auto pages, wire::parse_missing_pages(message));
+      MULTIFD_TRY_ASSIGN(const auto pages, wire::parse_page_bitmap(message));
       if (pages.block >= ids_.size())
         return fail(Errc::bad_extension_message, Stage::parse, "missing pages: block", pages.block, ids_.size());
       return missing_->add(pages, ids_[pages.block]);
@@ -330,9 +375,10 @@ class DestinationStream {
   const RamMap* ram_ = nullptr;
   MissingMemory* missing_ = nullptr;  ///< null: memory may not follow
   std::optional<wire::MemoryFollows> follows_;
-  std::vector<BlockId> ids_;      ///< of the source's blocks, in its order
-  std::vector<int> descriptors_;  ///< of the first connections
-  bool source_goes_on_ = false;   ///< it has read ACCEPTED
+  std::optional<DirtyBitmaps> zeros_;  ///< pages that need not be read to be compared
+  std::vector<BlockId> ids_;           ///< of the source's blocks, in its order
+  std::vector<int> descriptors_;       ///< of the first connections
+  bool source_goes_on_ = false;        ///< it has read ACCEPTED
   Main main_;
   qemu::MainStreamReader<Main> reader_;
 

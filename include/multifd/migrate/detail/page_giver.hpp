@@ -139,7 +139,7 @@ class PageGiver {
   void close_channels() {
     if (std::exchange(channels_closed_, true)) return;
     static_cast<void>(stream_.sender().close_channels());
-    ignore_bad_alloc([&] { report_.stats = stream_.sender().stats(); });
+    ignore_bad_alloc([&] { report_.stats = stream_.stats(); });
   }
 
   SourceStream<Stacks>& stream_;

@@ -19,6 +19,7 @@
 #include "multifd/memory/ram_map.hpp"
 #include "multifd/migrate/dirty/rearm_chunks.hpp"
 #include "multifd/migrate/dirty_source.hpp"
+#include "multifd/migrate/guest.hpp"
 #include "multifd/zero/untouched_pages.hpp"
 
 namespace multifd::migrate::detail {
@@ -52,6 +53,25 @@ template <class OnRun>
     }
   }
   return end_run(one.size() * 64);
+}
+
+/// A bit for each page that was never touched, at this moment. Where /proc is missing, as in a jail, no page is known to be.
+[[nodiscard]] inline DirtyBitmaps untouched_in(const RamMap& ram) {
+  DirtyBitmaps pages(ram);
+  const auto untouched = UntouchedPages::snapshot(ram);
+  for (std::uint32_t b = 0; untouched && b < pages.blocks(); ++b) untouched->take_all(BlockId{b}, pages[BlockId{b}]);
+  return pages;
+}
+
+/// Adds what a guest says of its zero pages, if it has the member. Errors: its own.
+template <class G>
+[[nodiscard]] Result<void> add_known_zeros(G& guest, DirtyBitmaps& zeros) {
+  if constexpr (HasKnownZeros<G>) {
+    for (std::uint32_t b = 0; b < zeros.blocks(); ++b) {
+      MULTIFD_TRY(guest.known_zeros(BlockId{b}, zeros[BlockId{b}]));
+    }
+  }
+  return {};
 }
 
 /// Fetches the marks of all blocks. Errors: the source's.

@@ -79,15 +79,9 @@ class Precopy {
     Round round{.begin = reporter_.now(), .dirty_pages = dirty_.count()};
     reporter_.round_begun(0, 0);
     const Moved before = stream_.moved();
-    MULTIFD_TRY(stream_.writer.begin_part());
-    if constexpr (HasKnownZeros<G>) {
-      MULTIFD_TRY(queue_known_zeros(0));
-    } else {
-      MULTIFD_TRY(queue_untouched());
-    }
+    MULTIFD_TRY(begin_round(0));
     MULTIFD_TRY_ASSIGN(const std::uint64_t epoch, stream_.close_epoch());
     MULTIFD_TRY(stream_.sender().wait(epoch));
-    untouched_.forget();
     round.dirty_pages -= dirty_.count();
     round.send = reporter_.now() - round.begin;
     count(round, before);
@@ -225,9 +219,7 @@ class Precopy {
     if (stream_.zero_pages() == wire::ZeroPagesMode::none) return {};
     // What is asked for zeros from here on is watched: a write that comes later is reported.
     MULTIFD_TRY(rearm_all(source, dirty_, options_.rearm_pages));
-    if constexpr (!HasKnownZeros<G>) {
-      MULTIFD_TRY_ASSIGN(untouched_, UntouchedPages::snapshot(ram_));
-    }
+    untouched_ = untouched_in(ram_);
     return {};
   }
 
@@ -237,12 +229,7 @@ class Precopy {
     Round round{.number = report_.rounds.size(), .begin = reporter_.now(), .dirty_pages = dirty_.count()};
     reporter_.round_begun(round.number, round.dirty_pages);
     const Moved before = stream_.moved();
-    MULTIFD_TRY(stream_.writer.begin_part());
-    if constexpr (HasKnownZeros<G>) {
-      MULTIFD_TRY(queue_known_zeros(round.number));
-    } else if (round.number == 0) {
-      MULTIFD_TRY(queue_untouched());
-    }
+    MULTIFD_TRY(begin_round(round.number));
     bool late = false;
     for (std::uint32_t b = 0; b < dirty_.blocks() && !late; ++b) {
       const BlockId block{b};
@@ -257,7 +244,6 @@ class Precopy {
     }
     MULTIFD_TRY_ASSIGN(const std::uint64_t epoch, stream_.close_epoch());
     MULTIFD_TRY(stream_.sender().wait(epoch));
-    untouched_.forget();
     if (unchanged_) unchanged_->round_ended();
     round.dirty_pages -= dirty_.count();
     round.send = reporter_.now() - round.begin;
@@ -316,40 +302,32 @@ class Precopy {
     return {};
   }
 
-  /// Queues what was never touched as zero pages, without a look at it, and takes it out of what is dirty. Such a page
-  /// stays armed since start_tracking(): a write to it is reported.
-  [[nodiscard]] Result<void> queue_untouched() {
-    if (untouched_.count() == 0) return {};
-    for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
-      const BlockId block{b};
-      const std::uint64_t pages = ram_.pages(block);
-      for (std::uint64_t page = 0; page < pages;) {
-        page += untouched_.other_run(block, page, pages - page);
-        const std::uint64_t run = page < pages ? untouched_.take_run(block, page, pages - page) : 0;
-        if (run == 0) continue;
-        MULTIFD_TRY(stream_.sender().queue_zeros(block, page * ram_.page_bytes(), run * ram_.page_bytes(),
-                                                 stream_.zero_record(block)));
-        dirty_.clear(block, page, run);
-        page += run;
-      }
-    }
-    return {};
+  /// Whether it is asked which pages are zero without reading them. Behind the first round only the guest can say it, and not
+  /// with a log that is re-armed later, which would report those pages for ever.
+  bool may_know_zeros(std::uint64_t round) const noexcept {
+    if (stream_.zero_pages() == wire::ZeroPagesMode::none) return false;
+    return round == 0 || (HasKnownZeros<G> && !guest_.dirty_source().needs_rearm());
   }
 
-  /// The same for what the guest says. Behind the first round a log that is re-armed later would report those pages for ever.
-  [[nodiscard]] Result<void> queue_known_zeros(std::uint64_t round) {
-    if (stream_.zero_pages() == wire::ZeroPagesMode::none || (round > 0 && guest_.dirty_source().needs_rearm()))
-      return {};
-    DirtyBitmaps zeros(ram_);
-    for (std::uint32_t b = 0; b < dirty_.blocks(); ++b) {
+  /// Begins a round's section. What is known to be zero goes out first, without a look at it, and is dirty no more: all that
+  /// was never touched, or what the guest says. Such a page stays armed since start_tracking(): a write to it is reported.
+  [[nodiscard]] Result<void> begin_round(std::uint64_t number) {
+    if (!may_know_zeros(number)) return stream_.writer.begin_part();
+    DirtyBitmaps zeros = untouched_ ? *std::exchange(untouched_, std::nullopt) : DirtyBitmaps(ram_);
+    MULTIFD_TRY(add_known_zeros(guest_, zeros));
+    zeros.keep(dirty_);
+    if (unchanged_) unchanged_->forget(zeros);
+    const bool by_bitmap = stream_.takes_known_zeros();
+    for (std::uint32_t b = 0; b < zeros.blocks() && by_bitmap; ++b) {
+      MULTIFD_TRY(stream_.say_zeros(BlockId{b}, zeros[BlockId{b}]));
+    }
+    MULTIFD_TRY(stream_.writer.begin_part());
+    for (std::uint32_t b = 0; b < zeros.blocks() && !by_bitmap; ++b) {
       const BlockId block{b};
-      MULTIFD_TRY(guest_.known_zeros(block, zeros[block]));
-      const auto on_run = [&](std::uint64_t page, std::uint64_t pages) {
-        if (unchanged_) unchanged_->forget(block, page, pages);
+      MULTIFD_TRY(for_each_run_in_both(zeros[block], zeros[block], [&](std::uint64_t page, std::uint64_t pages) {
         return stream_.sender().queue_zeros(block, page * ram_.page_bytes(), pages * ram_.page_bytes(),
                                             stream_.zero_record(block));
-      };
-      MULTIFD_TRY(for_each_run_in_both(zeros[block], dirty_[block], on_run));
+      }));
     }
     dirty_.remove(zeros);
     return {};
@@ -378,7 +356,7 @@ class Precopy {
   MigrationReport& report_;
   DirtyBitmaps dirty_;  ///< what is to be sent
   DirtyBitmaps other_;  ///< what was to be sent in this round; in the last one, what the last fetch finds beside that
-  UntouchedPages untouched_{};
+  std::optional<DirtyBitmaps> untouched_;  ///< ahead of the first round; stale with the next one
   std::optional<UnchangedPages> unchanged_;
   const ThreadHook no_hook_{};  ///< SourceOptions::thread_hook is for the channels
   bool tracking_ = false;

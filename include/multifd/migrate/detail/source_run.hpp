@@ -26,6 +26,7 @@
 #include "multifd/migrate/detail/last_words.hpp"
 #include "multifd/migrate/detail/page_connections.hpp"
 #include "multifd/migrate/detail/page_giver.hpp"
+#include "multifd/migrate/detail/page_queue.hpp"
 #include "multifd/migrate/detail/precopy.hpp"
 #include "multifd/migrate/detail/reporter.hpp"
 #include "multifd/migrate/detail/source_stream.hpp"
@@ -241,9 +242,11 @@ class SourceRun {
     const Time began = reporter_.now();
     reporter_.step(MigrationStep::verify);
     const auto& blocks = stream_->blocks();
+    DirtyBitmaps zeros = untouched_in(*ram_);  // the guest stands still
+    MULTIFD_TRY(add_known_zeros(guest_, zeros));
     for (std::uint32_t i = 0; i < blocks.size(); ++i) {
       MULTIFD_TRY_ASSIGN(const BlockId block, ram_->find(blocks[i].idstr));
-      MULTIFD_TRY(stream_->writer.page_digests(i, ram_->block(block).host));
+      MULTIFD_TRY(stream_->writer.page_digests(i, ram_->block(block).host, zeros[block]));
     }
     MULTIFD_TRY(stream_->writer.push_out());
     report_.verify = reporter_.now() - began;
@@ -283,7 +286,7 @@ class SourceRun {
     // The guest runs there: what goes wrong from here on takes nothing away.
     if (reconnect_) reconnect_->set_main_timeout(options_.farewell_timeout);
     static_cast<void>(stream_->sender().close_channels());
-    report_.stats = stream_->sender().stats();
+    report_.stats = stream_->stats();
     if (report_.own_peer)
       static_cast<void>(
           stream_->return_path.await(std::nullopt, as_timeout(options_.farewell_timeout), &reporter_.interrupt()));

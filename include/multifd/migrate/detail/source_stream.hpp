@@ -5,11 +5,13 @@
 
 #include <sys/random.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -102,6 +104,7 @@ class SourceStream {
                                             as_timeout(options_.answer_timeout), &reporter_.interrupt()));
     verifies_ = features.has(wire::feature_page_digests);
     memory_may_follow_ = features.has(wire::feature_postcopy);
+    takes_known_zeros_ = features.has(wire::feature_known_zeros);
     if (reconnect_ != nullptr && features.has(wire::feature_resume)) let_connections_return(*settings.session);
     return {};
   }
@@ -112,6 +115,20 @@ class SourceStream {
   bool verifies() const noexcept { return verifies_; }
   /// Whether both sides can do with memory that follows.
   bool memory_may_follow() const noexcept { return memory_may_follow_; }
+  /// Whether zero pages may be named by say_zeros().
+  bool takes_known_zeros() const noexcept { return takes_known_zeros_; }
+  /// Names zero pages of a block: between two sections.
+  [[nodiscard]] Result<void> say_zeros(BlockId block, std::span<const std::uint64_t> bitmap) {
+    const auto place = std::ranges::find(blocks_, ram_.block(block).idstr, &qemu::BlockInfo::idstr);
+    said_zeros_.fetch_add(count_dirty(bitmap), std::memory_order_relaxed);
+    return writer.known_zeros(static_cast<std::uint32_t>(place - blocks_.begin()), bitmap);
+  }
+  /// The sender's, and what has gone over the main connection.
+  SenderStats stats() const {
+    SenderStats all = sender_->stats();
+    all.zero_on_main += said_zeros_.load(std::memory_order_relaxed);
+    return all;
+  }
   /// Of the connection, as the question took it; zero with a QEMU.
   Time round_trip() const noexcept { return round_trip_; }
   wire::ZeroPagesMode zero_pages() const noexcept { return zero_pages_; }
@@ -178,7 +195,7 @@ class SourceStream {
     if (!sender_) return {};
     const ChannelStats sum = sender_->total();
     return {.normal_pages = sum.normal_pages,
-            .zero_pages = sum.zero_pages,
+            .zero_pages = sum.zero_pages + said_zeros_.load(std::memory_order_relaxed),
             .unchanged_pages = unchanged_pages.load(std::memory_order_relaxed),
             .wire_bytes = sum.wire_bytes};
   }
@@ -203,6 +220,7 @@ class SourceStream {
   Time closed_at_{};           ///< the last one
   std::uint64_t settled_ = 0;  ///< of which the destination has said that they are over
   std::atomic<std::uint64_t> resent_pages_ = 0;
+  std::atomic<std::uint64_t> said_zeros_ = 0;
   Main main_;
 
  public:
@@ -320,6 +338,7 @@ class SourceStream {
                                 .paths = static_cast<std::uint32_t>(paths_.count()),
                                 .user = options_.user};
     settings.versions.spoken = version;
+    if (zero_pages_ != wire::ZeroPagesMode::none) settings.features.add({.name = wire::feature_known_zeros});
     if (options_.verify != Verify::off)
       settings.features.add({.name = wire::feature_page_digests, .needed = options_.verify == Verify::required});
     if (options_.postcopy.strategy != Postcopy::never)
@@ -338,6 +357,7 @@ class SourceStream {
   bool own_peer_ = false;
   bool verifies_ = false;
   bool memory_may_follow_ = false;
+  bool takes_known_zeros_ = false;
   Time round_trip_{};
   Uuid uuid_{};
   Uuid session_{};

@@ -102,13 +102,7 @@ class UnchangedPages {
     return unlooked_;
   }
 
-  /// For pages that are sent without this object. At least these are not known any more.
-  void forget(BlockId block, std::uint64_t first_page, std::uint64_t pages) noexcept {
-    const std::uint64_t first = first_word_[index(block)];
-    for (std::uint64_t word = first_page / 64; word * 64 < first_page + pages; ++word) forget(first + word);
-  }
-
-  /// The same for pages that were sent, and may not have arrived.
+  /// For pages that were sent without this object, or may not have arrived: at least these are not known any more.
   void forget(const DirtyBitmaps& pages) noexcept {
     for (std::uint32_t b = 0; b < pages.blocks(); ++b) {
       const std::span<const std::uint64_t> words = pages[BlockId{b}];
