@@ -138,17 +138,20 @@ class FileGuest {
 
   /// Returns when what arrived is what was sent, the disk has it, and it has its name.
   Result<void> load(StateReader& from) {
+    progress.reset();
+    // While the source does the same with its file.
+    MULTIFD_TRY(reasons_.in_guest("verify the memory", [&] {
+      program::check_mapped_files();  // what has failed looks like zeros, which would be punched out
+      digest = target_.digest(page_bytes_);
+    }));
     std::optional<SourceState> source;
     for (;;) {
       MULTIFD_TRY_ASSIGN(const auto section, from.next());
       if (!section) break;
       MULTIFD_TRY(reasons_.in_guest("read the source's digest", [&] { source.emplace(section->state); }));
     }
-    progress.reset();
     MULTIFD_TRY(reasons_.in_guest("verify the memory", [&] {
       if (!source) throw Failure("the source has not said the digest of its file: it is no ram_send");
-      program::check_mapped_files();  // what has failed looks like zeros, which would be punched out
-      digest = target_.digest(page_bytes_);
       if (digest != source->digest) throw differs(*source);
       target_.sync();
       // A verified copy is not thrown away, whatever becomes of the source.

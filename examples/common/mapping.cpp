@@ -8,15 +8,15 @@
 #include <sys/statfs.h>
 #include <unistd.h>
 #include <multifd/format/constants.hpp>
-#include <multifd/memory/page_digest.hpp>
 #include <multifd/zero/buffer_is_zero.hpp>
 #include <multifd/zero/file_holes.hpp>
 #include <multifd/zero/untouched_pages.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <utility>
+
+#include "common/sparse_digest.hpp"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_READ 22
@@ -87,31 +87,16 @@ std::vector<Run> data_of_memory(std::span<std::byte> memory, std::size_t page_by
   return runs;
 }
 
-/// XXH3-64 of memory of which some runs are read and the rest is known to be zero.
-class SparseDigest {
- public:
-  SparseDigest() { digest_.begin(); }
+// Whole pages of any size: the end of the memory may be in the middle of a larger one.
+constexpr std::size_t digest_page_bytes = multifd::min_page_bytes;
 
-  /// Bytes at `offset`, behind all before.
-  void add(std::uint64_t offset, std::span<const std::byte> bytes) {
-    skip_to(offset);
-    digest_.add(bytes);
-    done_ += bytes.size();
-  }
-  void skip_to(std::uint64_t offset) {
-    static constexpr std::array<std::byte, 16 * 1024> zeros{};  // stays in the L1 cache
-    for (std::size_t step = 0; done_ < offset; done_ += step) {
-      step = std::min<std::uint64_t>(zeros.size(), offset - done_);
-      digest_.add(std::span(zeros).first(step));
-    }
-  }
-  std::uint64_t done() const { return done_; }
-  std::string text() const { return fmt::format("{:016x}", digest_.value()); }
-
- private:
-  multifd::PageDigest digest_ = need(multifd::PageDigest::create());
-  std::uint64_t done_ = 0;
-};
+std::string digest_of(std::span<const std::byte> memory, const std::vector<Run>& data) {
+  SparseDigest digest;
+  for (const Run& run : data) digest.add(run.offset, memory.subspan(run.offset, run.bytes));
+  digest.skip_to(memory.size());
+  check_mapped_files();
+  return digest.text();
+}
 
 /// Calls madvise() on a range, in steps, so that a signal can end it. False: the kernel does not know the advice.
 bool advise(std::span<std::byte> bytes, int advice, const multifd::Interrupt* interrupt) {
@@ -169,8 +154,9 @@ Mapping Mapping::read_file(const std::string& path, std::uint64_t bytes, std::si
 Mapping Mapping::anonymous(std::uint64_t bytes) {
   Mapping mapping = map(bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, Descriptor(),
                         fmt::format("{} of memory", format_bytes(static_cast<double>(bytes))));
-  // Faults of 4 KiB pages cost more than the transfer; where the kernel has no huge pages nothing is lost.
-  (void)::madvise(mapping.memory_.get(), bytes, MADV_HUGEPAGE);
+  // Faults of 4 KiB pages cost more than the transfer; where the kernel has no huge pages nothing is lost. But each page of
+  // a sparse guest would take a huge one, so not where these might be more than there is.
+  if (bytes <= physical_memory() / 2) (void)::madvise(mapping.memory_.get(), bytes, MADV_HUGEPAGE);
   return mapping;
 }
 
@@ -179,15 +165,7 @@ std::vector<Run> Mapping::data(std::size_t page_bytes) const {
   return data_of_file(source_.file.get(), bytes_.size(), page_bytes);
 }
 
-std::string Mapping::digest() const {
-  // Whole pages of any size: the end of the memory may be in the middle of a larger one.
-  constexpr std::size_t page_bytes = multifd::min_page_bytes;
-  SparseDigest digest;
-  for (const Run& run : data(page_bytes)) digest.add(run.offset, bytes_.subspan(run.offset, run.bytes));
-  digest.skip_to(bytes_.size());
-  check_mapped_files();
-  return digest.text();
-}
+std::string Mapping::digest() const { return digest_of(bytes_, data(digest_page_bytes)); }
 
 bool Mapping::changed() const {
   struct stat now{};
@@ -267,6 +245,10 @@ void NewFile::keep() {
   sync();
   rename();
   release();
+}
+
+std::string digest_of_memory(std::span<std::byte> memory) {
+  return digest_of(memory, data_of_memory(memory, digest_page_bytes));
 }
 
 std::uint64_t physical_memory() {

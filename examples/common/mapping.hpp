@@ -115,6 +115,9 @@ class NewFile {
   Mapping mapping_;
 };
 
+/// As Mapping::digest(), of private anonymous memory that somebody else has mapped, and that nobody writes.
+std::string digest_of_memory(std::span<std::byte> memory);
+
 /// Bytes of physical memory of this machine.
 std::uint64_t physical_memory();
 

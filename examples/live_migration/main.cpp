@@ -102,6 +102,7 @@ int main(int argc, char** argv) {
   live::Settings settings;
   std::uint64_t memory = std::uint64_t{1} << 30;
   std::uint64_t working_set = std::uint64_t{64} << 20;
+  std::uint64_t used = 0;
   std::uint64_t dirty_rate = std::uint64_t{64} << 20;
   double max_downtime_ms = 300;
   std::string rule = "priced";
@@ -114,6 +115,8 @@ int main(int argc, char** argv) {
 
   CLI::App app("Migrates a running guest to a second process over many channels.", "live_migration");
   program::add_size(app, "--memory", memory, "Guest memory; with --listen the most that is taken");
+  auto* using_memory =
+      program::add_size(app, "--used", used, "How much of it the guest has ever touched (default: 60 %)");
   settings.stack.add_to(app);
   program::add_size(app, "--working-set", working_set, "Memory that the guest keeps rewriting");
   program::add_size(app, "--dirty-rate", dirty_rate, "How much it rewrites per second (0: as fast as it goes)");
@@ -193,6 +196,11 @@ int main(int argc, char** argv) {
   return program::run(app, argc, argv, [&] {
     settings.guest.memory_bytes = memory;
     settings.guest.working_set_bytes = working_set;
+    if (using_memory->count() > 0) {
+      if (used > memory) throw program::Usage("--used: more than --memory");
+      settings.guest.text_share = static_cast<double>(used) / static_cast<double>(memory) / 2;
+      settings.guest.zero_share = 1 - 2 * settings.guest.text_share;
+    }
     settings.guest.dirty_bytes_per_s = dirty_rate;
     settings.converge.max_downtime =
         std::chrono::milliseconds(std::max<std::int64_t>(1, std::llround(max_downtime_ms)));

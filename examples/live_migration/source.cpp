@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 #include <signal.h>
 
-#include <multifd/memory/page_digest.hpp>
 #include <multifd/migrate/source.hpp>
 #include <nlohmann/json.hpp>
 
@@ -12,6 +11,7 @@
 #include <string>
 
 #include "common/limits.hpp"
+#include "common/mapping.hpp"
 #include "common/progress.hpp"
 #include "common/report.hpp"
 #include "common/stacks.hpp"
@@ -167,7 +167,7 @@ void say_summary(const MigrationReport& done, const std::string& connections) {
 /// The destination speaks QEMU's stream only: it has the guest, and says nothing of how that does.
 json gone_elsewhere(const MigrationReport& done, Guest& guest, const std::string& connections, bool quiet) {
   json report = report_of(done, guest);
-  report["guest"] = {{"xxh3", fmt::format("{:016x}", digest_of(guest.memory()))}};  // as qemu_dump's manifest has it
+  report["guest"] = {{"xxh3", program::digest_of_memory(guest.memory())}};  // as qemu_dump's manifest has it
   if (!quiet) {
     say_summary(done, connections);
     program::say("the destination, which is no live_migration, has the whole guest; nothing was compared\n");
