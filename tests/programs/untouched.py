@@ -117,16 +117,6 @@ def holes(folder, programs, where, mode):
             path.unlink(missing_ok=True)
 
 
-def discarded(folder, programs, where, mode):
-    image = sparse_file(Path(where) / "image", 1 << 30, 8 * MIB)
-    try:
-        _, _, peaks = send_file(folder, programs, image, None, "--zero-pages", mode, discard=True)
-        check(max(peaks) < 100, f"peaks of {peaks[0]:.0f} and {peaks[1]:.0f} MiB")
-        return f"peaks {peaks[0]:.0f} and {peaks[1]:.0f} MiB"
-    finally:
-        image.unlink()
-
-
 def guest(folder, programs, backend, *options):
     report, peaks = move_guest(folder, programs, backend, "4G", "20M", *options)
     pages = (4 << 30) // 4096
@@ -142,7 +132,6 @@ def cases(folder, programs, disk):
     for mode in ("legacy", "multifd"):
         yield f"file on tmpfs, {mode}", lambda mode=mode: holes(folder, programs, folder.memory, mode)
     yield "file on a disk", lambda: holes(folder, programs, disk, "multifd")
-    yield "file to memory", lambda: discarded(folder, programs, folder.memory, "multifd")
     for backend in ("thread", "kvm"):
         if backend == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
             print("skipped: kvm: no /dev/kvm")

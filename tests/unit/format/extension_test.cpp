@@ -91,7 +91,7 @@ TEST_CASE("Every kind of message has its direction and its bounds (section 19.2)
       CHECK(parsed(message(row.kind, most), towards).body.size() == most);
     }
   }
-  for (const unsigned kind : {0u, 14u, 0x8001u, 0xffffu})
+  for (const unsigned kind : {0u, 15u, 0x8001u, 0xffffu})
     for (const Towards towards : {Towards::destination, Towards::source})
       CHECK(refusal(message(kind, 8), towards) == Errc::bad_extension_message);
   CHECK(refusal({}, Towards::destination) == Errc::bad_extension_message);

@@ -240,7 +240,7 @@ TEST_CASE("Refused: messages and sections out of their bounds (section 16, row 2
   refuse(ram().be(1, 8).be(2, 0x6d66).be(2, 65535), Errc::bad_extension_message, 65535);
   bad(ram().command(0x6d66));
   bad(ram().command(0x6d66, Bytes(1)));
-  bad(ram().message(14));
+  bad(ram().message(15));
   bad(ram().message(12, Bytes(19)));
   bad(ram().message(13, Bytes(25)));
   bad(ram().message(13, Bytes(27)));
@@ -332,7 +332,7 @@ TEST_CASE("Refused on the return path: messages out of order or out of their bou
         Answers().accepted().failed().user(), Answers().answer(1, Bytes(4)), Answers().answer(10)})
     CHECK(last(stream) == out_of_order);
   const std::string bad = refused(Errc::bad_extension_message);
-  CHECK(last(Answers().answer(14)) == bad);
+  CHECK(last(Answers().answer(15)) == bad);
   CHECK(last(Answers().accepted().answer(9, Bytes(7))) == bad);
   CHECK(last(Answers().accepted().answer(5, Bytes(8))) == bad);
   CHECK(last(Answers().answer(2, Bytes(3))) == bad);
