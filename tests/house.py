@@ -86,9 +86,9 @@ TERMS = "include/multifd/README.md"
 PLAIN_WORDS = """
 accept access addrinfo address ahead announcement answer any arrival arriving aware basic bool bound bytes buffer buffers category check
 cipher codec comp condition config configuration const copies counted credentials decoder descriptor digest encoder end errc error
-failed failure fd field fields file first form free from full get group guard handshake has header holes hook id igzip in info init interrupt into
+failed failure fd field fields file first form free from full get gnutls group guard handshake has header holes hook id igzip in info init interrupt into
 is kernel kind lanes legacy level limit limits link list live lookup looked map mask memory message method mode multifd
-mutable name names next no none not number of options pagemap parser path payload pending plain policy populate profile progress qemu
+mutable name names next no none not number of openssl options pagemap parser path payload pending plain policy populate profile progress qemu
 queued read reader reading received ref region residency resolve result role row runs said scan set shared sigpipe snapshot
 socket some stage stats style subject tail text thread time tls towards untouched uuid version watch write writer zlib zstd
 """.split()

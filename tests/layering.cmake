@@ -56,7 +56,8 @@ isa-l                        compress/igzip.hpp
 zstd.h                       compress/zstd.hpp compress/zstd_frame.hpp
 zstd_errors.h                compress/zstd.hpp
 xxhash.h                     memory/page_digest.hpp
-gnutls/                      transport/tls_credentials.hpp transport/detail/tls_error.hpp transport/detail/tls_session.hpp transport/detail/tls_socket.hpp
+gnutls/                      transport/tls_credentials.hpp transport/detail/tls_error.hpp transport/detail/tls_engine.hpp transport/detail/tls_socket.hpp
+openssl/                     transport/openssl_credentials.hpp transport/detail/openssl_cipher.hpp transport/detail/openssl_error.hpp transport/detail/openssl_handshake.hpp transport/detail/openssl_keys.hpp transport/detail/openssl_records.hpp
 boost/                       -
 doctest                      -
 multifd/multifd.hpp          -
@@ -66,7 +67,11 @@ multifd/compress/zstd.hpp    -
 multifd/compress/zstd_frame.hpp     image/
 multifd/image/seekable_zstd  image/
 multifd/transport/tls.hpp    transport/tls_acceptor.hpp
+multifd/transport/basic_tls.hpp  transport/tls.hpp transport/basic_tls_acceptor.hpp transport/openssl.hpp
+multifd/transport/basic_tls_acceptor.hpp  transport/tls_acceptor.hpp transport/openssl_acceptor.hpp
+multifd/transport/openssl.hpp  transport/openssl_acceptor.hpp
 multifd/transport/tls_acceptor.hpp  -
+multifd/transport/openssl_acceptor.hpp  -
 multifd/testing/             testing/
 ]])
 # Beside the tables: X/detail/ is included from below X/ only, names of ours are written "multifd/...", and there is

@@ -41,6 +41,10 @@
 #include "multifd/transport/tls.hpp"
 #include "multifd/transport/tls_acceptor.hpp"
 #endif
+#if defined(MULTIFD_HAS_OPENSSL)
+#include "multifd/transport/openssl.hpp"
+#include "multifd/transport/openssl_acceptor.hpp"
+#endif
 
 #if defined(__cpp_exceptions) || defined(__cpp_rtti)
 #error "compile this file with -fno-exceptions -fno-rtti"
@@ -78,12 +82,23 @@ Result<std::vector<TlsTransport>> secure_everything(std::vector<FdTransport> lin
   return secured;
 }
 
-template class BasicAcceptor<detail::TlsPending>;
+template class BasicAcceptor<detail::BasicTlsPending<detail::GnutlsEngine>>;
 
 Result<SourceLinks<TlsTransport>> accept_secured(Listener& listener, const TlsCredentials& credentials) {
   auto acceptor = TlsAcceptor::open(listener, {.credentials = &credentials});
   if (!acceptor) return std::unexpected(acceptor.error());
   return accept_source(*acceptor, 2);
+}
+#endif
+#if defined(MULTIFD_HAS_OPENSSL)
+template class Sender<OpensslTransport, NoComp, ZeroPagesMultifd>;
+template class Receiver<OpensslTransport, NoComp>;
+template class BasicAcceptor<detail::BasicTlsPending<detail::OpensslEngine>>;
+
+Result<std::vector<OpensslTransport>> secure_by_openssl(std::vector<FdTransport> links, const std::string& file) {
+  const auto credentials = OpensslCredentials::psk(file, TlsRole::client);
+  if (!credentials) return std::unexpected(credentials.error());
+  return tls_handshakes(std::move(links), *credentials);
 }
 #endif
 template class BasicAcceptor<detail::PlainPending>;

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: MIT
 //
-// Settings of a connection under TLS.
+// Settings of a connection under TLS, whichever library makes it (tls.hpp: GnuTLS, openssl.hpp: OpenSSL).
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <string>
 
 #include "multifd/transport/interrupt.hpp"
 
 namespace multifd {
+
+/// Which side of the handshake: the source connects and is the client, the destination is the server.
+enum class TlsRole : unsigned char { client, server };
 
 /// What counts as the orderly end of a received stream.
 enum class TlsEnd : unsigned char {
@@ -42,6 +46,11 @@ struct TlsOptions {
   /// The cipher that a client offers first, and that a server chooses first among what the client offers. A wrong
   /// choice costs speed, never the connection.
   TlsCipher cipher = TlsCipher::automatic;
+  /// After how many records this side sends under new keys (TLS 1.3's KeyUpdate; TLS 1.2 has none). The default, 256 GiB
+  /// in full records, is two thirds of what AES-GCM may encrypt under one key (2^24.5 records, RFC 8446 section 5.5).
+  /// Smaller only for tests: a QEMU takes new keys, but has had trouble with them, and GnuTLS takes eight in a second.
+  /// GnuTLS renews its own with the next write beside which nobody reads the same connection.
+  std::uint64_t records_per_key = std::uint64_t{1} << 24;
 };
 
 }  // namespace multifd

@@ -16,6 +16,8 @@
 
 namespace multifd::detail {
 
+class GnutlsEngine;  // TlsCredentials names it
+
 /// Whether this CPU has instructions for AES and for the multiplication of GCM.
 inline bool has_aes_instructions() noexcept {
 #if defined(__x86_64__) || defined(__i386__)

@@ -10,6 +10,7 @@
 #include <system_error>
 
 #include "multifd/result.hpp"
+#include "multifd/transport/detail/basic_tls_alert.hpp"
 
 namespace multifd::detail {
 
@@ -78,19 +79,7 @@ inline gnutls_alert_description_t alert_for(const Error& error, int code) noexce
 
 /// The error for an alert of the peer that ends the stream.
 inline Error error_of_alert(gnutls_alert_description_t alert, bool with_keys, Stage stage) noexcept {
-  const char* const name = ::gnutls_alert_get_name(alert);
-  Error error{.code = Errc::tls_refused,
-              .stage = stage,
-              .op = name != nullptr ? name : "unknown TLS alert",
-              .detail = static_cast<std::uint64_t>(alert)};
-  // Servers differ in the alert that they send for a wrong key.
-  const bool key = with_keys && (alert == GNUTLS_A_ILLEGAL_PARAMETER || alert == GNUTLS_A_DECRYPT_ERROR ||
-                                 alert == GNUTLS_A_UNKNOWN_PSK_IDENTITY || alert == GNUTLS_A_BAD_RECORD_MAC);
-  if (key) error.code = Errc::tls_wrong_key;
-  if (alert == GNUTLS_A_HANDSHAKE_FAILURE || alert == GNUTLS_A_INSUFFICIENT_SECURITY ||
-      alert == GNUTLS_A_PROTOCOL_VERSION || alert == GNUTLS_A_MISSING_EXTENSION)
-    error.code = Errc::tls_no_common_ground;
-  return error;
+  return error_of_alert(static_cast<TlsAlert>(alert), ::gnutls_alert_get_name(alert), with_keys, stage);
 }
 
 /// The error for a handshake that failed with GnuTLS' `code`.

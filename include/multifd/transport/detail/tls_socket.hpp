@@ -6,7 +6,6 @@
 
 #include <gnutls/gnutls.h>
 #include <poll.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
@@ -19,16 +18,10 @@
 #include "multifd/buffers.hpp"
 #include "multifd/config.hpp"
 #include "multifd/result.hpp"
-#include "multifd/transport/detail/wait.hpp"
+#include "multifd/transport/detail/basic_tls_link.hpp"
 #include "multifd/transport/fd.hpp"
 
 namespace multifd::detail {
-
-/// What ends a wait besides the socket. Default: nothing.
-struct TlsWait {
-  Clock::time_point deadline = Clock::time_point::max();
-  const Interrupt* interrupt = nullptr;
-};
 
 /// Threads: after the handshake one for `writes`, another for `reads` and what was read; each direction's state is in a
 /// cache line of its own. Errors are passed in errno, which is per thread, and in Direction, never through
@@ -57,17 +50,15 @@ class TlsSocket {
     });
   }
 
-  FdTransport& link() noexcept { return link_; }
+  TlsLink& link() noexcept { return link_; }
   int native_handle() const noexcept { return link_.native_handle(); }
 
-  /// Whether the peer's stream has ended, and whether it ended between two records.
-  bool ended() const noexcept { return ended_; }
+  /// Whether the stream, once link().ended(), ended between two records.
   bool ended_between_records() const noexcept { return between_records_; }
 
-  /// False when the peer's first byte cannot begin a TLS record.
-  bool may_speak_tls() const noexcept {
-    return !first_byte_ || *first_byte_ == std::byte{0x16} || *first_byte_ == std::byte{0x15};
-  }
+  /// The alert in the last record that came, if that was one in plain text. Under TLS 1.3 a client by OpenSSL sends its
+  /// alerts so until its last flight, and GnuTLS takes them for records that do not decrypt.
+  std::optional<int> plain_alert() const noexcept { return plain_alert_; }
 
   Direction writes;                     ///< of the sending thread
   alignas(cache_line) Direction reads;  ///< of the receiving thread
@@ -78,21 +69,7 @@ class TlsSocket {
   // The functions that GnuTLS calls. -1 with errno: after EAGAIN the call can be repeated, after EIO it cannot.
 
   ssize_t push(ConstBuffers buffers) noexcept {
-    const auto count = [&]() -> Result<std::size_t> {
-      if (writes.wait == nullptr) return link_.write_some(buffers);
-      for (;;) {
-        const int fd = link_.native_handle();
-        if (auto ready = wait_for(fd, POLLOUT, writes.wait->deadline, writes.wait->interrupt, Stage::write, "write");
-            !ready)
-          return std::unexpected(ready.error());
-        msghdr message{};
-        message.msg_iov = const_cast<iovec*>(buffers.data());
-        message.msg_iovlen = buffers.size();
-        const ssize_t sent = ::sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (sent >= 0) return static_cast<std::size_t>(sent);
-        if (errno != EAGAIN && errno != EINTR) return fail_errno(Stage::write, "write");
-      }
-    }();
+    const Result<std::size_t> count = link_.send(buffers, writes.wait);
     if (count) return static_cast<ssize_t>(*count);
     return refuse(writes, count.error());
   }
@@ -102,28 +79,25 @@ class TlsSocket {
       const std::size_t count = std::min(size, header_ahead_);
       std::memcpy(data, next_header_.data(), count);
       header_ahead_ -= count;
+      note(data, count, size);
       std::memmove(next_header_.data(), next_header_.data() + count, header_ahead_);
       return static_cast<ssize_t>(count);
     }
-    const auto count = [&]() -> Result<std::size_t> {
-      if (reads.wait != nullptr) {
-        if (auto ready = wait_for(link_.native_handle(), POLLIN, reads.wait->deadline, reads.wait->interrupt,
-                                  Stage::read, "read");
-            !ready)
-          return std::unexpected(ready.error());
-      }
-      // GnuTLS asks for a record's header, then for the rest. The next header comes with the rest: one system call.
-      const iovec buffers[] = {{data, size}, {next_header_.data(), size > header_bytes ? header_bytes : 0}};
-      return link_.read_some(buffers);
-    }();
+    // GnuTLS asks for a record's header, then for the rest. The next header comes with the rest: one system call.
+    const iovec buffers[] = {{data, size}, {next_header_.data(), size > header_bytes ? header_bytes : 0}};
+    const Result<std::size_t> count = link_.receive(buffers, reads.wait);
     if (!count) return refuse(reads, count.error());
-    if (*count == 0) {
-      ended_ = true;
-      between_records_ = size == header_bytes;  // nothing of the next header had come
-    }
+    if (*count == 0) between_records_ = size == header_bytes;  // nothing of the next header had come
     if (*count > size) header_ahead_ = *count - size;
-    if (*count > 0 && !first_byte_) first_byte_ = *static_cast<std::byte*>(data);
+    note(data, std::min(*count, size), size);
     return static_cast<ssize_t>(std::min(*count, size));
+  }
+
+  /// Keeps a record's header, and what an alert in plain text says.
+  void note(const void* data, std::size_t count, std::size_t asked) noexcept {
+    const auto* const bytes = static_cast<const std::byte*>(data);
+    if (asked == header_bytes && count > 0) in_alert_ = bytes[0] == std::byte{0x15};
+    if (in_alert_ && asked == 2 && count == 2) plain_alert_ = std::to_integer<int>(bytes[1]);
   }
 
   int readable(unsigned milliseconds) noexcept {
@@ -138,18 +112,14 @@ class TlsSocket {
     return -1;
   }
 
-  static bool ended_by_wait(const Error& error) noexcept {
-    return error.code == Errc::timed_out || error.code == Errc::cancelled;
-  }
-
   // Used by the receiving thread.
-  bool ended_ = false;
   bool between_records_ = false;
-  std::optional<std::byte> first_byte_;  // of the peer
+  bool in_alert_ = false;
+  std::optional<int> plain_alert_{};
   std::size_t header_ahead_ = 0;
   std::array<std::byte, header_bytes> next_header_{};
 
-  FdTransport link_;
+  TlsLink link_;
 };
 
 }  // namespace multifd::detail
