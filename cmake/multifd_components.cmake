@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# The library: INTERFACE targets multifd::core, multifd::zlib, multifd::igzip, multifd::zstd, multifd::tls, and
-# multifd::multifd = all of them.
+# The library: INTERFACE targets multifd::core, multifd::zlib, multifd::igzip, multifd::zstd, multifd::tls,
+# multifd::openssl, and multifd::multifd = all of them.
 # Each owns its headers as a file set. Headers are found by glob, so that a new header needs no edit here.
 
 # GLOBAL: an imported target is otherwise unknown to the directory that did add_subdirectory(multifd).
@@ -10,10 +10,12 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(libxxhash REQUIRED IMPORTED_TARGET GLOBAL libxxhash)
 pkg_check_modules(libisal QUIET IMPORTED_TARGET GLOBAL libisal)
 pkg_check_modules(libgnutls QUIET IMPORTED_TARGET GLOBAL gnutls>=3.7)
+pkg_check_modules(libopenssl QUIET IMPORTED_TARGET GLOBAL openssl>=3.0)
 
 # Not beside the other options, because whether they are on depends on what was found here.
 option(MULTIFD_WITH_IGZIP "Offer the component multifd::igzip (ISA-L; on where it is found)" "${libisal_FOUND}")
 option(MULTIFD_WITH_TLS "Offer the component multifd::tls (GnuTLS; on where it is found)" "${libgnutls_FOUND}")
+option(MULTIFD_WITH_OPENSSL "Offer the component multifd::openssl (TLS by OpenSSL; on where it is found)" "${libopenssl_FOUND}")
 
 file(
   GLOB_RECURSE multifd_core_headers
@@ -35,6 +37,14 @@ file(
   "${PROJECT_SOURCE_DIR}/include/multifd/transport/tls*.hpp"
   "${PROJECT_SOURCE_DIR}/include/multifd/transport/detail/tls*.hpp"
 )
+# Of both libraries, as basic_tls*.hpp.
+list(REMOVE_ITEM multifd_tls_headers "${PROJECT_SOURCE_DIR}/include/multifd/transport/tls_options.hpp")
+file(
+  GLOB multifd_openssl_headers
+  CONFIGURE_DEPENDS
+  "${PROJECT_SOURCE_DIR}/include/multifd/transport/openssl*.hpp"
+  "${PROJECT_SOURCE_DIR}/include/multifd/transport/detail/openssl*.hpp"
+)
 list(
   REMOVE_ITEM
   multifd_core_headers
@@ -42,6 +52,7 @@ list(
   ${multifd_igzip_headers}
   ${multifd_zstd_headers}
   ${multifd_tls_headers}
+  ${multifd_openssl_headers}
 )
 
 # multifd_component(<name> HEADERS ... LINKS ...)
@@ -105,6 +116,13 @@ if(MULTIFD_WITH_TLS)
   multifd_component(tls HEADERS ${multifd_tls_headers} LINKS multifd_core PkgConfig::libgnutls)
   list(APPEND multifd_components tls)
   add_compile_definitions(MULTIFD_HAS_TLS) # as MULTIFD_HAS_IGZIP
+endif()
+
+if(MULTIFD_WITH_OPENSSL)
+  pkg_check_modules(libopenssl REQUIRED IMPORTED_TARGET GLOBAL openssl>=3.0)
+  multifd_component(openssl HEADERS ${multifd_openssl_headers} LINKS multifd_core PkgConfig::libopenssl)
+  list(APPEND multifd_components openssl)
+  add_compile_definitions(MULTIFD_HAS_OPENSSL) # as MULTIFD_HAS_IGZIP
 endif()
 
 set(multifd_component_targets ${multifd_components})

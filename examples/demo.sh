@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 # shellcheck source=cmake/install_packages.sh
 . cmake/install_packages.sh
-install_packages g++ cmake ninja-build pkg-config libxxhash-dev libisal-dev libgnutls28-dev libzstd-dev zlib1g-dev \
+install_packages g++ cmake ninja-build pkg-config libxxhash-dev libisal-dev libgnutls28-dev libssl-dev libzstd-dev zlib1g-dev \
   libcli11-dev libfmt-dev nlohmann-json3-dev
 
 if command -v ccache >/dev/null; then

@@ -30,7 +30,7 @@ case "${1-}" in
     ;;
 esac
 
-packages="g++ cmake ninja-build pkg-config libboost-dev libxxhash-dev libisal-dev libgnutls28-dev libzstd-dev
+packages="g++ cmake ninja-build pkg-config libboost-dev libxxhash-dev libisal-dev libgnutls28-dev libssl-dev libzstd-dev
   zlib1g-dev doctest-dev libbenchmark-dev libcli11-dev libfmt-dev nlohmann-json3-dev"
 if [ "$quick" = no ]; then
   packages="$packages clang-19 clang-format-19 libclang-rt-19-dev"

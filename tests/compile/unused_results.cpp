@@ -30,6 +30,9 @@
 #if defined(MULTIFD_HAS_TLS)
 #include "multifd/transport/tls.hpp"
 #endif
+#if defined(MULTIFD_HAS_OPENSSL)
+#include "multifd/transport/openssl_credentials.hpp"
+#endif
 
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 
@@ -185,5 +188,13 @@ void tls(TlsTransport& link, FdTransport socket, const TlsCredentials& credentia
   link.read_some({});                             // dropped
   link.finish();                                  // dropped
   peek_magic(link, 1s);                           // dropped
+}
+#endif
+
+#if defined(MULTIFD_HAS_OPENSSL)
+void openssl(const OpensslCredentials& credentials) {
+  OpensslCredentials::x509("/", TlsRole::client);  // dropped
+  OpensslCredentials::psk("/", TlsRole::client);   // dropped
+  credentials.session({});                         // dropped
 }
 #endif

@@ -15,6 +15,9 @@
 #include "support/links.hpp"
 #if defined(MULTIFD_HAS_TLS)
 #include "multifd/transport/tls_acceptor.hpp"
+#if defined(MULTIFD_HAS_OPENSSL)
+#include "multifd/transport/openssl_acceptor.hpp"
+#endif
 #include "support/tls_links.hpp"
 #endif
 
@@ -140,16 +143,18 @@ TEST_CASE("The exemplar keeps the Acceptor contract") {
 }
 
 #if defined(MULTIFD_HAS_TLS)
-TEST_CASE("TlsAcceptor keeps the Acceptor contract with certificates and with pre-shared keys") {
+TEST_CASE_TEMPLATE("A TLS acceptor keeps the Acceptor contract with certificates and with pre-shared keys", L,
+                   TLS_LIBRARIES) {
+  using Secured = TlsAcceptorOf<typename L::Credentials>;
   const Watchdog watchdog("the TLS acceptor's contract");
   for (const char* const name : {"good", "keys.psk"}) {
-    const TlsCredentials server = credentials(name, TlsRole::server);
-    const TlsCredentials client = credentials(name, TlsRole::client);
-    check(check_acceptor_contract<TlsAcceptor>(
+    const auto server = credentials<L>(name, TlsRole::server);
+    const auto client = credentials<L>(name, TlsRole::client);
+    check(check_acceptor_contract<Secured>(
         [&](Listener& listener, AcceptorSetup setup) {
-          return TlsAcceptor::open(listener, {.credentials = &server,
-                                              .tls = {.handshake_timeout = setup.limit},
-                                              .on_refused = std::move(setup.on_refused)});
+          return Secured::open(listener, {.credentials = &server,
+                                          .tls = {.handshake_timeout = setup.limit},
+                                          .on_refused = std::move(setup.on_refused)});
         },
         [&](const Address& address, std::string_view says) {
           auto link = connect_to(address, {.connect_timeout = 20s});

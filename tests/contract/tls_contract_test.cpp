@@ -11,11 +11,12 @@ using namespace test;
 
 namespace {
 
+template <class L>
 void check(const std::string& name, Wire wire) {
   // Over a UNIX socket, too, a cut shows: there is no close_notify.
-  const ContractReport report = check_transport_contract<TlsTransport>(
+  const ContractReport report = check_transport_contract<typename L::Transport>(
       [&] {
-        auto links = tls_links(wire == Wire::tcp ? tcp_links(1) : unix_links(1), name);
+        auto links = tls_links<L>(wire == Wire::tcp ? tcp_links(1) : unix_links(1), name);
         return std::pair(std::move(links.sender.front()), std::move(links.receiver.front()));
       },
       {.after_shutdown = AfterShutdown::error, .patience = 20s});
@@ -25,15 +26,21 @@ void check(const std::string& name, Wire wire) {
 
 }  // namespace
 
-TEST_CASE("TlsTransport with certificates over TCP keeps the Transport contract") { check("good", Wire::tcp); }
-TEST_CASE("TlsTransport with certificates over UNIX keeps the Transport contract") { check("good", Wire::unix_socket); }
-TEST_CASE("TlsTransport with pre-shared keys keeps the Transport contract") { check("keys.psk", Wire::tcp); }
+TEST_CASE_TEMPLATE("TLS with certificates over TCP keeps the Transport contract", L, TLS_LIBRARIES) {
+  check<L>("good", Wire::tcp);
+}
+TEST_CASE_TEMPLATE("TLS with certificates over UNIX keeps the Transport contract", L, TLS_LIBRARIES) {
+  check<L>("good", Wire::unix_socket);
+}
+TEST_CASE_TEMPLATE("TLS with pre-shared keys keeps the Transport contract", L, TLS_LIBRARIES) {
+  check<L>("keys.psk", Wire::tcp);
+}
 
-TEST_CASE("AnyTransport keeps the Transport contract with TLS in it") {
-  using Any = AnyTransport<FdTransport, TlsTransport>;
+TEST_CASE_TEMPLATE("AnyTransport keeps the Transport contract with TLS in it", L, TLS_LIBRARIES) {
+  using Any = AnyTransport<FdTransport, typename L::Transport>;
   const ContractReport report = check_transport_contract<Any>(
       [] {
-        auto links = tls_links(tcp_links(1), "keys.psk");
+        auto links = tls_links<L>(tcp_links(1), "keys.psk");
         std::pair<Any, Any> pair(std::move(links.sender.front()), std::move(links.receiver.front()));
         CHECK(pair.first.secured());
         CHECK(pair.second.cipher().starts_with("TLS1."));

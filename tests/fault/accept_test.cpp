@@ -229,32 +229,33 @@ TEST_CASE("A connection that cannot be watched is an error, and is accepted once
 }
 
 #if defined(MULTIFD_HAS_TLS)
-TEST_CASE("Handshakes that get no memory say so, and leave nothing behind" * needs_failing_new) {
+TEST_CASE_TEMPLATE("Handshakes that get no memory say so, and leave nothing behind" * needs_failing_new, L,
+                   TLS_LIBRARIES) {
   const Watchdog watchdog("handshakes without memory");
-  const TlsCredentials server = credentials("good", TlsRole::server);
-  auto pair = unix_links(1);  // what GnuTLS keeps is there now
-  (void)TlsHandshake::start(std::move(pair.receiver[0]), server, {});
+  const auto server = credentials<L>("good", TlsRole::server);
+  auto pair = unix_links(1);  // what the library keeps is there now
+  (void)L::Handshake::start(std::move(pair.receiver[0]), server, {});
   const Leftovers before;
   sweep([] { return unix_links(1); },
-        [&](Links<FdTransport> links) { return TlsHandshake::start(std::move(links.receiver[0]), server, {}); },
-        [&](Result<TlsHandshake>& started, bool) {
+        [&](Links<FdTransport> links) { return L::Handshake::start(std::move(links.receiver[0]), server, {}); },
+        [&](Result<typename L::Handshake>& started, bool) {
           if (!started) CHECK(started.error().stage == Stage::setup);
           started = std::unexpected(Error{});
           CHECK(before.no_descriptor());
         });
-  // Within the handshakes the memory is GnuTLS' affair: a silent peer ends each.
+  // Within the handshakes the memory is the library's affair: a silent peer ends each.
   sweep([] { return unix_links(2); },
         [&](Links<FdTransport> links) {
           return tls_handshakes(std::move(links.receiver), server, {.handshake_timeout = 1ms});
         },
-        [&](Result<std::vector<TlsTransport>>& made, bool) {
+        [&](Result<std::vector<typename L::Transport>>& made, bool) {
           CHECK_FALSE(made.has_value());
           CHECK(before.no_descriptor());
         });
   // Where malloc itself fails, libtasn1 crashes.
   if (live_bytes() != 0) return;
   sweep([] { return tls_files() + "/good"; },
-        [&](const std::string& folder) { return TlsCredentials::x509(folder, TlsRole::server); },
-        [&](Result<TlsCredentials>& read, bool injected) { CHECK((read.has_value() || injected)); });
+        [&](const std::string& folder) { return L::Credentials::x509(folder, TlsRole::server); },
+        [&](Result<typename L::Credentials>& read, bool injected) { CHECK((read.has_value() || injected)); });
 }
 #endif

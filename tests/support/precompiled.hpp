@@ -10,6 +10,9 @@
 #if defined(MULTIFD_HAS_TLS)
 #include "multifd/transport/tls.hpp"
 #endif
+#if defined(MULTIFD_HAS_OPENSSL)
+#include "multifd/transport/openssl.hpp"
+#endif
 #if __has_include(<zlib.h>)
 #include "multifd/compress/zlib.hpp"
 #endif

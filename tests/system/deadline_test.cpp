@@ -221,6 +221,9 @@ TEST_CASE("Bytes that trickle are no lack of progress: inside of a packet or of 
   both_ways("UNIX socket", [] { return narrow(unix_links(1)); });
 #if defined(MULTIFD_HAS_TLS)
   both_ways("TLS", [] { return tls_links(narrow(unix_links(1))); });
+#if defined(MULTIFD_HAS_OPENSSL)
+  both_ways("TLS by OpenSSL", [] { return tls_links<Openssl>(narrow(unix_links(1))); });
+#endif
 #endif
   for (const What what : {What::pages, What::device_state})
     all.emplace_back("from a slow peer: TCP", std::async(std::launch::async, [links = tcp_links(1), what]() mutable {

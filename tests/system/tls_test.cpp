@@ -19,17 +19,19 @@ using namespace test;
 
 namespace {
 
-using Tx = Sender<TlsTransport, NoComp, ZeroPagesNone>;
-using Rx = Receiver<TlsTransport, NoComp>;
+template <class L>
+using Tx = Sender<typename L::Transport, NoComp, ZeroPagesNone>;
+template <class L>
+using Rx = Receiver<typename L::Transport, NoComp>;
 
 }  // namespace
 
-TEST_CASE("A sender over TLS is cancelled while it writes to a peer that does not read") {
+TEST_CASE_TEMPLATE("A sender over TLS is cancelled while it writes to a peer that does not read", L, TLS_LIBRARIES) {
   const Watchdog watchdog("cancel a sender");
   GuestRam source(16 * 1024);
   for (auto plain : {tcp_links, unix_links}) {
-    auto links = tls_links(plain(2));
-    auto tx = Tx::open(source.map, std::move(links.sender));
+    auto links = tls_links<L>(plain(2));
+    auto tx = Tx<L>::open(source.map, std::move(links.sender));
     REQUIRE_MESSAGE(tx.has_value(), text(tx));
     std::error_code code;
     std::thread caller([&] { code = code_of(tx->queue_range(source.block, 0, source.memory.size())); });
@@ -43,12 +45,13 @@ TEST_CASE("A sender over TLS is cancelled while it writes to a peer that does no
   }
 }
 
-TEST_CASE("A receiver over TLS is cancelled while it waits for packets, and its peer sees a broken stream") {
+TEST_CASE_TEMPLATE("A receiver over TLS is cancelled while it waits for packets, and its peer sees a broken stream", L,
+                   TLS_LIBRARIES) {
   const Watchdog watchdog("cancel a receiver");
   GuestRam source(64), target(64);
-  auto links = tls_links(tcp_links(2));
-  auto tx = Tx::open(source.map, std::move(links.sender));
-  auto rx = Rx::open(target.map, std::move(links.receiver));
+  auto links = tls_links<L>(tcp_links(2));
+  auto tx = Tx<L>::open(source.map, std::move(links.sender));
+  auto rx = Rx<L>::open(target.map, std::move(links.receiver));
   REQUIRE_MESSAGE(tx.has_value(), text(tx));
   REQUIRE_MESSAGE(rx.has_value(), text(rx));
   std::error_code code;
@@ -66,12 +69,13 @@ TEST_CASE("A receiver over TLS is cancelled while it waits for packets, and its 
   CHECK_MESSAGE(queued.error().code == Condition::peer_gone, text(queued));
 }
 
-TEST_CASE("A receiver whose channels are cut between two packets names the missing close_notify") {
+TEST_CASE_TEMPLATE("A receiver whose channels are cut between two packets names the missing close_notify", L,
+                   TLS_LIBRARIES) {
   const Watchdog watchdog("cut channels");
   GuestRam source(64), target(64);
-  auto links = tls_links(unix_links(2));
-  auto tx = Tx::open(source.map, std::move(links.sender));
-  auto rx = Rx::open(target.map, std::move(links.receiver));
+  auto links = tls_links<L>(unix_links(2));
+  auto tx = Tx<L>::open(source.map, std::move(links.sender));
+  auto rx = Rx<L>::open(target.map, std::move(links.receiver));
   REQUIRE((tx.has_value() && rx.has_value()));
   REQUIRE(tx->queue_range(source.block, 0, source.memory.size()).has_value());
   REQUIRE(tx->close_epoch_and_wait().has_value());
@@ -81,11 +85,11 @@ TEST_CASE("A receiver whose channels are cut between two packets names the missi
   CHECK_MESSAGE(code_of(finished) == Errc::tls_truncated, text(finished));
 }
 
-TEST_CASE("A sender whose certificate the receiver refuses says so, with the channel") {
+TEST_CASE_TEMPLATE("A sender whose certificate the receiver refuses says so, with the channel", L, TLS_LIBRARIES) {
   const Watchdog watchdog("refused sender");
   GuestRam source(16 * 1024);
   auto [client, server] =
-      handshake_both(tcp_links(2), credentials("expired", TlsRole::client), credentials("good", TlsRole::server));
+      handshake_both(tcp_links(2), credentials<L>("expired", TlsRole::client), credentials<L>("good", TlsRole::server));
   REQUIRE_FALSE(server.has_value());
   CHECK_MESSAGE(code_of(server) == Errc::tls_expired_certificate, text(server));
   // The refusal comes before or after the client's last handshake.
@@ -93,7 +97,7 @@ TEST_CASE("A sender whose certificate the receiver refuses says so, with the cha
     CHECK_MESSAGE(code_of(client) == Errc::tls_refused, text(client));
     return;
   }
-  auto tx = Tx::open(source.map, std::move(*client));
+  auto tx = Tx<L>::open(source.map, std::move(*client));
   REQUIRE(tx.has_value());
   Result<QueuedPages> queued;
   while (queued) queued = tx->queue_range(source.block, 0, source.memory.size());
