@@ -235,32 +235,16 @@ std::vector<FdTransport> Connections::channels(const SocketOptions& options, con
   return links;
 }
 
-namespace {
-
-template <class T>
-Link capped(T& link, const std::shared_ptr<PathShared>& path) {
-  return Capped<T>(std::move(link), path);
-}
-
-Link put_on(Link link, const std::shared_ptr<PathShared>& path) {
-#if defined(MULTIFD_HAS_TLS)
-  if (auto* tls = link.get_if<TlsTransport>()) return capped(*tls, path);
-#endif
-  return capped(*link.get_if<FdTransport>(), path);
-}
-
-}  // namespace
-
 Link Connections::on_path(Link main) const {
   if (!options_.given()) return main;
-  return put_on(std::move(main), states_[main_path_].shared);
+  return AllTransports::put_on(std::move(main), states_[main_path_].shared);
 }
 
 std::vector<Link> Connections::on_paths(std::vector<Link> channels) const {
   if (!options_.given()) return channels;
   std::vector<Link> links;
   for (std::size_t i = 0; i < channels.size(); ++i)
-    links.push_back(put_on(std::move(channels[i]), states_[channel_paths_[i]].shared));
+    links.push_back(AllTransports::put_on(std::move(channels[i]), states_[channel_paths_[i]].shared));
   return links;
 }
 

@@ -166,9 +166,12 @@ QemuSource::Links QemuSource::listen() {
 }
 
 QemuSource::Links QemuSource::accept() {
-  const auto need_links = [&](auto source) -> Links {
+  const auto need_links = [&]<class L>(multifd::Result<multifd::SourceLinks<L>> source) -> Links {
     if (!source) throw failure(source.error());
-    return {std::move(source->main), Link::all_of(std::move(source->channels))};
+    if constexpr (std::same_as<L, Link>)
+      return {std::move(source->main), std::move(source->channels)};
+    else
+      return {std::move(source->main), Link::all_of(std::move(source->channels))};
   };
   if (!options_.tls.on()) return need_links(accept_source(*listener_, options_.channels, accept_options_));
   acceptor_.emplace(options_.tls.acceptor(*listener_, 10s));

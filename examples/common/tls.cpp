@@ -6,14 +6,44 @@
 #include <sys/stat.h>
 
 #include <CLI/CLI.hpp>
+#include <concepts>
+#include <type_traits>
 
 namespace program {
 
 using multifd::Result;
 
+namespace {
+
+// The libraries of this build, the faster one first.
+const std::vector<std::string> libraries{
+#if defined(MULTIFD_HAS_OPENSSL)
+    "openssl",
+#endif
+#if defined(MULTIFD_HAS_TLS)
+    "gnutls",
+#endif
+};
+
+/// Calls `use` with the credentials, if TLS is on.
+template <class R, class Use>
+std::optional<R> with(const AnyCredentials& credentials, Use use) {
+  return std::visit(
+      [&]<class C>(const C& held) -> std::optional<R> {
+        if constexpr (std::same_as<C, std::monostate>)
+          return std::nullopt;
+        else
+          return use(held);
+      },
+      credentials);
+}
+
+}  // namespace
+
 void Tls::add_to(CLI::App& app, TlsSide side, const std::string& prefix) {
   side_ = side;
-#if defined(MULTIFD_HAS_TLS)
+  if (libraries.empty()) return;
+  library_ = libraries.front();
   const std::string start = "--" + prefix + "tls-";
   const std::string who = side == TlsSide::client ? "client" : "server";
   auto* const directory =
@@ -21,19 +51,18 @@ void Tls::add_to(CLI::App& app, TlsSide side, const std::string& prefix) {
                      "TLS with certificates: ca-cert.pem, " + who + "-cert.pem, " + who + "-key.pem in this folder");
   auto* const keys = app.add_option(start + "psk", keys_, "TLS with pre-shared keys: a file of lines USER:HEXKEY");
   directory->excludes(keys);
+  app.add_option(start + "library", library_, "The library that makes TLS: the other side may have the other one")
+      ->check(CLI::IsMember(libraries))
+      ->capture_default_str();
   app.add_option(start + "cipher", cipher_,
-                 "The cipher that this side prefers; a server's choice decides. auto: aes where this CPU has "
-                 "instructions for AES, else chacha20")
+                 "The cipher that this side prefers; a server's choice decides. auto: aes where this CPU is fast at it "
+                 "(gnutls: has instructions for AES), else chacha20")
       ->check(CLI::IsMember({"auto", "aes", "chacha20"}))
       ->capture_default_str();
   if (side == TlsSide::server) return;
   app.add_option(start + "hostname", hostname_, "The name in the server's certificate (default: the host connected to)")
       ->needs(directory);
   app.add_option(start + "user", user_, "The user whose pre-shared key to use")->needs(keys)->capture_default_str();
-#else
-  (void)app;
-  (void)prefix;
-#endif
 }
 
 void Tls::prepare(const multifd::Address& address) {
@@ -42,7 +71,6 @@ void Tls::prepare(const multifd::Address& address) {
       tell("not encrypted, and whoever connects is trusted: use --tls-dir or --tls-psk on {}\n", to_string(address));
     return;
   }
-#if defined(MULTIFD_HAS_TLS)
   // Who opens a FIFO waits for its other end, and hears no signal.
   const auto refuse_fifo = [](const std::string& option, const std::string& path) {
     struct stat status{};
@@ -52,24 +80,30 @@ void Tls::prepare(const multifd::Address& address) {
   if (!keys_.empty()) refuse_fifo("--tls-psk", keys_);
   for (const char* name : {"ca-cert", "ca-crl", "server-cert", "server-key", "client-cert", "client-key"})
     if (!directory_.empty()) refuse_fifo("--tls-dir", directory_ + "/" + name + ".pem");
-  using multifd::TlsCredentials;
   const auto role = side_ == TlsSide::client ? multifd::TlsRole::client : multifd::TlsRole::server;
-  credentials_ = std::make_shared<const TlsCredentials>(
-      keys_.empty() ? need(TlsCredentials::x509(directory_, role), "--tls-dir " + directory_)
-                    : need(TlsCredentials::psk(keys_, role, user_), "--tls-psk " + keys_));
-  if (hostname_.empty()) hostname_ = address.host;
-  if (hostname_.empty() && credentials_->verifies_hostname())
-    throw Usage("--tls-hostname is needed: a UNIX socket has no name to compare with the server's certificate");
+  [[maybe_unused]] const auto read = [&]<class C>(std::type_identity<C>) {  // unless there is no library
+    credentials_ = std::make_shared<const AnyCredentials>(
+        keys_.empty() ? need(C::x509(directory_, role), "--tls-dir " + directory_)
+                      : need(C::psk(keys_, role, user_), "--tls-psk " + keys_));
+  };
+#if defined(MULTIFD_HAS_TLS)
+  if (library_ == "gnutls") read(std::type_identity<multifd::TlsCredentials>());
 #endif
+#if defined(MULTIFD_HAS_OPENSSL)
+  if (library_ == "openssl") read(std::type_identity<multifd::OpensslCredentials>());
+#endif
+  if (hostname_.empty()) hostname_ = address.host;
+  if (hostname_.empty() && with<bool>(*credentials_, [](const auto& held) { return held.verifies_hostname(); }) == true)
+    throw Usage("--tls-hostname is needed: a UNIX socket has no name to compare with the server's certificate");
 }
 
 std::vector<std::string> Tls::arguments() const {
-  if (!directory_.empty()) return {"--tls-dir", directory_, "--tls-cipher", cipher_};
-  if (!keys_.empty()) return {"--tls-psk", keys_, "--tls-cipher", cipher_};
-  return {};
+  if (!on()) return {};
+  const bool keys = directory_.empty();
+  return {
+      keys ? "--tls-psk" : "--tls-dir", keys ? keys_ : directory_, "--tls-library", library_, "--tls-cipher", cipher_};
 }
 
-#if defined(MULTIFD_HAS_TLS)
 multifd::TlsOptions Tls::options() const {
   using multifd::TlsCipher;
   return {.hostname = hostname_,
@@ -78,50 +112,43 @@ multifd::TlsOptions Tls::options() const {
                     : cipher_ == "chacha20" ? TlsCipher::chacha20
                                             : TlsCipher::automatic};
 }
-#endif
 
 TlsAcceptor Tls::acceptor(multifd::Listener& listener, std::chrono::milliseconds each) const {
   const auto tell_refused = [](const multifd::Error& error) { tell("closed a connection: {}\n", describe(error)); };
-#if defined(MULTIFD_HAS_TLS)
   multifd::TlsOptions with_limit = options();
   with_limit.handshake_timeout = each;
-  return need(TlsAcceptor::open(
-      listener, {.credentials = credentials_.get(), .tls = std::move(with_limit), .on_refused = tell_refused}));
-#else
-  return need(TlsAcceptor::open(listener, {.first_bytes_timeout = each, .on_refused = tell_refused}));
-#endif
+  auto opened = with<TlsAcceptor>(*credentials_, [&]<class C>(const C& held) {
+    return TlsAcceptor(need(multifd::TlsAcceptorOf<C>::open(
+        listener, {.credentials = &held, .tls = with_limit, .on_refused = tell_refused})));
+  });
+  return std::move(opened.value());
 }
 
 Result<std::vector<Link>> Tls::secure(std::vector<multifd::FdTransport> links, const multifd::Interrupt& interrupt,
                                       std::chrono::milliseconds timeout) const {
-#if defined(MULTIFD_HAS_TLS)
-  if (credentials_) {
-    multifd::TlsOptions with_limits = options();
-    with_limits.handshake_timeout = timeout;
-    with_limits.interrupt = &interrupt;
-    auto secured = multifd::tls_handshakes(std::move(links), *credentials_, with_limits);
-    if (!secured) return std::unexpected(secured.error());
-    return Link::all_of(std::move(*secured));
-  }
-#endif
-  (void)interrupt;
-  (void)timeout;
-  return Link::all_of(std::move(links));
+  multifd::TlsOptions with_limits = options();
+  with_limits.handshake_timeout = timeout;
+  with_limits.interrupt = &interrupt;
+  auto secured = with<Result<std::vector<Link>>>(*credentials_, [&](const auto& held) -> Result<std::vector<Link>> {
+    auto made = multifd::tls_handshakes(std::move(links), held, with_limits);
+    if (!made) return std::unexpected(made.error());
+    return Link::all_of(std::move(*made));
+  });
+  return secured ? std::move(*secured) : Link::all_of(std::move(links));
 }
 
 Result<std::vector<Link>> Tls::secure_with_first_write(std::vector<multifd::FdTransport> links) const {
-#if defined(MULTIFD_HAS_TLS)
-  if (credentials_) {
-    std::vector<Link> secured;
-    for (multifd::FdTransport& link : links) {
-      auto one = multifd::TlsTransport::on_first_write(std::move(link), *credentials_, options());
-      if (!one) return std::unexpected(one.error());
-      secured.emplace_back(std::move(*one));
-    }
-    return secured;
-  }
-#endif
-  return Link::all_of(std::move(links));
+  auto secured =
+      with<Result<std::vector<Link>>>(*credentials_, [&]<class C>(const C& held) -> Result<std::vector<Link>> {
+        std::vector<Link> made;
+        for (multifd::FdTransport& link : links) {
+          auto one = multifd::TlsTransportOf<C>::on_first_write(std::move(link), held, options());
+          if (!one) return std::unexpected(one.error());
+          made.emplace_back(std::move(*one));
+        }
+        return made;
+      });
+  return secured ? std::move(*secured) : Link::all_of(std::move(links));
 }
 
 Result<Link> Tls::secure(multifd::FdTransport link, const multifd::Interrupt& interrupt,

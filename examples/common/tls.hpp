@@ -1,17 +1,25 @@
 // SPDX-License-Identifier: MIT
 //
-// TLS for the programs, by their options: --tls-dir or --tls-psk, --tls-cipher, and what goes with them.
+// TLS for the programs, by their options: --tls-dir or --tls-psk, --tls-library, --tls-cipher, and what goes with them.
 #pragma once
 
 #include <multifd/transport/acceptor.hpp>
 #include <multifd/transport/address.hpp>
+#include <multifd/transport/basic_tls_acceptor.hpp>
 #if defined(MULTIFD_HAS_TLS)
 #include <multifd/transport/tls_acceptor.hpp>
 #endif
+#if defined(MULTIFD_HAS_OPENSSL)
+#include <multifd/transport/openssl_acceptor.hpp>
+#endif
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "common/link.hpp"
@@ -19,18 +27,62 @@
 
 namespace program {
 
+// What each library of TLS brings; std::monostate: the programs have none of them, or TLS is off.
+// clang-format off
+using AnyCredentials = std::variant<std::monostate
 #if defined(MULTIFD_HAS_TLS)
-using multifd::TlsAcceptor;
-#else
-using TlsAcceptor = multifd::PlainAcceptor;  // none is ever made: Tls::on() is false
+                                    , multifd::TlsCredentials
 #endif
+#if defined(MULTIFD_HAS_OPENSSL)
+                                    , multifd::OpensslCredentials
+#endif
+                                    >;
+using AnyAcceptor = std::variant<multifd::PlainAcceptor
+#if defined(MULTIFD_HAS_TLS)
+                                 , multifd::TlsAcceptor
+#endif
+#if defined(MULTIFD_HAS_OPENSSL)
+                                 , multifd::OpensslAcceptor
+#endif
+                                 >;
+// clang-format on
+
+/// The acceptor of a program whose TLS is on, over the library that its options name.
+class TlsAcceptor {
+ public:
+  using Link = program::Link;
+
+  template <class A>
+  explicit TlsAcceptor(A held) : held_(std::move(held)) {}
+
+  multifd::Result<std::optional<multifd::Arrival<Link>>> next(std::chrono::steady_clock::time_point deadline,
+                                                              const multifd::Interrupt* interrupt = nullptr) {
+    return std::visit(
+        [&](auto& held) -> multifd::Result<std::optional<multifd::Arrival<Link>>> {
+          auto got = held.next(deadline, interrupt);
+          if (!got) return std::unexpected(got.error());
+          if (!*got) return std::nullopt;
+          return multifd::Arrival<Link>{Link(std::move((*got)->link)), (*got)->number, (*got)->magic};
+        },
+        held_);
+  }
+  multifd::Result<void> watch_end(const Link& link, std::uint32_t events = 0) noexcept {
+    return std::visit([&](auto& held) { return held.watch_end(link, events); }, held_);
+  }
+  bool pending() const noexcept {
+    return std::visit([](const auto& held) { return held.pending(); }, held_);
+  }
+
+ private:
+  AnyAcceptor held_;
+};
 
 /// Which end of the connections a program is. The end that connects is the client.
 enum class TlsSide { client, server };
 
 class Tls {
  public:
-  /// Adds --tls-dir, --tls-psk, --tls-cipher, and a client's --tls-hostname and --tls-user; `prefix`: as of
+  /// Adds --tls-dir, --tls-psk, --tls-library, --tls-cipher, and a client's --tls-hostname and --tls-user; `prefix`: as of
   /// StackOptions.
   void add_to(CLI::App& app, TlsSide side, const std::string& prefix = {});
 
@@ -41,7 +93,7 @@ class Tls {
   /// Called by a program that can connect or listen, when it listens. Before prepare().
   void be_server() noexcept { side_ = TlsSide::server; }
 
-  /// --tls-dir or --tls-psk and --tls-cipher with their values, for another program; nothing when TLS is off.
+  /// --tls-dir or --tls-psk, --tls-library and --tls-cipher with their values, for another program; nothing when TLS is off.
   std::vector<std::string> arguments() const;
 
   /// For a QEMU on the other side: its connections may end without a close_notify.
@@ -69,13 +121,12 @@ class Tls {
   std::string keys_;
   std::string hostname_;
   std::string user_ = "qemu";
+  std::string library_;
   std::string cipher_ = "auto";
   bool bare_ends_ = false;
-#if defined(MULTIFD_HAS_TLS)
   multifd::TlsOptions options() const;
 
-  std::shared_ptr<const multifd::TlsCredentials> credentials_;
-#endif
+  std::shared_ptr<const AnyCredentials> credentials_ = std::make_shared<const AnyCredentials>();
 };
 
 /// The cipher as the end of a summary: "; TLS1.3 AES-128-GCM", or nothing when the connection was plain.

@@ -20,13 +20,14 @@ MACHINES = [("7.2", "pc-i440fx-7.2"), ("10.0", "pc-i440fx-7.2"), ("10.0", "pc-i4
 
 def all_cases():
     return [dict(qemu=qemu, machine=machine, program=program, credentials=credentials, peer=peer, channels=channels,
-                 cipher=cipher, return_path=path)
+                 cipher=cipher, library=library, return_path=path)
             for qemu, machine in MACHINES
             for program in ("qemu_dump", "qemu_relay")
             for credentials in ("x509", "psk")
             for peer in ("trusted", "stranger")
             for channels in (1, 4)
             for cipher in ("aes", "chacha20")
+            for library in ("openssl", "gnutls")[:1 if channels == 1 else 2]
             for path in ("off", "on")]
 
 
@@ -49,7 +50,7 @@ def credentials_of_qemu(files, case, endpoint):
 
 
 def ours(files, case, prefix, trusted):
-    cipher = [f"--{prefix}tls-cipher", case["cipher"]]
+    cipher = [f"--{prefix}tls-cipher", case["cipher"], f"--{prefix}tls-library", case["library"]]
     if case["credentials"] == "x509":
         return [f"--{prefix}tls-dir", files / ("good" if trusted else "other"), *cipher]
     return [f"--{prefix}tls-psk", files / ("keys.psk" if trusted else "other.psk"), *cipher]
@@ -140,7 +141,9 @@ def main():
             run = run_relay if case["program"] == "qemu_relay" else run_dump
             cases.timed(report, case, lambda: run(folder, case, options))
 
-    chosen = all_cases() if options.full else quick_cases()
+    # The libraries that the programs were built with.
+    words = subprocess.run([options.programs.resolve() / "qemu_dump", "--help"], capture_output=True, text=True, timeout=30)
+    chosen = [case for case in (all_cases() if options.full else quick_cases()) if case["library"] in words.stdout]
     return cases.run("tls", options, chosen, lambda case: (case["qemu"], case["machine"]), run_group)
 
 

@@ -7,6 +7,14 @@
 "$2" "$work/tls"
 make_image "$work/image" 12
 
+# Each of the libraries that are built, at either end; the programs' own choice elsewhere. A library's option, if there is
+# that library: else the other one is meant.
+library() {
+  if "$programs/ram_send" --help | grep -qE "tls-library.*$1"; then echo "--tls-library $1"; fi
+}
+gnutls=$(library gnutls)
+openssl=$(library openssl)
+
 # round_trip <listen address> <receiver's options> <sender's options...>
 round_trip() {
   rm -f "$work/copy"
@@ -20,7 +28,11 @@ round_trip() {
   cmp "$work/image" "$work/copy" || die "the copy differs"
   if grep -q heard "$work/receiver.log"; then die "the receiver does not know that the source has heard"; fi
 }
-round_trip tcp:127.0.0.1:0 "--tls-dir $work/tls/good" --tls-dir "$work/tls/good" --channels 4
+# shellcheck disable=SC2086 # a list of words
+{
+  round_trip tcp:127.0.0.1:0 "--tls-dir $work/tls/good $gnutls" --tls-dir "$work/tls/good" --channels 4 $openssl
+  round_trip tcp:127.0.0.1:0 "--tls-psk $work/tls/keys.psk $openssl" --tls-psk "$work/tls/keys.psk" --channels 2 $gnutls
+}
 round_trip "unix:$work/socket" "--tls-dir $work/tls/good" --tls-dir "$work/tls/good" --tls-hostname localhost \
   --channels 2 --compression zstd --zero-pages legacy
 round_trip tcp:127.0.0.1:0 "--tls-psk $work/tls/keys.psk" --tls-psk "$work/tls/keys.psk" --channels 3 --rounds 3
@@ -55,7 +67,7 @@ chacha='"TLS1.3 CHACHA20-POLY1305"'
 fast=$chacha
 if grep -qw aes /proc/cpuinfo && grep -qwE "pclmulqdq|pmull" /proc/cpuinfo; then fast=$aes; fi
 agreed null ""
-for credentials in "--tls-psk $work/tls/keys.psk" "--tls-dir $work/tls/good"; do
+for credentials in "--tls-psk $work/tls/keys.psk $gnutls" "--tls-dir $work/tls/good $openssl"; do
   # shellcheck disable=SC2086 # lists of words
   {
     agreed "$fast" "$credentials" $credentials
@@ -70,7 +82,8 @@ migrate() {
     --run-after 0.1 "$@" >"$work/migrate.log" 2>&1 || die "live_migration $*"
   tail -n 1 "$work/migrate.log" | grep -q "4096 pages compared: verified" || die "live_migration: not verified"
 }
-migrate --tls-dir "$work/tls/good"
+# shellcheck disable=SC2086 # a list of words
+migrate --tls-dir "$work/tls/good" $gnutls
 migrate --tls-psk "$work/tls/keys.psk" --tls-cipher chacha20
 grep -qF "; TLS1.3 CHACHA20-POLY1305" "$work/migrate.log" || die "live_migration does not name the cipher"
 # The connections that its memory follows on are encrypted as well, and their cap is another one.

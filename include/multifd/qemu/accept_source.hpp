@@ -149,7 +149,11 @@ template <Acceptor A>
   auto source =
       catch_bad_alloc(Stage::accept, "accept", [&] { return detail::collect_source(acceptor, channels, options); });
   if (!source) return source;
-  if constexpr (!requires { A::Link::secured(); }) {
+  const bool secured = [&] {
+    if constexpr (requires { source->main.secured(); }) return source->main.secured();
+    return false;
+  }();
+  if (!secured) {
     // Who has connected by now and not spoken yet may be a channel too many, whose pages would be missed.
     for (const auto soon = deadline_after(std::chrono::milliseconds(200)); acceptor.pending();) {
       auto next = acceptor.next(soon, options.interrupt);
