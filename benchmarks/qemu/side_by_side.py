@@ -173,14 +173,14 @@ def huge_bytes(pid):
 class BenchQemu(Qemu):
     """A paused QEMU without devices whose main memory is `memory`, the middle of an -object option."""
 
-    def __init__(self, folder, binary, machine, size, memory, *, incoming=False):
+    def __init__(self, folder, binary, machine, size, memory, *, incoming=False, extra=()):
         self.binary, self.machine = binary, machine
         monitor = folder.new("qmp")
         Process.__init__(self, folder, f"qemu-{binary.version}-{'destination' if incoming else 'source'}", [
             binary.command, "-accel", "tcg", "-machine", f"{machine},memory-backend=ram0", "-m", f"{size >> 20}M",
             "-object", f"{memory},id=ram0,size={size}", "-S", "-nodefaults", "-no-user-config", "-display", "none",
             "-vga", "none", "-nic", "none", "-qmp", f"unix:{monitor},server=on,wait=off",
-            *(["-incoming", "defer"] if incoming else [])])
+            *(["-incoming", "defer"] if incoming else []), *extra])
         try:
             self.qmp = Qmp(monitor, self, limit=120)
         except BaseException:
@@ -248,6 +248,17 @@ class Bench:
             self.images[key] = path
         return self.images[key]
 
+    # What a way of another script adds: words for a QEMU and its migration's parameters; words for ram_send, ram_receive.
+
+    def qemu_words(self, way, endpoint):
+        return []
+
+    def qemu_parameters(self, way, endpoint):
+        return {}
+
+    def program_words(self, way, endpoint):
+        return []
+
     def run(self, case, way, size):
         image = self.image(case.pattern, size)
         return {"qemu": self._run_qemu, "ours": self._run_ours, "pump": self._run_pump}[way.kind](case, way, size, image)
@@ -256,13 +267,15 @@ class Bench:
         limit = self.arguments.limit
         prealloc = "on" if case.memory == "warm" else "off"
         with (BenchQemu(self.folder, self.binary, self.arguments.machine, size,
-                        f"memory-backend-{way.backend},prealloc={prealloc}", incoming=True) as destination,
+                        f"memory-backend-{way.backend},prealloc={prealloc}", incoming=True,
+                        extra=self.qemu_words(way, "server")) as destination,
               BenchQemu(self.folder, self.binary, self.arguments.machine, size,
-                        f"memory-backend-file,mem-path={image},share=on,prealloc=on") as source):
-            for qemu in (source, destination):
+                        f"memory-backend-file,mem-path={image},share=on,prealloc=on",
+                        extra=self.qemu_words(way, "client")) as source):
+            for qemu, endpoint in ((source, "client"), (destination, "server")):
                 qemu.configure(channels=case.channels, compression=way.compression, zero_pages="multifd",
                                level=way.level if way.compression != "none" else None,
-                               downtime_ms=self.arguments.downtime_ms)
+                               downtime_ms=self.arguments.downtime_ms, **self.qemu_parameters(way, endpoint))
             destination.listen("tcp:127.0.0.1:0")
             address = destination.listening_on()
             huge_before = huge_bytes(destination.pid)
@@ -322,8 +335,9 @@ class Bench:
         if case.memory == "warm":
             receive.append("--populate")
         send = [self.programs["ram_send"], "--file", image, "--populate", "--compression", way.compression,
-                f"--level={way.level}", *self._buffers(), *self.arguments.send_option]
-        receive += self.arguments.receive_option
+                f"--level={way.level}", *self._buffers(), *self.arguments.send_option,
+                *self.program_words(way, "client")]
+        receive += [*self.arguments.receive_option, *self.program_words(way, "server")]
         received, sent, huge = self._run_pair(receive, send, case, size)
         return self._sample(received, sent, huge,
                             {"seconds_source": sent["seconds"], "normal_pages": sent["normal_pages"],
