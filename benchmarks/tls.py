@@ -176,7 +176,7 @@ def main():
     options = parse_arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every `with` ends what it started
     case, samples, calls = Case("random", channels=options.channels), {way: [] for way in options.ways}, {}
-    report = {"what": "tls", "command": " ".join(sys.argv), "commit": commit(), "machine": machine(),
+    report = {"what": "tls", "command": " ".join(sys.argv), "commit": commit(), "machine": machine(options.build),
               "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "size": options.size,
               "channels": options.channels}
     with Folder() as folder:

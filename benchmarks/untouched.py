@@ -22,9 +22,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests/programs")]
+sys.path[:0] = [str(ROOT / each) for each in ("tests/programs", "tests/interop", "benchmarks/qemu")]
 
 import untouched  # noqa: E402
+from side_by_side import machine  # noqa: E402
 from survivors import Folder, LabError  # noqa: E402
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -105,7 +106,7 @@ def main():
     for name, error in failed.items():
         print(f"FAILED: {name}: {error}")
     if options.json:
-        options.json.write_text(json.dumps({"host": platform.uname()._asdict(), "cores": os.cpu_count(), "results": results, "failed": failed}, indent=1))
+        options.json.write_text(json.dumps({"machine": machine(options.build.resolve()), "results": results, "failed": failed}, indent=1))
     return 1 if failed else 0
 
 
