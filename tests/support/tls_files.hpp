@@ -74,6 +74,33 @@ class TlsAuthority {
     ::gnutls_x509_privkey_deinit(key);
   }
 
+  /// Writes ca-crl.pem, which revokes what is in `directory` by PREFIX-cert.pem, or nothing for no prefix.
+  /// Params `next_update`: from now.
+  void revoke(const std::filesystem::path& directory, const std::string& prefix, std::time_t next_update) const {
+    const std::time_t now = std::time(nullptr);
+    gnutls_x509_crl_t list = nullptr;
+    must(::gnutls_x509_crl_init(&list));
+    must(::gnutls_x509_crl_set_version(list, 2));
+    must(::gnutls_x509_crl_set_this_update(list, now + next_update - 30 * day_s));
+    must(::gnutls_x509_crl_set_next_update(list, now + next_update));
+    must(::gnutls_x509_crl_set_number(list, "\1", 1));
+    if (!prefix.empty()) {
+      std::ifstream file(directory / (prefix + "-cert.pem"), std::ios::binary);
+      std::string text(std::istreambuf_iterator<char>(file), {});
+      const gnutls_datum_t datum{reinterpret_cast<unsigned char*>(text.data()), static_cast<unsigned>(text.size())};
+      gnutls_x509_crt_t revoked = nullptr;
+      must(::gnutls_x509_crt_init(&revoked));
+      must(::gnutls_x509_crt_import(revoked, &datum, GNUTLS_X509_FMT_PEM));
+      must(::gnutls_x509_crl_set_crt(list, revoked, now - 40 * day_s));
+      ::gnutls_x509_crt_deinit(revoked);
+    }
+    must(::gnutls_x509_crl_sign2(list, certificate_, key_, GNUTLS_DIG_SHA256, 0));
+    gnutls_datum_t text{};
+    must(::gnutls_x509_crl_export2(list, GNUTLS_X509_FMT_PEM, &text));
+    write(directory / "ca-crl.pem", take(text));
+    ::gnutls_x509_crl_deinit(list);
+  }
+
   /// A whole directory: both roles, the server for `localhost` and 127.0.0.1 or another name.
   void fill(const std::filesystem::path& directory, const std::string& server_name = "localhost",
             std::time_t valid_until = 30 * day_s) const {

@@ -136,12 +136,13 @@ class OpensslCredentials {
     }
     const int demanded = role == TlsRole::server ? SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT : SSL_VERIFY_PEER;
     ::SSL_CTX_set_verify(context, demanded, [](int good, X509_STORE_CTX* chain) {
-      // An authority of which the file has no list has revoked nothing: as with GnuTLS.
-      if (good == 0 && ::X509_STORE_CTX_get_error(chain) == X509_V_ERR_UNABLE_TO_GET_CRL) {
-        ::X509_STORE_CTX_set_error(chain, X509_V_OK);
-        return 1;
-      }
-      return good;
+      if (good != 0) return good;
+      // As with GnuTLS: an authority of which the file has no list has revoked nothing, and an old list still counts.
+      const int why = ::X509_STORE_CTX_get_error(chain);
+      const bool passes = why == X509_V_ERR_CRL_HAS_EXPIRED || why == X509_V_ERR_CRL_NOT_YET_VALID ||
+                          (why == X509_V_ERR_UNABLE_TO_GET_CRL && !has_list(chain));
+      if (passes) ::X509_STORE_CTX_set_error(chain, X509_V_OK);
+      return passes ? 1 : 0;
     });
     if (paths.certificate.empty()) return made;
     if (::SSL_CTX_use_certificate_chain_file(context, paths.certificate.c_str()) != 1 ||
@@ -160,7 +161,9 @@ class OpensslCredentials {
     if (role == TlsRole::server) {
       ::SSL_CTX_set_psk_server_callback(
           context, [](SSL* session, const char* identity, unsigned char* key, unsigned room) {
-            const std::string_view digits = detail::key_of(shared_of(session).keys, identity);
+            // Without a user key_of() returns the first key.
+            const std::string_view digits =
+                *identity == '\0' ? std::string_view() : detail::key_of(shared_of(session).keys, identity);
             const unsigned size = decode(digits, key, room);
             if (size > 0) return size;
             // A stranger gets a key that nobody has, so that a wrong user and a wrong key fail in the same way.
@@ -192,6 +195,16 @@ class OpensslCredentials {
         },
         nullptr);
     return made;
+  }
+
+  /// Whether there is a list of revoked certificates by the authority of the certificate that is being verified.
+  static bool has_list(X509_STORE_CTX* chain) noexcept {
+    const X509* const certificate = ::X509_STORE_CTX_get_current_cert(chain);
+    if (certificate == nullptr) return true;
+    const std::unique_ptr<STACK_OF(X509_CRL),
+                          decltype([](STACK_OF(X509_CRL) * lists) { sk_X509_CRL_pop_free(lists, ::X509_CRL_free); })>
+        lists(::X509_STORE_CTX_get1_crls(chain, ::X509_get_issuer_name(certificate)));
+    return lists && sk_X509_CRL_num(lists.get()) > 0;
   }
 
   static const Shared& shared_of(const SSL* session) noexcept {

@@ -175,6 +175,30 @@ TEST_CASE_TEMPLATE("An expired certificate is refused on either side", P, TLS_SI
   CHECK_MESSAGE(client.client == Errc::tls_refused, client.client_text);
 }
 
+TEST_CASE_TEMPLATE("A revoked certificate is refused, also by a list that is out of date", P, TLS_SIDES) {
+  constexpr std::time_t day = 24 * 60 * 60;
+  const std::string root = tls_files() + "/revoked";
+  std::filesystem::remove_all(root);
+  const TlsAuthority authority("revoking"), stranger("another");
+  authority.fill(root);
+  const auto reached = [&](const TlsAuthority& lists, const char* revoked, std::time_t next_update) {
+    lists.revoke(root, revoked, next_update);
+    return attempt<P>("revoked", "revoked");
+  };
+  for (const std::time_t next_update : {day, -day}) {
+    CAPTURE(next_update);
+    CHECK(reached(authority, "client", next_update).server == Errc::tls_revoked_certificate);
+    CHECK(reached(authority, "server", next_update).client == Errc::tls_revoked_certificate);
+    const Outcome none = reached(authority, "", next_update);
+    CHECK_MESSAGE(!none.client, none.client_text);
+    CHECK_MESSAGE(!none.server, none.server_text);
+  }
+  // Of another authority: it has revoked nothing.
+  const Outcome other = reached(stranger, "client", day);
+  CHECK_MESSAGE(!other.client, other.client_text);
+  CHECK_MESSAGE(!other.server, other.server_text);
+}
+
 TEST_CASE_TEMPLATE("A server's certificate must be for the name that the client expects", P, TLS_SIDES) {
   const Watchdog watchdog("handshakes");
   CHECK(attempt<P>("good", "name").client == Errc::tls_wrong_hostname);
@@ -688,6 +712,38 @@ TEST_CASE_TEMPLATE("peek_magic() looks at decrypted bytes and leaves them", P, T
   CHECK((got == bytes));
   REQUIRE(links.sender[0].finish().has_value());
   CHECK(code_of(peek_magic(links.receiver[0], 5s)) == Errc::peer_closed);
+}
+
+TEST_CASE_TEMPLATE("A message whose first bytes were looked at is read whole, in one call", P, TLS_SIDES) {
+  const Watchdog watchdog("looked at");
+  auto links = tls_links_of<P>(tcp_links(1));
+  const auto bytes = random_bytes(128);
+  REQUIRE(write_all(links.sender[0], std::span<const std::byte>(bytes)).has_value());
+  REQUIRE(peek_magic(links.receiver[0], 5s).has_value());
+  std::vector<std::byte> got(bytes.size());
+  const iovec buffer = mutable_buffer(std::span<std::byte>(got));
+  CHECK(links.receiver[0].read_now(std::span(&buffer, 1)).value_or(0) == bytes.size());
+  CHECK((got == bytes));
+}
+
+TEST_CASE_TEMPLATE("Nothing can be read or ended in order ahead of the handshake, and that is no crash", L,
+                   TLS_LIBRARIES) {
+  const Watchdog watchdog("no handshake");
+  auto plain = tcp_links(2);
+  for (std::size_t i = 0; i < 2; ++i) {
+    auto link =
+        L::Transport::on_first_write(std::move(plain.sender[i]), credentials<L>("keys.psk", TlsRole::client), {});
+    REQUIRE_MESSAGE(link.has_value(), text(link));
+    if (i == 0) {
+      static_cast<void>(link->finish());
+      CHECK(read_one(plain.receiver[0]).value_or(9) == 0);
+      continue;
+    }
+    std::vector<std::byte> record(5 + 100, std::byte{1});  // as one of data
+    for (std::size_t at = 0; const int each : {23, 3, 3, 0, 100}) record[at++] = static_cast<std::byte>(each);
+    REQUIRE(write_all(plain.receiver[1], std::span<const std::byte>(record)).has_value());
+    CHECK(!read_one(*link).has_value());
+  }
 }
 
 TEST_CASE_TEMPLATE("A limited read can be tried again", P, TLS_SIDES) {

@@ -118,13 +118,20 @@ class BasicTlsSession {
     const std::scoped_lock lock(reading_);
     if (ahead_bytes_ == 0) return receive(buffers, wait);
     std::size_t taken = 0;
+    iovec rest{};
     for (const iovec& buffer : buffers) {
       const std::size_t count = std::min(buffer.iov_len, ahead_bytes_ - taken);
       if (count > 0) std::memcpy(buffer.iov_base, ahead_.data() + taken, count);
       taken += count;
+      if (count == buffer.iov_len) continue;
+      rest = {.iov_base = static_cast<std::byte*>(buffer.iov_base) + count, .iov_len = buffer.iov_len - count};
+      break;
     }
     ahead_bytes_ -= taken;
     std::memmove(ahead_.data(), ahead_.data() + taken, ahead_bytes_);
+    // What came with the bytes that were looked at is read with them: a short message is whole in one call. What goes wrong
+    // is the next call's error.
+    if (taken > 0 && rest.iov_len > 0) taken += receive(std::span(&rest, 1), &no_wait).value_or(0);
     return taken;
   }
 
@@ -158,7 +165,13 @@ class BasicTlsSession {
       error.stage = Stage::close;
       return std::unexpected(error);
     }
-    if (auto said = engine_.close_notify(); !said) return said;
+    // Ahead of the handshake there are no records yet, and nothing to end but the connection.
+    if (established_) {
+      if (auto said = engine_.close_notify(); !said) {
+        write_failed_ = said.error();  // half of it may have gone out
+        return said;
+      }
+    }
     // A peer that needs nothing more may have closed already; then the close_notify itself breaks the connection.
     if (auto ended = engine_.link().finish(); !ended && ended.error().code != std::errc::not_connected) return ended;
     finished_ = true;

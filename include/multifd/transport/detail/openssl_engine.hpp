@@ -154,6 +154,7 @@ class OpensslEngine {
   // Of the sending thread.
 
   [[nodiscard]] Result<void> seal(TlsContent content, Pieces& pieces, std::size_t count) noexcept {
+    ::ERR_clear_error();  // the host program's own
     const std::size_t size = sealing_.seal(content, pieces, count, out_.get() + out_bytes_);
     if (size == 0) return fail_openssl(Stage::write, "encrypt");
     out_bytes_ += size;
@@ -175,8 +176,15 @@ class OpensslEngine {
       if (!sent) return std::unexpected(sent.error());
       left = left.subspan(*sent);
     }
-    // A socket's call returns in parts when it takes long: then the bytes shall be seen to move.
-    batch_ = calls > 1 ? 1 : std::min(2 * batch_, most_batch);
+    // A socket's call returns in parts when it takes long: then the bytes shall be seen to move, for a while.
+    if (calls > 1) {
+      batch_ = 1;
+      small_writes_ = 64;
+    } else if (small_writes_ > 0) {
+      --small_writes_;
+    } else {
+      batch_ = std::min(2 * batch_, most_batch);
+    }
     return {};
   }
 
@@ -346,7 +354,8 @@ class OpensslEngine {
   alignas(cache_line) OpensslRecords sealing_;
   Memory out_;
   std::size_t out_bytes_ = 0;
-  std::size_t batch_ = 1;  ///< how many records go out together
+  std::size_t batch_ = 1;      ///< how many records go out together
+  unsigned small_writes_ = 0;  ///< so many more do not grow
 
   // Used by the receiving thread.
   alignas(cache_line) OpensslRecords opening_;

@@ -71,7 +71,7 @@ class OpensslHandshake {
 
   /// What was agreed on, once step() has returned done. This object is not used afterwards.
   /// Errors (stage `handshake`): OpenSSL's own.
-  [[nodiscard]] Result<TlsAgreed> agreed() noexcept {
+  [[nodiscard]] Result<TlsAgreed> agreed() {
     constexpr const char* what = "TLS handshake";
     TlsAgreed made;
     SSL* const session = session_.get();
@@ -85,7 +85,7 @@ class OpensslHandshake {
     made.text = std::string(suite.tls13 ? "TLS1.3 " : "TLS1.2 ") + (kind == NID_aes_128_gcm   ? "AES-128-GCM"
                                                                     : kind == NID_aes_256_gcm ? "AES-256-GCM"
                                                                                               : "CHACHA20-POLY1305");
-    if (const int limit = ::SSL_SESSION_get_max_fragment_length(::SSL_get_session(session)); limit != 0)
+    if (const int limit = ::SSL_SESSION_get_max_fragment_length(::SSL_get_session(session)); limit >= 1 && limit <= 4)
       made.most_content = std::size_t{256} << limit;  // what the client has asked for: 1 is 512 bytes
     const bool server = ::SSL_is_server(session) == 1;
     if (suite.tls13) {

@@ -197,6 +197,7 @@ class OpensslRecords {
 
   /// Sets the nonce, and authenticates what is not encrypted. Params `header`: the record's; `prefix`: what follows it.
   bool begin(TlsContent outer, std::size_t count, const std::byte* header, const std::byte* prefix) noexcept {
+    if (!context_) return false;  // ahead of start(): there is no handshake yet
     std::array<std::uint8_t, 12> nonce = iv_.bytes;
     const auto number = number_bytes();
     if (suite_.explicit_nonce)
