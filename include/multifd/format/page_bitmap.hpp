@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "multifd/format/byte_order.hpp"
 #include "multifd/format/extension.hpp"
@@ -38,14 +39,15 @@ struct PageBitmap {
 };
 
 /// Which words of a bitmap the next message has: from the first one that is not 0 to the end of the message. None are left:
-/// an empty span.
-[[nodiscard]] inline std::span<const std::uint64_t> next_words(std::span<const std::uint64_t> bitmap) noexcept {
+/// an empty span. Params `most`: from 1 to max_page_bitmap_words.
+[[nodiscard]] inline std::span<const std::uint64_t> next_words(std::span<const std::uint64_t> bitmap,
+                                                               std::size_t most = max_page_bitmap_words) noexcept {
   constexpr std::ptrdiff_t gap = 3;  // so many words without a page are as long as a message's head
   const auto is_set = [](std::uint64_t word) { return word != 0; };
   const auto first = std::ranges::find_if(bitmap, is_set);
   auto end = first;  // behind the last word of the message
   for (auto next = first; next != bitmap.end() && next - end < gap; next = std::find_if(end, bitmap.end(), is_set)) {
-    if (next + 1 - first > static_cast<std::ptrdiff_t>(max_page_bitmap_words)) break;
+    if (next + 1 - first > static_cast<std::ptrdiff_t>(most)) break;
     end = next + 1;
   }
   return {first, end};
@@ -97,6 +99,29 @@ template <class OnWord>
     MULTIFD_TRY(on_word(first_word + i, word));
   }
   return {};
+}
+
+/// Calls `on_run(first, count)`, which returns a Result<void>, for each run of adjacent pages that are named, also over several
+/// words; `first`: the page's number in the block. Else as for_each_word().
+template <class OnRun>
+[[nodiscard]] Result<void> for_each_run(const PageBitmap& pages, std::uint64_t block_bytes, std::size_t page_bytes,
+                                        std::string_view idstr, OnRun&& on_run) {
+  std::uint64_t first = 0, count = 0;
+  const auto on_word = [&](std::uint64_t index, std::uint64_t word) -> Result<void> {
+    for (unsigned at = 0; at < 64 && word >> at != 0;) {
+      at += static_cast<unsigned>(std::countr_zero(word >> at));
+      const auto run = static_cast<unsigned>(std::countr_one(word >> at));
+      if (count > 0 && index * 64 + at != first + count) {
+        MULTIFD_TRY(on_run(first, std::exchange(count, 0)));
+      }
+      if (count == 0) first = index * 64 + at;
+      count += run;
+      at += run;
+    }
+    return {};
+  };
+  MULTIFD_TRY(for_each_word(pages, block_bytes, page_bytes, idstr, on_word));
+  return count == 0 ? Result<void>{} : on_run(first, count);
 }
 
 }  // namespace multifd::wire

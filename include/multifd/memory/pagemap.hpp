@@ -77,20 +77,13 @@ class Pagemap {
   /// Params: `begin`, `end`: page aligned.
   template <class OnData>
   [[nodiscard]] Result<void> for_each_data(std::uintptr_t begin, std::uintptr_t end, OnData&& on_data) {
-    if (can_scan_) {
-      const int error = scan({.begin = begin,
-                              .end = end,
-                              .category_inverted = page_is_pfnzero,
-                              .category_mask = page_is_pfnzero,
-                              .category_anyof_mask = page_is_present | page_is_swapped,
-                              .return_mask = page_is_present},
-                             on_data);
-      if (error == 0) return {};
-      // The errors by which older kernels, sandboxes and emulators refuse a request that they do not know.
-      if (error != ENOTTY && error != EINVAL && error != ENOSYS) return fail_errno(Stage::setup, "PAGEMAP_SCAN", error);
-      can_scan_ = false;
-    }
-    return read_entries(begin, end, on_data);
+    return for_each(begin, end, page_is_present | page_is_swapped, on_data);
+  }
+
+  /// The same for those that are there alone: none that is swapped, or looks like it.
+  template <class OnData>
+  [[nodiscard]] Result<void> for_each_present(std::uintptr_t begin, std::uintptr_t end, OnData&& on_data) {
+    return for_each(begin, end, page_is_present, on_data);
   }
 
   /// Calls on_written(begin, end) for each run of pages that were written since they were last protected, and
@@ -132,6 +125,25 @@ class Pagemap {
 
   Pagemap() = default;
 
+  template <class OnData>
+  [[nodiscard]] Result<void> for_each(std::uintptr_t begin, std::uintptr_t end, std::uint64_t any_of, OnData& on_data) {
+    if (can_scan_) {
+      const int error = scan({.begin = begin,
+                              .end = end,
+                              .category_inverted = page_is_pfnzero,
+                              .category_mask = page_is_pfnzero,
+                              .category_anyof_mask = any_of,
+                              .return_mask = page_is_present},
+                             on_data);
+      if (error == 0) return {};
+      // The errors by which older kernels, sandboxes and emulators refuse a request that they do not know.
+      if (error != ENOTTY && error != EINVAL && error != ENOSYS) return fail_errno(Stage::setup, "PAGEMAP_SCAN", error);
+      can_scan_ = false;
+    }
+    constexpr std::uint64_t entry_present = std::uint64_t{1} << 63, entry_swapped = std::uint64_t{1} << 62;
+    return read_entries(begin, end, entry_present | ((any_of & page_is_swapped) != 0 ? entry_swapped : 0), on_data);
+  }
+
   /// Returns an errno, or 0. Runs that `on_run` got before an error are valid.
   template <class OnRun>
   int scan(PagemapScan scan, OnRun& on_run) {
@@ -153,8 +165,8 @@ class Pagemap {
   }
 
   template <class OnData>
-  [[nodiscard]] Result<void> read_entries(std::uintptr_t begin, std::uintptr_t end, OnData& on_data) {
-    constexpr std::uint64_t holds_something = std::uint64_t{1} << 63 | std::uint64_t{1} << 62;  // present, swapped
+  [[nodiscard]] Result<void> read_entries(std::uintptr_t begin, std::uintptr_t end, std::uint64_t any_of,
+                                          OnData& on_data) {
     const auto page_bytes = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
     std::uintptr_t run = end;  // where the current run began; `end`: there is none
     for (std::uintptr_t at = begin; at < end;) {
@@ -163,7 +175,7 @@ class Pagemap {
       if (got < 0 && errno == EINTR) continue;
       if (got < 8) return fail_errno(Stage::setup, "read /proc/self/pagemap", got < 0 ? errno : EIO);
       for (std::size_t i = 0; i < static_cast<std::size_t>(got) / 8; ++i, at += page_bytes) {
-        const bool data = (buffer_->entries[i] & holds_something) != 0;
+        const bool data = (buffer_->entries[i] & any_of) != 0;
         if (data && run == end) run = at;
         if (!data && run != end) on_data(std::exchange(run, end), at);
       }

@@ -126,9 +126,8 @@ concept HasLoad = requires(G& guest, StateReader& from) {
 ///   `save(StateWriter&)`: writes the state of the stopped guest's devices, vCPUs among them.
 ///   `known_zeros(block, bitmap)`: optional: sets the bit of each page that is zero as the VMM knows without reading it:
 ///     a balloon's, holes of a file that UntouchedPages does not know. Bitmaps as DirtySource has them; other bits that are
-///     set stay so. Called ahead of each round, and when the guest stands still; a write that comes later must be reported by
-///     a later fetch. Those pages are not read. Memory that was never touched the driver finds by itself, once
-///     (UntouchedPages).
+///     set stay so. Called ahead of each round; a write that comes later must be reported by a later fetch. Those pages are
+///     not read. Memory that was never touched the driver finds by itself, once (SourceOptions::find_untouched).
 ///   `throttle(percent)`: optional: holds each vCPU for that share of its time, 0 to 99; 0 takes the throttle off.
 /// Errors: what a call returns is the migration's first error; the guest runs on at the source, which is what resume()
 ///   is called for then.

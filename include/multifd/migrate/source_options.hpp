@@ -92,6 +92,11 @@ struct SourceOptions {
   /// for it, and 16 bytes a page are kept. Under a cap of 1 GB/s or less all are; else, because copies would slow
   /// it down, a sample of those behind the first round, and all once half of these are unchanged. Switch it on for guests that rewrite what they have: caches, collected heaps.
   bool skip_unchanged = false;
+  /// Looks, once, which memory was never touched: that is zero, and is neither read nor sent as pages. Default: on. Switch it off
+  /// where memory that was never touched is not zero: while a userfaultfd still fills it (missing mode), as behind a lazy
+  /// restore; or where the process may not read /proc/self/pagemap. Costs a scan of the page tables, and a look at the open
+  /// descriptors for the file of shared memory.
+  bool find_untouched = true;
   /// Waits with the guest stopped, ahead of the last round, for Migration::proceed(). Default: off.
   bool pause_before_switchover = false;
   /// What DirtySource::rearm() clears at once. Most callers leave this alone.

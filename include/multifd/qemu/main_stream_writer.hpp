@@ -235,11 +235,11 @@ class MainStreamWriter {
     return message(wire::encode_settings(settings).view());
   }
 
-  /// Says which pages of a block are zero, between RAM's START and its END, to a destination that has the feature.
-  ///
-  /// Params: as missing_pages().
+  /// Says which pages of a block are zero, between RAM's START and its END, to a destination that has the feature. Params: as
+  /// missing_pages().
   [[nodiscard]] Result<void> known_zeros(std::uint32_t block, std::span<const std::uint64_t> bitmap) noexcept {
-    return page_bitmap(wire::ExtensionKind::known_zeros, block, bitmap);
+    constexpr std::size_t most_bytes = std::size_t{64} << 20;  // which the destination zeroes before it reads on
+    return page_bitmap(wire::ExtensionKind::known_zeros, block, bitmap, most_bytes / style_.page_bytes / 64);
   }
 
   /// Writes bytes of the VMM's own, between sections. Params `bytes`: 1 to 16382.
@@ -331,9 +331,10 @@ class MainStreamWriter {
 
   /// Names pages of a block, in as many messages as it takes.
   [[nodiscard]] Result<void> page_bitmap(wire::ExtensionKind kind, std::uint32_t block,
-                                         std::span<const std::uint64_t> bitmap) noexcept {
+                                         std::span<const std::uint64_t> bitmap,
+                                         std::size_t most_words = wire::max_page_bitmap_words) noexcept {
     for (std::span<const std::uint64_t> words = bitmap;;) {
-      words = wire::next_words(words);
+      words = wire::next_words(words, most_words);
       if (words.empty()) return {};
       const auto first = static_cast<std::uint64_t>(words.data() - bitmap.data());
       const auto header = wire::encode_page_bitmap_header(kind, block, first * 64 * style_.page_bytes);

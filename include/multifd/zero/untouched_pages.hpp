@@ -171,6 +171,7 @@ class UntouchedPages {
     auto pagemap = detail::Pagemap::open(options.reading);
     if (!pagemap) return std::unexpected(pagemap.error());
 
+    detail::AreaFiles files;
     UntouchedPages snapshot;
     snapshot.state_ = std::make_shared<State>();
     snapshot.state_->page_shift = static_cast<unsigned>(std::countr_zero(ram.page_bytes()));
@@ -182,7 +183,8 @@ class UntouchedPages {
         if (!block.words) return fail_errno(Stage::setup, "allocate untouched pages", ENOMEM);
         const auto file = std::ranges::find(options.files, BlockId{id}, &SharedMemoryFile::block);
         const int fd = file == options.files.end() ? -1 : file->fd;
-        if (auto found = snapshot.state_->find(block, from.host.size(), *pagemap, fd, file != options.files.end());
+        if (auto found =
+                snapshot.state_->find(block, from.host.size(), *pagemap, files, fd, file != options.files.end());
             !found)
           return std::unexpected(found.error());
       }
@@ -227,8 +229,8 @@ class UntouchedPages {
     std::atomic<bool> forgotten{false};
 
     /// Fills a block's bits.
-    [[nodiscard]] Result<void> find(Block& block, std::size_t bytes, detail::Pagemap& pagemap, int fd,
-                                    bool has_file) const {
+    [[nodiscard]] Result<void> find(Block& block, std::size_t bytes, detail::Pagemap& pagemap, detail::AreaFiles& files,
+                                    int fd, bool has_file) const {
       struct ::stat file{};
       struct ::statfs system{};
       if (has_file && (::fstat(fd, &file) != 0 || ::fstatfs(fd, &system) != 0))
@@ -245,12 +247,16 @@ class UntouchedPages {
         if (of_file) return add_holes(block, area, fd);
         if (area.anonymous()) return add_unmapped(block, area, pagemap);
         if (!area.shared) return {};
-        const auto found = detail::AreaFile::of(whole);
+        const detail::AreaFile& found = files.of(whole);
         struct ::statfs of_found{};
         if (!found || ::fstatfs(found.get(), &of_found) != 0) return {};
-        if (of_found.f_type == hugetlbfs) return add_unmapped_huge(block, whole, area, found.get(), pagemap);
-        if (file_holes(of_found) == FileHoles::unknown) return {};
-        return add_holes(block, area, found.get());
+        if (of_found.f_type == hugetlbfs) {
+          MULTIFD_TRY(add_unmapped_huge(block, whole, area, found.get(), pagemap));
+        } else if (file_holes(of_found) != FileHoles::unknown) {
+          MULTIFD_TRY(add_holes(block, area, found.get()));
+        }
+        if (found.is_the_same()) return {};
+        return fail_errno(Stage::setup, "UntouchedPages: the file of the memory was closed meanwhile", EBADF);
       });
       if (done && on_tmpfs && !file_seen)
         return fail(Errc::bad_option, Stage::setup, "UntouchedPages: the block's memory is not of this file");
@@ -263,8 +269,9 @@ class UntouchedPages {
                                                  const detail::MemoryArea& part, int fd,
                                                  detail::Pagemap& pagemap) const {
       std::uint64_t mapped = 0;
-      MULTIFD_TRY(pagemap.for_each_data(whole.begin, whole.end,
-                                        [&](std::uintptr_t data, std::uintptr_t end) { mapped += end - data; }));
+      // Not what only looks swapped: userfaultfd's marks stand also where the file has no page.
+      MULTIFD_TRY(pagemap.for_each_present(whole.begin, whole.end,
+                                           [&](std::uintptr_t data, std::uintptr_t end) { mapped += end - data; }));
       // Behind the scan: what has been added since then is in this, and what is in it later has been written later.
       struct ::stat file{};
       if (::fstat(fd, &file) != 0) return fail_errno(Stage::setup, "UntouchedPages: file");
@@ -286,6 +293,10 @@ class UntouchedPages {
 
     /// Adds the pages of an area that map holes of a file.
     [[nodiscard]] Result<void> add_holes(Block& block, const detail::MemoryArea& area, int fd) const noexcept {
+      // A file without holes, by its size: lseek() would look at each of its pages.
+      struct ::stat file{};
+      if (::fstat(fd, &file) != 0) return fail_errno(Stage::setup, "UntouchedPages: file");
+      if (file.st_blocks * 512 >= file.st_size) return {};
       const off_t position = ::lseek(fd, 0, SEEK_CUR);
       const auto begin = static_cast<off_t>(area.file_offset);
       const off_t end = begin + static_cast<off_t>(area.end - area.begin);

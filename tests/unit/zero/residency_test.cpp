@@ -3,9 +3,11 @@
 #include "support/page_group.hpp"
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -262,9 +264,28 @@ TEST_CASE("the file of shared memory is found: by the kernel's link, and among t
   REQUIRE(::fstat(open.get(), &found) == 0);
   CHECK(found.st_ino == own.st_ino);
   CHECK(found.st_dev == own.st_dev);
-  CHECK(open.get() != memory.fd());
+  CHECK(open.is_the_same());
   area.inode += 1;
   CHECK_FALSE(AreaFile::of(area));
+}
+
+TEST_CASE("a look at the file of shared memory takes away no record lock that the process has on it") {
+  const Memory memory(8, Memory::Kind::memfd);
+  struct ::flock lock{};
+  lock.l_type = F_WRLCK;
+  REQUIRE(::fcntl(memory.fd(), F_SETLK, &lock) == 0);
+  const Vm vm(memory);
+  CHECK(take_all(snapshot(vm), vm) == "uuuuuuuu");
+  const pid_t other = ::fork();
+  if (other == 0) {
+    struct ::flock asked{};
+    asked.l_type = F_WRLCK;
+    ::_exit(::fcntl(memory.fd(), F_GETLK, &asked) == 0 && asked.l_type == F_WRLCK ? 0 : 1);
+  }
+  REQUIRE(other > 0);
+  int status = 1;
+  REQUIRE(::waitpid(other, &status, 0) == other);
+  CHECK(status == 0);  // it is locked still
 }
 
 TEST_CASE("shared memory whose file nobody has open is known by the kernel's link, or not at all") {

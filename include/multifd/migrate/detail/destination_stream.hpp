@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <chrono>
 #include <cstdint>
 #include <iterator>
@@ -139,7 +138,7 @@ class DestinationStream {
       if (!element) return std::unexpected(element.error());
       if (*element) {
         if (reconnect_ && !std::exchange(source_goes_on_, true)) reconnect_->set_timeout(options_.resume.timeout);
-        if ((**element).kind != qemu::ElementKind::extension) zeros_.reset();
+        if ((**element).kind != qemu::ElementKind::extension) forget_zeros();
         return **element;
       }
       if (!standing_still) standing_still.emplace(limit, arrived());
@@ -162,7 +161,7 @@ class DestinationStream {
       reporter_.peer_gave_up(theirs.text());
       return std::unexpected(theirs.error());
     }
-    if (message.kind != Kind::page_digests) zeros_.reset();
+    if (message.kind != Kind::page_digests) forget_zeros();
     if (message.kind == Kind::page_digests) {
       reporter_.step(MigrationStep::verify);
       MULTIFD_TRY(compare(message));
@@ -242,8 +241,12 @@ class DestinationStream {
       const auto element = reader_.next(farewell);
       if (!element || !*element) break;
       if ((*element)->kind != qemu::ElementKind::extension) continue;
-      const auto message = take_message(**element);
-      if (!message && message.error().code == Errc::peer_gave_up) return message.error();
+      const auto message = wire::parse_extension((*element)->data, wire::Towards::destination);
+      if (!message || message->kind != Kind::failed) continue;
+      const auto theirs = wire::parse_failed(*message);
+      if (!theirs) continue;
+      reporter_.peer_gave_up(theirs->text());
+      return theirs->error();
     }
     return error;
   }
@@ -282,13 +285,22 @@ class DestinationStream {
     return receiver_->release_epoch().error();
   }
 
+  /// A source sends all its digests in one go. One that has other messages between them does not get a look at all page tables
+  /// for each.
+  static constexpr unsigned most_snapshots = 4;
+
+  /// The memory may be written to.
+  void forget_zeros() noexcept {
+    if (snapshots_ <= most_snapshots) zeros_.reset();  // else they are none
+  }
+
   [[nodiscard]] Result<void> compare(const wire::ExtensionMessage& message) {
     MULTIFD_TRY_ASSIGN(const auto digests, wire::parse_page_digests(message));
     if (digests.block >= ids_.size())
       return fail(Errc::bad_extension_message, Stage::parse, "digests of pages: block", digests.block, ids_.size());
     const RamBlock& block = ram_->block(ids_[digests.block]);
     // Nobody writes to the memory between two such messages.
-    if (!zeros_) zeros_ = untouched_in(*ram_);
+    if (!zeros_) zeros_ = ++snapshots_ <= most_snapshots ? untouched_in(*ram_) : DirtyBitmaps(*ram_);
     MULTIFD_TRY(wire::compare_page_digests(digests, block.host, ram_->page_bytes(), block.idstr,
                                            (*zeros_)[ids_[digests.block]]));
     pages_verified_ += digests.pages();
@@ -296,6 +308,8 @@ class DestinationStream {
   }
 
   [[nodiscard]] Result<void> take_known_zeros(const wire::ExtensionMessage& message) {
+    // Each message may be the zeroing of much memory.
+    if (reporter_.interrupt().triggered()) return fail(Errc::cancelled, Stage::read, "known zeros");
     if (!settings_.features.has(wire::feature_known_zeros))
       return fail(Errc::unexpected_extension_message, Stage::parse, "known zeros, without the feature",
                   static_cast<std::uint64_t>(message.kind), 0, wire::feature_known_zeros);
@@ -304,28 +318,11 @@ class DestinationStream {
       return fail(Errc::bad_extension_message, Stage::parse, "known zeros: block", pages.block, ids_.size());
     const BlockId id = ids_[pages.block];
     const RamBlock& block = ram_->block(id);
-    std::uint64_t first = 0, count = 0;  // adjacent pages, also of several words
-    const auto apply = [&]() -> Result<void> {
-      if (count == 0) return {};
-      zero_on_main_.fetch_add(count, std::memory_order_relaxed);
-      return receiver_->apply_zero(id, first * ram_->page_bytes(), count);
-    };
-    const auto on_word = [&](std::uint64_t index, std::uint64_t word) -> Result<void> {
-      for (unsigned at = 0; at < 64 && word >> at != 0;) {
-        at += static_cast<unsigned>(std::countr_zero(word >> at));
-        const auto run = static_cast<unsigned>(std::countr_one(word >> at));
-        if (count > 0 && index * 64 + at != first + count) {
-          MULTIFD_TRY(apply());
-          count = 0;
-        }
-        if (count == 0) first = index * 64 + at;
-        count += run;
-        at += run;
-      }
-      return {};
-    };
-    MULTIFD_TRY(wire::for_each_word(pages, block.bytes, ram_->page_bytes(), block.idstr, on_word));
-    return apply();
+    return wire::for_each_run(pages, block.bytes, ram_->page_bytes(), block.idstr,
+                              [&](std::uint64_t first, std::uint64_t count) {
+                                zero_on_main_.fetch_add(count, std::memory_order_relaxed);
+                                return receiver_->apply_zero(id, first * ram_->page_bytes(), count);
+                              });
   }
 
   [[nodiscard]] Result<void> take_missing(const wire::ExtensionMessage& message) {
@@ -376,6 +373,7 @@ class DestinationStream {
   MissingMemory* missing_ = nullptr;  ///< null: memory may not follow
   std::optional<wire::MemoryFollows> follows_;
   std::optional<DirtyBitmaps> zeros_;  ///< pages that need not be read to be compared
+  unsigned snapshots_ = 0;             ///< how often they were looked for
   std::vector<BlockId> ids_;           ///< of the source's blocks, in its order
   std::vector<int> descriptors_;       ///< of the first connections
   bool source_goes_on_ = false;        ///< it has read ACCEPTED

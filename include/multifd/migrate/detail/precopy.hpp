@@ -219,7 +219,7 @@ class Precopy {
     if (stream_.zero_pages() == wire::ZeroPagesMode::none) return {};
     // What is asked for zeros from here on is watched: a write that comes later is reported.
     MULTIFD_TRY(rearm_all(source, dirty_, options_.rearm_pages));
-    untouched_ = untouched_in(ram_);
+    if (options_.find_untouched) untouched_ = untouched_in(ram_);
     return {};
   }
 
