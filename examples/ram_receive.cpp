@@ -144,12 +144,17 @@ class FileGuest {
       program::check_mapped_files();  // what has failed looks like zeros, which would be punched out
       digest = target_.digest(page_bytes_);
     }));
+    progress = std::make_unique<program::Progress>("all has come, waiting for the digest of the source's file",
+                                                   "Is the source stopped (SIGSTOP, a debugger, its host paused), or "
+                                                   "its disk slow? --progress-timeout ends the wait",
+                                                   settings_.limits.hint);
     std::optional<SourceState> source;
     for (;;) {
       MULTIFD_TRY_ASSIGN(const auto section, from.next());
       if (!section) break;
       MULTIFD_TRY(reasons_.in_guest("read the source's digest", [&] { source.emplace(section->state); }));
     }
+    progress.reset();
     MULTIFD_TRY(reasons_.in_guest("verify the memory", [&] {
       if (!source) throw Failure("the source has not said the digest of its file: it is no ram_send");
       if (digest != source->digest) throw differs(*source);

@@ -81,7 +81,7 @@ class Scene:
         self.output = folder.memory / folder.new("dump").name
         stack.callback(shutil.rmtree, self.output, ignore_errors=True)
         self.destination = self.proxy = None
-        command = [programs / case["program"], "--listen", moment.listen(folder), "--timeout", TIMEOUT]
+        command = [programs / case["program"], "--listen", moment.listen(folder), "--timeout", TIMEOUT, "--hint-after", 2]
         if relay:
             to = self._start_destination(folder, stack)
             if case["victim"] == "out-channel":
@@ -125,6 +125,7 @@ class Scene:
         self._happen(self.case["victim"])
 
     def _happen(self, victim):
+        self.said_before = len(self.program.stderr())
         if victim in ("source", "program", "destination"):
             getattr(self, victim).kill()
             return
@@ -144,12 +145,16 @@ class Scene:
             return ""
         left = max(0.01, end - time.monotonic())
         # A connection that is cut before its first byte is no source, and the program waits for the next one.
-        nobody = "said nothing"
-        wait_for(f"{self.program.name}: its end", left,
-                 lambda: not self.program.alive() or nobody in self.program.stderr())
+        # Neither is a source that is killed ahead of its first connection: then it goes on waiting for that.
+        def waits():
+            said = self.program.stderr()
+            return "said nothing" in said or (self.case["victim"] == "source" and
+                                              "waiting for a source's main connection" in said[self.said_before:])
+
+        wait_for(f"{self.program.name}: its end", left, lambda: not self.program.alive() or waits())
         with contextlib.suppress(LabError):
             self.program.wait_exit(5)
-        if self.program.alive() and nobody in self.program.stderr():
+        if self.program.alive() and waits():
             return "no migration had begun: it waits for a source"
         if self.moment.ending:  # it may have been too late to harm
             status = self.program.wait_exit(max(0.01, end - time.monotonic()))

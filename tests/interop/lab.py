@@ -268,6 +268,8 @@ class Qemu(Process):
         info = self.wait_migration("completed", limit)
         if pages_sent_again(info) <= 0:
             raise GuestStoodStill(f"{self.name}: the guest wrote nothing while it migrated")
+        if xbzrle and info.get("xbzrle-cache", {}).get("pages", 0) == 0:  # it had converged by then, on a busy machine
+            raise GuestStoodStill(f"{self.name}: no page went out as what had changed in it")
         return info
 
     def stop(self):
