@@ -25,6 +25,8 @@ POSTCOPY = "e6d97c3.AMD-EPYC.gcc-12.2.0.2026-11-30.postcopy.json"
 LAZY_RESTORE = "f3bf51e.AMD-EPYC.gcc-12.2.0.2026-11-30.lazy_restore.json"
 PATHS = "4d8d21c.AMD-EPYC.gcc-12.2.0.2026-11-30.paths.json"
 HYBRID = "62b3c43.AMD-EPYC.gcc-12.2.0.2026-11-30.hybrid.json"
+TLS = "66d4c09.Intel-R--Xeon-R--Processor.gcc-12.2.0.2026-11-30.tls.json"
+UNTOUCHED = "66d4c09.Intel-R--Xeon-R--Processor.gcc-12.2.0.2026-11-30.untouched.json"
 CODEC, COLD, OLDER = "ba92cfb", "80a25d0", "6364f99"
 
 MARK = re.compile(r"(<!-- figures: (\w+), made by benchmarks/figures\.py -->\n)(.*?)(<!-- figures: end -->\n)", re.S)
@@ -211,16 +213,38 @@ def sockets():
     return table(head, lines) + source(name("rows.txt"), name("rows.json"))
 
 
+WAYS_OF_TLS = {"qemu-psk": "QEMU 10.0, pre-shared keys", "qemu-x509": "QEMU 10.0, certificates", "qemu-plain": "QEMU 10.0, plain",
+               "ours-plain": "multifd, plain", "ours-gnutls-psk": "multifd, GnuTLS, pre-shared keys",
+               "ours-gnutls-x509": "multifd, GnuTLS, certificates", "ours-openssl-psk": "multifd, OpenSSL, pre-shared keys",
+               "ours-openssl-x509": "multifd, OpenSSL, certificates"}
+
+
 def tls():
+    report = read(TLS)
+    medians, calls = report["medians"], report["system_calls"]
     lines = []
-    for channels in (1, 2, 4, 8):
-        cells = [str(channels)]
-        for way in ("tls", "none"):
-            cells += [f"{speed(f'{way}/tcp/channels:{channels}'):.2f}",
-                      f"{pipeline(f'{way}/tcp/channels:{channels}', 'cpu_s_per_gib'):.2f}"]
-        lines.append(cells)
-    head = ["channels", "TLS GiB/s", "TLS CPU s/GiB", "plain GiB/s", "plain CPU s/GiB"]
-    return table(head, lines) + source(name("rows.json"))
+    for way, label in WAYS_OF_TLS.items():
+        mine, kind = medians[way], way.rsplit("-", 1)[-1]
+        qemu, plain = medians[f"qemu-{kind}"], medians["ours-plain"]
+        ours = way.startswith("ours")
+        ratio = (lambda key, base: times(mine[key] / base[key]) if ours else "")
+        told = calls.get(way)
+        lines.append([label, f"{mine['gib_per_s']:.2f} ({mine['slowest']:.2f} to {mine['fastest']:.2f})", f"{mine['cpu_per_gib']:.2f}",
+                      ratio("gib_per_s", qemu), ratio("cpu_per_gib", qemu), ratio("cpu_per_gib", plain),
+                      f"{told['source'] / 1000:.1f}, {told['destination'] / 1000:.1f}" if told else ""])
+    return table(["way", "GiB/s (spread)", "CPU s/GiB", "times QEMU", "its CPU / QEMU's", "its CPU / our plain", "thousand system calls a GiB, source, destination"],
+                 lines) + source(TLS)
+
+
+def untouched():
+    lines = []
+    for way, runs in read(UNTOUCHED)["results"].items():
+        column = {key: [run[key] for run in runs] for key in runs[0]}
+        du = ", ".join(f"{statistics.median(column[key]):.0f}" for key in ("source_du_mib", "copy_du_mib")) if "copy_du_mib" in column else ""
+        lines.append([way, median(column["seconds"], 2), median(column["first_round_s"], 2), du,
+                      ", ".join(f"{statistics.median(column[key]):.0f}" for key in ("source_peak_mib", "destination_peak_mib"))])
+    return table(["what", "all, s", "first round, s", "`du` of source and copy, MiB", "peak of resident memory, source, destination, MiB"], lines) + source(
+        UNTOUCHED, by="python3 benchmarks/untouched.py build/bench --quick --repeat 3")
 
 
 def handoff():
