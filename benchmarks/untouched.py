@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / each) for each in ("tests/programs", "tests/interop", "benchmarks/qemu")]
 
 import untouched  # noqa: E402
+from lab import kvm_opens  # noqa: E402
 from side_by_side import machine  # noqa: E402
 from survivors import Folder, LabError  # noqa: E402
 
@@ -63,7 +64,7 @@ def ways(folder, programs, disk, quick):
             if mode == "none":
                 continue  # all bytes of 64 GiB
             yield f"ram_send, {text}", lambda options=options: send(folder, programs, folder.memory, 64 * GIB, 200 * MIB, True, *options)
-            for backend in ("thread", "kvm") if os.access("/dev/kvm", os.W_OK) else ("thread",):
+            for backend in ("thread", "kvm") if kvm_opens() else ("thread",):
                 for verify in ("--no-verify", "--verify"):
                     yield f"guest, {backend}, {text}, {verify}", lambda backend=backend, options=options, verify=verify: move(
                         folder, programs, backend, *options, verify)
