@@ -173,6 +173,19 @@ TEST_CASE("Memory that was never touched stays so at both ends, also where all p
   }
 }
 
+TEST_CASE(
+    "A driver that is not to look for untouched memory reads all of it, and says no zeros on the main connection") {
+  FreshGuest here(Kind::anonymous);
+  FreshGuest there(Kind::anonymous);
+  here.write(7);
+  const auto [moved, taken] = migrate_between(here, there, {.verify = Verify::required, .find_untouched = false});
+  REQUIRE_MESSAGE(moved.has_value(), test::text(moved));
+  REQUIRE_MESSAGE(taken.has_value(), test::text(taken));
+  CHECK(moved->pages_verified == pages);
+  CHECK(taken->zero_on_main == 0);
+  check_equal(here, there);
+}
+
 TEST_CASE("Known zeros overwrite what the destination's memory held before") {
   FreshGuest here(Kind::anonymous);
   FreshGuest there(Kind::anonymous);
