@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <utility>
 
 #include "multifd/config.hpp"
 #include "multifd/stats.hpp"
@@ -51,10 +52,12 @@ struct alignas(cache_line) ChannelCounters {
 /// Splits a worker's time into stages: each lap() adds the time since the last one to a counter.
 class StageClock {
  public:
-  void lap(Counter& stage) noexcept {
+  /// Adds the time since the call before to `stage`, and returns it.
+  std::chrono::nanoseconds lap(Counter& stage) noexcept {
     const auto now = std::chrono::steady_clock::now();
-    stage.add(static_cast<std::uint64_t>(std::chrono::nanoseconds(now - last_).count()));
-    last_ = now;
+    const std::chrono::nanoseconds time = now - std::exchange(last_, now);
+    stage.add(static_cast<std::uint64_t>(time.count()));
+    return time;
   }
 
  private:

@@ -5,6 +5,7 @@
 // offsets of a file.
 #pragma once
 
+#include <chrono>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -20,13 +21,14 @@
 
 namespace multifd::engine {
 
-/// Pages of one block and one epoch, no more than a batch holds. Valid until send() returns.
+/// Pages of one block and one epoch, no more than a batch holds. Valid until send() returns, but for `lasting` bytes.
 struct PageList {
   BlockId id{};
   const RamBlock& block;
   std::span<const std::uint64_t> offsets;  ///< normal pages first, zero pages behind them
   std::size_t normal_pages = 0;            ///< how many are not zero pages
   ConstBuffers runs;                       ///< their bytes, pages adjacent in memory merged; may change
+  bool lasting = false;                    ///< the bytes are the guest's memory, and may be read until the epoch closes
 };
 
 /// What one call of an outlet wrote: payload_bytes count page data, as it travels; wire_bytes count everything.
@@ -56,12 +58,12 @@ class Meter {
   /// longer than SenderOptions::progress_timeout counts as standing still.
   void moved(std::size_t bytes) noexcept { counters_.moved_bytes.add(bytes); }
 
-  // Each adds the time since the call before to the stage that it names. A worker calls the first two, its outlet the
-  // others.
+  // Each adds the time since the call before to the stage that it names; wrote() returns it, too. A worker calls the first
+  // two, its outlet the others.
   void idled() noexcept { clock_.lap(counters_.idle_ns); }
   void checked() noexcept { clock_.lap(counters_.check_ns); }
   void encoded() noexcept { clock_.lap(counters_.codec_ns); }
-  void wrote() noexcept { clock_.lap(counters_.io_ns); }
+  std::chrono::nanoseconds wrote() noexcept { return clock_.lap(counters_.io_ns); }
 
   /// Starts the clock.
   void begin() noexcept { clock_ = {}; }

@@ -167,8 +167,12 @@ class SendWorker {
     const RamBlock& block = shared_.map.block(batch.block);
     const std::size_t normal = split(batch, block);
     meter_.checked();
-    const PageList pages{
-        .id = batch.block, .block = block, .offsets = batch.offsets(), .normal_pages = normal, .runs = runs_.view()};
+    const PageList pages{.id = batch.block,
+                         .block = block,
+                         .offsets = batch.offsets(),
+                         .normal_pages = normal,
+                         .runs = runs_.view(),
+                         .lasting = From::guest && !batch.copied};
     if (auto sent = count(outlet_.send(pages, meter_)); !sent) return sent;
     counters().packets.add(1);
     counters().normal_pages.add(normal);

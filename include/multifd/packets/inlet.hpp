@@ -171,9 +171,9 @@ class Inlet {
   }
 
   /// Reads into the first `parts` entries of in_, at least `wanted` bytes unless the stream ends; counts them as they come.
-  [[nodiscard]] Result<std::size_t> read(std::size_t parts, std::size_t wanted) noexcept {
-    return read_at_least(*link_, std::span(in_.get(), parts), wanted,
-                         [this](std::size_t bytes) noexcept { counters_.wire_bytes.add(bytes); });
+  [[nodiscard]] Result<std::size_t> read(std::size_t parts, std::size_t wanted, std::size_t soon = 0) noexcept {
+    const auto moved = [this](std::size_t bytes) noexcept { counters_.wire_bytes.add(bytes); };
+    return read_at_least(*link_, std::span(in_.get(), parts), wanted, moved, soon);
   }
 
   [[nodiscard]] Result<void> read_hello() noexcept {
@@ -323,9 +323,10 @@ class Inlet {
     } else {
       in_[parts++] = {payload_.get(), payload_bytes};
     }
-    // If the next header has arrived already, this read takes it along: one system call less per packet.
+    // This read takes the next header along, and waits for it: one system call per packet instead of two. Behind pages
+    // there comes another packet or the SYNC. Device state may be shorter than a header, and is not to be waited for.
     in_[parts++] = {header_.get(), header_bytes()};
-    const auto arrived = read(parts, payload_bytes);
+    const auto arrived = read(parts, payload_bytes, shared_.on_device_state.take ? 0 : header_bytes());
     clock_.lap(counters_.io_ns);
     if (!arrived) return std::unexpected(arrived.error());
     if (*arrived < payload_bytes) return fail(Errc::truncated_payload, Stage::read, "payload", *arrived);

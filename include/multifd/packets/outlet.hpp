@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -59,7 +60,7 @@ class Outlet {
     if (!encoder) return std::unexpected(encoder.error());
     Outlet outlet(shared, channel, std::move(link), std::move(*encoder), compressor, redial);
     outlet.headers_.reset(new (std::nothrow) std::byte[most_headers * outlet.header_bytes()]{});
-    outlet.out_.reset(new (std::nothrow) iovec[outlet.packet_pages() + 1]);
+    outlet.out_.reset(new (std::nothrow) iovec[most_packets * (outlet.packet_pages() + 1)]);
     if (!outlet.headers_ || !outlet.out_) return fail_errno(Stage::setup, "allocate channel", ENOMEM);
     if (shared.digest == Digest::on) {
       outlet.staging_.reset(new (std::nothrow) std::byte[batch_bytes]);
@@ -83,9 +84,9 @@ class Outlet {
                               .packet_num = next_packet_num(),
                               .idstr = pages.block.idstr};
     std::size_t payload_bytes = 0;
-    std::size_t out_count = 1;
+    iovec staged;
+    ConstBuffers payload;
     if (pages.normal_pages > 0) {
-      iovec staged;
       ConstBuffers runs = pages.runs;
       if (staging_) {
         staged = stage(runs);
@@ -94,19 +95,19 @@ class Outlet {
         header.digest = digest_of({staging_.get(), staged.iov_len});
       }
       if (auto level = follow_level(); !level) return std::unexpected(level.error());
-      const Result<ConstBuffers> payload = encoder_.encode(runs);
-      if (!payload) {
-        Error error = payload.error();
+      const Result<ConstBuffers> encoded = encoder_.encode(runs);
+      if (!encoded) {
+        Error error = encoded.error();
         error.subject = pages.block.idstr;
         return std::unexpected(error);
       }
-      payload_bytes = total_bytes(*payload);
+      payload = *encoded;
+      payload_bytes = total_bytes(payload);
       // A user's compressor may break its contract; its output must not overrun the peer's buffer.
       const std::size_t bound =
           C::payload_form == PayloadForm::pages ? pages.normal_pages * shared_->page_bytes : wire::max_payload_bytes;
-      if (payload_bytes == 0 || payload_bytes > bound || payload->size() > packet_pages())
+      if (payload_bytes == 0 || payload_bytes > bound || payload.size() > packet_pages())
         return fail(Errc::payload_too_large, Stage::encode, "payload", payload_bytes, bound, pages.block.idstr);
-      for (const iovec& part : *payload) out_[out_count++] = part;
       header.next_packet_size = static_cast<std::uint32_t>(payload_bytes);
     }
     meter.encoded();
@@ -114,32 +115,30 @@ class Outlet {
     encode(header, pages.offsets);
     const std::size_t piece = meter.piece(payload_bytes);
     if (auto granted = meter.acquire(header_bytes() + piece); !granted) return std::unexpected(granted.error());
-    if (payload_bytes == 0 && held_ + 1 < most_headers) {
-      ++held_;
-    } else {
-      out_[0] = const_buffer(headers_.get(), (held_ + 1) * header_bytes());
-      held_ = 0;
-      const std::span<iovec> buffers(out_.get(), out_count);
-      auto written = piece == payload_bytes ? write_all(link_, buffers, counted_by(meter))
-                                            : write_pieces(buffers, out_[0].iov_len + piece, meter);
-      meter.wrote();
-      if (!written) return std::unexpected(written.error());
+    hold(payload);
+    // Compressed pages and copies are in buffers that the next packet needs. Under a cap bytes leave when they are granted.
+    const bool is_memory = pages.lasting && payload.data() == pages.runs.data();
+    const bool can_wait =
+        payload.empty() || (is_memory && piece == payload_bytes && held_packets_ < most_packets && is_fast_);
+    if (!can_wait || held_ == most_headers) {
+      if (auto written = write_held(payload_bytes - piece, meter); !written) return std::unexpected(written.error());
     }
     return engine::Sent{.payload_bytes = payload_bytes, .wire_bytes = header_bytes() + payload_bytes};
   }
 
-  [[nodiscard]] Result<void> push_out(engine::Meter& meter) noexcept { return write_headers(0, meter); }
+  [[nodiscard]] Result<void> push_out(engine::Meter& meter) noexcept { return write_held(0, meter); }
 
   [[nodiscard]] Result<engine::Sent> close_epoch(std::uint64_t, engine::Meter& meter) noexcept {
     std::memset(header(), 0, header_bytes());
     wire::encode_header(header(), {.flags = wire::flag_sync, .packet_num = next_packet_num()});
-    if (auto written = write_headers(1, meter); !written) return std::unexpected(written.error());
+    hold({});
+    if (auto written = write_held(0, meter); !written) return std::unexpected(written.error());
     return engine::Sent{.wire_bytes = header_bytes()};
   }
 
   /// Writes a whole device-state packet. Never compressed, not ordered by SYNC (format/packets.md section 13).
   [[nodiscard]] Result<engine::Sent> send_message(const Message& packet, engine::Meter& meter) noexcept {
-    if (auto written = write_headers(0, meter); !written) return std::unexpected(written.error());
+    if (auto written = write_held(0, meter); !written) return std::unexpected(written.error());
     // In pieces: under a cap other channels go on meanwhile, and no call of the transport takes long.
     for (std::span<const std::byte> rest(packet.bytes.get(), packet.size); !rest.empty();) {
       const auto piece = rest.first(std::min(meter.piece(rest.size()), piece_bytes));
@@ -178,7 +177,7 @@ class Outlet {
     if (!encoder) return std::unexpected(encoder.error());
     encoder_ = std::move(*encoder);
     level_changes_seen_ = 0;
-    held_ = 0;
+    forget_held();
     const std::lock_guard held(*link_mutex_);
     link_ = std::move(*link);
     return {};
@@ -197,9 +196,14 @@ class Outlet {
   }
 
  private:
-  /// A packet of zero pages only is just a header. Such headers wait for the next packet's write while there is work:
-  /// one write for each would cost more than the check of its pages, on both sides.
+  /// Packets wait for the next one's write while there is work, so that several leave in one call. Those of zero pages
+  /// only are just a header: one write for each would cost more than the check of its pages, on both sides.
   static constexpr std::size_t most_headers = 16;
+  /// Those with pages among them. More gain nothing that can be measured.
+  static constexpr std::size_t most_packets = 4;
+  /// Packets with pages wait where so many leave within this time. On a slow link a system call costs nothing beside what
+  /// it moves, and the channel that holds the epoch's last packets would be the last to finish by as much.
+  static constexpr std::chrono::milliseconds longest_write{10};
   /// What one call of the transport writes of a device's state at most.
   static constexpr std::size_t piece_bytes = 64 * 1024;
 
@@ -241,13 +245,32 @@ class Outlet {
     }
   }
 
-  /// Writes the headers that are held, and `more` behind them.
-  [[nodiscard]] Result<void> write_headers(std::size_t more, engine::Meter& meter) noexcept {
-    const std::size_t count = std::exchange(held_, 0) + more;
-    if (count == 0) return {};
-    auto written =
-        write_all(link_, std::span<const std::byte>(headers_.get(), count * header_bytes()), counted_by(meter));
-    meter.wrote();
+  /// Adds the header that encode() made, and this payload, to what is to be written.
+  void hold(ConstBuffers payload) noexcept {
+    if (out_count_ > 0 && end_of(out_[out_count_ - 1]) == header()) {
+      out_[out_count_ - 1].iov_len += header_bytes();
+    } else {
+      out_[out_count_++] = const_buffer(header(), header_bytes());
+    }
+    ++held_;
+    for (const iovec& part : payload) out_[out_count_++] = part;
+    if (!payload.empty()) ++held_packets_;
+  }
+  void forget_held() noexcept { held_ = held_packets_ = out_count_ = 0; }
+  static const std::byte* end_of(const iovec& buffer) noexcept {
+    return static_cast<const std::byte*>(buffer.iov_base) + buffer.iov_len;
+  }
+
+  /// Writes what is held. The cap has granted all but the last `behind` bytes.
+  [[nodiscard]] Result<void> write_held(std::size_t behind, engine::Meter& meter) noexcept {
+    if (out_count_ == 0) return {};
+    const std::span<iovec> buffers(out_.get(), out_count_);
+    const std::size_t packets = held_packets_;
+    forget_held();
+    auto written = behind == 0 ? write_all(link_, buffers, counted_by(meter))
+                               : write_pieces(buffers, total_bytes(buffers) - behind, meter);
+    const auto time = meter.wrote();
+    if (packets > 0) is_fast_ = most_packets * time / packets < longest_write;
     return written;
   }
 
@@ -296,8 +319,11 @@ class Outlet {
   Redial<T>* redial_;                       ///< null: no connection comes back
   std::unique_ptr<std::mutex> link_mutex_;  ///< of link_, while the worker replaces it and others shut it down
   std::unique_ptr<std::byte[]> headers_;
-  std::size_t held_ = 0;
+  std::size_t held_ = 0;          ///< headers that wait
+  std::size_t held_packets_ = 0;  ///< those with pages among them
   std::unique_ptr<iovec[]> out_;
+  std::size_t out_count_ = 0;             ///< entries of what waits
+  bool is_fast_ = false;                  ///< by the last write of pages
   std::unique_ptr<std::byte[]> staging_;  ///< with Digest::on
   std::uint32_t level_changes_seen_ = 0;
 };

@@ -143,7 +143,8 @@ class OutletCheck {
                                  .block = trial.map.block(block),
                                  .offsets = offsets,
                                  .normal_pages = normal.size(),
-                                 .runs = buffers};
+                                 .runs = buffers,
+                                 .lasting = true};  // the map's memory, as a guest's
     auto sent = trial.outlets[channel]->send(pages, *trial.meters[channel]);
     std::ranges::fill(offsets, 3 * page_bytes);
     std::ranges::fill(buffers, iovec{});

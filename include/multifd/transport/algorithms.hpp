@@ -47,10 +47,10 @@ inline std::span<iovec> filled_by(std::span<iovec> buffers, std::size_t bytes) n
   return buffers.first(count);
 }
 
-/// Makes one call that reads at most what `buffers` hold; `wanted` bytes are still needed.
+/// Makes one call that reads at most what `buffers` hold; `wanted` bytes are still needed, or likely to come soon.
 template <Transport T>
 [[nodiscard]] Result<std::size_t> read_towards(T& transport, std::span<iovec> buffers, std::size_t wanted) noexcept {
-  // Waits for the wanted bytes only: nothing says that more bytes will come.
+  // Waits for these bytes only: nothing says that more bytes will come.
   if constexpr (HasReadFull<T>) {
     constexpr std::size_t worth_waiting = 16 * 1024;
     if (wanted >= worth_waiting) {
@@ -88,19 +88,20 @@ template <Transport T, std::invocable<std::size_t> Moved = detail::NotCounted>
 
 /// Reads until at least `min_bytes` have arrived. A call may return more, so that the next packet's header can come
 /// with this packet's pages; no further call is made for it.
-/// Params `buffers`: at least `min_bytes` in all; their entries are changed. `min_bytes` 0 reads nothing. `moved`: as
-///   write_all().
+/// Params `buffers`: at least `min_bytes` in all; their entries are changed. `min_bytes` 0 reads nothing. `soon_bytes`: so
+///   many behind them are nearly sure to follow at once. A transport with read_full() waits for them in the same call, and
+///   for no longer than that call may take. `moved`: as write_all().
 /// Returns how many bytes arrived, in order from the first buffer's first byte. Fewer than `min_bytes` means that the
 ///   stream ended in order: 0 is an end between two units, anything else a truncated one.
 /// Errors: the transport's.
 template <Transport T, std::invocable<std::size_t> Moved = detail::NotCounted>
 [[nodiscard]] Result<std::size_t> read_at_least(T& transport, std::span<iovec> buffers, std::size_t min_bytes,
-                                                Moved&& moved = {}) noexcept {
+                                                Moved&& moved = {}, std::size_t soon_bytes = 0) noexcept {
   std::size_t arrived = 0;
   buffers = drop_front(buffers, 0);
   while (arrived < min_bytes) {
     MULTIFD_ASSERT(!buffers.empty());  // the caller promised room for min_bytes
-    const Result<std::size_t> count = detail::read_towards(transport, buffers, min_bytes - arrived);
+    const Result<std::size_t> count = detail::read_towards(transport, buffers, min_bytes - arrived + soon_bytes);
     if (!count) return std::unexpected(count.error());
     if (*count == 0) break;
     moved(*count);

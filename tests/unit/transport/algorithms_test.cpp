@@ -179,10 +179,10 @@ TEST_CASE("a transport that can wait for many bytes is asked to wait for what mu
   constexpr std::size_t page = 32 * 1024;
   std::vector<std::byte> pages(2 * page);
   std::vector<std::byte> header(100);
-  const auto read = [&](Waiting& stream, std::size_t least) {
+  const auto read = [&](Waiting& stream, std::size_t least, std::size_t soon = 0) {
     iovec buffers[] = {mutable_buffer(std::span(pages).first(page)), mutable_buffer(std::span(pages).subspan(page)),
                        mutable_buffer(header)};
-    return read_at_least(stream, std::span(buffers), least);
+    return read_at_least(stream, std::span(buffers), least, detail::NotCounted{}, soon);
   };
   Waiting whole;
   whole.bytes.assign(2 * page + 40, std::byte{7});
@@ -196,6 +196,15 @@ TEST_CASE("a transport that can wait for many bytes is asked to wait for what mu
   small.bytes.assign(200, std::byte{7});
   CHECK(read(small, 100).value_or(0) == 100);
   CHECK(small.waited_for.empty());
+  // The header is nearly sure to follow: one call asks for it, too, and none asks again when it has not come.
+  Waiting soon;
+  soon.bytes.assign(2 * page + 100, std::byte{7});
+  CHECK(read(soon, 2 * page, 100) == 2 * page + 100);
+  CHECK(soon.waited_for == std::vector<std::size_t>{2 * page + 100});
+  Waiting late;
+  late.bytes.assign(2 * page + 40, std::byte{7});
+  CHECK(read(late, 2 * page, 100) == 2 * page + 40);
+  CHECK(late.waited_for == std::vector<std::size_t>{2 * page + 100});
 }
 
 TEST_CASE("an end between two units and a truncated unit are told apart") {
