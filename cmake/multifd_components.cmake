@@ -44,6 +44,7 @@ file(
   CONFIGURE_DEPENDS
   "${PROJECT_SOURCE_DIR}/include/multifd/transport/openssl*.hpp"
   "${PROJECT_SOURCE_DIR}/include/multifd/transport/detail/openssl*.hpp"
+  "${PROJECT_SOURCE_DIR}/include/multifd/migrate/gmac.hpp"
 )
 list(
   REMOVE_ITEM

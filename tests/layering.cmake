@@ -57,7 +57,7 @@ zstd.h                       compress/zstd.hpp compress/zstd_frame.hpp
 zstd_errors.h                compress/zstd.hpp
 xxhash.h                     memory/page_digest.hpp
 gnutls/                      transport/tls_credentials.hpp transport/detail/tls_error.hpp transport/detail/tls_engine.hpp transport/detail/tls_socket.hpp
-openssl/                     transport/openssl_credentials.hpp transport/detail/openssl_cipher.hpp transport/detail/openssl_error.hpp transport/detail/openssl_handshake.hpp transport/detail/openssl_keys.hpp transport/detail/openssl_records.hpp
+openssl/                     migrate/gmac.hpp transport/openssl_credentials.hpp transport/detail/openssl_cipher.hpp transport/detail/openssl_error.hpp transport/detail/openssl_handshake.hpp transport/detail/openssl_keys.hpp transport/detail/openssl_records.hpp
 boost/                       -
 doctest                      -
 multifd/multifd.hpp          -
@@ -72,6 +72,7 @@ multifd/transport/basic_tls_acceptor.hpp  transport/tls_acceptor.hpp transport/o
 multifd/transport/openssl.hpp  transport/openssl_acceptor.hpp
 multifd/transport/tls_acceptor.hpp  -
 multifd/transport/openssl_acceptor.hpp  -
+multifd/migrate/gmac.hpp     -
 multifd/testing/             testing/
 ]])
 # Beside the tables: X/detail/ is included from below X/ only, names of ours are written "multifd/...", and there is

@@ -13,7 +13,8 @@ KINDS = {
     4: ("USER_DATA", (DESTINATION, SOURCE)), 5: ("EPOCH_WHOLE", (SOURCE,)), 6: ("SECTION_SIZE", (DESTINATION,)),
     7: ("PAGE_DIGESTS", (DESTINATION,)), 8: ("STATE_WHOLE", (DESTINATION,)), 9: ("LOADED", (SOURCE,)),
     10: ("HAND_OVER", (DESTINATION,)), 11: ("RUNNING", (SOURCE,)), 12: ("MISSING_PAGES", (DESTINATION,)),
-    13: ("MEMORY_FOLLOWS", (DESTINATION,)), 14: ("KNOWN_ZEROS", (DESTINATION,))}
+    13: ("MEMORY_FOLLOWS", (DESTINATION,)), 14: ("KNOWN_ZEROS", (DESTINATION,)), 15: ("BASE_WANTED", (DESTINATION,)),
+    16: ("BASE_KEY", (SOURCE,)), 17: ("BASE_DIGESTS", (SOURCE,)), 18: ("BASE_ZEROS", (SOURCE,))}
 METHODS = {0x00: "none", 0x02: "zlib", 0x04: "zstd", 0x08: "qpl", 0x10: "uadk", 0x20: "qatzip"}
 
 
@@ -158,6 +159,16 @@ def message(reader, towards, given):
         result["digests"] = [reader.take(8).hex() for _ in range(reader.left() // 8)]
     elif name in ("MISSING_PAGES", "KNOWN_ZEROS"):
         result |= page_bitmap(reader)
+    elif name == "BASE_KEY":
+        result["key"] = reader.take(16).hex()
+    elif name in ("BASE_DIGESTS", "BASE_ZEROS"):
+        result |= {"block": reader.number(4), "offset": hex(reader.number(8))}
+        if name == "BASE_ZEROS":
+            result["pages"] = reader.number(8)
+            check(result["pages"] > 0, "number of zero pages")
+        else:
+            check(reader.left() > 0 and reader.left() % 16 == 0, "length of the digests")
+            result["digests"] = [reader.take(16).hex() for _ in range(reader.left() // 16)]
     elif name == "MEMORY_FOLLOWS":
         result |= {"pages": reader.number(8), "connections": reader.number(2), "session": reader.take(16).hex()}
         check(1 <= result["connections"] <= 256, "number of connections")
@@ -170,6 +181,7 @@ class ToDestination:
 
     def __init__(self):
         self.settings, self.last, self.size, self.sections = False, None, None, 0
+        self.wanted = False  # BASE_WANTED has come, or what it must not come behind
         self.missing, self.follows = {}, False  # block: its missing pages, as numbers from the block's begin
 
     def take(self, one, ram, blocks, page_size):
@@ -184,9 +196,11 @@ class ToDestination:
                "SECTION_SIZE": behind_ram and not naming,
                "PAGE_DIGESTS": behind_ram and not naming and not self.follows,
                "MISSING_PAGES": first, "MEMORY_FOLLOWS": first, "KNOWN_ZEROS": self.settings and ram == "inside",
+               "BASE_WANTED": self.settings and ram == "inside" and not self.wanted,
                "STATE_WHOLE": behind_ram and not naming and one.get("sections") == self.sections,
                "HAND_OVER": self.last == "STATE_WHOLE"}[name], f"{name} out of order")
         self.settings |= name == "SETTINGS"
+        self.wanted |= name in ("BASE_WANTED", "KNOWN_ZEROS")
         self.follows |= name == "MEMORY_FOLLOWS"
         if name in ("MISSING_PAGES", "KNOWN_ZEROS"):
             first = int(one["offset"], 16)
@@ -199,7 +213,7 @@ class ToDestination:
         if name == "MEMORY_FOLLOWS":
             check(one["pages"] == sum(len(pages) for pages in self.missing.values()), "number of missing pages")
         self.size = one.get("size")
-        if name not in ("USER_DATA", "KNOWN_ZEROS"):
+        if name not in ("USER_DATA", "KNOWN_ZEROS", "BASE_WANTED"):
             self.last = name
 
     def take_section(self):
@@ -211,15 +225,23 @@ class ToDestination:
 
 def check_answers(messages):
     """The order of an own destination's messages."""
-    last, epoch = None, -1
+    last, epoch, base = None, -1, None  # base: block and offset behind the last page of an older copy
     for one in messages:
         name = one.get("extension")
         if name is None:
             continue
         check({"FAILED": last != "FAILED", "ACCEPTED": last is None, "USER_DATA": last not in (None, "FAILED"),
                "EPOCH_WHOLE": last == "ACCEPTED" and one.get("epoch", 0) > epoch, "LOADED": last == "ACCEPTED",
-               "RUNNING": last == "LOADED"}[name], f"{name} out of order")
+               "RUNNING": last == "LOADED", "BASE_KEY": last == "ACCEPTED" and base is None,
+               "BASE_DIGESTS": last == "ACCEPTED" and base is not None,
+               "BASE_ZEROS": last == "ACCEPTED" and base is not None}[name], f"{name} out of order")
         if name == "EPOCH_WHOLE":
             epoch = one["epoch"]
+        elif name == "BASE_KEY":
+            base = 0, 0
+        elif name.startswith("BASE_"):
+            here = one["block"], int(one["offset"], 16)
+            check(here == (base[0] + 1, 0) or here[0] == base[0] and here[1] >= base[1], f"{name} of no next page")
+            base = here[0], here[1] + 1
         elif name != "USER_DATA":
             last = name

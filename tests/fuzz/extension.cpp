@@ -2,9 +2,12 @@
 //
 // One message of our own two ends (format/extension.md section 19). Input: u8 options (bit 0: for the source; bits 1-2:
 // page size), then the data of the message.
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include "fuzz/fuzz.hpp"
+#include "multifd/format/base_digests.hpp"
 #include "multifd/format/compare_settings.hpp"
 #include "multifd/format/extension.hpp"
 #include "multifd/format/missing_pages.hpp"
@@ -106,6 +109,22 @@ void check_epoch(const wire::ExtensionMessage& message, Span data) {
   require(again == whole, "each bit is a channel");
 }
 
+void check_base(const wire::ExtensionMessage& message, Span data) {
+  const auto pages = wire::parse_base_pages(message);
+  if (!pages) return;
+  require(pages->pages > 0 && inside(pages->digests, data), "there are pages, and their digests are in the message");
+  if (pages->digests.empty()) {
+    require(std::ranges::equal(wire::encode_base_zeros(pages->block, pages->offset, pages->pages).view(), data),
+            "it is what we would write");
+    return;
+  }
+  require(pages->pages <= wire::max_base_digests, "the bound holds");
+  std::vector<Digest128> digests;
+  for (std::size_t i = 0; i < pages->pages; ++i) digests.push_back(pages->digest(i));
+  require(std::ranges::equal(wire::encode_base_digests(pages->block, pages->offset, digests).view(), data),
+          "it is what we would write");
+}
+
 void test(Span input) {
   Reader in(input);
   const unsigned options = in.u8();
@@ -126,6 +145,12 @@ void test(Span input) {
     case ExtensionKind::missing_pages: check_missing(*message, page_bytes_of(options >> 1)); break;
     case ExtensionKind::memory_follows: check_follows(*message, data); break;
     case ExtensionKind::epoch_whole: check_epoch(*message, data); break;
+    case ExtensionKind::base_key:
+      require(std::ranges::equal(wire::encode_base_key(wire::base_key_of(*message)).view(), data),
+              "a key is its bytes");
+      break;
+    case ExtensionKind::base_digests:
+    case ExtensionKind::base_zeros: check_base(*message, data); break;
     case ExtensionKind::user_data: break;
     default:
       require(std::ranges::equal(wire::encode_extension(message->kind, message->number).view(), data),

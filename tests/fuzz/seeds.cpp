@@ -18,6 +18,7 @@
 #include "fuzz/receiver_input.hpp"
 #include "golden/captured.hpp"
 #include "multifd/compress/zstd.hpp"
+#include "multifd/format/base_digests.hpp"
 #include "multifd/format/missing_pages.hpp"
 #include "multifd/format/page_digests.hpp"
 #include "multifd/format/page_requests.hpp"
@@ -272,6 +273,10 @@ void extension_seeds() {
   append(zeros, wire::encode_page_bitmap_header(Kind::known_zeros, 0, 0).view());
   append(zeros, 6, 8);
   message("known-zeros", 0, zeros);
+  message("base-wanted", 0, wire::encode_extension(Kind::base_wanted).view());
+  message("base-key", 1, wire::encode_base_key({std::byte{1}}).view());
+  message("base-digests", 1, wire::encode_base_digests(0, 4096, std::vector<multifd::Digest128>(2)).view());
+  message("base-zeros", 1, wire::encode_base_zeros(0, 4096, 7).view());
   message("memory-follows", 0, wire::encode_memory_follows({.pages = 2, .connections = 3}).view());
   message("state-whole", 0, wire::encode_extension(Kind::state_whole, 2).view());
   message("loaded", 1, wire::encode_extension(Kind::loaded, 2).view());
@@ -290,6 +295,12 @@ void extension_seeds() {
   seed = {std::byte{8}, std::byte{16}};
   append(seed, test::format_vector("extension.md", "extension_known_zeros"));
   write("main_stream", "known-zeros", seed);
+  seed = {std::byte{8}, std::byte{16}};
+  append(seed, test::format_vector("extension.md", "extension_base_wanted"));
+  write("main_stream", "base-wanted", seed);
+  seed = {std::byte{2}};
+  append(seed, test::format_vector("extension.md", "extension_base_answers"));
+  write("return_path", "base", seed);
   seed = {std::byte{2}};
   append(seed, answers);
   write("return_path", "extension", seed);

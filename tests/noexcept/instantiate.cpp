@@ -42,6 +42,7 @@
 #include "multifd/transport/tls_acceptor.hpp"
 #endif
 #if defined(MULTIFD_HAS_OPENSSL)
+#include "multifd/migrate/gmac.hpp"
 #include "multifd/transport/openssl.hpp"
 #include "multifd/transport/openssl_acceptor.hpp"
 #endif

@@ -9,7 +9,7 @@
 //                                                                    2     n  body, by the kind
 //
 // This file has the numbers, the question, and the messages of fixed fields; peer_settings.hpp, peer_failure.hpp,
-// page_digests.hpp, page_bitmap.hpp, missing_pages.hpp and rejoin.hpp have the others.
+// page_digests.hpp, page_bitmap.hpp, missing_pages.hpp, base_digests.hpp and rejoin.hpp have the others.
 #pragma once
 
 #include <array>
@@ -73,6 +73,10 @@ enum class ExtensionKind : std::uint16_t {
   missing_pages,   ///< pages that the destination gets when it asks for them (missing_pages.hpp)
   memory_follows,  ///< all of these have been named (missing_pages.hpp)
   known_zeros,     ///< pages that are zero, as the source knows without reading them (page_bitmap.hpp)
+  base_wanted,     ///< the source asks what the destination's older copy has
+  base_key,        ///< the key of the digests that follow (base_digests.hpp)
+  base_digests,    ///< of the older copy's pages (base_digests.hpp)
+  base_zeros,      ///< pages of the older copy that are zero (base_digests.hpp)
 };
 
 /// Whom a message is for.
@@ -85,7 +89,7 @@ struct ExtensionRow {
   bool to_destination, to_source;
   std::size_t least, most;  ///< bytes of the body
 };
-inline constexpr std::array<ExtensionRow, 14> extension_rows{{
+inline constexpr std::array<ExtensionRow, 18> extension_rows{{
     // name          to destination, source, body
     {"SETTINGS", true, false, 4, 2046},
     {"ACCEPTED", false, true, 4, 510},
@@ -101,6 +105,10 @@ inline constexpr std::array<ExtensionRow, 14> extension_rows{{
     {"MISSING_PAGES", true, false, 20, 16380},
     {"MEMORY_FOLLOWS", true, false, 26, 26},
     {"KNOWN_ZEROS", true, false, 20, 16380},
+    {"BASE_WANTED", true, false, 0, 0},
+    {"BASE_KEY", false, true, 16, 16},
+    {"BASE_DIGESTS", false, true, 28, 508},
+    {"BASE_ZEROS", false, true, 20, 20},
 }};
 
 }  // namespace detail

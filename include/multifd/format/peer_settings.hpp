@@ -44,6 +44,7 @@ inline constexpr std::string_view feature_resume = "resume";              ///< E
 inline constexpr std::string_view feature_page_digests = "page-digests";  ///< PAGE_DIGESTS
 inline constexpr std::string_view feature_postcopy = "postcopy";          ///< MISSING_PAGES, MEMORY_FOLLOWS
 inline constexpr std::string_view feature_known_zeros = "known-zeros";    ///< KNOWN_ZEROS
+inline constexpr std::string_view feature_base = "base";                  ///< BASE_WANTED and what answers it
 
 /// The versions of the extension that one side understands, and the one that it speaks.
 struct ExtensionVersions {
@@ -77,6 +78,11 @@ class FeatureList {
     MULTIFD_ASSERT(size_ < max_features && !feature.name.empty() && feature.name.size() <= max_feature_bytes);
     features_[size_++] = feature;
     return *this;
+  }
+  void remove(std::string_view name) noexcept {
+    const auto end = std::remove_if(features_.begin(), features_.begin() + static_cast<std::ptrdiff_t>(size_),
+                                    [&](const Feature& each) { return each.name == name; });
+    size_ = static_cast<std::size_t>(end - features_.begin());
   }
   std::span<const Feature> all() const noexcept { return std::span(features_).first(size_); }
   bool has(std::string_view name) const noexcept {

@@ -130,7 +130,9 @@ class Commands {
     }
     own_source_ = own_source_ || message->kind == Kind::settings;
     follows_ = follows_ || message->kind == Kind::memory_follows;
-    if (message->kind != Kind::user_data && message->kind != Kind::known_zeros) last_ = message->kind;
+    wanted_ = wanted_ || message->kind == Kind::base_wanted;
+    const bool in_order = message->kind != Kind::user_data && message->kind != Kind::known_zeros;
+    if (in_order && message->kind != Kind::base_wanted) last_ = message->kind;
     out.kind = ElementKind::extension;
     out.command = wire::extension_number;
     return Parsed::whole;
@@ -146,6 +148,7 @@ class Commands {
       case Kind::settings: return !own_source_ && ram == RamStage::ahead;
       case Kind::user_data: return own_source_;
       case Kind::known_zeros: return own_source_ && ram == RamStage::inside;
+      case Kind::base_wanted: return own_source_ && ram == RamStage::inside && !wanted_;
       case Kind::missing_pages:
       case Kind::memory_follows: return own_source_ && ram == RamStage::whole && (naming || last_ == Kind::settings);
       case Kind::section_size: return own_source_ && ram == RamStage::whole && !over && !naming;
@@ -164,6 +167,7 @@ class Commands {
   std::optional<std::uint8_t> asked_;
   bool own_source_ = false;
   bool follows_ = false;                       ///< MEMORY_FOLLOWS was read
+  bool wanted_ = false;                        ///< BASE_WANTED was read
   std::optional<Kind> last_;                   ///< the last message that has a place in the order
   std::optional<std::uint64_t> section_size_;  ///< announced, and its section has not come yet
   std::uint64_t sections_ = 0;

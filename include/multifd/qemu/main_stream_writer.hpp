@@ -235,11 +235,14 @@ class MainStreamWriter {
     return message(wire::encode_settings(settings).view());
   }
 
-  /// Says which pages of a block are zero, between RAM's START and its END, to a destination that has the feature. Params: as
-  /// missing_pages().
+  /// Says which pages of a block are zero, between RAM's START and END; with the feature. Params: as missing_pages().
   [[nodiscard]] Result<void> known_zeros(std::uint32_t block, std::span<const std::uint64_t> bitmap) noexcept {
     constexpr std::size_t most_bytes = std::size_t{64} << 20;  // which the destination zeroes before it reads on
     return page_bitmap(wire::ExtensionKind::known_zeros, block, bitmap, most_bytes / style_.page_bytes / 64);
+  }
+  /// Asks what the destination's older copy has, ahead of the first PART and of known_zeros(); with the feature.
+  [[nodiscard]] Result<void> base_wanted() noexcept {
+    return message(wire::encode_extension(wire::ExtensionKind::base_wanted).view());
   }
 
   /// Writes bytes of the VMM's own, between sections. Params `bytes`: 1 to 16382.
@@ -251,8 +254,7 @@ class MainStreamWriter {
 
   /// Writes the digests of a whole block of a stopped guest, behind RAM's END, in as many messages as it takes.
   ///
-  /// Params `block`: its place in start_ram()'s list. `memory`: the block. `zeros`: a bit for each page of it that is zero, and
-  ///   is not read.
+  /// Params `block`: its place in start_ram()'s list. `memory`: the block. `zeros`: a bit for each page that is not read.
   /// Cost: reads each other page once; 8 bytes a page.
   [[nodiscard]] Result<void> page_digests(std::uint32_t block, std::span<const std::byte> memory,
                                           std::span<const std::uint64_t> zeros = {}) noexcept {
@@ -308,15 +310,13 @@ class MainStreamWriter {
 
   /// Writes bytes of a stream as they are: devices' sections of a stream that somebody else has written.
   [[nodiscard]] Result<void> raw(std::span<const std::byte> bytes) noexcept { return append(bytes); }
-
   /// Writes an element that is no page: `element.bytes`.
   [[nodiscard]] Result<void> forward(const Element& element) noexcept { return append(element.bytes); }
 
   /// Writes a section's footer, where the stream has footers. Params `section_id`: the section's, as its START says.
   [[nodiscard]] Result<void> footer(std::uint32_t section_id) noexcept { return put(element_footer, section_id); }
 
-  /// Writes the gathered bytes; may block until the peer takes them. When the Interrupt ends that, nothing is lost: the rest
-  /// goes out with the next call, by a side that gives up and says why.
+  /// Writes the gathered bytes; may block until the peer takes them. What the Interrupt holds up goes out with the next call.
   [[nodiscard]] Result<void> push_out() noexcept { return out_.push_out(); }
 
  private:

@@ -168,6 +168,9 @@ class ReturnPathParser {
         case Kind::accepted: return !last_;
         case Kind::user_data: return last_ && last_ != Kind::failed;
         case Kind::epoch_whole: return last_ == Kind::accepted && (!epoch_ || message->number > *epoch_);
+        case Kind::base_key: return last_ == Kind::accepted && !base_;
+        case Kind::base_digests:
+        case Kind::base_zeros: return last_ == Kind::accepted && base_;
         case Kind::loaded: return last_ == Kind::accepted;
         case Kind::running: return last_ == Kind::loaded;
         default: return false;  // those for a destination, which the parser of messages has refused
@@ -178,12 +181,19 @@ class ReturnPathParser {
                   static_cast<std::uint64_t>(message->kind), 0, wire::extension_name(message->kind));
     if (message->kind == Kind::epoch_whole)
       epoch_ = message->number;
-    else if (message->kind != Kind::user_data)
+    else if (message->kind == Kind::base_key)
+      base_ = true;
+    else if (message->kind != Kind::user_data && message->kind != Kind::base_digests &&
+             message->kind != Kind::base_zeros)
       last_ = message->kind;
     return message;
   }
 
-  std::array<std::byte, return_header_bytes + max_return_data_bytes> buffer_;
+  /// Of many messages: digests of an older copy come by the thousand.
+  static constexpr std::size_t buffer_bytes = 16 * 1024;
+  static_assert(buffer_bytes >= return_header_bytes + max_return_data_bytes);
+
+  std::array<std::byte, buffer_bytes> buffer_;
   std::size_t begin_ = 0;
   std::size_t end_ = 0;
   std::size_t last_bytes_ = 0;
@@ -191,6 +201,7 @@ class ReturnPathParser {
   bool extension_ = false;
   std::optional<wire::ExtensionKind> last_;  ///< the last message that has a place in the order
   std::optional<std::uint64_t> epoch_;       ///< of the last EPOCH_WHOLE
+  bool base_ = false;                        ///< BASE_KEY was taken
   std::optional<Error> error_;
 };
 

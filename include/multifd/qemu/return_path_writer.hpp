@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Writes a return path (format/main_stream.md section 9.8), for a destination; to an own source also the messages of
-// the extension (format/extension.md section 19.3). Every message goes out at once.
+// the extension (format/extension.md section 19.3). Every message goes out at once, but those of base_writer.hpp.
 #pragma once
 
 #include <chrono>
@@ -61,6 +61,8 @@ class ReturnPathWriter {
   [[nodiscard]] Result<void> epoch_whole(const wire::EpochWhole& whole) noexcept {
     return message(wire::encode_epoch_whole(whole).view());
   }
+  /// Writes messages that BaseWriter has gathered, whole ones.
+  [[nodiscard]] Result<void> base(std::span<const std::byte> messages) noexcept { return write(messages); }
   /// Says that memory and devices' state are whole. Params `pages`: whose digests were compared.
   [[nodiscard]] Result<void> loaded(std::uint64_t pages) noexcept {
     return message(wire::encode_extension(wire::ExtensionKind::loaded, pages).view());

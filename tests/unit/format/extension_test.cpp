@@ -10,6 +10,7 @@
 #include <ostream>  // lets doctest print a std::error_code
 #include <string>
 
+#include "multifd/format/base_digests.hpp"
 #include "multifd/format/missing_pages.hpp"
 #include "multifd/format/page_digests.hpp"
 #include "multifd/format/peer_failure.hpp"
@@ -48,11 +49,12 @@ struct Row {
   std::size_t least, most;
 };
 constexpr std::size_t any_length = 16382;
-constexpr Row rows[] = {{1, true, false, 4, 2046},      {2, false, true, 4, 510},    {3, true, true, 26, 426},
-                        {4, true, true, 1, any_length}, {5, false, true, 48, 48},    {6, true, false, 8, 8},
-                        {7, true, false, 20, 16380},    {8, true, false, 4, 4},      {9, false, true, 8, 8},
-                        {10, true, false, 0, 0},        {11, false, true, 0, 0},     {12, true, false, 20, 16380},
-                        {13, true, false, 26, 26},      {14, true, false, 20, 16380}};
+constexpr Row rows[] = {{1, true, false, 4, 2046},      {2, false, true, 4, 510},     {3, true, true, 26, 426},
+                        {4, true, true, 1, any_length}, {5, false, true, 48, 48},     {6, true, false, 8, 8},
+                        {7, true, false, 20, 16380},    {8, true, false, 4, 4},       {9, false, true, 8, 8},
+                        {10, true, false, 0, 0},        {11, false, true, 0, 0},      {12, true, false, 20, 16380},
+                        {13, true, false, 26, 26},      {14, true, false, 20, 16380}, {15, true, false, 0, 0},
+                        {16, false, true, 16, 16},      {17, false, true, 28, 508},   {18, false, true, 20, 20}};
 
 }  // namespace
 
@@ -91,7 +93,7 @@ TEST_CASE("Every kind of message has its direction and its bounds (section 19.2)
       CHECK(parsed(message(row.kind, most), towards).body.size() == most);
     }
   }
-  for (const unsigned kind : {0u, 15u, 0x8001u, 0xffffu})
+  for (const unsigned kind : {0u, 19u, 0x8001u, 0xffffu})
     for (const Towards towards : {Towards::destination, Towards::source})
       CHECK(refusal(message(kind, 8), towards) == Errc::bad_extension_message);
   CHECK(refusal({}, Towards::destination) == Errc::bad_extension_message);
@@ -340,4 +342,45 @@ TEST_CASE("MEMORY_FOLLOWS and the beginning of a page connection survive the rou
   CHECK(wire::parse_page_connection(std::span<const std::byte, 20>(first)) == session);
   first[3] ^= std::byte{1};
   CHECK_FALSE(wire::parse_page_connection(std::span<const std::byte, 20>(first)).has_value());
+}
+
+TEST_CASE(
+    "BASE_KEY, BASE_DIGESTS and BASE_ZEROS are taken apart, and refused where they name no page (section 19.12)") {
+  multifd::DigestKey key{};
+  for (std::size_t i = 0; i < key.size(); ++i) key[i] = std::byte(i + 1);
+  const auto said = wire::encode_base_key(key);
+  CHECK(wire::base_key_of(parsed(said.view(), Towards::source)) == key);
+
+  Bytes zeros(2 + 20);
+  put(zeros, 0, 2, 18);
+  put32(zeros, 2, 3);
+  put64(zeros, 6, 0x5000);
+  put64(zeros, 14, 77);
+  CHECK(std::ranges::equal(wire::encode_base_zeros(3, 0x5000, 77).view(), zeros));
+  const auto run = wire::parse_base_pages(parsed(zeros, Towards::source));
+  REQUIRE(run.has_value());
+  CHECK(run->block == 3);
+  CHECK(run->offset == 0x5000);
+  CHECK(run->pages == 77);
+  CHECK(run->digests.empty());
+  put64(zeros, 14, 0);
+  CHECK(wire::parse_base_pages(parsed(zeros, Towards::source)).error().code == Errc::bad_extension_message);
+
+  const std::array<multifd::Digest128, 2> two{{{.low = 1, .high = 2}, {.low = 3, .high = ~std::uint64_t{0}}}};
+  Bytes digests(2 + 12 + 32);
+  put(digests, 0, 2, 17);
+  put32(digests, 2, 1);
+  put64(digests, 6, 0x1000);
+  for (const auto& [at, value] :
+       {std::pair<std::size_t, std::uint64_t>{14, 2}, {22, 1}, {30, ~std::uint64_t{0}}, {38, 3}})
+    put64(digests, at, value);
+  CHECK(std::ranges::equal(wire::encode_base_digests(1, 0x1000, two).view(), digests));
+  const auto pages = wire::parse_base_pages(parsed(digests, Towards::source));
+  REQUIRE(pages.has_value());
+  CHECK(pages->pages == 2);
+  CHECK(pages->digest(0) == two[0]);
+  CHECK(pages->digest(1) == two[1]);
+  digests.resize(digests.size() - 1);
+  CHECK(wire::parse_base_pages(parsed(digests, Towards::source)).error().code == Errc::bad_extension_message);
+  CHECK(14 + 16 * wire::max_base_digests <= wire::max_extension_answer_bytes);
 }

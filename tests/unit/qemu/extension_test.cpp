@@ -212,6 +212,11 @@ TEST_CASE("Refused: messages out of order (section 19.3)") {
   check_order(inside().missing_pages(0, 0, {1}), 12, "MISSING_PAGES");
   check_order(ram().known_zeros(0, 0, 1), 14, "KNOWN_ZEROS");
   check_order(ram().missing_pages(0, 0, {1}).known_zeros(0, 0, 1), 14, "KNOWN_ZEROS");
+  check_order(ahead().base_wanted(), 15, "BASE_WANTED");
+  check_order(ahead().settings().base_wanted(), 15, "BASE_WANTED");
+  check_order(ahead().start().two_blocks().flush().eos().footer().base_wanted(), 15, "BASE_WANTED");
+  check_order(inside().base_wanted().base_wanted(), 15, "BASE_WANTED");
+  check_order(ram().base_wanted(), 15, "BASE_WANTED");
   check_order(ram().full("cpu"), 0, "cpu");
   check_order(ram().be(1, 0), 0, "");
   check_order(ram().state_whole(0).be(1, 0), 0, "");
@@ -219,7 +224,7 @@ TEST_CASE("Refused: messages out of order (section 19.3)") {
   const Bytes failed = Stream().be(2, 0x0300).be(8, 0).be(8, 0).be(8, 0).bytes;
   check_order(ahead().message(3, failed).settings(), 1, "SETTINGS");
   check_order(ram().message(3, failed).message(3, failed), 3, "FAILED");
-  for (const unsigned kind : {2u, 5u, 9u, 11u}) {  // those for a source
+  for (const unsigned kind : {2u, 5u, 9u, 11u, 16u, 17u, 18u}) {  // those for a source
     const Bytes body(kind == 11 ? 0 : 8);
     const auto outcome = test::parse(ram().message(kind, body).bytes, {}, with_extension);
     CHECK(outcome.code == Errc::unexpected_extension_message);
@@ -240,7 +245,9 @@ TEST_CASE("Refused: messages and sections out of their bounds (section 16, row 2
   refuse(ram().be(1, 8).be(2, 0x6d66).be(2, 65535), Errc::bad_extension_message, 65535);
   bad(ram().command(0x6d66));
   bad(ram().command(0x6d66, Bytes(1)));
-  bad(ram().message(15));
+  bad(ram().message(19));
+  bad(Stream().header().configuration().ask().settings().start().two_blocks().flush().eos().footer().message(15,
+                                                                                                             Bytes(1)));
   bad(ram().message(12, Bytes(19)));
   bad(ram().message(13, Bytes(25)));
   bad(ram().message(13, Bytes(27)));
@@ -309,6 +316,8 @@ TEST_CASE("A source takes an own destination's messages, and only behind its ans
     CHECK(heard(vector, most) == "PONG ACCEPTED EPOCH_WHOLE EPOCH_WHOLE EPOCH_WHOLE LOADED USER_DATA RUNNING SHUT(0)");
     CHECK(heard(vector, most, false) == "PONG " + refused(Errc::unknown_return_message));
     CHECK(heard(test::format_vector("extension.md", "extension_failed"), most) == "PONG FAILED SHUT(1)");
+    CHECK(heard(test::format_vector("extension.md", "extension_base_answers"), most) ==
+          "PONG ACCEPTED BASE_KEY BASE_DIGESTS BASE_ZEROS ");
   }
   const Bytes unasked(vector.begin() + 8, vector.end());
   CHECK(heard(unasked, SIZE_MAX) == refused(Errc::unknown_return_message));
@@ -324,15 +333,36 @@ TEST_CASE("Refused on the return path: messages out of order or out of their bou
     CHECK(text == heard(stream.bytes, SIZE_MAX));
     return text.substr(std::min(text.size(), text.find("refused")));
   };
-  for (const Stream& stream :
-       {Answers().epoch(0), Answers().loaded(), Answers().running(), Answers().user(), Answers().accepted().accepted(),
-        Answers().accepted().running(), Answers().accepted().epoch(4).epoch(4), Answers().accepted().epoch(4).epoch(3),
-        Answers().accepted().loaded().loaded(), Answers().accepted().loaded().epoch(1),
-        Answers().accepted().loaded().running().running(), Answers().failed().failed(), Answers().failed().accepted(),
-        Answers().accepted().failed().user(), Answers().answer(1, Bytes(4)), Answers().answer(10)})
+  for (const Stream& stream : {Answers().epoch(0),
+                               Answers().loaded(),
+                               Answers().running(),
+                               Answers().user(),
+                               Answers().accepted().accepted(),
+                               Answers().accepted().running(),
+                               Answers().accepted().epoch(4).epoch(4),
+                               Answers().accepted().epoch(4).epoch(3),
+                               Answers().accepted().loaded().loaded(),
+                               Answers().accepted().loaded().epoch(1),
+                               Answers().accepted().loaded().running().running(),
+                               Answers().failed().failed(),
+                               Answers().failed().accepted(),
+                               Answers().accepted().failed().user(),
+                               Answers().answer(1, Bytes(4)),
+                               Answers().answer(10),
+                               Answers().answer(15),
+                               Answers().answer(16, Bytes(16)),
+                               Answers().accepted().answer(17, Bytes(28)),
+                               Answers().accepted().answer(18, Bytes(20)),
+                               Answers().accepted().answer(16, Bytes(16)).answer(16, Bytes(16)),
+                               Answers().accepted().loaded().answer(16, Bytes(16)),
+                               Answers().accepted().answer(16, Bytes(16)).loaded().answer(17, Bytes(28))})
     CHECK(last(stream) == out_of_order);
   const std::string bad = refused(Errc::bad_extension_message);
-  CHECK(last(Answers().answer(15)) == bad);
+  CHECK(last(Answers().answer(19)) == bad);
+  CHECK(last(Answers().accepted().answer(16, Bytes(15))) == bad);
+  CHECK(last(Answers().accepted().answer(16, Bytes(16)).answer(17, Bytes(27))) == bad);
+  CHECK(last(Answers().accepted().answer(16, Bytes(16)).answer(17, Bytes(509))) == bad);
+  CHECK(last(Answers().accepted().answer(16, Bytes(16)).answer(18, Bytes(21))) == bad);
   CHECK(last(Answers().accepted().answer(9, Bytes(7))) == bad);
   CHECK(last(Answers().accepted().answer(5, Bytes(8))) == bad);
   CHECK(last(Answers().answer(2, Bytes(3))) == bad);

@@ -113,6 +113,7 @@ class Stream {
   Stream& known_zeros(std::uint32_t block, std::uint64_t offset, std::uint64_t word) {
     return message(14, Stream().be(4, block).be(8, offset).be(8, word).bytes);
   }
+  Stream& base_wanted() { return message(15); }
   Stream& memory_follows(std::uint64_t pages, unsigned connections = 2) {
     return message(13, Stream().be(8, pages).be(2, connections).append(Bytes(16)).bytes);
   }
