@@ -13,6 +13,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <string_view>
 #include <type_traits>
 #include <utility>
@@ -50,6 +51,15 @@ template <class... Cs, class... Zs, class Body>
   return with_policy(compressor, compressors, [&]<class C>() {
     return with_policy(zero_pages, zero_policies, [&]<class Z>() { return body.template operator()<C, Z>(); });
   });
+}
+
+/// The name of the compressor whose packets have these bits. Errors: Errc::wrong_compression (detail: the peer's bits).
+template <class... Cs>
+[[nodiscard]] Result<std::string_view> compressor_of(std::uint32_t method, PolicyList<Cs...>) {
+  std::string_view name;
+  static_cast<void>(((Cs::method == method && (name = Cs::name, true)) || ...));
+  if (name.empty()) return fail(Errc::wrong_compression, Stage::hello, "setting: compression", method);
+  return name;
 }
 
 }  // namespace multifd

@@ -102,6 +102,11 @@ class SourceByHand {
     REQUIRE(writer_.forward({.bytes = bytes.view()}).has_value());
     if (push) REQUIRE(writer_.push_out().has_value());
   }
+  /// Asks for the destination's older copy.
+  void base_wanted() {
+    REQUIRE(writer_.base_wanted().has_value());
+    REQUIRE(writer_.push_out().has_value());
+  }
   /// RAM's END, and the SYNC of its epoch on all channels.
   void end_ram() {
     REQUIRE(writer_.begin_end().has_value());

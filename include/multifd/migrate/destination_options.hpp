@@ -14,6 +14,7 @@
 
 #include "multifd/ends/into_memory.hpp"
 #include "multifd/error_value.hpp"
+#include "multifd/memory/keyed_digest.hpp"
 #include "multifd/migrate/migration.hpp"
 #include "multifd/migrate/postcopy_options.hpp"
 #include "multifd/migrate/resume_options.hpp"
@@ -44,6 +45,11 @@ struct DestinationOptions {
   std::uint64_t max_device_bytes = std::uint64_t{1} << 28;  ///< the most that one device's state may have
   /// What is known of the memory that prepare() gives, and whether it is populated ahead: IntoMemory explains these.
   IntoMemory into{};
+  /// Says that the memory which prepare() gives holds an older copy of this guest's: a file that was made of one, or what an
+  /// earlier migration has left; anything may be in it. A source with SourceOptions::base sends only what differs then, any other one
+  /// sends all. Set it to gmac_digests() of migrate/gmac.hpp. Should the migration fail, the memory is a mix of both. Not with
+  /// DestinationMemory::zeroed. Costs a read of all memory that is not known to be zero. Default: none.
+  KeyedDigests base{};
   DestinationPostcopyOptions postcopy{};  ///< whether the guest may run before its memory is there, and how it gets it
 
   // ---- Lost connections

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "multifd/error_value.hpp"
+#include "multifd/migrate/base_report.hpp"
 #include "multifd/migrate/postcopy_options.hpp"
 #include "multifd/migrate/round.hpp"
 #include "multifd/stats.hpp"
@@ -24,6 +25,7 @@ struct ArrivalReport {
   std::uint64_t pages_verified = 0;          ///< that were compared with the source's digests
   Time total{};                              ///< from the source's first connection to the end
   std::optional<PostcopyReport> postcopy{};  ///< where the memory followed
+  std::optional<BaseReport> base{};          ///< where the source has asked what the older copy holds
   std::string cipher;                        ///< of the main connection; empty: it was not encrypted
   std::optional<Error> late{};  ///< what went wrong behind RUNNING: the source may not have heard that the guest runs
 };

@@ -14,6 +14,7 @@
 
 #include "multifd/any.hpp"
 #include "multifd/error_value.hpp"
+#include "multifd/memory/keyed_digest.hpp"
 #include "multifd/migrate/any_rule.hpp"
 #include "multifd/migrate/convergence.hpp"
 #include "multifd/migrate/dirty/rearm_chunks.hpp"
@@ -97,6 +98,10 @@ struct SourceOptions {
   /// restore; or where the process may not read /proc/self/pagemap. Costs a scan of the page tables, and a look at the open
   /// descriptors for the file of shared memory.
   bool find_untouched = true;
+  /// Sends only what differs from an older copy, where the destination's memory holds one (DestinationOptions::base). Set it to
+  /// gmac_digests() of migrate/gmac.hpp (component `openssl`), with which the two compare their pages ahead of the first round.
+  /// Costs a read of all memory on both sides then, 16 bytes a page the other way; nothing where there is no older copy. Default: none.
+  KeyedDigests base{};
   /// Waits with the guest stopped, ahead of the last round, for Migration::proceed(). Default: off.
   bool pause_before_switchover = false;
   /// What DirtySource::rearm() clears at once. Most callers leave this alone.

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "multifd/migrate/base_report.hpp"
 #include "multifd/migrate/convergence.hpp"
 #include "multifd/migrate/postcopy_options.hpp"
 #include "multifd/migrate/round.hpp"
@@ -24,6 +25,7 @@ struct MigrationReport {
   std::uint64_t pages_verified = 0;  ///< that the destination has compared
   SenderStats stats{};               ///< of the channels
   std::optional<SourcePostcopyReport> postcopy{};  ///< where the memory followed
+  std::optional<BaseReport> base{};                ///< where the destination held an older copy
   bool own_peer = false;                           ///< whether the destination was migrate_from(); else a QEMU
 };
 

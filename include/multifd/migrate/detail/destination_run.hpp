@@ -93,6 +93,7 @@ class DestinationRun {
   template <class A>
   [[nodiscard]] Result<void> own_settings() {
     own_.features.add({.name = wire::feature_page_digests}).add({.name = wire::feature_known_zeros});
+    MULTIFD_TRY(OlderCopy::offer(options_, own_.features));
     if (options_.resume.accepted) own_.features.add({.name = wire::feature_resume});
     if (options_.postcopy.accepted && can_serve_faults()) own_.features.add({.name = wire::feature_postcopy});
     if (options_.page_bytes) own_.page_bytes = static_cast<std::uint32_t>(*options_.page_bytes);
@@ -155,10 +156,7 @@ class DestinationRun {
     const auto fit = check_faults(*ram_, options_.postcopy.unit_bytes);
     if (!fit && theirs->needed) return fit;
     if (!fit) {
-      wire::FeatureList others;
-      for (const wire::Feature& each : own_.features.all())
-        if (each.name != wire::feature_postcopy) others.add(each);
-      own_.features = others;
+      own_.features.remove(wire::feature_postcopy);
       return {};
     }
     MULTIFD_TRY_ASSIGN(missing_, MissingMemory::create(*ram_, options_.postcopy.unit_bytes));
@@ -227,6 +225,7 @@ class DestinationRun {
     MULTIFD_TRY(guest_.load(from));
     if (!from.at_end()) return fail(Errc::bad_option, Stage::none, "DestinationGuest::load() has not read all devices");
     report_.pages_verified = stream_->pages_verified();
+    report_.base = stream_->older_copy().report();
     ownership_.loaded();
     reporter_.owner(ownership_);
     reporter_.step(MigrationStep::hand_over);

@@ -24,6 +24,7 @@
 #include "multifd/migrate/detail/destination_reconnect.hpp"
 #include "multifd/migrate/detail/last_words.hpp"
 #include "multifd/migrate/detail/missing_memory.hpp"
+#include "multifd/migrate/detail/older_copy.hpp"
 #include "multifd/migrate/detail/page_queue.hpp"
 #include "multifd/migrate/detail/reporter.hpp"
 #include "multifd/migrate/detail/resumable_link.hpp"
@@ -85,6 +86,7 @@ class DestinationStream {
   AnyReceiver& receiver() noexcept { return *receiver_; }
   std::uint64_t zero_on_main() const noexcept { return zero_on_main_.load(std::memory_order_relaxed); }
   std::uint64_t pages_verified() const noexcept { return pages_verified_; }
+  const OlderCopy& older_copy() const noexcept { return older_copy_; }
 
   /// Lets the channels in. The source's compression is taken as it is, where the program offers it.
   /// Params `ram`: outlives this object. Errors: block_list_mismatch; wrong_compression; those of Receiver::open().
@@ -105,7 +107,8 @@ class DestinationStream {
     options.thread_hook = options_.thread_hook;
     options.on_error = [this](const Error&) { wake_.trigger(); };
     if (settings_.uuid) options.uuid = {.kind = UuidCheck::Kind::exact, .uuid = *settings_.uuid};
-    MULTIFD_TRY_ASSIGN(options.compression, compressor_of(settings_.compression.value_or(0)));
+    MULTIFD_TRY_ASSIGN(options.compression,
+                       compressor_of(settings_.compression.value_or(0), typename Stacks::Compressors{}));
     for (const Link& channel : channels_) descriptors_.push_back(packets::descriptor_of(channel));
     MULTIFD_TRY_ASSIGN(receiver_, open_any_receiver(typename Stacks::Compressors{}, ram, std::move(channels_),
                                                     std::move(options), reconnect()));
@@ -117,7 +120,8 @@ class DestinationStream {
   [[nodiscard]] Result<void> accept(const wire::PeerSettings& own) {
     MULTIFD_TRY(writer.accepted(own));
     if (reconnect_) {
-      main_.engage(*reconnect_, 0, most_kept);
+      // The older copy's digests, at most 20 bytes a page, are kept, too.
+      main_.engage(*reconnect_, 0, most_kept + (options_.base ? 20 * ram_->total_bytes() / ram_->page_bytes() : 0));
       // No channel has another connection yet. Before the source's side sees it: it waits at the barrier meanwhile.
       descriptors_.push_back(packets::descriptor_of(main_));
       for (const int each : descriptors_) packets::limit_silence(each, path_silence());
@@ -167,7 +171,11 @@ class DestinationStream {
       MULTIFD_TRY(compare(message));
     }
     if (message.kind == Kind::known_zeros) {
+      older_copy_.pages_come();
       MULTIFD_TRY(take_known_zeros(message));
+    }
+    if (message.kind == Kind::base_wanted) {
+      MULTIFD_TRY(older_copy_.say(options_, settings_.features, *ram_, ids_, reporter_, writer));
     }
     if (message.kind == Kind::missing_pages || message.kind == Kind::memory_follows) {
       MULTIFD_TRY(take_missing(message));
@@ -196,6 +204,8 @@ class DestinationStream {
         case qemu::ElementKind::command: MULTIFD_TRY(answer(element)); break;
         default: break;
       }
+      if (element.kind != qemu::ElementKind::extension && element.kind != qemu::ElementKind::command)
+        older_copy_.pages_come();
       if (element.closes_epoch) {
         MULTIFD_TRY(release_epoch());
       }
@@ -344,20 +354,10 @@ class DestinationStream {
 
   Moved moved() const {
     const ChannelStats sum = receiver_->total();
-    return {
-        .normal_pages = sum.normal_pages, .zero_pages = sum.zero_pages + zero_on_main(), .wire_bytes = sum.wire_bytes};
-  }
-
-  /// The name that the program offers a compressor by. Errors: Errc::wrong_compression (detail: the source's bits).
-  [[nodiscard]] static Result<std::string_view> compressor_of(std::uint32_t method) {
-    return find_method(method, typename Stacks::Compressors{});
-  }
-  template <class... Cs>
-  [[nodiscard]] static Result<std::string_view> find_method(std::uint32_t method, PolicyList<Cs...>) {
-    std::string_view name;
-    static_cast<void>(((Cs::method == method && (name = Cs::name, true)) || ...));
-    if (name.empty()) return fail(Errc::wrong_compression, Stage::hello, "setting: compression", method);
-    return name;
+    return {.normal_pages = sum.normal_pages,
+            .zero_pages = sum.zero_pages + zero_on_main(),
+            .compared_pages = older_copy_.said(),
+            .wire_bytes = sum.wire_bytes};
   }
 
   const DestinationOptions& options_;
@@ -369,6 +369,7 @@ class DestinationStream {
   std::vector<Link> channels_;             ///< until the receiver has them
   std::atomic<std::uint64_t> zero_on_main_ = 0;
   std::uint64_t pages_verified_ = 0;
+  OlderCopy older_copy_;
   const RamMap* ram_ = nullptr;
   MissingMemory* missing_ = nullptr;  ///< null: memory may not follow
   std::optional<wire::MemoryFollows> follows_;

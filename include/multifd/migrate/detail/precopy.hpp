@@ -216,10 +216,23 @@ class Precopy {
     if (options_.skip_unchanged) {
       MULTIFD_TRY_ASSIGN(unchanged_, UnchangedPages::create(ram_, is_capped()));
     }
-    if (stream_.zero_pages() == wire::ZeroPagesMode::none) return {};
-    // What is asked for zeros from here on is watched: a write that comes later is reported.
+    const bool knows_zeros = stream_.zero_pages() != wire::ZeroPagesMode::none;
+    if (!knows_zeros && !stream_.has_base()) return {};
+    // What is asked for zeros, and compared, from here on is watched: a write that comes later is reported.
     MULTIFD_TRY(rearm_all(source, dirty_, options_.rearm_pages));
-    if (options_.find_untouched) untouched_ = untouched_in(ram_);
+    if (knows_zeros && options_.find_untouched) untouched_ = untouched_in(ram_);
+    return stream_.has_base() ? leave_out_equal(knows_zeros) : Result<void>{};
+  }
+
+  /// What the destination's older copy has as it is here need not be sent.
+  [[nodiscard]] Result<void> leave_out_equal(bool knows_zeros) {
+    DirtyBitmaps zeros = untouched_ ? *untouched_ : DirtyBitmaps(ram_);
+    if (knows_zeros) {
+      MULTIFD_TRY(add_known_zeros(guest_, zeros));
+    }
+    const std::uint64_t all = dirty_.count();
+    MULTIFD_TRY_ASSIGN(report_.base, stream_.compare_with_base(zeros, dirty_));
+    report_.base->equal_pages = all - dirty_.count();
     return {};
   }
 

@@ -48,6 +48,30 @@ class ReturnPath {
   ///   ReturnPathReader.
   [[nodiscard]] Result<std::uint64_t> await(std::optional<Kind> wanted, std::chrono::milliseconds timeout,
                                             const Interrupt* interrupt) {
+    return take_up_to(wanted, [&](Kind kind) { return wanted && kind == *wanted; }, timeout, interrupt);
+  }
+  /// The same for the next message of the destination's older copy, which on_base gets. Errors: as await(); on_base's.
+  [[nodiscard]] Result<void> await_base(std::chrono::milliseconds timeout, const Interrupt* interrupt) {
+    MULTIFD_TRY(take_up_to(Kind::base_key, is_base, timeout, interrupt));
+    return {};
+  }
+
+  qemu::ReturnPathReader<T> reader;
+  wire::PeerFailure failure{};  ///< what the destination's FAILED says, when it was read
+  bool gave_up = false;         ///< it was read, behind ACCEPTED
+  /// Called for each EPOCH_WHOLE; empty: they are passed over.
+  std::function<Result<void>(const wire::EpochWhole&)> on_epoch_whole;
+  /// Called for what the destination says of its older copy; empty: that is refused, because nobody has asked.
+  std::function<Result<void>(const wire::ExtensionMessage&)> on_base;
+
+ private:
+  static bool is_base(Kind kind) noexcept {
+    return kind == Kind::base_key || kind == Kind::base_digests || kind == Kind::base_zeros;
+  }
+
+  template <class IsWanted>
+  [[nodiscard]] Result<std::uint64_t> take_up_to(std::optional<Kind> wanted, const IsWanted& is_wanted,
+                                                 std::chrono::milliseconds timeout, const Interrupt* interrupt) {
     const auto deadline = deadline_after(timeout);
     for (;;) {
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
@@ -68,17 +92,17 @@ class ReturnPath {
         MULTIFD_TRY(on_epoch_whole(wire::parse_epoch_whole(message->message)));
       }
       if (message->message.kind == Kind::user_data && on_user_data_) on_user_data_(message->message.body);
-      if (wanted && message->message.kind == *wanted) return message->message.number;
+      if (is_base(message->message.kind)) {
+        if (!on_base)
+          return fail(Errc::unexpected_extension_message, Stage::parse, "return path",
+                      static_cast<std::uint64_t>(message->message.kind), 0,
+                      wire::extension_name(message->message.kind));
+        MULTIFD_TRY(on_base(message->message));
+      }
+      if (is_wanted(message->message.kind)) return message->message.number;
     }
   }
 
-  qemu::ReturnPathReader<T> reader;
-  wire::PeerFailure failure{};  ///< what the destination's FAILED says, when it was read
-  bool gave_up = false;         ///< it was read, behind ACCEPTED
-  /// Called for each EPOCH_WHOLE; empty: they are passed over.
-  std::function<Result<void>(const wire::EpochWhole&)> on_epoch_whole;
-
- private:
   const std::function<void(std::span<const std::byte>)>& on_user_data_;
 };
 

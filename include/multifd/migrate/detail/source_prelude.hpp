@@ -122,7 +122,7 @@ class SourcePrelude {
           settings_.assign(element.data.begin(), element.data.end());
           if (any_page_size_) return take_page_size(message);
         }
-        if (message.kind == wire::ExtensionKind::known_zeros)
+        if (message.kind == wire::ExtensionKind::known_zeros || message.kind == wire::ExtensionKind::base_wanted)
           return fail(Errc::unexpected_extension_message, Stage::hello, "a source that goes on before it is accepted");
         if (message.kind != wire::ExtensionKind::failed) return {};
         MULTIFD_TRY_ASSIGN(failure_, wire::parse_failed(message));

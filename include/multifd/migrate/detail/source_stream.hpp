@@ -19,6 +19,8 @@
 #include "multifd/any.hpp"
 #include "multifd/format/peer_settings.hpp"
 #include "multifd/memory/dirty_bitmaps.hpp"
+#include "multifd/migrate/base_report.hpp"
+#include "multifd/migrate/detail/base_comparison.hpp"
 #include "multifd/migrate/detail/last_words.hpp"
 #include "multifd/migrate/detail/path_set.hpp"
 #include "multifd/migrate/detail/reporter.hpp"
@@ -105,6 +107,7 @@ class SourceStream {
     verifies_ = features.has(wire::feature_page_digests);
     memory_may_follow_ = features.has(wire::feature_postcopy);
     takes_known_zeros_ = features.has(wire::feature_known_zeros);
+    has_base_ = features.has(wire::feature_base);
     if (reconnect_ != nullptr && features.has(wire::feature_resume)) let_connections_return(*settings.session);
     return {};
   }
@@ -122,6 +125,19 @@ class SourceStream {
     const auto place = std::ranges::find(blocks_, ram_.block(block).idstr, &qemu::BlockInfo::idstr);
     said_zeros_.fetch_add(count_dirty(bitmap), std::memory_order_relaxed);
     return writer.known_zeros(static_cast<std::uint32_t>(place - blocks_.begin()), bitmap);
+  }
+  /// Whether the destination's memory holds an older copy.
+  bool has_base() const noexcept { return has_base_; }
+  /// Takes the pages that are as in the older copy out of `dirty`, with tracking on, ahead of the first round. Params `zeros`:
+  /// pages that are zero, and are not read. Errors: those of BaseComparison and of the return path.
+  [[nodiscard]] Result<BaseReport> compare_with_base(const DirtyBitmaps& zeros, DirtyBitmaps& dirty) {
+    const Time began = reporter_.now();
+    BaseComparison comparison(ram_, blocks_, zeros, options_.base, compared_pages_);
+    MULTIFD_TRY(
+        ask_for_base(writer, return_path, comparison, as_timeout(options_.progress_timeout), reporter_.interrupt()));
+    MULTIFD_TRY_ASSIGN(const DirtyBitmaps* equal, comparison.finish());
+    dirty.remove(*equal);
+    return BaseReport{.pages = comparison.taken(), .digest_bytes = comparison.bytes(), .time = reporter_.now() - began};
   }
   /// The sender's, and what has gone over the main connection.
   SenderStats stats() const {
@@ -197,6 +213,7 @@ class SourceStream {
     return {.normal_pages = sum.normal_pages,
             .zero_pages = sum.zero_pages + said_zeros_.load(std::memory_order_relaxed),
             .unchanged_pages = unchanged_pages.load(std::memory_order_relaxed),
+            .compared_pages = compared_pages_.load(std::memory_order_relaxed),
             .wire_bytes = sum.wire_bytes};
   }
 
@@ -221,6 +238,7 @@ class SourceStream {
   std::uint64_t settled_ = 0;  ///< of which the destination has said that they are over
   std::atomic<std::uint64_t> resent_pages_ = 0;
   std::atomic<std::uint64_t> said_zeros_ = 0;
+  std::atomic<std::uint64_t> compared_pages_ = 0;
   Main main_;
 
  public:
@@ -339,6 +357,7 @@ class SourceStream {
                                 .user = options_.user};
     settings.versions.spoken = version;
     if (zero_pages_ != wire::ZeroPagesMode::none) settings.features.add({.name = wire::feature_known_zeros});
+    if (options_.base) settings.features.add({.name = wire::feature_base});
     if (options_.verify != Verify::off)
       settings.features.add({.name = wire::feature_page_digests, .needed = options_.verify == Verify::required});
     if (options_.postcopy.strategy != Postcopy::never)
@@ -358,6 +377,7 @@ class SourceStream {
   bool verifies_ = false;
   bool memory_may_follow_ = false;
   bool takes_known_zeros_ = false;
+  bool has_base_ = false;
   Time round_trip_{};
   Uuid uuid_{};
   Uuid session_{};
