@@ -17,6 +17,7 @@
 
 #include "common/limits.hpp"
 #include "common/mapping.hpp"
+#include "common/older_copy.hpp"
 #include "common/paths.hpp"
 #include "common/program.hpp"
 #include "common/progress.hpp"
@@ -37,6 +38,7 @@ using program::need;
 struct Settings {
   std::string listen;
   std::string file;
+  std::string base;
   bool discard = false;
   bool populate = false;
   bool populate_ahead = false;
@@ -54,10 +56,18 @@ struct Settings {
 /// The memory to receive into. A file's name is reserved from the start.
 struct Target {
   std::optional<program::NewFile> file;
+  std::optional<program::FileInPlace> in_place;
   std::optional<program::Mapping> anonymous;
 
   Target(const Settings& settings, const Interrupt& interrupt) {
-    if (!settings.discard) file.emplace(settings.file);
+    if (!settings.base.empty() && program::same_file(settings.base, settings.file))
+      in_place.emplace(settings.file);
+    else if (!settings.discard)
+      file.emplace(settings.file);
+    if (!settings.base.empty() && file) {
+      const program::Step step("copying the older file");
+      file->copy_of(settings.base, &interrupt);
+    }
     if (!settings.populate) return;
     allocate(settings.size);
     const program::Step step("touching the memory to receive into");
@@ -70,22 +80,26 @@ struct Target {
       anonymous = program::Mapping::anonymous(bytes);
   }
   std::string digest(std::size_t page_size) {
-    const program::Step step(file ? "all is here, looking through the file for zeros and for its digest"
-                                  : "all is here, reading it again for its digest");
+    const program::Step step(!anonymous ? "all is here, looking through the file for zeros and for its digest"
+                                        : "all is here, reading it again for its digest");
+    if (in_place) return in_place->make_sparse(page_size).digest;
     return file ? file->make_sparse(page_size).digest : mapping().digest();
   }
   /// All that can fail but the new name.
   void sync() {
-    if (!file) return;
+    if (anonymous) return;
     const program::Step step("the digest is right, waiting for the disk to have it all (fsync)");
-    file->sync();
+    file ? file->sync() : in_place->sync();
   }
   void keep() {
     if (!file) return;
     file->rename();
     file->release();
   }
-  const program::Mapping& mapping() const { return file ? file->mapping() : *anonymous; }
+  bool is_file() const { return file || in_place; }
+  const program::Mapping& mapping() const {
+    return file ? file->mapping() : in_place ? in_place->mapping() : *anonymous;
+  }
 };
 
 /// What the source says of its file.
@@ -125,8 +139,11 @@ class FileGuest {
       if (bytes > limit)
         throw Failure(fmt::format("the source announces {} bytes; at most {} are taken here (--size)", bytes, limit));
       program::tell_of_smaller_backlog(announced.channels + 1);
-      if (!settings_.populate) target_.allocate(bytes);
+      if (!settings_.populate && settings_.base.empty()) target_.allocate(bytes);
       const std::span<std::byte> memory = target_.mapping().bytes();
+      if (!settings_.base.empty() && memory.size() != bytes)
+        throw Failure(fmt::format("the source announces {} bytes; {}, the older copy, has {}: leave out --base", bytes,
+                                  settings_.base, memory.size()));
       if (memory.size() != bytes)
         throw Failure(fmt::format("the source announces {} bytes; {} were populated (--size)", bytes, memory.size()));
       static_cast<void>(need(ram.add("ram", memory)));
@@ -161,7 +178,7 @@ class FileGuest {
       target_.sync();
       // A verified copy is not thrown away, whatever becomes of the source.
       target_.keep();
-      kept = target_.file.has_value();
+      kept = target_.is_file();
     }));
     progress = std::make_unique<program::Progress>(
         "all is verified, waiting for the source to let go of it",
@@ -201,6 +218,12 @@ program::Snapshot snapshot_of(const MigrationProgress& now, const std::string& a
             .stalled =
                 "Nobody has connected: has the source been started, with an address that leads here, and does no "
                 "firewall stand between?"};
+  if (now.status == MigrationStatus::active && now.moved.compared_pages > 0 && now.moved.wire_bytes == 0)
+    return {.line = fmt::format("{} pages of the older copy compared", now.moved.compared_pages),
+            .moved = now.moved.compared_pages,
+            .stalled =
+                "Is the source stopped (SIGSTOP, a debugger, its host paused), or the disk slow? "
+                "--progress-timeout ends the wait"};
   if (now.status == MigrationStatus::setup)
     return {.line = fmt::format("waiting for the source's connections: {} of {} channels", now.connected,
                                 now.channels == 0 ? "some" : std::to_string(now.channels)),
@@ -235,8 +258,9 @@ Outcome receive(const Settings& settings, Listener& listener, Target& target, co
           settings.compression.empty() ? std::nullopt : std::optional<std::string_view>(settings.compression),
       .page_bytes = std::nullopt,
       .max_ram_bytes = std::uint64_t{1} << 62,  // prepare() has a limit of its own, and a text for it
-      .into = {.destination = DestinationMemory::zeroed,
+      .into = {.destination = settings.base.empty() ? DestinationMemory::zeroed : DestinationMemory::unknown,
                .populate = settings.populate_ahead ? Populate::ahead : Populate::off},
+      .base = settings.base.empty() ? KeyedDigests{} : program::page_digests(),
       .resume = {.path_timeout = settings.resume.options().path_timeout, .timeout = settings.resume.options().timeout},
       .accept_timeout = settings.limits.accept,
       .hello_timeout = settings.limits.hello,
@@ -264,12 +288,16 @@ Outcome receive(const Settings& settings, Listener& listener, Target& target, co
     return migrate_from<program::Stacks>(guest, acceptor, options);
   }();
   guest.progress.reset();
+  if (!taken && target.in_place && !guest.kept)
+    program::tell("{} has pages of the older copy and of the new one now, as far as they have come\n", settings.file);
   if (!taken && guest.kept) program::tell("{} is whole and verified, and stays\n", settings.file);
   if (!taken && taken.error().code == Errc::timed_out && taken.error().stage == Stage::read)
     throw Failure(Error{.code = Errc::timed_out}, "nothing has arrived for " + settings.limits.progress_limit().text());
   if (!taken) throw reasons.failure(taken.error(), migration);
   if (taken->late) program::tell("all is verified, but the source may not have heard it: {}\n", describe(*taken->late));
   outcome.report = std::move(*taken);
+  if (!settings.base.empty() && !outcome.report.base)
+    program::tell("all was sent: the source compares with no older copy (another version, or built without OpenSSL)\n");
   outcome.digest = guest.digest;
   return outcome;
 }
@@ -302,6 +330,7 @@ int run(const Settings& settings) {
     const std::uint64_t epochs = done.stats.epochs - std::min<std::uint64_t>(done.stats.epochs, 2);
     report["epochs"] = epochs;
     report["pages_verified"] = done.stats.pages_verified;
+    report["base"] = program::base_report(done.base);
     if (settings.json_path != "-")
       program::say("received {} in {:.2f} s: {:.2f} GiB/s, {} epochs; digest {} verified{}\n",
                    program::format_bytes(static_cast<double>(pages * done.page_bytes)), outcome.spent.seconds,
@@ -327,7 +356,14 @@ int main(int argc, char** argv) {
       "--discard");
   auto* discard = app.add_flag("--discard", settings.discard, "Receive into memory and keep nothing");
   file->excludes(discard);
-  app.add_flag("--populate", settings.populate, "Touch the memory before listening; --size says how much");
+  auto* base = app.add_option(
+      "--base", settings.base,
+      "An older copy of what comes: only what differs is sent. --file becomes a copy of it first (sharing its blocks "
+      "where the file system can); or --file is the same file, which is changed in place: the older copy is gone then, "
+      "and a failure leaves a mix of both");
+  auto* populate =
+      app.add_flag("--populate", settings.populate, "Touch the memory before listening; --size says how much");
+  base->excludes(discard)->excludes(populate);
   app.add_flag("--populate-ahead", settings.populate_ahead,
                "A helper thread touches memory in front of the data: where cores are idle");
   program::add_size(app, "--size", settings.size, "The most that a sender may announce (0: the machine's memory)");
@@ -346,6 +382,8 @@ int main(int argc, char** argv) {
   app.add_option("--json", settings.json_path, "Write one JSON object to a file, or to stdout for -");
   return program::run(app, argc, argv, [&] {
     if (settings.file.empty() && !settings.discard) throw program::Usage("--file or --discard is needed");
+    if (!settings.base.empty() && !program::page_digests())
+      throw program::Usage("--base: this program was built without OpenSSL, by which pages are compared");
     if (settings.populate && (settings.size == 0 || settings.size % multifd::min_page_bytes != 0))
       throw program::Usage("--populate needs --size, the exact size that will be sent");
     settings.tls.prepare(program::address_of(settings.listen, "--listen"));

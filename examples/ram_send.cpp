@@ -19,6 +19,7 @@
 
 #include "common/limits.hpp"
 #include "common/mapping.hpp"
+#include "common/older_copy.hpp"
 #include "common/paths.hpp"
 #include "common/program.hpp"
 #include "common/progress.hpp"
@@ -131,7 +132,17 @@ class FileGuest {
 };
 
 program::Snapshot snapshot_of(const MigrationProgress& now, std::uint64_t all, std::size_t page_size) {
-  const auto moved = static_cast<double>((now.moved.normal_pages + now.moved.zero_pages) * page_size);
+  const MigrationStatus status = now.status;
+  const auto compared = static_cast<double>(now.moved.compared_pages * page_size);
+  const auto moved =
+      static_cast<double>((now.moved.normal_pages + now.moved.zero_pages + now.moved.equal_pages) * page_size);
+  if (status == MigrationStatus::active && compared > 0 && moved == 0)
+    return {.line = fmt::format("comparing with the receiver's older copy: {} of {}", program::format_bytes(compared),
+                                program::format_bytes(static_cast<double>(all))),
+            .moved = now.moved.compared_pages,
+            .stalled =
+                "Is the receiver stopped (SIGSTOP, a debugger, its host paused), or its disk slow, or the network "
+                "between cut? --progress-timeout ends the wait"};
   return {
       .line = now.status == MigrationStatus::setup
                   ? std::string("waiting for the receiver to take the file's size and settings")
@@ -188,6 +199,7 @@ Outcome send(const Settings& settings, program::PathLog& log, FileGuest& guest, 
   options.sockets.send_buffer_bytes = options.sockets.receive_buffer_bytes = static_cast<int>(settings.socket_buffer);
   options.insist_on_paths = settings.paths.insist();
   options.resume = settings.resume.options();
+  options.base = program::page_digests();  // where the receiver holds an older copy
   options.on_path = log.hook();
   options.on_event = [&](const Event& event) {
     if (event.kind == EventKind::status && event.progress.status == MigrationStatus::device)
@@ -236,16 +248,19 @@ int run(const Settings& settings) {
     report["bounded_by"] = to_string(outcome.report.rounds.at(settings.rounds - 1).bound);
     report["tls_cipher"] = program::text_or_null(outcome.cipher);
     report["producer_waits"] = stats.producer_waits;
+    report["base"] = program::base_report(outcome.report.base);
+    if (outcome.report.base) report["base"]["equal_pages"] = outcome.report.base->equal_pages;
     log.add_to(report, outcome.paths, outcome.lost);
     if (settings.json_path != "-") {
       const ChannelStats sum = total(stats.channels);
       program::say(
           "sent {} in {:.2f} s over {} channels: {:.2f} GiB/s, {} normal and {} zero pages, {} on the wire, "
-          "bounded by {}; digest {} verified{}{}\n",
+          "bounded by {}{}; digest {} verified{}{}\n",
           program::format_bytes(static_cast<double>(ram_bytes)), outcome.spent.seconds, stats.channels.size(),
           report["gib_per_s"].get<double>(), sum.normal_pages, sum.zero_pages + stats.zero_on_main,
           program::format_bytes(static_cast<double>(sum.wire_bytes)), report["bounded_by"].get<std::string>(),
-          guest.digest(), program::cipher_note(outcome.cipher), log.note(outcome.paths, outcome.lost));
+          program::base_note(outcome.report.base), guest.digest(), program::cipher_note(outcome.cipher),
+          log.note(outcome.paths, outcome.lost));
     }
     json_file.write(report);
     return program::exit_done;

@@ -16,6 +16,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "common/older_copy.hpp"
 #include "common/sparse_digest.hpp"
 
 #ifndef MADV_POPULATE_WRITE
@@ -44,33 +45,7 @@ void add(std::vector<Run>& runs, std::uint64_t begin, std::uint64_t end, std::si
   }
 }
 
-/// The runs of a file's data, outside its holes, up to `bytes`, a multiple of `page_bytes`.
-///
-/// Cost: tmpfs checks each page, 10 ms a GiB. The result is nevertheless not kept for the next call. A running guest
-///   fills holes through a mapping of its own, and neither the file's times nor its block count show that in time: a
-///   page that was left out as a hole would be lost.
-std::vector<Run> data_of_file(int fd, std::uint64_t bytes, std::size_t page_bytes) {
-  struct statfs system{};
-  if (::fstatfs(fd, &system) != 0 || multifd::file_holes(system) == multifd::FileHoles::unknown) return {{0, bytes}};
-  // A file with blocks for all its bytes has no hole; tmpfs would check each page to find that, 50 ns each.
-  struct stat status{};
-  if (::fstat(fd, &status) == 0 && status.st_blocks * 512 >= status.st_size) return {{0, bytes}};
-  std::vector<Run> runs;
-  const auto size = static_cast<off_t>(bytes);
-  for (off_t at = 0; at < size;) {
-    off_t data = ::lseek(fd, at, SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;  // nothing but a hole from here on
-    if (data >= size) break;
-    off_t hole = data < 0 ? -1 : ::lseek(fd, data, SEEK_HOLE);
-    if (data < 0) data = at;
-    if (hole <= data) hole = size;  // a file system that cannot tell holes
-    add(runs, static_cast<std::uint64_t>(data), static_cast<std::uint64_t>(std::min(hole, size)), page_bytes);
-    at = hole;
-  }
-  return runs;
-}
-
-/// The same for private memory, from the page tables.
+/// The runs of private memory that may hold data, from the page tables.
 std::vector<Run> data_of_memory(std::span<std::byte> memory, std::size_t page_bytes) {
   std::vector<Run> runs;
   multifd::RamMap ram(page_bytes);
@@ -114,6 +89,30 @@ bool advise(std::span<std::byte> bytes, int advice, const multifd::Interrupt* in
 
 }  // namespace
 
+// tmpfs checks each page, 10 ms a GiB. The result is nevertheless not kept for the next call. A running guest fills holes
+// through a mapping of its own, and neither the file's times nor its block count show that in time: a page that was left out
+// as a hole would be lost.
+std::vector<Run> data_of_file(int fd, std::uint64_t bytes, std::size_t page_bytes) {
+  struct statfs system{};
+  if (::fstatfs(fd, &system) != 0 || multifd::file_holes(system) == multifd::FileHoles::unknown) return {{0, bytes}};
+  // A file with blocks for all its bytes has no hole; tmpfs would check each page to find that, 50 ns each.
+  struct stat status{};
+  if (::fstat(fd, &status) == 0 && status.st_blocks * 512 >= status.st_size) return {{0, bytes}};
+  std::vector<Run> runs;
+  const auto size = static_cast<off_t>(bytes);
+  for (off_t at = 0; at < size;) {
+    off_t data = ::lseek(fd, at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) break;  // nothing but a hole from here on
+    if (data >= size) break;
+    off_t hole = data < 0 ? -1 : ::lseek(fd, data, SEEK_HOLE);
+    if (data < 0) data = at;
+    if (hole <= data) hole = size;  // a file system that cannot tell holes
+    add(runs, static_cast<std::uint64_t>(data), static_cast<std::uint64_t>(std::min(hole, size)), page_bytes);
+    at = hole;
+  }
+  return runs;
+}
+
 void Mapping::Unmap::operator()(std::byte* memory) const noexcept { ::munmap(memory, length); }
 
 Mapping Mapping::map(std::uint64_t bytes, int protection, int flags, Descriptor file, const std::string& what) {
@@ -149,6 +148,12 @@ Mapping Mapping::read_file(const std::string& path, std::uint64_t bytes, std::si
                               bytes, page_bytes));
   // Shared: a private mapping of a hugetlbfs file wants as many huge pages again, for copies that are never made.
   return map(bytes, PROT_READ, MAP_SHARED, std::move(file), path);
+}
+
+Mapping Mapping::write_file(int fd, std::uint64_t bytes, const std::string& what) {
+  Descriptor again(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  if (again.get() < 0) fail_path(what);
+  return map(bytes, PROT_READ | PROT_WRITE, MAP_SHARED, std::move(again), what);
 }
 
 Mapping Mapping::anonymous(std::uint64_t bytes) {
@@ -200,24 +205,31 @@ void NewFile::allocate(std::uint64_t bytes) {
     throw Failure(fmt::format("{}: lies on hugetlbfs, where a file is whole pages of {}: {} bytes are not",
                               file_.part(), format_bytes(static_cast<double>(unit)), bytes));
   if (::ftruncate(file_.fd(), static_cast<off_t>(bytes)) != 0) fail_path(file_.part());
-  Descriptor again(::fcntl(file_.fd(), F_DUPFD_CLOEXEC, 0));
-  if (again.get() < 0) fail_path(file_.part());
-  mapping_ = Mapping::map(bytes, PROT_READ | PROT_WRITE, MAP_SHARED, std::move(again), file_.part());
+  mapping_ = Mapping::write_file(file_.fd(), bytes, file_.part());
 }
 
-NewFile::Summary NewFile::make_sparse(std::size_t page_bytes) const {
+void NewFile::copy_of(const std::string& older, const multifd::Interrupt* interrupt) {
+  const Descriptor from = open_regular(older, O_RDONLY);
+  struct stat status{};
+  if (::fstat(from.get(), &status) != 0) fail_path(older);
+  if (status.st_size == 0) throw Failure(older + ": empty");
+  copy_data(from.get(), older, file_.fd(), interrupt);
+  mapping_ = Mapping::write_file(file_.fd(), static_cast<std::uint64_t>(status.st_size), file_.part());
+}
+
+Summary make_sparse(const Mapping& mapping, int fd, std::size_t page_bytes) {
   SparseDigest digest;
   Summary summary;
-  const std::span<const std::byte> bytes = mapping_.bytes();
+  const std::span<const std::byte> bytes = mapping.bytes();
   const auto punch_to = [&](std::uint64_t end) {
     if (end <= digest.done()) return;
     // Where the file system cannot, the file keeps its size on disk.
-    (void)::fallocate(file_.fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(digest.done()),
+    (void)::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(digest.done()),
                       static_cast<off_t>(end - digest.done()));
     summary.zero_pages += (end - digest.done()) / page_bytes;
     digest.skip_to(end);
   };
-  for (const Run& run : mapping_.data(page_bytes)) {
+  for (const Run& run : mapping.data(page_bytes)) {
     for (std::uint64_t at = run.offset; at < run.offset + run.bytes; at += page_bytes) {
       const std::span<const std::byte> page = bytes.subspan(at, page_bytes);
       if (multifd::buffer_is_zero(page.data(), page.size())) continue;
@@ -231,13 +243,17 @@ NewFile::Summary NewFile::make_sparse(std::size_t page_bytes) const {
   return summary;
 }
 
-void NewFile::sync() {
+void check_size(int fd, const Mapping& mapping, const std::string& path) {
   struct stat status{};
-  if (::fstat(file_.fd(), &status) != 0) fail_path(file_.part());
-  if (static_cast<std::size_t>(status.st_size) != mapping_.bytes().size())
-    throw Failure(fmt::format("{}: has {} bytes by now instead of {}: another process has changed its size",
-                              file_.part(), status.st_size, mapping_.bytes().size()));
+  if (::fstat(fd, &status) != 0) fail_path(path);
+  if (static_cast<std::size_t>(status.st_size) != mapping.bytes().size())
+    throw Failure(fmt::format("{}: has {} bytes by now instead of {}: another process has changed its size", path,
+                              status.st_size, mapping.bytes().size()));
   check_mapped_files();
+}
+
+void NewFile::sync() {
+  check_size(file_.fd(), mapping_, file_.part());
   file_.sync();
 }
 

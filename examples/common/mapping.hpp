@@ -35,6 +35,9 @@ class Mapping {
   /// Throws Failure: missing, empty, a directory, smaller than `bytes`, not a multiple of `page_bytes`.
   static Mapping read_file(const std::string& path, std::uint64_t bytes, std::size_t page_bytes);
 
+  /// Maps a file for writing, all of it. Throws Failure, whose text has `what`.
+  static Mapping write_file(int fd, std::uint64_t bytes, const std::string& what);
+
   /// Fresh zero memory with huge pages asked for.
   static Mapping anonymous(std::uint64_t bytes);
 
@@ -80,6 +83,20 @@ class Mapping {
   Source source_{};  // goes first
 };
 
+/// The runs of a file's data, outside its holes, up to `bytes`, a multiple of `page_bytes`. As Mapping::data().
+std::vector<Run> data_of_file(int fd, std::uint64_t bytes, std::size_t page_bytes);
+
+struct Summary {
+  std::string digest;  ///< XXH3-64 of all bytes, as 16 hexadecimal digits
+  std::uint64_t zero_pages = 0;
+};
+/// Punches holes into a mapped file where pages are zero, if the file system can; the bytes stay zero. Parts that were never
+/// written are not read, because a read would allocate them.
+Summary make_sparse(const Mapping& mapping, int fd, std::size_t page_bytes);
+
+/// Throws Failure where a mapped file has another size by now, or could not be read or written.
+void check_size(int fd, const Mapping& mapping, const std::string& path);
+
 /// A file that is being received: a PartFile that is mapped.
 class NewFile {
  public:
@@ -92,15 +109,12 @@ class NewFile {
   /// Throws Failure: larger than a file may be, not whole huge pages on hugetlbfs, or more than there are.
   void allocate(std::uint64_t bytes);
 
+  /// Makes it a copy of another file instead (older_copy.hpp). Throws Failure, also of a signal.
+  void copy_of(const std::string& older, const multifd::Interrupt* interrupt);
+
   const Mapping& mapping() const noexcept { return mapping_; }
 
-  struct Summary {
-    std::string digest;  ///< XXH3-64 of all bytes, as 16 hexadecimal digits
-    std::uint64_t zero_pages = 0;
-  };
-  /// Punches holes where pages are zero, if the file system can; the bytes stay zero. Parts that were never written are
-  /// not read, because a read would allocate them.
-  Summary make_sparse(std::size_t page_bytes) const;
+  Summary make_sparse(std::size_t page_bytes) const { return program::make_sparse(mapping_, file_.fd(), page_bytes); }
 
   /// The three steps of PartFile: everything that can fail before the last step; the name; keeping the file. sync()
   /// also throws the failure of the mapped file.

@@ -58,6 +58,7 @@ struct Moved {
   std::uint64_t zero_pages = 0;       ///< sent as zero pages
   std::uint64_t unchanged_pages = 0;  ///< left out because they were as last sent
   std::uint64_t compared_pages = 0;   ///< with the older copy that the destination holds, ahead of the first round
+  std::uint64_t equal_pages = 0;      ///< left out because they are as in that; at the source
   std::uint64_t wire_bytes = 0;       ///< on all channels
 };
 

@@ -230,9 +230,7 @@ class Precopy {
     if (knows_zeros) {
       MULTIFD_TRY(add_known_zeros(guest_, zeros));
     }
-    const std::uint64_t all = dirty_.count();
     MULTIFD_TRY_ASSIGN(report_.base, stream_.compare_with_base(zeros, dirty_));
-    report_.base->equal_pages = all - dirty_.count();
     return {};
   }
 

@@ -136,8 +136,12 @@ class SourceStream {
     MULTIFD_TRY(
         ask_for_base(writer, return_path, comparison, as_timeout(options_.progress_timeout), reporter_.interrupt()));
     MULTIFD_TRY_ASSIGN(const DirtyBitmaps* equal, comparison.finish());
+    equal_pages_.store(dirty.in_both(*equal), std::memory_order_relaxed);
     dirty.remove(*equal);
-    return BaseReport{.pages = comparison.taken(), .digest_bytes = comparison.bytes(), .time = reporter_.now() - began};
+    return BaseReport{.pages = comparison.taken(),
+                      .equal_pages = equal_pages_.load(std::memory_order_relaxed),
+                      .digest_bytes = comparison.bytes(),
+                      .time = reporter_.now() - began};
   }
   /// The sender's, and what has gone over the main connection.
   SenderStats stats() const {
@@ -214,6 +218,7 @@ class SourceStream {
             .zero_pages = sum.zero_pages + said_zeros_.load(std::memory_order_relaxed),
             .unchanged_pages = unchanged_pages.load(std::memory_order_relaxed),
             .compared_pages = compared_pages_.load(std::memory_order_relaxed),
+            .equal_pages = equal_pages_.load(std::memory_order_relaxed),
             .wire_bytes = sum.wire_bytes};
   }
 
@@ -238,7 +243,7 @@ class SourceStream {
   std::uint64_t settled_ = 0;  ///< of which the destination has said that they are over
   std::atomic<std::uint64_t> resent_pages_ = 0;
   std::atomic<std::uint64_t> said_zeros_ = 0;
-  std::atomic<std::uint64_t> compared_pages_ = 0;
+  std::atomic<std::uint64_t> compared_pages_ = 0, equal_pages_ = 0;
   Main main_;
 
  public:
