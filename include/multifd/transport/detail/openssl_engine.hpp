@@ -9,12 +9,10 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <optional>
 #include <span>
 #include <string>
@@ -23,6 +21,7 @@
 #include "multifd/buffers.hpp"
 #include "multifd/config.hpp"
 #include "multifd/result.hpp"
+#include "multifd/transport/detail/basic_tls_batch.hpp"
 #include "multifd/transport/detail/basic_tls_link.hpp"
 #include "multifd/transport/detail/basic_tls_session.hpp"
 #include "multifd/transport/detail/openssl_handshake.hpp"
@@ -65,19 +64,17 @@ class OpensslEngine {
   [[nodiscard]] Result<std::size_t> write(ConstBuffers buffers, const TlsWait* wait) noexcept {
     std::size_t left = total_bytes(buffers);
     if (left == 0) return left;
-    if (auto room = allocate(out_, out_capacity); !room) return std::unexpected(room.error());
-    out_bytes_ = 0;
+    if (auto begun = batch_.begin(); !begun) return std::unexpected(begun.error());
     Pieces pieces(buffers);
     std::size_t taken = 0;
-    // With a time limit one record, because then it is one for each.
-    for (std::size_t records = wait != nullptr ? 1 : batch_; records > 0 && left > 0; --records) {
+    for (std::size_t records = batch_.records(wait); records > 0 && left > 0; --records) {
       if (auto renewed = renew_keys(); !renewed) return std::unexpected(renewed.error());
       const std::size_t count = std::min(left, agreed_.most_content);
       if (auto sealed = seal(TlsContent::data, pieces, count); !sealed) return std::unexpected(sealed.error());
       taken += count;
       left -= count;
     }
-    if (auto sent = send(wait); !sent) return std::unexpected(sent.error());
+    if (auto sent = batch_.send(link_, wait); !sent) return std::unexpected(sent.error());
     return taken;
   }
 
@@ -115,10 +112,9 @@ class OpensslEngine {
 
   [[nodiscard]] Result<void> close_notify() noexcept {
     const std::array<std::byte, 2> alert{std::byte{1}, static_cast<std::byte>(TlsAlert::close_notify)};
-    if (auto room = allocate(out_, out_capacity); !room) return room;
-    out_bytes_ = 0;
+    if (auto begun = batch_.begin(); !begun) return begun;
     if (auto sealed = seal_message(TlsContent::alert, alert); !sealed) return sealed;
-    auto sent = send(nullptr);
+    auto sent = batch_.send(link_, nullptr);
     if (!sent) {
       sent.error().stage = Stage::close;
       sent.error().op = "close_notify";
@@ -132,32 +128,19 @@ class OpensslEngine {
 
  private:
   static constexpr std::size_t most_record = OpensslRecords::header_bytes + OpensslRecords::most_content + 2048;
-  static constexpr std::size_t most_batch = 8;  ///< records in one call of the socket
-  static constexpr std::size_t out_capacity =
-      most_batch * (OpensslRecords::most_content + 128);  // with new keys before each
-  static constexpr std::size_t in_capacity = 256 * 1024;
-  static constexpr std::size_t plain_capacity = most_record;
+  static constexpr std::size_t platls_receive_bytes = most_record;
   /// Smaller records are copied; some of them are no data.
   static constexpr std::size_t worth_in_place = 1024;
   /// How many records without data may come side by side. Beyond it a peer keeps this side busy with nothing.
   static constexpr unsigned most_without_data = 64;
 
-  using Memory = std::unique_ptr<std::byte[]>;
-
-  /// Memory for a direction that is used at all.
-  [[nodiscard]] static Result<void> allocate(Memory& memory, std::size_t size) noexcept {
-    if (!memory) memory.reset(new (std::nothrow) std::byte[size]);
-    if (!memory) return fail_errno(Stage::setup, "TLS records", ENOMEM);
-    return {};
-  }
-
   // Of the sending thread.
 
   [[nodiscard]] Result<void> seal(TlsContent content, Pieces& pieces, std::size_t count) noexcept {
     ::ERR_clear_error();  // the host program's own
-    const std::size_t size = sealing_.seal(content, pieces, count, out_.get() + out_bytes_);
+    const std::size_t size = sealing_.seal(content, pieces, count, batch_.room());
     if (size == 0) return fail_openssl(Stage::write, "encrypt");
-    out_bytes_ += size;
+    batch_.add(size);
     return {};
   }
 
@@ -165,27 +148,6 @@ class OpensslEngine {
     const iovec buffer = const_buffer(bytes);
     Pieces pieces(std::span(&buffer, 1));
     return seal(content, pieces, bytes.size());
-  }
-
-  /// Sends what is sealed, all of it.
-  [[nodiscard]] Result<void> send(const TlsWait* wait) noexcept {
-    std::size_t calls = 0;
-    for (std::span<const std::byte> left(out_.get(), out_bytes_); !left.empty(); ++calls) {
-      const iovec buffer = const_buffer(left);
-      const auto sent = link_.send(std::span(&buffer, 1), wait);
-      if (!sent) return std::unexpected(sent.error());
-      left = left.subspan(*sent);
-    }
-    // A socket's call returns in parts when it takes long: then the bytes shall be seen to move, for a while.
-    if (calls > 1) {
-      batch_ = 1;
-      small_writes_ = 64;
-    } else if (small_writes_ > 0) {
-      --small_writes_;
-    } else {
-      batch_ = std::min(2 * batch_, most_batch);
-    }
-    return {};
   }
 
   /// Under TLS 1.3: new keys ahead of what is written next, when the old ones have served for long enough, or the peer
@@ -238,11 +200,11 @@ class OpensslEngine {
 
   /// Receives for a read of `room` bytes. Returns how much; 0: the stream may end here.
   [[nodiscard]] Result<std::size_t> fill(std::size_t room, const TlsWait* wait) noexcept {
-    if (auto memory = allocate(in_, in_capacity); !memory) return std::unexpected(memory.error());
-    if (auto memory = allocate(plain_, plain_capacity); !memory) return std::unexpected(memory.error());
+    if (auto memory = allocate(in_, tls_receive_bytes); !memory) return std::unexpected(memory.error());
+    if (auto memory = allocate(plain_, platls_receive_bytes); !memory) return std::unexpected(memory.error());
     std::memmove(in_.get(), in_.get() + in_begin_, in_end_ - in_begin_);  // less than a record
     in_end_ -= std::exchange(in_begin_, 0);
-    std::size_t most = in_capacity - in_end_;
+    std::size_t most = tls_receive_bytes - in_end_;
     // A small read, which may be a look at the first bytes, leaves at the socket what it does not need: others ask the
     // socket whether there is more.
     if (room < OpensslRecords::most_content) most = missing();
@@ -269,7 +231,7 @@ class OpensslEngine {
         return count;
       }
     }
-    const iovec buffer = mutable_buffer(std::span(plain_.get(), plain_capacity));
+    const iovec buffer = mutable_buffer(std::span(plain_.get(), platls_receive_bytes));
     const auto last = opening_.open(record, Pieces(std::span(&buffer, 1)));
     if (!last) return bad_record();
     opening_.opened();
@@ -352,16 +314,13 @@ class OpensslEngine {
 
   // Used by the sending thread.
   alignas(cache_line) OpensslRecords sealing_;
-  Memory out_;
-  std::size_t out_bytes_ = 0;
-  std::size_t batch_ = 1;      ///< how many records go out together
-  unsigned small_writes_ = 0;  ///< so many more do not grow
+  TlsBatch batch_;
 
   // Used by the receiving thread.
   alignas(cache_line) OpensslRecords opening_;
-  Memory in_;  ///< what has come: [in_begin_, in_end_)
+  TlsMemory in_;  ///< what has come: [in_begin_, in_end_)
   std::size_t in_begin_ = 0, in_end_ = 0;
-  Memory plain_;  ///< decrypted, and not read yet: [plain_begin_, plain_end_)
+  TlsMemory plain_;  ///< decrypted, and not read yet: [plain_begin_, plain_end_)
   std::size_t plain_begin_ = 0, plain_end_ = 0;
   unsigned without_data_ = 0;
   bool closed_ = false;

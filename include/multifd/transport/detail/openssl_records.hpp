@@ -20,7 +20,7 @@
 #include <optional>
 #include <span>
 
-#include "multifd/buffers.hpp"
+#include "multifd/transport/detail/basic_tls_batch.hpp"
 #include "multifd/transport/detail/openssl_cipher.hpp"
 #include "multifd/transport/detail/openssl_keys.hpp"
 
@@ -28,35 +28,6 @@ namespace multifd::detail {
 
 /// What a record carries.
 enum class TlsContent : std::uint8_t { change_cipher_spec = 20, alert = 21, handshake = 22, data = 23 };
-
-/// A walk over the bytes of some buffers.
-class Pieces {
- public:
-  explicit Pieces(std::span<const iovec> buffers) noexcept : buffers_(buffers) {}
-
-  /// The next bytes that lie side by side, at most `most`; none at the end.
-  std::span<std::byte> next(std::size_t most) noexcept {
-    while (index_ < buffers_.size() && offset_ == buffers_[index_].iov_len) ++index_, offset_ = 0;
-    if (index_ == buffers_.size()) return {};
-    const std::size_t count = std::min(most, buffers_[index_].iov_len - offset_);
-    auto* const at = static_cast<std::byte*>(buffers_[index_].iov_base) + offset_;
-    offset_ += count;
-    return {at, count};
-  }
-
-  void skip(std::size_t count) noexcept {
-    while (count > 0) {
-      const std::size_t passed = next(count).size();
-      if (passed == 0) return;
-      count -= passed;
-    }
-  }
-
- private:
-  std::span<const iovec> buffers_;
-  std::size_t index_ = 0;
-  std::size_t offset_ = 0;
-};
 
 /// Protocol and cipher of a session.
 struct TlsSuite {
@@ -72,7 +43,7 @@ struct TlsSuite {
 /// Seals or opens the records of one direction. Threads: one.
 class OpensslRecords {
  public:
-  static constexpr std::size_t most_content = 16 * 1024;  ///< of a record
+  static constexpr std::size_t most_content = tls_record_bytes;
   static constexpr std::size_t header_bytes = 5;
   static constexpr std::size_t tag_bytes = 16;
 

@@ -14,13 +14,14 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <mutex>
+#include <span>
 #include <string>
 #include <utility>
 
 #include "multifd/buffers.hpp"
 #include "multifd/result.hpp"
+#include "multifd/transport/detail/basic_tls_batch.hpp"
 #include "multifd/transport/detail/basic_tls_link.hpp"
 #include "multifd/transport/detail/basic_tls_session.hpp"
 #include "multifd/transport/detail/tls_error.hpp"
@@ -63,35 +64,37 @@ class GnutlsEngine {
     }
   }
 
-  /// Writes one record with what is in front of `buffers`: as much as a record holds, or all. Returns how much. One and
-  /// not all, so that whoever counts sees bytes move, and a time limit is one for each record.
+  /// Writes full records, as many as are sent in one go, or all in the last one.
   [[nodiscard]] Result<std::size_t> write(ConstBuffers buffers, const TlsWait* wait) noexcept {
+    std::size_t left = total_bytes(buffers);
+    if (left == 0) return left;
     const Call writing(socket_.writes, wait);
-    if (auto renewed = renew_keys(); !renewed) return std::unexpected(renewed.error());
-    std::size_t gathered = 0;
-    for (const iovec& buffer : buffers) {
-      // A buffer that fills a record is sent from where it is. Smaller pieces (a header, the pages after it) are gathered
-      // first, because otherwise each would be a record and a system call of its own.
-      if (gathered == 0 && buffer.iov_len >= record_bytes)
-        return send(static_cast<const std::byte*>(buffer.iov_base), record_bytes);
-      const std::size_t taken = std::min(buffer.iov_len, record_bytes - gathered);
-      if (taken > 0) std::memcpy(record_.data() + gathered, buffer.iov_base, taken);
-      gathered += taken;
-      if (gathered == record_bytes) break;
+    if (auto begun = socket_.begin_batch(); !begun) return std::unexpected(begun.error());
+    Pieces pieces(buffers);
+    std::size_t taken = 0;
+    for (std::size_t records = socket_.batch_records(wait); records > 0 && left > 0; --records) {
+      const std::size_t count = std::min(left, tls_record_bytes);
+      if (auto sent = send(pieces, count); !sent) return std::unexpected(sent.error());
+      taken += count;
+      left -= count;
     }
-    if (gathered == 0) return gathered;
-    return send(record_.data(), gathered);
+    if (auto sent = socket_.send_batch(); !sent) return std::unexpected(sent.error());
+    return taken;
   }
 
-  /// Reads one record, or the rest of one.
+  /// Reads a record, or the rest of one, and what else has come with it.
   [[nodiscard]] Result<std::size_t> read(MutableBuffers buffers, const TlsWait* wait) noexcept {
     const std::scoped_lock lock(reading_);
+    const Call reading(socket_.reads, wait);
+    if (total_bytes(buffers) >= tls_record_bytes) {
+      if (auto room = socket_.receive_several(); !room) return std::unexpected(room.error());
+    }
     std::size_t arrived = 0;
     for (const iovec& buffer : buffers) {
       auto* bytes = static_cast<std::byte*>(buffer.iov_base);
       for (std::size_t left = buffer.iov_len; left > 0;) {
-        if (arrived > 0 && ::gnutls_record_check_pending(session_) == 0) return arrived;
-        const Result<std::size_t> count = receive(bytes, left, wait);
+        if (arrived > 0 && !more_without_waiting()) return arrived;
+        const Result<std::size_t> count = receive(bytes, left, arrived > 0);
         if (!count) return count;
         if (*count == 0) return arrived;
         arrived += *count;
@@ -120,8 +123,6 @@ class GnutlsEngine {
   TlsLink& link() noexcept { return socket_.link(); }
 
  private:
-  static constexpr std::size_t record_bytes = 16 * 1024;  // the most that a record holds
-
   using Direction = TlsSocket::Direction;
 
   /// Begins a call in a direction, and takes what ends its waits away again when the call returns: a time limit lies on
@@ -131,7 +132,10 @@ class GnutlsEngine {
     Call(Direction& direction, const TlsWait* wait) noexcept : direction_(direction) { direction_ = {.wait = wait}; }
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
-    ~Call() { direction_.wait = nullptr; }
+    ~Call() {
+      direction_.wait = nullptr;
+      direction_.several = false;
+    }
 
    private:
     Direction& direction_;
@@ -184,26 +188,49 @@ class GnutlsEngine {
     return {};
   }
 
-  /// Sends one record. Returns its size.
-  [[nodiscard]] Result<std::size_t> send(const std::byte* bytes, std::size_t size) noexcept {
-    ++sent_records_;
-    ssize_t sent = ::gnutls_record_send(session_, bytes, size);
-    while (sent == GNUTLS_E_INTERRUPTED || (sent == GNUTLS_E_AGAIN && !socket_.writes.error))
-      sent = ::gnutls_record_send(session_, nullptr, 0);  // the rest of the same record
-    if (sent >= 0) return size;
-    return std::unexpected(failure(static_cast<int>(sent), socket_.writes, Stage::write, "write"));
+  /// Seals the next `count` bytes of `pieces`, which a record can hold; a peer may want smaller ones. Bytes that lie side
+  /// by side are sealed from where they are. Smaller pieces (a header, the pages after it) are gathered first, because
+  /// otherwise each would be a record of its own.
+  [[nodiscard]] Result<void> send(Pieces& pieces, std::size_t count) noexcept {
+    std::span<const std::byte> bytes = pieces.next(count);
+    if (bytes.size() < count) {
+      std::size_t gathered = 0;
+      for (;; bytes = pieces.next(count - gathered)) {
+        std::ranges::copy(bytes, record_.begin() + static_cast<std::ptrdiff_t>(gathered));
+        gathered += bytes.size();
+        if (gathered == count) break;
+      }
+      bytes = std::span(record_).first(count);
+    }
+    while (!bytes.empty()) {
+      if (auto renewed = renew_keys(); !renewed) return renewed;
+      ++sent_records_;
+      ssize_t sent = ::gnutls_record_send(session_, bytes.data(), bytes.size());
+      while (sent == GNUTLS_E_INTERRUPTED || (sent == GNUTLS_E_AGAIN && !socket_.writes.error))
+        sent = ::gnutls_record_send(session_, nullptr, 0);  // the rest of the same record
+      if (sent < 0) return std::unexpected(failure(static_cast<int>(sent), socket_.writes, Stage::write, "write"));
+      bytes = bytes.subspan(static_cast<std::size_t>(sent));
+    }
+    return {};
   }
 
-  [[nodiscard]] Result<std::size_t> receive(std::byte* to, std::size_t room, const TlsWait* wait) noexcept {
-    const Call reading(socket_.reads, wait);
+  /// Whether there is data, or a record that has come whole.
+  bool more_without_waiting() const noexcept {
+    return ::gnutls_record_check_pending(session_) > 0 || socket_.record_ahead();
+  }
+
+  /// Reads a record or the rest of one. Params `or_nothing`: return 0 where that would be a call of the socket.
+  [[nodiscard]] Result<std::size_t> receive(std::byte* to, std::size_t room, bool or_nothing) noexcept {
     for (;;) {
       const ssize_t count = ::gnutls_record_recv(session_, to, room);
       if (count >= 0) return static_cast<std::size_t>(count);
       // Records without data (a ticket, new keys, a warning) are returned as failures that are not fatal.
       if (!socket_.reads.error && ::gnutls_error_is_fatal(static_cast<int>(count)) == 0 &&
-          count != GNUTLS_E_REHANDSHAKE)
+          count != GNUTLS_E_REHANDSHAKE) {
+        if (or_nothing && !socket_.record_ahead()) return std::size_t{0};
         continue;
-      if (count == GNUTLS_E_PREMATURE_TERMINATION && options_.end == TlsEnd::fin && socket_.ended_between_records())
+      }
+      if (count == GNUTLS_E_PREMATURE_TERMINATION && options_.end == TlsEnd::fin && socket_.between_records())
         return std::size_t{0};
       return std::unexpected(failure(static_cast<int>(count), socket_.reads, Stage::read, "read"));
     }
@@ -254,10 +281,10 @@ class GnutlsEngine {
   const TlsCredentials credentials_;
   const TlsOptions options_;
   gnutls_session_t session_ = nullptr;
-  std::array<gnutls_typed_vdata_st, 2> verify_{};  // GnuTLS keeps the pointers
-  std::mutex reading_;                             // held by a call of read()
-  std::uint64_t sent_records_ = 0;                 // under these keys
-  std::array<std::byte, record_bytes> record_;     // of the sending thread
+  std::array<gnutls_typed_vdata_st, 2> verify_{};   // GnuTLS keeps the pointers
+  std::mutex reading_;                              // held by a call of read()
+  std::uint64_t sent_records_ = 0;                  // under these keys
+  std::array<std::byte, tls_record_bytes> record_;  // of the sending thread
 };
 
 }  // namespace multifd::detail
