@@ -13,11 +13,7 @@
 
 #include "exemplar/acceptor.hpp"
 #include "support/links.hpp"
-#if defined(MULTIFD_HAS_TLS)
-#include "multifd/transport/tls_acceptor.hpp"
-#if defined(MULTIFD_HAS_OPENSSL)
-#include "multifd/transport/openssl_acceptor.hpp"
-#endif
+#if defined(MULTIFD_HAS_TLS) || defined(MULTIFD_HAS_OPENSSL)
 #include "support/tls_links.hpp"
 #endif
 
@@ -142,7 +138,7 @@ TEST_CASE("The exemplar keeps the Acceptor contract") {
       come, {.patience = 20s}));
 }
 
-#if defined(MULTIFD_HAS_TLS)
+#if defined(MULTIFD_HAS_TLS) || defined(MULTIFD_HAS_OPENSSL)
 TEST_CASE_TEMPLATE("A TLS acceptor keeps the Acceptor contract with certificates and with pre-shared keys", L,
                    TLS_LIBRARIES) {
   using Secured = TlsAcceptorOf<typename L::Credentials>;

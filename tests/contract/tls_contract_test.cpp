@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#if defined(MULTIFD_HAS_TLS)
+#if defined(MULTIFD_HAS_TLS) || defined(MULTIFD_HAS_OPENSSL)
 #include <doctest/doctest.h>
 
 #include "multifd/testing/transport_contract.hpp"
@@ -53,5 +53,5 @@ TEST_CASE_TEMPLATE("AnyTransport keeps the Transport contract with TLS in it", L
 #else
 #include <doctest/doctest.h>
 
-TEST_CASE("TlsTransport is not in this build") { MESSAGE("GnuTLS was not found, or MULTIFD_WITH_TLS is off"); }
+TEST_CASE("TLS is not in this build") { MESSAGE("neither GnuTLS nor OpenSSL was found, or both are off"); }
 #endif

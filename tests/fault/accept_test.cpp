@@ -23,7 +23,7 @@
 #include "multifd/transport/algorithms.hpp"
 #include "support/leftovers.hpp"
 #include "support/links.hpp"
-#if defined(MULTIFD_HAS_TLS)
+#if defined(MULTIFD_HAS_TLS) || defined(MULTIFD_HAS_OPENSSL)
 #include "multifd/transport/tls_acceptor.hpp"
 #include "support/tls_links.hpp"
 #endif
@@ -228,7 +228,7 @@ TEST_CASE("A connection that cannot be watched is an error, and is accepted once
   CHECK(refused == 0);
 }
 
-#if defined(MULTIFD_HAS_TLS)
+#if defined(MULTIFD_HAS_TLS) || defined(MULTIFD_HAS_OPENSSL)
 TEST_CASE_TEMPLATE("Handshakes that get no memory say so, and leave nothing behind" * needs_failing_new, L,
                    TLS_LIBRARIES) {
   const Watchdog watchdog("handshakes without memory");

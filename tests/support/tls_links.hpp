@@ -9,38 +9,48 @@
 #include <utility>
 #include <vector>
 
-#include "multifd/transport/tls.hpp"
+#if defined(MULTIFD_HAS_TLS)
+#include "multifd/transport/tls_acceptor.hpp"
+#endif
 #if defined(MULTIFD_HAS_OPENSSL)
-#include "multifd/transport/openssl.hpp"
+#include "multifd/transport/openssl_acceptor.hpp"
 #endif
 #include "support/links.hpp"
 #include "support/tls_files.hpp"
 
 namespace test {
 
-using multifd::TlsCredentials;
 using multifd::TlsOptions;
 using multifd::TlsRole;
-using multifd::TlsTransport;
 
-/// The libraries that make TLS.
+/// The libraries that make TLS, of those that this build has.
+#if defined(MULTIFD_HAS_TLS)
 struct Gnutls {
   using Credentials = multifd::TlsCredentials;
   using Transport = multifd::TlsTransport;
   using Handshake = multifd::TlsHandshake;
 };
+#endif
 #if defined(MULTIFD_HAS_OPENSSL)
 struct Openssl {
   using Credentials = multifd::OpensslCredentials;
   using Transport = multifd::OpensslTransport;
   using Handshake = multifd::OpensslHandshake;
 };
+#endif
+/// TLS_LIBRARIES: each; TLS_SIDES: which one is the client, and which the server; SomeTls: for what is the same with all.
+#if defined(MULTIFD_HAS_TLS) && defined(MULTIFD_HAS_OPENSSL)
 #define TLS_LIBRARIES Gnutls, Openssl
-/// Which library is the client, and which the server.
 #define TLS_SIDES Sides<Gnutls, Gnutls>, Sides<Openssl, Openssl>, Sides<Gnutls, Openssl>, Sides<Openssl, Gnutls>
-#else
+using SomeTls = Gnutls;
+#elif defined(MULTIFD_HAS_TLS)
 #define TLS_LIBRARIES Gnutls
 #define TLS_SIDES Sides<Gnutls, Gnutls>
+using SomeTls = Gnutls;
+#else
+#define TLS_LIBRARIES Openssl
+#define TLS_SIDES Sides<Openssl, Openssl>
+using SomeTls = Openssl;
 #endif
 template <class C, class S>
 struct Sides {
@@ -49,7 +59,7 @@ struct Sides {
 };
 
 /// Of a directory of tls_files(), or of a file of keys.
-template <class Library = Gnutls>
+template <class Library = SomeTls>
 typename Library::Credentials credentials(const std::string& name, TlsRole role, const std::string& user = "qemu") {
   using Credentials = typename Library::Credentials;
   const std::string path = tls_files() + "/" + name;
@@ -92,7 +102,7 @@ SecuredLinks<typename P::Client, typename P::Server> tls_links_of(Links<FdTransp
 }
 
 /// The same with one library at both ends.
-template <class Library = Gnutls>
+template <class Library = SomeTls>
 Links<typename Library::Transport> tls_links(Links<FdTransport> links, const std::string& name = "good",
                                              const TlsOptions& options = {}) {
   auto secured = tls_links_of<Sides<Library, Library>>(std::move(links), name, options);

@@ -4,7 +4,7 @@
 // is a stranger to a destination that does, and the other way round, because nothing that was said before can be trusted.
 #include <doctest/doctest.h>
 
-#if defined(MULTIFD_HAS_TLS)
+#if defined(MULTIFD_HAS_TLS) || defined(MULTIFD_HAS_OPENSSL)
 
 #include <future>
 #include <string>
@@ -17,7 +17,6 @@
 #include "multifd/multifd.hpp"
 #include "multifd/transport/any_transport.hpp"
 #include "multifd/transport/connect.hpp"
-#include "multifd/transport/tls_acceptor.hpp"
 #include "support/leftovers.hpp"
 #include "support/migrate_guest.hpp"
 #include "support/tls_links.hpp"
@@ -31,14 +30,14 @@ namespace {
 constexpr std::size_t pages = 256;
 
 struct Stacks {
-  using Link = AnyTransport<FdTransport, TlsTransport>;
+  using Link = AnyTransport<FdTransport, SomeTls::Transport>;
   using Compressors = PolicyList<NoComp>;
   using ZeroPages = PolicyList<ZeroPagesMultifd>;
 };
 using Link = Stacks::Link;
 
 /// Connects a source's main connection and two channels, with TLS or without.
-Result<SourceLinks<Link>> connect_source(const Address& address, const TlsCredentials* credentials) {
+Result<SourceLinks<Link>> connect_source(const Address& address, const SomeTls::Credentials* credentials) {
   MULTIFD_TRY_ASSIGN(FdTransport main, connect_to(address, {.connect_timeout = 5s}));
   MULTIFD_TRY_ASSIGN(std::vector<FdTransport> channels, connect_channels(address, 2, {.connect_timeout = 5s}));
   if (credentials == nullptr) return SourceLinks<Link>{std::move(main), Link::all_of(std::move(channels))};
@@ -46,8 +45,9 @@ Result<SourceLinks<Link>> connect_source(const Address& address, const TlsCreden
   // The main connection first: a destination knows its channels by it.
   std::vector<FdTransport> first;
   first.push_back(std::move(main));
-  MULTIFD_TRY_ASSIGN(std::vector<TlsTransport> secured, tls_handshakes(std::move(first), *credentials, options));
-  MULTIFD_TRY_ASSIGN(std::vector<TlsTransport> others, tls_handshakes(std::move(channels), *credentials, options));
+  MULTIFD_TRY_ASSIGN(std::vector<SomeTls::Transport> secured, tls_handshakes(std::move(first), *credentials, options));
+  MULTIFD_TRY_ASSIGN(std::vector<SomeTls::Transport> others,
+                     tls_handshakes(std::move(channels), *credentials, options));
   return SourceLinks<Link>{std::move(secured.front()), Link::all_of(std::move(others))};
 }
 
@@ -59,7 +59,8 @@ struct Outcome {
 
 /// One try, with TLS at the sides that have it.
 Outcome try_once(MigratingGuest& here, MigratingGuest& there, bool source_has, bool destination_has) {
-  const TlsCredentials client = credentials("good", TlsRole::client), server = credentials("good", TlsRole::server);
+  const SomeTls::Credentials client = credentials("good", TlsRole::client),
+                             server = credentials("good", TlsRole::server);
   auto listener = Listener::listen({.host = "127.0.0.1"}, 16);
   REQUIRE(listener.has_value());
   auto handle = Migration::create();
@@ -69,10 +70,10 @@ Outcome try_once(MigratingGuest& here, MigratingGuest& there, bool source_has, b
       .on_stranger = [&](const char* why) { outcome.strangers += std::string(why) + "\n"; }, .migration = &*handle};
   auto taking = std::async(std::launch::async, [&]() -> Result<ArrivalReport> {
     if (!destination_has) return migrate_from<Stacks>(there, *listener, options);
-    MULTIFD_TRY_ASSIGN(auto acceptor,
-                       TlsAcceptor::open(*listener, {.credentials = &server, .on_refused = [&](const Error& error) {
-                                                       outcome.strangers += describe(error) + "\n";
-                                                     }}));
+    MULTIFD_TRY_ASSIGN(auto acceptor, TlsAcceptorOf<SomeTls::Credentials>::open(
+                                          *listener, {.credentials = &server, .on_refused = [&](const Error& error) {
+                                                        outcome.strangers += describe(error) + "\n";
+                                                      }}));
     return migrate_from<Stacks>(there, acceptor, options);
   });
   auto links = connect_source(listener->local_address(), source_has ? &client : nullptr);

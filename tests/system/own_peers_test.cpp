@@ -19,7 +19,7 @@
 #include "support/allocation_count.hpp"
 #include "support/feed.hpp"
 #include "support/memory.hpp"
-#if defined(MULTIFD_HAS_TLS)
+#if defined(MULTIFD_HAS_TLS) || defined(MULTIFD_HAS_OPENSSL)
 #include "support/tls_links.hpp"
 #endif
 
@@ -460,7 +460,7 @@ TEST_CASE("A look for one more channel that fails itself fails no migration, and
     }
 }
 
-#if defined(MULTIFD_HAS_TLS)
+#if defined(MULTIFD_HAS_TLS) || defined(MULTIFD_HAS_OPENSSL)
 TEST_CASE("Over TLS, too, a sender hears that everything has arrived, or why not") {
   const Side same({{"pc.ram", 4}}), other({{"pc.ram", 5}});
   const auto [sender, receiver] = meet<NoComp, NoComp>(same, same, tls_links(tcp_links(2)));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Senders and receivers over TLS: how they end when they are cancelled, and when the stream is cut.
-#if defined(MULTIFD_HAS_TLS)
+#if defined(MULTIFD_HAS_TLS) || defined(MULTIFD_HAS_OPENSSL)
 #include <doctest/doctest.h>
 #include <sys/socket.h>
 
@@ -110,5 +110,5 @@ TEST_CASE_TEMPLATE("A sender whose certificate the receiver refuses says so, wit
 #else
 #include <doctest/doctest.h>
 
-TEST_CASE("TlsTransport is not in this build") { MESSAGE("GnuTLS was not found, or MULTIFD_WITH_TLS is off"); }
+TEST_CASE("TLS is not in this build") { MESSAGE("neither GnuTLS nor OpenSSL was found, or both are off"); }
 #endif

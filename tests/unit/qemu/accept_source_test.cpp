@@ -21,9 +21,8 @@
 
 #include "multifd/transport/algorithms.hpp"
 #include "unit/transport/pairs.hpp"
-#if defined(MULTIFD_HAS_TLS)
-#include "multifd/transport/tls_acceptor.hpp"
-#include "support/tls_files.hpp"
+#if defined(MULTIFD_HAS_TLS) || defined(MULTIFD_HAS_OPENSSL)
+#include "support/tls_links.hpp"
 #endif
 
 using namespace multifd;
@@ -991,18 +990,16 @@ TEST_CASE("An acceptor's wait ends by its deadline however many strangers wait t
   CHECK(::poll(&listener, 1, 0) == 0);
 }
 
-#if defined(MULTIFD_HAS_TLS)
+#if defined(MULTIFD_HAS_TLS) || defined(MULTIFD_HAS_OPENSSL)
 namespace {
 
-TlsCredentials credentials(const std::string& name, TlsRole role) {
-  auto made = TlsCredentials::x509(test::tls_files() + "/" + name, role);
-  REQUIRE_MESSAGE(made.has_value(), describe(made.error()));
-  return *made;
-}
+using test::credentials;
+using test::SomeTls;
+using SomeAcceptor = multifd::TlsAcceptorOf<SomeTls::Credentials>;
 
 /// Connects with certificates of the authority `name` and says a whole source's greetings; what its handshakes came to.
-Result<std::vector<TlsTransport>> tls_source(Destination& destination, const std::string& name) {
-  const TlsCredentials client = credentials(name, TlsRole::client);
+Result<std::vector<SomeTls::Transport>> tls_source(Destination& destination, const std::string& name) {
+  const SomeTls::Credentials client = credentials(name, TlsRole::client);
   std::vector<FdTransport> links;
   for (unsigned connection = 0; connection <= source_channels; ++connection) links.push_back(destination.connect());
   auto secured = tls_handshakes(std::move(links), client, {.hostname = "localhost", .handshake_timeout = 20s});
@@ -1017,11 +1014,11 @@ Result<std::vector<TlsTransport>> tls_source(Destination& destination, const std
 }  // namespace
 
 TEST_CASE("Under TLS whoever speaks none, is not trusted or says nothing is closed, and disturbs no source") {
-  const TlsCredentials server = credentials("good", TlsRole::server);
+  const SomeTls::Credentials server = credentials("good", TlsRole::server);
   for (const AddressKind kind : kinds) {
     Destination destination(kind);
     std::vector<Error> refused;
-    auto acceptor = TlsAcceptor::open(
+    auto acceptor = SomeAcceptor::open(
         destination.listener(),
         {.credentials = &server, .on_refused = [&](const Error& error) { refused.push_back(error); }});
     REQUIRE(acceptor.has_value());
@@ -1059,13 +1056,13 @@ TEST_CASE("Under TLS whoever speaks none, is not trusted or says nothing is clos
 }
 
 TEST_CASE("Under TLS a silent connection has the handshake's time, and an Interrupt ends the wait") {
-  const TlsCredentials server = credentials("good", TlsRole::server);
+  const SomeTls::Credentials server = credentials("good", TlsRole::server);
   Destination destination(AddressKind::tcp);
   std::vector<Error> refused;
   auto acceptor =
-      TlsAcceptor::open(destination.listener(), {.credentials = &server,
-                                                 .tls = {.handshake_timeout = 50ms},
-                                                 .on_refused = [&](const Error& error) { refused.push_back(error); }});
+      SomeAcceptor::open(destination.listener(), {.credentials = &server,
+                                                  .tls = {.handshake_timeout = 50ms},
+                                                  .on_refused = [&](const Error& error) { refused.push_back(error); }});
   REQUIRE(acceptor.has_value());
   FdTransport silent = destination.connect();
   CHECK(error_of(accept_source(*acceptor, 1, {.first_timeout = 1s})).code == Errc::timed_out);
@@ -1076,8 +1073,8 @@ TEST_CASE("Under TLS a silent connection has the handshake's time, and an Interr
   REQUIRE(interrupt.has_value());
   interrupt->trigger();
   CHECK(error_of(accept_source(*acceptor, 1, {.interrupt = &*interrupt})).code == Errc::cancelled);
-  CHECK(error_of(TlsAcceptor::open(destination.listener())).code == Errc::bad_option);
-  const TlsCredentials client = credentials("good", TlsRole::client);
-  CHECK(error_of(TlsAcceptor::open(destination.listener(), {.credentials = &client})).code == Errc::bad_option);
+  CHECK(error_of(SomeAcceptor::open(destination.listener())).code == Errc::bad_option);
+  const SomeTls::Credentials client = credentials("good", TlsRole::client);
+  CHECK(error_of(SomeAcceptor::open(destination.listener(), {.credentials = &client})).code == Errc::bad_option);
 }
 #endif

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: MIT
-#if defined(MULTIFD_HAS_TLS)
-#include "multifd/transport/tls.hpp"
-
+#if defined(MULTIFD_HAS_TLS) || defined(MULTIFD_HAS_OPENSSL)
 #include <doctest/doctest.h>
 #include <sys/ioctl.h>
 
@@ -66,13 +64,16 @@ constexpr TlsCipher preferences[] = {TlsCipher::automatic, TlsCipher::aes, TlsCi
 template <class L>
 const char* first_of(TlsCipher preference) {
   bool aes = preference == TlsCipher::aes;
-  if (preference == TlsCipher::automatic) aes = multifd::detail::has_aes_instructions();
+#if defined(MULTIFD_HAS_TLS)
+  if (preference == TlsCipher::automatic && std::same_as<L, Gnutls>) aes = multifd::detail::has_aes_instructions();
+#endif
 #if defined(MULTIFD_HAS_OPENSSL)
   if (preference == TlsCipher::automatic && std::same_as<L, Openssl>) aes = !multifd::detail::chacha20_is_far_faster();
 #endif
   return aes ? "AES-128-GCM" : "CHACHA20-POLY1305";
 }
 
+#if defined(MULTIFD_HAS_TLS)
 constexpr std::size_t said_bytes = 40'000;  // in several records
 
 /// Sends back what a session's peer says. Under TLS 1.3 it asks for new keys first, and pads its records.
@@ -138,6 +139,7 @@ std::string agreed_with_stock_peer(const char* name, TlsRole role, TlsCipher our
   CHECK(agreed.ends_with(' ' + theirs));
   return agreed;
 }
+#endif
 
 int unread_bytes(int fd) {
   int count = 0;
@@ -375,6 +377,7 @@ TEST_CASE_TEMPLATE("TLS 1.3 is what two of ours agree on", P, TLS_SIDES) {
   CHECK(links.sender.front().cipher().starts_with("TLS1.3 "));
 }
 
+#if defined(MULTIFD_HAS_TLS)
 TEST_CASE("The CPU's instructions for AES are seen as the kernel sees them") {
   std::ifstream file("/proc/cpuinfo");
   bool aes = false, multiply = false;
@@ -384,6 +387,7 @@ TEST_CASE("The CPU's instructions for AES are seen as the kernel sees them") {
   }
   CHECK(multifd::detail::has_aes_instructions() == (aes && multiply));
 }
+#endif
 
 TEST_CASE_TEMPLATE("The server's preference decides the cipher, with both kinds of credentials", P, TLS_SIDES) {
   const Watchdog watchdog("preferences");
@@ -409,6 +413,7 @@ TEST_CASE_TEMPLATE("The server's preference decides the cipher, with both kinds 
       }
 }
 
+#if defined(MULTIFD_HAS_TLS)
 TEST_CASE_TEMPLATE("A peer with the order of GnuTLS gets the cipher that this side prefers, in both roles", L,
                    TLS_LIBRARIES) {
   const Watchdog watchdog("preferences");
@@ -447,6 +452,7 @@ TEST_CASE_TEMPLATE("A peer that has only one cipher is served with that one, wha
         CHECK(agreed_with_stock_peer<L>(only.credentials, role, ours, only.priorities) == only.wanted);
       }
 }
+#endif
 
 TEST_CASE_TEMPLATE("write_now() does not wait for a handshake", L, TLS_LIBRARIES) {
   auto plain = unix_links(1);
@@ -787,5 +793,5 @@ TEST_CASE_TEMPLATE("Credentials that cannot be used say which file is at fault",
 #else
 #include <doctest/doctest.h>
 
-TEST_CASE("TlsTransport is not in this build") { MESSAGE("GnuTLS was not found, or MULTIFD_WITH_TLS is off"); }
+TEST_CASE("TLS is not in this build") { MESSAGE("neither GnuTLS nor OpenSSL was found, or both are off"); }
 #endif
