@@ -50,7 +50,7 @@ from qmp import Qmp  # noqa: E402
 
 GIB = 1 << 30
 PATTERNS = ("zero", "half", "random", "text", "guest", "library", "mixed")
-ZSTD_LEVELS = (1, -1, -2, -3, -5, -8, -10, -20)
+ZSTD_LEVELS = (1, -1, -2, -3, -5, -6, -7, -8, -10, -20)
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------

@@ -121,8 +121,10 @@ class Zstd::Encoder {
     bool block_open = false;  // zstd holds pages of a block that is not written yet
     for (const iovec& run : pages) {
       std::span<const std::byte> bytes(static_cast<const std::byte*>(run.iov_base), run.iov_len);
+      std::size_t random_bytes = 0;  // at the front, as the stretch before has found
       while (!bytes.empty()) {
-        const Stretch stretch = first_stretch(bytes);
+        const Stretch stretch = first_stretch(bytes, random_bytes);
+        random_bytes = stretch.random_behind;
         left -= stretch.size;
         const bool flush = stretch.random || left == 0;
         if (stretch.random && block_open && !compress({}, out, ZSTD_e_flush)) return too_large();
@@ -143,6 +145,7 @@ class Zstd::Encoder {
   struct Stretch {
     std::size_t size = 0;
     bool random = false;
+    std::size_t random_behind = 0;  // bytes behind it that are known to be random
   };
 
   // Random pages get blocks of their own: zstd then stores them as they are, and the code that it makes for the bytes
@@ -151,19 +154,18 @@ class Zstd::Encoder {
 
   Encoder() = default;
 
-  // The pages at the front that are all random, or all not.
-  Stretch first_stretch(std::span<const std::byte> bytes) const noexcept {
-    std::size_t random_bytes = 0;  // of the pages in a row before `end`
-    std::size_t end = 0;
+  // The pages at the front that are all random, or all not. `random_bytes` at the front are known to be random.
+  Stretch first_stretch(std::span<const std::byte> bytes, std::size_t random_bytes) const noexcept {
+    std::size_t end = random_bytes;  // random_bytes: of the pages in a row before it
     while (end < bytes.size()) {
       const std::size_t size = std::min(limits_.page_bytes, bytes.size() - end);
       const bool random = detail::looks_random(bytes.data() + end, size);
-      if (!random && random_bytes == end && random_bytes >= least_random_bytes) return {end, true};
+      if (!random && random_bytes == end && random_bytes >= least_random_bytes) return {end, true, 0};
       end += size;
       random_bytes = random ? random_bytes + size : 0;
-      if (random_bytes >= least_random_bytes && random_bytes != end) return {end - random_bytes, false};
+      if (random_bytes >= least_random_bytes && random_bytes != end) return {end - random_bytes, false, random_bytes};
     }
-    return {end, random_bytes >= least_random_bytes};
+    return {end, random_bytes >= least_random_bytes, 0};
   }
 
   // Gives levels 1 and below smaller windows and tables than zstd's own, which fit a core's caches. The negative levels
