@@ -203,12 +203,10 @@ int run(const Settings& settings) {
   const Memory from = map(settings.size, settings.memory);
   corpus::fill(from.bytes, "random", 1);
   const auto to = map(settings.size, "small").bytes;
-  nlohmann::ordered_json report = {{"listen", settings.listen}, {"memory", settings.memory}, {"size", settings.size}};
-  auto& runs = report["runs"] = nlohmann::ordered_json::object();
-  auto& refused = report["refused"] = nlohmann::ordered_json::object();
-  static_cast<void>(measure(settings, all_ways().front().second, 2, from,
-                            to));  // the first is slow wherever memory has just been found
+  nlohmann::ordered_json runs, refused = nlohmann::ordered_json::object();
   const auto& all = all_ways();
+  // The first run is slow wherever memory has just been found.
+  static_cast<void>(measure(settings, all.front().second, 2, from, to));
   std::vector<std::size_t> chosen;
   for (std::size_t i = 0; i < all.size(); ++i) {
     if (!settings.ways.empty() && std::ranges::find(settings.ways, all[i].first) == settings.ways.end()) continue;
@@ -230,6 +228,11 @@ int run(const Settings& settings) {
     }
     std::ranges::rotate(chosen, chosen.begin() + 1);  // none is always the first
   }
+  const nlohmann::ordered_json report = {{"listen", settings.listen},
+                                         {"memory", settings.memory},
+                                         {"size", settings.size},
+                                         {"runs", runs},
+                                         {"refused", refused}};
   fmt::print("{}\n", report.dump(1));
   return 0;
 }

@@ -3,6 +3,7 @@
 // A whole Sender and Receiver in one process over real sockets, beside the raw pump over sockets with the same settings.
 //
 //   pipeline/<what>/<socket>/channels:N      what: pump, or the zero-page policy; memory of random pages, warm
+//   pipeline/splice/<socket>/channels:N      as pipeline/none, by SpliceTransport
 //   pattern/<pattern>/channels:2             ZeroPagesMultifd over other memory
 //   codec/<compressor>/channels:2            the pattern "mixed"
 //   pipeline/tls/tcp/channels:N              as pipeline/none/tcp, under TLS 1.3 by TlsCipher::automatic; handshakes not timed
@@ -25,6 +26,7 @@
 #include "multifd/compress/zlib.hpp"
 #include "multifd/compress/zstd.hpp"
 #include "multifd/multifd.hpp"
+#include "multifd/transport/splice.hpp"
 #include "socket_pump.hpp"
 #if defined(MULTIFD_HAS_TLS)
 #include "multifd/transport/tls.hpp"
@@ -91,6 +93,17 @@ struct Links {
     std::thread accepting([&] { in = need(listener.accept_channels(channels, std::chrono::seconds(10))); });
     out = need(connect_channels(listener.local_address(), channels, {}));
     accepting.join();
+  }
+};
+
+/// The same, of which guest pages leave without a copy.
+struct SpliceLinks {
+  using Transport = SpliceTransport;
+  std::vector<SpliceTransport> out, in;
+  SpliceLinks(bool tcp, unsigned channels) {
+    Links plain(tcp, channels);
+    for (FdTransport& link : plain.out) out.emplace_back(std::move(link));
+    for (FdTransport& link : plain.in) in.emplace_back(std::move(link));
   }
 };
 
@@ -198,6 +211,8 @@ const bool registered = [] {
     all(add("pipeline/pump/" + socket, [tcp](benchmark::State& state) { pump_random(state, tcp); }));
     all(add("pipeline/none/" + socket,
             [tcp](benchmark::State& state) { migrate<NoComp, ZeroPagesNone>(state, "random", tcp, {}); }));
+    all(add("pipeline/splice/" + socket,
+            [tcp](benchmark::State& state) { migrate<NoComp, ZeroPagesNone, SpliceLinks>(state, "random", tcp, {}); }));
     all(add("pipeline/multifd/" + socket,
             [tcp](benchmark::State& state) { migrate<NoComp, ZeroPagesMultifd>(state, "random", tcp, {}); }));
   }

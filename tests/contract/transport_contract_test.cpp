@@ -12,6 +12,7 @@
 #include <concepts>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <ostream>
 #include <string>
@@ -23,6 +24,7 @@
 #include "multifd/transport/any_transport.hpp"
 #include "multifd/transport/capped.hpp"
 #include "multifd/transport/socket.hpp"
+#include "multifd/transport/splice.hpp"
 #include "support/skip.hpp"
 
 using namespace multifd;
@@ -107,6 +109,49 @@ TEST_CASE("FdTransport over a pipe keeps the Transport contract") {
         return adopt(fds[1], fds[0]);
       },
       {.after_shutdown = AfterShutdown::end_when_destroyed, .patience = 20s}));
+}
+
+namespace {
+
+/// Writes by write_pinned(), from copies that stay.
+struct Pinned {
+  SpliceTransport next;
+  std::vector<std::vector<std::byte>> kept = {};
+
+  Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
+    std::vector<std::byte>& bytes = kept.emplace_back(total_bytes(buffers));
+    std::vector<iovec> copies;
+    for (std::size_t at = 0; const iovec& buffer : buffers) {
+      if (buffer.iov_len > 0) std::memcpy(bytes.data() + at, buffer.iov_base, buffer.iov_len);
+      copies.push_back({bytes.data() + at, buffer.iov_len});
+      at += buffer.iov_len;
+    }
+    auto count = next.write_pinned(copies);
+    CHECK(next.pins());
+    return count;
+  }
+  Result<std::size_t> read_some(MutableBuffers buffers) noexcept { return next.read_some(buffers); }
+  Result<void> finish() noexcept { return next.finish(); }
+  void shutdown() noexcept { next.shutdown(); }
+};
+
+template <class T>
+std::pair<T, T> spliced(FdPair pair) {
+  return {T{SpliceTransport(std::move(pair.first))}, T{SpliceTransport(std::move(pair.second))}};
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("SpliceTransport keeps the Transport contract, with copies and by write_pinned()", T,
+                   SpliceTransport, Pinned) {
+  check(check_transport_contract<T>([] { return spliced<T>(over({.host = "127.0.0.1"})); }, reset_seen));
+  check(check_transport_contract<T>(
+      [] {
+        int fds[2];
+        REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
+        return spliced<T>(adopt(fds[0], fds[1]));
+      },
+      end_seen));
 }
 
 TEST_CASE("MemoryTransport keeps the Transport contract") {

@@ -21,14 +21,14 @@
 
 namespace multifd::engine {
 
-/// Pages of one block and one epoch, no more than a batch holds. Valid until send() returns, but for `lasting` bytes.
+/// Pages of one block and one epoch, no more than a batch holds. Valid until send() returns, but for `in_guest` bytes.
 struct PageList {
   BlockId id{};
   const RamBlock& block;
   std::span<const std::uint64_t> offsets;  ///< normal pages first, zero pages behind them
   std::size_t normal_pages = 0;            ///< how many are not zero pages
   ConstBuffers runs;                       ///< their bytes, pages adjacent in memory merged; may change
-  bool lasting = false;                    ///< the bytes are the guest's memory, and may be read until the epoch closes
+  bool in_guest = false;                   ///< they lie in the guest's memory, and may be read until the epoch closes
 };
 
 /// What one call of an outlet wrote: payload_bytes count page data, as it travels; wire_bytes count everything.

@@ -172,7 +172,7 @@ class SendWorker {
                          .offsets = batch.offsets(),
                          .normal_pages = normal,
                          .runs = runs_.view(),
-                         .lasting = From::guest && !batch.copied};
+                         .in_guest = From::guest && !(From::copies && batch.copied)};
     if (auto sent = count(outlet_.send(pages, meter_)); !sent) return sent;
     counters().packets.add(1);
     counters().normal_pages.add(normal);

@@ -117,28 +117,29 @@ class Outlet {
     if (auto granted = meter.acquire(header_bytes() + piece); !granted) return std::unexpected(granted.error());
     hold(payload);
     // Compressed pages and copies are in buffers that the next packet needs. Under a cap bytes leave when they are granted.
-    const bool is_memory = pages.lasting && payload.data() == pages.runs.data();
-    const bool can_wait =
-        payload.empty() || (is_memory && piece == payload_bytes && held_packets_ < most_packets && is_fast_);
+    const bool as_they_lie = pages.in_guest && payload.data() == pages.runs.data() && piece == payload_bytes;
+    const bool pinned = as_they_lie && pins(link_);
+    const bool can_wait = payload.empty() || (as_they_lie && !pinned && held_packets_ < most_packets && is_fast_);
     if (!can_wait || held_ == most_headers) {
-      if (auto written = write_held(payload_bytes - piece, meter); !written) return std::unexpected(written.error());
+      auto written = write_held(payload_bytes - piece, pinned ? payload.size() : 0, meter);
+      if (!written) return std::unexpected(written.error());
     }
     return engine::Sent{.payload_bytes = payload_bytes, .wire_bytes = header_bytes() + payload_bytes};
   }
 
-  [[nodiscard]] Result<void> push_out(engine::Meter& meter) noexcept { return write_held(0, meter); }
+  [[nodiscard]] Result<void> push_out(engine::Meter& meter) noexcept { return write_held(0, 0, meter); }
 
   [[nodiscard]] Result<engine::Sent> close_epoch(std::uint64_t, engine::Meter& meter) noexcept {
     std::memset(header(), 0, header_bytes());
     wire::encode_header(header(), {.flags = wire::flag_sync, .packet_num = next_packet_num()});
     hold({});
-    if (auto written = write_held(0, meter); !written) return std::unexpected(written.error());
+    if (auto written = write_held(0, 0, meter); !written) return std::unexpected(written.error());
     return engine::Sent{.wire_bytes = header_bytes()};
   }
 
   /// Writes a whole device-state packet. Never compressed, not ordered by SYNC (format/packets.md section 13).
   [[nodiscard]] Result<engine::Sent> send_message(const Message& packet, engine::Meter& meter) noexcept {
-    if (auto written = write_held(0, meter); !written) return std::unexpected(written.error());
+    if (auto written = write_held(0, 0, meter); !written) return std::unexpected(written.error());
     // In pieces: under a cap other channels go on meanwhile, and no call of the transport takes long.
     for (std::span<const std::byte> rest(packet.bytes.get(), packet.size); !rest.empty();) {
       const auto piece = rest.first(std::min(meter.piece(rest.size()), piece_bytes));
@@ -261,14 +262,18 @@ class Outlet {
     return static_cast<const std::byte*>(buffer.iov_base) + buffer.iov_len;
   }
 
-  /// Writes what is held. The cap has granted all but the last `behind` bytes.
-  [[nodiscard]] Result<void> write_held(std::size_t behind, engine::Meter& meter) noexcept {
+  /// Writes what is held. Params `behind`: so many bytes at the end the cap has not granted; `pinned`: so many buffers at
+  /// the end are pages of the guest which leave without a copy.
+  [[nodiscard]] Result<void> write_held(std::size_t behind, std::size_t pinned, engine::Meter& meter) noexcept {
     if (out_count_ == 0) return {};
     const std::span<iovec> buffers(out_.get(), out_count_);
     const std::size_t packets = held_packets_;
     forget_held();
-    auto written = behind == 0 ? write_all(link_, buffers, counted_by(meter))
+    auto written = behind == 0 ? write_all(link_, buffers.first(buffers.size() - pinned), counted_by(meter))
                                : write_pieces(buffers, total_bytes(buffers) - behind, meter);
+    if constexpr (HasPinnedWrites<T>) {
+      if (written && pinned > 0) written = write_all_pinned(link_, buffers.last(pinned), counted_by(meter));
+    }
     const auto time = meter.wrote();
     if (packets > 0) is_fast_ = most_packets * time / packets < longest_write;
     return written;

@@ -144,7 +144,7 @@ class OutletCheck {
                                  .offsets = offsets,
                                  .normal_pages = normal.size(),
                                  .runs = buffers,
-                                 .lasting = true};  // the map's memory, as a guest's
+                                 .in_guest = true};
     auto sent = trial.outlets[channel]->send(pages, *trial.meters[channel]);
     std::ranges::fill(offsets, 3 * page_bytes);
     std::ranges::fill(buffers, iovec{});

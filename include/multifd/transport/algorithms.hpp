@@ -66,6 +66,20 @@ struct NotCounted {
   void operator()(std::size_t) const noexcept {}
 };
 
+/// Calls `write(buffers)` until all of them are written.
+template <class Write, std::invocable<std::size_t> Moved>
+[[nodiscard]] Result<void> write_all_by(Write write, std::span<iovec> buffers, Moved& moved) noexcept {
+  buffers = drop_front(buffers, 0);
+  while (!buffers.empty()) {
+    const Result<std::size_t> written = write(one_call(buffers));
+    if (!written) return std::unexpected(written.error());
+    if (*written == 0) return fail_errno(Stage::write, "write_some wrote nothing", EIO);  // the loop would never end
+    moved(*written);
+    buffers = drop_front(buffers, *written);
+  }
+  return {};
+}
+
 }  // namespace detail
 
 /// Writes every byte of every buffer, in order.
@@ -75,15 +89,14 @@ struct NotCounted {
 /// Cost: one call of write_some() for each max_iovecs buffers, and one for each short write.
 template <Transport T, std::invocable<std::size_t> Moved = detail::NotCounted>
 [[nodiscard]] Result<void> write_all(T& transport, std::span<iovec> buffers, Moved&& moved = {}) noexcept {
-  buffers = drop_front(buffers, 0);
-  while (!buffers.empty()) {
-    const Result<std::size_t> written = transport.write_some(detail::one_call(buffers));
-    if (!written) return std::unexpected(written.error());
-    if (*written == 0) return fail_errno(Stage::write, "write_some wrote nothing", EIO);  // the loop would never end
-    moved(*written);
-    buffers = drop_front(buffers, *written);
-  }
-  return {};
+  return detail::write_all_by([&](ConstBuffers some) noexcept { return transport.write_some(some); }, buffers, moved);
+}
+
+/// The same by write_pinned(): the bytes are read until the peer has read them. Errors: the transport's.
+template <Transport T, std::invocable<std::size_t> Moved = detail::NotCounted>
+  requires HasPinnedWrites<T>
+[[nodiscard]] Result<void> write_all_pinned(T& transport, std::span<iovec> buffers, Moved&& moved = {}) noexcept {
+  return detail::write_all_by([&](ConstBuffers some) noexcept { return transport.write_pinned(some); }, buffers, moved);
 }
 
 /// Reads until at least `min_bytes` have arrived. A call may return more, so that the next packet's header can come

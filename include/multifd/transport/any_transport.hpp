@@ -34,8 +34,8 @@ concept HasDescriptor = requires(const T& transport) {
 
 /// A Transport that is one of `Ts`: what the constructor got.
 ///
-/// Optional parts: HasAnswers and HasTimeLimits if all of `Ts` have them; HasReadFull if any has it. The others then
-///   return what one read_some() brings, which the loops of algorithms.hpp allow.
+/// Optional parts: HasAnswers and HasTimeLimits if all of `Ts` have them; HasReadFull and HasPinnedWrites if any has it.
+///   The others then return what one read_some() brings, which the loops of algorithms.hpp allow, and copy.
 /// Errors, threads: those of the transport inside.
 /// Cost: one branch per call, which moves whole packets. Nothing is allocated. As large as the largest of `Ts`.
 /// Example:
@@ -78,6 +78,23 @@ class AnyTransport {
 
   [[nodiscard]] Result<std::size_t> write_some(ConstBuffers buffers) noexcept {
     return std::visit([&](auto& held) { return held.write_some(buffers); }, held_);
+  }
+  [[nodiscard]] Result<std::size_t> write_pinned(ConstBuffers buffers) noexcept
+    requires(HasPinnedWrites<Ts> || ...)
+  {
+    return std::visit(
+        [&](auto& held) {
+          if constexpr (HasPinnedWrites<std::remove_reference_t<decltype(held)>>)
+            return held.write_pinned(buffers);
+          else
+            return held.write_some(buffers);
+        },
+        held_);
+  }
+  bool pins() const noexcept
+    requires(HasPinnedWrites<Ts> || ...)
+  {
+    return std::visit([](const auto& held) { return multifd::pins(held); }, held_);
   }
   [[nodiscard]] Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
     return std::visit([&](auto& held) { return held.read_some(buffers); }, held_);

@@ -107,6 +107,17 @@ class Capped {
     return write_piece(buffers, Clock::time_point::max(), nullptr,
                        [this](ConstBuffers piece, Clock::time_point) { return next_.write_some(piece); });
   }
+  /// Under a cap, which is what costs time then, the bytes are copied.
+  [[nodiscard]] Result<std::size_t> write_pinned(ConstBuffers buffers) noexcept
+    requires HasPinnedWrites<Next>
+  {
+    return pins() ? written(next_.write_pinned(buffers)) : write_some(buffers);
+  }
+  bool pins() const noexcept
+    requires HasPinnedWrites<Next>
+  {
+    return path_->rate() == 0 && next_.pins();
+  }
   [[nodiscard]] Result<std::size_t> read_some(MutableBuffers buffers) noexcept {
     return read(next_.read_some(buffers));
   }

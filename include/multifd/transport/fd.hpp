@@ -44,22 +44,23 @@ namespace detail {
 class SigpipeGuard {
  public:
   SigpipeGuard() noexcept {
-    sigset_t pending;
+    pthread_sigmask(SIG_BLOCK, only_sigpipe(), &old_mask_);
+    was_blocked_ = sigismember(&old_mask_, SIGPIPE) == 1;
+    if (!was_blocked_) return;
+    sigset_t pending;  // only a blocked signal can be
     sigpending(&pending);
     was_pending_ = sigismember(&pending, SIGPIPE) == 1;
-    if (!was_pending_) pthread_sigmask(SIG_BLOCK, only_sigpipe(), &old_mask_);
   }
   SigpipeGuard(const SigpipeGuard&) = delete;
   SigpipeGuard& operator=(const SigpipeGuard&) = delete;
   ~SigpipeGuard() {
-    if (was_pending_) return;
     const int saved_errno = errno;
-    if (saved_errno == EPIPE) {
+    if (saved_errno == EPIPE && !was_pending_) {
       const timespec now{};
       while (sigtimedwait(only_sigpipe(), nullptr, &now) < 0 && errno == EINTR) {
       }
     }
-    pthread_sigmask(SIG_SETMASK, &old_mask_, nullptr);
+    if (!was_blocked_) pthread_sigmask(SIG_SETMASK, &old_mask_, nullptr);
     errno = saved_errno;
   }
 
@@ -72,6 +73,7 @@ class SigpipeGuard {
 
   sigset_t old_mask_;
   sigset_t set_;
+  bool was_blocked_ = false;
   bool was_pending_ = false;
 };
 
@@ -217,6 +219,7 @@ class FdTransport {
   int native_handle() const noexcept { return fd_.get(); }
 
  private:
+  friend class SpliceTransport;  // whose pages move by another call, with the same waits and errors
   enum class Kind : unsigned char { tcp, socket, file };
 
   FdTransport(detail::UniqueFd fd, Kind kind, std::optional<Interrupt> cut) noexcept

@@ -66,6 +66,23 @@ concept HasTimeLimits = requires(T& transport, ConstBuffers from, MutableBuffers
   { transport.read_some(to, timeout, interrupt) } noexcept -> std::same_as<Result<std::size_t>>;
 };
 
+/// Optional: a transport that can send bytes without copying them. `write_pinned(buffers)` is write_some() of bytes that
+/// are read until the peer has read them: if they change meanwhile, it may get either, or a mixture. Who calls it sends
+/// them again then. Without this, bytes are the caller's again when a call returns. `pins()`: whether it does so now; if
+/// not, write_some() is as good, and takes more in a call.
+template <class T>
+concept HasPinnedWrites = requires(T& transport, ConstBuffers buffers) {
+  { transport.write_pinned(buffers) } noexcept -> std::same_as<Result<std::size_t>>;
+  { transport.pins() } noexcept -> std::same_as<bool>;
+};
+template <class T>
+bool pins(const T& transport) noexcept {
+  if constexpr (HasPinnedWrites<T>)
+    return transport.pins();
+  else
+    return false;
+}
+
 /// One connected, reliable, ordered byte stream.
 ///
 /// Semantics:
@@ -81,7 +98,7 @@ concept HasTimeLimits = requires(T& transport, ConstBuffers from, MutableBuffers
 /// Threads: one thread writes, one reads; `shutdown()` comes from any thread while they do, any number of times.
 /// Lifetime: the destructor closes; without finish() before, that counts as shutdown().
 /// Cost: called once or twice for each packet. What a call allocates is allocated for each packet.
-/// Models: FdTransport, TlsTransport, AnyTransport, Capped, testing::MemoryTransport. Exemplar:
+/// Models: FdTransport, SpliceTransport, TlsTransport, AnyTransport, Capped, testing::MemoryTransport. Exemplar:
 ///   examples/custom_policy.cpp (Counting). Contract: multifd/testing/transport_contract.hpp.
 template <class T>
 concept Transport = std::movable<T> && HasWriteSome<T> && HasReadSome<T> && HasFinish<T> && HasShutdown<T>;

@@ -52,7 +52,7 @@ struct OneOutlet {
     (void)written();
   }
   /// Sends page number `page` of the block, and the page behind it but one: two runs.
-  void send(std::size_t page, bool lasting) {
+  void send(std::size_t page, bool in_guest) {
     const std::uint64_t offsets[] = {page * 4096, (page + 2) * 4096};
     const iovec runs[] = {const_buffer(ram.map.block(BlockId{0}).host.subspan(offsets[0], 4096)),
                           const_buffer(ram.map.block(BlockId{0}).host.subspan(offsets[1], 4096))};
@@ -62,7 +62,7 @@ struct OneOutlet {
                                     .offsets = offsets,
                                     .normal_pages = 2,
                                     .runs = runs,
-                                    .lasting = lasting},
+                                    .in_guest = in_guest},
                                    meter);
     REQUIRE(sent.has_value());
     CHECK(sent->wire_bytes == packet);
