@@ -47,6 +47,7 @@ struct Settings {
   bool digest = false;
   bool populate = false;
   std::uint64_t socket_buffer = 0;
+  std::string way = "auto";
   bool list_kernels = false;
   std::string json_path;
   program::PathOptions paths;
@@ -55,6 +56,11 @@ struct Settings {
   program::TimeLimits limits;
   program::Tls tls;
 };
+
+program::Way way_of(const std::string& name) {
+  if (name == "auto") return program::Way::automatic;
+  return name == "splice" ? program::Way::spliced : program::Way::copied;
+}
 
 /// Sets the bits of adjacent pages.
 void set_pages(std::span<std::uint64_t> bitmap, std::uint64_t first, std::uint64_t pages) {
@@ -187,7 +193,7 @@ Outcome send(const Settings& settings, program::PathLog& log, FileGuest& guest, 
 
   const program::Meter meter;
   Outcome outcome;
-  program::Securing securing(settings.tls, settings.limits.connect);
+  program::Securing securing(settings.tls, settings.limits.connect, way_of(settings.way));
   guest.progress = std::make_unique<program::Progress>(
       [&] { return snapshot_of(migration.progress(), ram_bytes, settings.page_size); }, settings.limits.hint);
   SourceOptions options = settings.stack.for_migration();
@@ -312,6 +318,11 @@ int main(int argc, char** argv) {
       app, "--socket-buffer", settings.socket_buffer,
       "SO_SNDBUF of the channels (0: a packet on one machine, else the kernel's choice); net.core.wmem_max at most")
       ->check(CLI::Range(0u, 1u << 30));
+  app.add_option("--way", settings.way,
+                 "How pages get into plain connections: copied (sendmsg), or as references that the receiver's reads "
+                 "follow (splice); auto: splice over UNIX sockets")
+      ->check(CLI::IsMember({"auto", "sendmsg", "splice"}))
+      ->capture_default_str();
   app.add_flag("--populate", settings.populate, "Map every page of the file before connecting, as a VMM's memory is");
   settings.limits.add_to_sender(app);
   settings.tls.add_to(app, program::TlsSide::client);
@@ -328,6 +339,8 @@ int main(int argc, char** argv) {
     settings.stack.peer = need(find_peer_profile(settings.peer));
     if (settings.digest && !settings.stack.peer.digests)
       throw program::Usage("--digest with --peer " + settings.peer + ": that peer does not verify digests");
+    if (way_of(settings.way) == program::Way::spliced && settings.tls.on())
+      throw program::Usage("--way splice: TLS encrypts pages, and so copies them");
     settings.stack.progress_timeout = settings.limits.progress;
     settings.stack.digest = settings.digest ? Digest::on : Digest::off;
     settings.stack.check();

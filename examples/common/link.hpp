@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 //
-// One connection of a program: plain or under TLS of one of the libraries, and on a path with a cap of its own or not, as
+// One connection of a program: plain, its pages copied or not, or under TLS of one of the libraries, and on a path with a cap of its own or not, as
 // its options say.
 #pragma once
 
 #include <multifd/transport/any_transport.hpp>
 #include <multifd/transport/capped.hpp>
 #include <multifd/transport/listen.hpp>
+#include <multifd/transport/splice.hpp>
 #if defined(MULTIFD_HAS_TLS)  // set by CMake where the component exists
 #include <multifd/transport/tls.hpp>
 #endif
@@ -36,7 +37,7 @@ struct Transports {
 };
 
 // clang-format off
-using AllTransports = Transports<multifd::FdTransport
+using AllTransports = Transports<multifd::FdTransport, multifd::SpliceTransport
 #if defined(MULTIFD_HAS_TLS)
                                  , multifd::TlsTransport
 #endif

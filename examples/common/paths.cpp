@@ -2,6 +2,7 @@
 #include "common/paths.hpp"
 
 #include <fmt/format.h>
+#include <sys/socket.h>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -25,6 +26,13 @@ std::string tell_left_out(const PathOptions& options, std::size_t path, Error er
   tell("warning: {} is down, and left out ({} makes it an error): {}\n", to_string(options.paths()[path]),
        options.name() == "--path" ? "--insist" : "--out-insist", why);
   return why;
+}
+
+bool splices(const FdTransport& link, Way way) {
+  if (way != Way::automatic) return way == Way::spliced;
+  int domain = 0;
+  socklen_t size = sizeof domain;
+  return ::getsockopt(link.native_handle(), SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX;
 }
 
 }  // namespace
@@ -118,6 +126,8 @@ std::function<Result<Link>(FdTransport, const Interrupt&)> Securing::function() 
     auto link = tls_.secure(std::move(plain), interrupt, limit_);
     const std::lock_guard held(mutex_);
     if (link && !cipher_) cipher_ = link->cipher();
+    if (auto* const socket = link ? link->get_if<FdTransport>() : nullptr; socket && splices(*socket, way_))
+      return Link(SpliceTransport(std::move(*socket)));
     return link;
   };
 }

@@ -74,11 +74,19 @@ class ResumeOptions {
   multifd::migrate::ResumeOptions options_;
 };
 
+/// How guest pages get into a plain connection: multifd::SpliceTransport, or copied.
+enum class Way {
+  copied,
+  spliced,
+  automatic,  ///< spliced over UNIX sockets, where that always pays
+};
+
 /// Makes connections into links: TLS' handshake where it is on. Threads: any.
 class Securing {
  public:
-  /// Params: have to outlive it.
-  Securing(const Tls& tls, std::chrono::milliseconds limit) : tls_(tls), limit_(limit) {}
+  /// Params: `tls` has to outlive it.
+  Securing(const Tls& tls, std::chrono::milliseconds limit, Way way = Way::copied)
+      : tls_(tls), limit_(limit), way_(way) {}
 
   /// For migrate_to().
   std::function<multifd::Result<Link>(multifd::FdTransport, const multifd::Interrupt&)> function();
@@ -88,6 +96,7 @@ class Securing {
  private:
   const Tls& tls_;
   const std::chrono::milliseconds limit_;
+  const Way way_;
   mutable std::mutex mutex_;
   std::optional<std::string> cipher_;
 };

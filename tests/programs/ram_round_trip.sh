@@ -44,6 +44,10 @@ if "$programs/ram_send" --help | grep -q igzip; then # built with ISA-L
     round_trip tcp:127.0.0.1:0 -- --channels 2 --compression igzip --level "$level"
   done
 fi
+for way in auto sendmsg splice; do
+  round_trip tcp:127.0.0.1:0 -- --channels 2 --way "$way" --zero-pages none
+  round_trip "unix:$work/socket" -- --channels 2 --way "$way" --rounds 3 --bandwidth 1G
+done
 round_trip tcp:127.0.0.1:0 -- --rounds 5 --page-size 65536
 round_trip tcp:127.0.0.1:0 --compression zstd --channels 1 -- --compression zstd --level -5 --channels 1 --page-size 16384
 round_trip tcp:127.0.0.1:0 -- --peer qemu-7.2 --zero-pages legacy
