@@ -45,7 +45,9 @@ struct Noting {
   Result<std::size_t> read_some(MutableBuffers buffers) noexcept { return next.read_some(buffers); }
   Result<void> finish() noexcept { return next.finish(); }
   void shutdown() noexcept { next.shutdown(); }
+  bool pins() const noexcept { return true; }
 };
+static_assert(HasPinnedWrites<Noting>);
 
 /// Bytes that were pinned of a guest of 256 pages, of which every fourth is zero; all of them are the guest's.
 /// `queue(sender, block)` queues some.
