@@ -28,7 +28,7 @@ struct PageList {
   std::span<const std::uint64_t> offsets;  ///< normal pages first, zero pages behind them
   std::size_t normal_pages = 0;            ///< how many are not zero pages
   ConstBuffers runs;                       ///< their bytes, pages adjacent in memory merged; may change
-  bool in_guest = false;                   ///< they lie in the guest's memory, and may be read until the epoch closes
+  bool in_guest = false;                   ///< they lie in the guest's memory, and may be read until the peer has them
 };
 
 /// What one call of an outlet wrote: payload_bytes count page data, as it travels; wire_bytes count everything.

@@ -128,7 +128,7 @@ class OutletCheck {
   /// Sends a list as the worker does. What the list lies in is overwritten afterwards, as the next batch would.
   [[nodiscard]] static Result<engine::Sent> send(Trial& trial, unsigned channel, BlockId block,
                                                  const std::vector<std::size_t>& normal,
-                                                 const std::vector<std::size_t>& zero) {
+                                                 const std::vector<std::size_t>& zero, bool in_guest = false) {
     const std::size_t page_bytes = trial.map.page_bytes();
     std::vector<std::uint64_t> offsets;
     auto runs = PageRuns::create(trial.map.batch_pages());
@@ -144,7 +144,7 @@ class OutletCheck {
                                  .offsets = offsets,
                                  .normal_pages = normal.size(),
                                  .runs = buffers,
-                                 .in_guest = true};
+                                 .in_guest = in_guest};
     auto sent = trial.outlets[channel]->send(pages, *trial.meters[channel]);
     std::ranges::fill(offsets, 3 * page_bytes);
     std::ranges::fill(buffers, iovec{});
@@ -200,19 +200,24 @@ class OutletCheck {
         const std::byte content{static_cast<unsigned char>(value++)};
         for (const std::size_t each : list.normal) std::ranges::fill(trial->page(block, each), content);
         const Bytes before = trial->memory;
-        const auto sent = send(*trial, 0, block, list.normal, list.zero);
+        const bool in_guest = block == BlockId{1};
+        const auto sent = send(*trial, 0, block, list.normal, list.zero, in_guest);
         if (!good(sent, name)) return;
         expect(trial->memory == before, name + ": writes to the pages");
         expect(sent->payload_bytes <= sent->wire_bytes, name + ": counts more page data than bytes");
         expect(!list.normal.empty() || sent->payload_bytes == 0, name + ": counts page data of zero pages");
-        // The guest goes on, and a relay's buffer gets the next pages: what was sent must not change.
-        for (const std::size_t each : list.normal) std::ranges::fill(trial->page(block, each), std::byte{0xdd});
+        // A relay's buffer gets the next pages: what was sent must not change.
+        const auto overwrite = [&] {
+          for (const std::size_t each : list.normal) std::ranges::fill(trial->page(block, each), std::byte{0xdd});
+        };
+        if (!in_guest) overwrite();
         if (!good(trial->outlets[0]->push_out(*trial->meters[0]), name + ", then push_out()")) return;
         pages += list.normal.size() + list.zero.size();
         if (!expect(trial->transfer.wait_for_pages(pages), name + ", then push_out(): pages have not arrived")) return;
         for (const auto& [which, value_there] : {std::pair(&list.normal, content), std::pair(&list.zero, std::byte{})})
           if (const std::string wrong = arrived_otherwise(*trial, block, *which, value_there); !wrong.empty())
             return report_.fail(name + ": " + wrong);
+        if (in_guest) overwrite();
         // The same page comes again only in another epoch.
         const auto closed = trial->outlets[0]->close_epoch(epoch++, *trial->meters[0]);
         if (!good(closed, "close_epoch()")) return;
