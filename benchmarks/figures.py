@@ -27,6 +27,7 @@ PATHS = "4d8d21c.AMD-EPYC.gcc-12.2.0.2026-11-30.paths.json"
 HYBRID = "62b3c43.AMD-EPYC.gcc-12.2.0.2026-11-30.hybrid.json"
 TLS = "66d4c09.Intel-R--Xeon-R--Processor.gcc-12.2.0.2026-11-30.tls.json"
 UNTOUCHED = "66d4c09.Intel-R--Xeon-R--Processor.gcc-12.2.0.2026-11-30.untouched.json"
+BASE = ""  # base.json, for the table older_copy
 CODEC, COLD, OLDER = "ba92cfb", "80a25d0", "6364f99"
 
 MARK = re.compile(r"(<!-- figures: (\w+), made by benchmarks/figures\.py -->\n)(.*?)(<!-- figures: end -->\n)", re.S)
@@ -245,6 +246,18 @@ def untouched():
                       ", ".join(f"{statistics.median(column[key]):.0f}" for key in ("source_peak_mib", "destination_peak_mib"))])
     return table(["what", "all, s", "first round, s", "`du` of source and copy, MiB", "peak of resident memory, source, destination, MiB"], lines) + source(
         UNTOUCHED, by="python3 benchmarks/untouched.py build/bench --quick --repeat 3")
+
+
+def older_copy():
+    told = read(BASE)
+    lines = []
+    for way, runs in told["results"].items():
+        of = lambda key, runs=runs: statistics.median(run[key] for run in runs)  # noqa: E731
+        whole = told["results"][way.rsplit(", ", 1)[0] + ", whole"]
+        seconds, wire = (statistics.median(run[key] for run in whole) for key in ("seconds", "wire_bytes"))
+        lines.append([way, median([run["seconds"] for run in runs], 2), f"{of('seconds') / seconds:.2f}x", f"{of('compare_s'):.2f}",
+                      f"{of('all_s'):.2f}", f"{of('cpu_s'):.2f}", f"{100 * of('wire_bytes') / wire:.1f}"])
+    return table(["link, what", "seconds", "of the whole's", "comparing, s", "with both digests of the file, s", "CPU s", "bytes, % of the whole's"], lines) + source(BASE)
 
 
 def handoff():
