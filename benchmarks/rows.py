@@ -102,13 +102,17 @@ def pipeline(found, table):
     gib = {}
     for socket in ("tcp", "unix"):
         for channels in (1, 2, 4, 8, 16, 32):
-            for what in ("pump", "none", "multifd"):
+            for what in ("pump", "none", "splice", "multifd"):
                 name = f"pipeline/{what}/{socket}/channels:{channels}"
                 gib[what, channels] = median(found, name, "bytes_per_second") / 2**30
             share = 100 * gib["none", channels] / gib["pump", channels]
             wanted = channels <= 8
             table.add(12, f"{socket}, {channels} channel(s): none, share of the pump's {gib['pump', channels]:.2f} GiB/s",
                       share, "%", "95 %" if wanted else "", share >= 95 if wanted else None)
+            splice = 100 * gib["splice", channels] / gib["pump", channels]
+            wanted = channels <= 8 and socket == "unix"
+            table.add(12, f"{socket}, {channels} channel(s): none by SpliceTransport, share of the pump's", splice, "%",
+                      "95 %" if wanted else "", splice >= 95 if wanted else None)
             table.add(12, f"{socket}, {channels} channel(s): zero pages looked for", gib["multifd", channels], "GiB/s",
                       "", None)
         best = max(gib["none", channels] for channels in (1, 2, 4, 8, 16, 32))
