@@ -59,6 +59,12 @@ void Tls::add_to(CLI::App& app, TlsSide side, const std::string& prefix) {
                  "(gnutls: has instructions for AES), else chacha20")
       ->check(CLI::IsMember({"auto", "aes", "chacha20"}))
       ->capture_default_str();
+  app.add_option(
+         start + "records-per-key", records_per_key_,
+         "New keys after so many records (16 KiB each) that this side sends; a peer with GnuTLS, as a QEMU, takes "
+         "eight in a second")
+      ->check(CLI::Range(std::uint64_t{0}, records_per_key_))
+      ->capture_default_str();
   if (side == TlsSide::server) return;
   app.add_option(start + "hostname", hostname_, "The name in the server's certificate (default: the host connected to)")
       ->needs(directory);
@@ -100,8 +106,14 @@ void Tls::prepare(const multifd::Address& address) {
 std::vector<std::string> Tls::arguments() const {
   if (!on()) return {};
   const bool keys = directory_.empty();
-  return {
-      keys ? "--tls-psk" : "--tls-dir", keys ? keys_ : directory_, "--tls-library", library_, "--tls-cipher", cipher_};
+  return {keys ? "--tls-psk" : "--tls-dir",
+          keys ? keys_ : directory_,
+          "--tls-library",
+          library_,
+          "--tls-cipher",
+          cipher_,
+          "--tls-records-per-key",
+          std::to_string(records_per_key_)};
 }
 
 multifd::TlsOptions Tls::options() const {
@@ -110,7 +122,8 @@ multifd::TlsOptions Tls::options() const {
           .end = bare_ends_ ? multifd::TlsEnd::fin : multifd::TlsEnd::close_notify,
           .cipher = cipher_ == "aes"        ? TlsCipher::aes
                     : cipher_ == "chacha20" ? TlsCipher::chacha20
-                                            : TlsCipher::automatic};
+                                            : TlsCipher::automatic,
+          .records_per_key = records_per_key_};
 }
 
 TlsAcceptor Tls::acceptor(multifd::Listener& listener, std::chrono::milliseconds each) const {

@@ -82,8 +82,8 @@ enum class TlsSide { client, server };
 
 class Tls {
  public:
-  /// Adds --tls-dir, --tls-psk, --tls-library, --tls-cipher, and a client's --tls-hostname and --tls-user; `prefix`: as of
-  /// StackOptions.
+  /// Adds --tls-dir, --tls-psk, --tls-library, --tls-cipher, --tls-records-per-key, and a client's --tls-hostname and
+  /// --tls-user; `prefix`: as of StackOptions.
   void add_to(CLI::App& app, TlsSide side, const std::string& prefix = {});
 
   /// Reads the credentials, or says on stderr that nothing is encrypted when `address` can be reached from elsewhere.
@@ -93,7 +93,8 @@ class Tls {
   /// Called by a program that can connect or listen, when it listens. Before prepare().
   void be_server() noexcept { side_ = TlsSide::server; }
 
-  /// --tls-dir or --tls-psk, --tls-library and --tls-cipher with their values, for another program; nothing when TLS is off.
+  /// --tls-dir or --tls-psk, --tls-library, --tls-cipher, --tls-records-per-key with their values, for another program;
+  /// nothing when TLS is off.
   std::vector<std::string> arguments() const;
 
   /// For a QEMU on the other side: its connections may end without a close_notify.
@@ -123,6 +124,7 @@ class Tls {
   std::string user_ = "qemu";
   std::string library_;
   std::string cipher_ = "auto";
+  std::uint64_t records_per_key_ = multifd::TlsOptions{}.records_per_key;
   bool bare_ends_ = false;
   multifd::TlsOptions options() const;
 

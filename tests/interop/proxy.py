@@ -42,6 +42,7 @@ class Connection:
     def _pump(self, source, sink):
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 18):
+                self.see(data, source is self.near)
                 sink.sendall(data)
                 if source is self.near:
                     self.passed += len(data)
@@ -50,6 +51,9 @@ class Connection:
             sink.shutdown(socket.SHUT_WR)
             return
         self.cut()  # an error on one side is one on the other
+
+    def see(self, data, from_source):
+        """Called with what passes, in the direction's thread."""
 
     def cut(self, reset=True):
         """Ends both directions: by a reset (TCP; unix sockets know none), or as a program that closes its socket."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Real QEMUs migrate over TLS into qemu_dump, and through qemu_relay into each other: with certificates and with
-pre-shared keys, trusted and not.
+pre-shared keys, trusted and not; and take new keys on the way, in both directions.
 
     python3 tests/interop/tls.py --programs build/dev/examples --tls-files build/dev/tests/programs/make_tls_files
 """
@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import cases
+import proxy
 from lab import PEERS, Qemu, compare, mixed_pages
 from processes import LabError, Program, wait_for
 
@@ -20,7 +21,7 @@ MACHINES = [("7.2", "pc-i440fx-7.2"), ("10.0", "pc-i440fx-7.2"), ("10.0", "pc-i4
 
 def all_cases():
     return [dict(qemu=qemu, machine=machine, program=program, credentials=credentials, peer=peer, channels=channels,
-                 cipher=cipher, library=library, return_path=path)
+                 cipher=cipher, library=library, return_path=path, keys="one")
             for qemu, machine in MACHINES
             for program in ("qemu_dump", "qemu_relay")
             for credentials in ("x509", "psk")
@@ -28,7 +29,13 @@ def all_cases():
             for channels in (1, 4)
             for cipher in ("aes", "chacha20")
             for library in ("openssl", "gnutls")[:1 if channels == 1 else 2]
-            for path in ("off", "on")]
+            for path in ("off", "on")] + [
+                dict(qemu=qemu, machine=machine, program="qemu_relay", credentials=credentials, peer="trusted",
+                     channels=channels, cipher=cipher, library=library, return_path="on", keys="new")
+                for qemu, machine in MACHINES
+                for credentials, cipher in (("x509", "aes"), ("psk", "chacha20"))
+                for channels in (1, 4)
+                for library in ("openssl", "gnutls")]
 
 
 def quick_cases():
@@ -56,6 +63,31 @@ def ours(files, case, prefix, trusted):
     return [f"--{prefix}tls-psk", files / ("keys.psk" if trusted else "other.psk"), *cipher]
 
 
+class Records(proxy.Connection):
+    """Counts the records that have the size of a KeyUpdate: of 5 bytes, with type and tag."""
+
+    def __init__(self, near, far):
+        self.key_updates, self._left = {True: 0, False: 0}, {True: b"", False: b""}
+        super().__init__(near, far)
+
+    def see(self, data, from_source):
+        left = self._left[from_source] + data
+        while len(left) >= 5 and len(left) >= (size := 5 + int.from_bytes(left[3:5], "big")):
+            self.key_updates[from_source] += left[0] == 23 and size == 5 + 5 + 17
+            left = left[size:]
+        self._left[from_source] = left
+
+
+def check_keys(case, to_relay, to_destination):
+    """The destination's channels got new keys; of the library that may renew beside a reader, the source's return path,
+    too."""
+    channels = [each.key_updates[True] for each in to_destination.connections[1:]]
+    back = to_relay.connections[0].key_updates[False]
+    if sum(channels) < 4 or (case["library"] == "openssl" and back == 0):
+        raise LabError(f"new keys: {channels} on the channels, {back} on the return path")
+    return f"new keys: {channels} on the channels, {back} on the return path"
+
+
 def check_cipher(case, found):
     """In either role the programs' preference decides: a QEMU has GnuTLS' own order, which lets the client's decide."""
     wanted = "TLS1.3 CHACHA20-POLY1305" if case["cipher"] == "chacha20" else "TLS1.3 AES-128-GCM"
@@ -78,13 +110,21 @@ def run_relay(folder, case, options):
         destination.configure(channels=case["channels"], return_path=return_path, **{"tls-creds": "tls0"})
         destination.listen("tcp:127.0.0.1:0")
         source.configure(channels=2, return_path=return_path, **{"tls-creds": "tls0", "tls-hostname": "localhost"})
-        command = [options.programs.resolve() / "qemu_relay", "--listen", "tcp:127.0.0.1:0",
-                   "--connect", destination.listening_on(), "--in-channels", 2, "--out-channels", case["channels"],
+        to_destination, renewed = None, []
+        if case["keys"] == "new":
+            # Six on one channel, a few on each of four: GnuTLS refuses more than eight in a second. All of a return path is
+            # a few records.
+            to_destination = proxy.Proxy("tcp:127.0.0.1:0", destination.listening_on(), Records)
+            renewed = ["--in-tls-records-per-key", 0, "--out-tls-records-per-key", 200]
+        command = [options.programs.resolve() / "qemu_relay", "--listen", "tcp:127.0.0.1:0", *renewed,
+                   "--connect", to_destination.address if to_destination else destination.listening_on(),
+                   "--in-channels", 2, "--out-channels", case["channels"],
                    "--out-peer", PEERS[case["qemu"]], "--json", result, *ours(files, case, "in-", True),
                    *ours(files, case, "out-", trusted)]
         relay = running.enter_context(Program(folder, command))
         with cases.told_by(relay, destination):
-            source.migrate(relay.address)
+            to_relay = proxy.Proxy("tcp:127.0.0.1:0", relay.address, Records) if to_destination else relay
+            source.migrate(to_relay.address)
             if not trusted:
                 return relay.fail(30).strip()
             source.wait_migration("completed", 60)
@@ -96,6 +136,7 @@ def run_relay(folder, case, options):
         found = compare(source.read_blocks(), destination.read_blocks())
         if found:
             raise LabError(f"source and destination: {found}")
+        return check_keys(case, to_relay, to_destination) if to_destination else ""
 
 
 def run_dump(folder, case, options):

@@ -48,7 +48,7 @@ struct TlsOptions {
   TlsCipher cipher = TlsCipher::automatic;
   /// After how many records this side sends under new keys (TLS 1.3's KeyUpdate; TLS 1.2 has none). The default, 256 GiB
   /// in full records, is two thirds of what AES-GCM may encrypt under one key (2^24.5 records, RFC 8446 section 5.5).
-  /// Smaller only for tests: a QEMU takes new keys, but has had trouble with them, and GnuTLS refuses a burst of them.
+  /// Smaller only for tests: GnuTLS, so a QEMU, ends a connection with more than eight new keys in a second.
   /// GnuTLS renews its own with the next write beside which nobody reads the same connection.
   std::uint64_t records_per_key = std::uint64_t{1} << 24;
 };
