@@ -28,6 +28,7 @@ HYBRID = "62b3c43.AMD-EPYC.gcc-12.2.0.2026-11-30.hybrid.json"
 TLS = "66d4c09.Intel-R--Xeon-R--Processor.gcc-12.2.0.2026-11-30.tls.json"
 UNTOUCHED = "66d4c09.Intel-R--Xeon-R--Processor.gcc-12.2.0.2026-11-30.untouched.json"
 BASE = ""  # base.json, for the table older_copy
+KERNEL_WAYS = "7743cc4.Intel-R--Xeon-R--Processor.gcc-12.2.0.2026-12-01.kernel_ways.json"
 CODEC, COLD, OLDER = "ba92cfb", "80a25d0", "6364f99"
 
 MARK = re.compile(r"(<!-- figures: (\w+), made by benchmarks/figures\.py -->\n)(.*?)(<!-- figures: end -->\n)", re.S)
@@ -237,6 +238,38 @@ def tls():
                  lines) + source(TLS)
 
 
+def ways_beside(runs, base):
+    """"GiB/s; times the base's; CPU seconds over the base's", as medians."""
+    of = lambda key, some: statistics.median(run[key] for run in some)  # noqa: E731
+    speed, cpu = (of(key, runs) / of(key, base) for key in ("gib_per_s", "cpu_s_per_gib"))
+    return f"{of('gib_per_s', runs):.2f}; {times(speed)}; {times(cpu)}"
+
+
+def kernel_ways():
+    report = read(KERNEL_WAYS)
+    lines = []
+    for kind, told in report["kinds"].items():
+        plain = told["runs"]["sendmsg"]
+        for way, runs in told["runs"].items():
+            calls = [statistics.median(run[f"{end}_calls_per_gib"] for run in runs["2"]) / 1000 for end in ("sender", "receiver")]
+            lines.append([kind if way == "sendmsg" else "", way, *(ways_beside(runs[n], plain[n]) for n in plain), f"{calls[0]:.1f}, {calls[1]:.1f}"])
+        lines += [["", way, "refused", "", "", ""] for way in told["refused"]]
+    head = ["connections", "way", "1", "2", "4", "thousand system calls a GiB, sender, receiver"]
+    return table(head, lines) + source(KERNEL_WAYS)
+
+
+def splice():
+    raw = read(KERNEL_WAYS)["pipeline"]
+    lines = []
+    for socket, label in (("tcp", "TCP, loopback"), ("unix", "UNIX")):
+        for channels in (1, 2, 4, 8):
+            of = {what: [{"gib_per_s": run["bytes_per_second"] / 2**30, "cpu_s_per_gib": run["cpu_s_per_gib"]}
+                         for run in raw[f"pipeline/{what}/{socket}/channels:{channels}"]] for what in ("pump", "none", "splice")}
+            lines.append([label if channels == 1 else "", str(channels), *(ways_beside(of[what], of["pump"]) for what in ("none", "splice")),
+                          ways_beside(of["splice"], of["none"])])
+    return table(["socket", "channels", "`FdTransport`, beside the pump", "`SpliceTransport`, beside the pump", "beside `FdTransport`"], lines) + source(KERNEL_WAYS)
+
+
 def untouched():
     lines = []
     for way, runs in read(UNTOUCHED)["results"].items():
@@ -435,6 +468,11 @@ def readme():
         lines.append([f"random, {label}, 1 / 2 / 4 / 8 channels", " / ".join(f"{gib:.1f}" for gib in ours) + " GiB/s",
                       "raw sockets: " + " / ".join(f"{gib:.1f}" for gib in pump),
                       " / ".join(f"{100 * a / b:.0f}" for a, b in zip(ours, pump)) + " %"])
+    splice, pump = ([statistics.median(run["bytes_per_second"] for run in read(KERNEL_WAYS)["pipeline"][f"pipeline/{what}/unix/channels:{n}"]) / 2**30
+                     for n in (1, 2, 4, 8)] for what in ("splice", "pump"))
+    lines.append(["the same by `SpliceTransport`, on the Xeon", " / ".join(f"{gib:.1f}" for gib in splice) + " GiB/s",
+                  "raw sockets: " + " / ".join(f"{gib:.1f}" for gib in pump),
+                  " / ".join(f"{100 * a / b:.0f}" for a, b in zip(splice, pump)) + " %"])
     tls_speed, plain = (speed(f"{way}/tcp/channels:2") for way in ("tls", "none"))
     lines.append(["random under TLS, 2 channels", f"{tls_speed:.2f} GiB/s", f"plain: {plain:.2f}",
                   times(tls_speed / plain)])

@@ -61,7 +61,7 @@ def pipeline(options):
         base = name.replace("/none/", "/pump/").replace("/splice/", "/pump/")
         speed, cpu = ([statistics.median(each[key] for each in found[which]) for which in (name, base)] for key in ("bytes_per_second", "cpu_s_per_gib"))
         print(f"{name:34} {speed[0] / 2**30:6.2f} GiB/s {speed[0] / speed[1]:5.2f}x the pump  CPU {cpu[0]:.3f} s/GiB {cpu[0] / cpu[1]:5.2f}x")
-    return found
+    return {name: [{key: run[key] for key in ("bytes_per_second", "cpu_s_per_gib", "switches")} for run in runs] for name, runs in found.items()}
 
 
 def main():

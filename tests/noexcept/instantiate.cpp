@@ -37,6 +37,7 @@
 #include "multifd/transport/any_transport.hpp"
 #include "multifd/transport/fd.hpp"
 #include "multifd/transport/socket.hpp"
+#include "multifd/transport/splice.hpp"
 #if defined(MULTIFD_HAS_TLS)
 #include "multifd/transport/tls.hpp"
 #include "multifd/transport/tls_acceptor.hpp"
@@ -65,6 +66,9 @@ namespace multifd {
   MULTIFD_INSTANTIATE(transport, Zstd)
 
 MULTIFD_INSTANTIATE_ALL(FdTransport)
+// Pages leave without a copy.
+template class Sender<SpliceTransport, NoComp, ZeroPagesMultifd>;
+template class Receiver<SpliceTransport, NoComp>;
 #if defined(MULTIFD_HAS_IGZIP)
 MULTIFD_INSTANTIATE(FdTransport, Igzip)
 #endif
