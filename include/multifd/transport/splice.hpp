@@ -45,7 +45,7 @@ namespace multifd {
 ///   * Nothing is concluded about the peer's copy from what a page held when it was queued, while its guest runs.
 ///     `skip_unchanged` concludes it from copies alone, and may be on.
 /// It pays over UNIX sockets and, with two channels or more, over TCP on one machine: benchmarks/README.md. Where the
-/// kernel refuses (no pipe left, a seccomp filter, memory of a device), pages are copied.
+/// kernel refuses (no pipe of 1 MiB left, a seccomp filter, memory of a device), pages are copied.
 /// Errors: those of FdTransport. Threads: as FdTransport.
 /// Cost: two descriptors, from the first write_pinned() on; three system calls for each of its calls, and one or two more
 ///   that keep SIGPIPE away. Pages are pinned while they are under way, no more of them than the socket buffers.
@@ -109,8 +109,8 @@ class SpliceTransport {
   }
 
  private:
-  /// Room for a packet of 128 pages that begins and ends within a page: the next power of two. A pipe of fewer takes what
-  /// it can.
+  /// Room for a packet of 128 pages that begins and ends within a page: the next power of two, and what every user may have
+  /// by default. But all pipes of a user together have a limit, behind which new ones hold a page or two.
   static constexpr int pipe_bytes = 2 * batch_bytes;
 
   /// Puts references to the front of `buffers` into the pipe, which is empty between calls.
@@ -131,9 +131,12 @@ class SpliceTransport {
     int ends[2];
     copies_ = !link_.is_two_way() || ::pipe2(ends, O_CLOEXEC) != 0;
     if (copies_) return false;
-    pipe_out_ = detail::UniqueFd(ends[0]);
-    pipe_in_ = detail::UniqueFd(ends[1]);
-    static_cast<void>(::fcntl(ends[1], F_SETPIPE_SZ, pipe_bytes));
+    detail::UniqueFd out(ends[0]);
+    detail::UniqueFd in(ends[1]);
+    copies_ = ::fcntl(in.get(), F_SETPIPE_SZ, pipe_bytes) < pipe_bytes;
+    if (copies_) return false;
+    pipe_out_ = std::move(out);
+    pipe_in_ = std::move(in);
     return true;
   }
 

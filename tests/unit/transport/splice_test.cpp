@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -179,6 +180,36 @@ TEST_CASE("Where there is no pipe, or it would go into none, bytes are copied") 
     memory.fill(std::byte{2});
     CHECK(all_are(read(ends.reader, memory.size()), 1));
   }
+}
+
+TEST_CASE("A user who has as much memory in pipes as the kernel grants copies") {
+  // In a process of its own, because it is not root any more.
+  const pid_t child = ::fork();
+  if (child == 0) {
+    constexpr int works = 0, skipped = 1, wrong = 2;
+    if (::geteuid() == 0 && ::setresuid(65534, 65534, 65534) != 0) ::_exit(skipped);
+    bool refused = false;
+    for (int i = 0; i < 400 && !refused; ++i) {
+      int ends[2];
+      refused = ::pipe(ends) != 0 || ::fcntl(ends[1], F_SETPIPE_SZ, 1 << 20) < 0;
+    }
+    int sockets[2];
+    if (!refused || ::socketpair(AF_UNIX, SOCK_STREAM, 0, sockets) != 0) ::_exit(skipped);
+    auto link = FdTransport::adopt(sockets[0]);
+    if (!link) ::_exit(wrong);
+    SpliceTransport writer(std::move(*link));
+    static char bytes[8192] = {7}, got[8192];
+    iovec buffer = const_buffer(bytes, sizeof bytes);
+    const bool written = write_all_pinned(writer, std::span(&buffer, 1)).has_value() && writer.copies();
+    const bool arrived = ::recv(sockets[1], got, sizeof got, MSG_WAITALL) == sizeof got && got[0] == 7;
+    ::_exit(written && arrived ? works : wrong);
+  }
+  REQUIRE(child > 0);
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  REQUIRE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == 1) return test::skip("no limit of pipes here");
+  CHECK(WEXITSTATUS(status) == 0);
 }
 
 TEST_CASE("Memory whose pages the kernel does not lend is copied, and other memory still is not") {
