@@ -8,8 +8,8 @@ of GiB/s and of both ends' CPU seconds per GiB, and ratios to QEMU with the same
     python3 benchmarks/tls.py --build build/bench --ways ours-openssl-psk,ours-plain --system-calls
 
 How each is measured: benchmarks/qemu/side_by_side.py. Ways: qemu-plain, qemu-psk, qemu-x509, ours-plain, ours-gnutls-psk,
-ours-gnutls-x509, ours-openssl-psk, ours-openssl-x509. --system-calls counts them in one more transfer of each of ours, which
-strace slows down; its time does not count.
+ours-gnutls-x509, ours-openssl-psk, ours-openssl-x509. --system-calls counts them in two more transfers of each of ours, which
+strace slows down; their time does not count.
 """
 import argparse
 import datetime
@@ -90,7 +90,11 @@ class Bench(side_by_side.Bench):
         return [*files, "--tls-library", way.library]
 
     def system_calls(self, case, way, size):
-        """How many each end makes per GiB while the memory moves and before: threads and set-up are few."""
+        """How many each end makes for one GiB more: what the programs' start and end take is in both runs, and cancels out."""
+        less, more = self.all_calls(case, way, size), self.all_calls(case, way, 2 * size)
+        return {end: round((more[end] - less[end]) * GIB / size) for end in less}
+
+    def all_calls(self, case, way, size):
         names, counts = {"ram_send": "source", "ram_receive": "destination"}, {}
         kept = dict(self.programs)
         try:
@@ -102,7 +106,7 @@ class Bench(side_by_side.Bench):
             self.run(case, way, size)
         finally:
             self.programs = kept
-        return {end: round(int(re.search(r"^\s*100\.00\s.*?(\d+)(?:\s+\d+)?\s+total$", log.read_text(), re.M)[1]) * GIB / size)
+        return {end: int(re.search(r"^\s*100\.00\s.*?(\d+)(?:\s+\d+)?\s+total$", log.read_text(), re.M)[1])
                 for end, log in counts.items()}
 
 
