@@ -44,7 +44,8 @@ namespace multifd {
 ///     arrived. But a part of a huge page of shared memory that is given back (a punched hole) is zeroed where it is.
 ///   * Nothing is concluded about the peer's copy from what a page held when it was queued, while its guest runs.
 ///     `skip_unchanged` concludes it from copies alone, and may be on.
-/// It pays over UNIX sockets and, with two channels or more, over TCP on one machine: benchmarks/README.md. Where the
+/// It pays over UNIX sockets. Over TCP on one machine it gains little with several channels, and costs speed with one:
+/// benchmarks/README.md. Where the
 /// kernel refuses (no pipe of 1 MiB left, a seccomp filter, memory of a device), pages are copied.
 /// Errors: those of FdTransport. Threads: as FdTransport.
 /// Cost: two descriptors, from the first write_pinned() on; three system calls for each of its calls, and one or two more
