@@ -41,15 +41,15 @@ namespace multifd {
 ///     program that sends memory once must not write to it until finish() has returned, which waits until the peer has
 ///     everything; close_channels() does not.
 ///   * Memory may be unmapped, or given back, at any time after it was sent: the kernel keeps its pages until they have
-///     arrived. But a part of a huge page of shared memory that is given back (a punched hole) is zeroed where it is.
+///     arrived. But a part of a huge page of shared memory that is given back (a punched hole) may be zeroed where it is.
 ///   * Nothing is concluded about the peer's copy from what a page held when it was queued, while its guest runs.
 ///     `skip_unchanged` concludes it from copies alone, and may be on.
 /// It pays over UNIX sockets. Over TCP on one machine it gains little with several channels, and costs speed with one:
-/// benchmarks/README.md. Where the
-/// kernel refuses (no pipe of 1 MiB left, a seccomp filter, memory of a device), pages are copied.
+/// benchmarks/README.md. Where the kernel refuses (no pipe of 1 MiB left, a seccomp filter, memory of a device), pages are
+/// copied.
 /// Errors: those of FdTransport. Threads: as FdTransport.
-/// Cost: two descriptors, from the first write_pinned() on; three system calls for each of its calls, and one or two more
-///   that keep SIGPIPE away. Pages are pinned while they are under way, no more of them than the socket buffers.
+/// Cost: two descriptors, from the first write_pinned() on; two system calls for each of its calls, and two more that keep
+///   SIGPIPE away. Pages are pinned while they are under way, no more of them than the sockets' buffers hold.
 class SpliceTransport {
  public:
   /// Not explicit, so that FdTransport converts to it.
