@@ -331,7 +331,9 @@ TEST_CASE("An older copy in memory that is said to be zeroed is refused") {
   auto listener = Listener::listen({.host = "127.0.0.1"}, 64);
   REQUIRE(listener.has_value());
   const auto taken = migrate_from<Stacks>(there, *listener,
-                                          {.into = {.destination = DestinationMemory::zeroed}, .base = test_digests()});
+                                          {.into = {.destination = DestinationMemory::zeroed},
+                                           .base = test_digests(),
+                                           .first_timeout = std::chrono::seconds(1)});
   REQUIRE_FALSE(taken.has_value());
   CHECK(taken.error().code == Errc::bad_option);
 }
