@@ -20,9 +20,9 @@
 #include "multifd/transport/algorithms.hpp"
 #include "multifd/transport/any_transport.hpp"
 #include "multifd/transport/capped.hpp"
-#include "pairs.hpp"
 #include "support/memory.hpp"
 #include "support/skip.hpp"
+#include "unit/transport/pairs.hpp"
 
 using namespace multifd;
 using test::FdPair;
