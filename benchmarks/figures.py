@@ -27,7 +27,7 @@ PATHS = "4d8d21c.AMD-EPYC.gcc-12.2.0.2026-11-30.paths.json"
 HYBRID = "62b3c43.AMD-EPYC.gcc-12.2.0.2026-11-30.hybrid.json"
 TLS = "66d4c09.Intel-R--Xeon-R--Processor.gcc-12.2.0.2026-11-30.tls.json"
 UNTOUCHED = "66d4c09.Intel-R--Xeon-R--Processor.gcc-12.2.0.2026-11-30.untouched.json"
-BASE = ""  # base.json, for the table older_copy
+BASE = "7888619.Intel-R--Xeon-R--Processor.gcc-12.2.0.2026-12-01.base.json"
 KERNEL_WAYS = "7743cc4.Intel-R--Xeon-R--Processor.gcc-12.2.0.2026-12-01.kernel_ways.json"
 CODEC, COLD, OLDER = "ba92cfb", "80a25d0", "6364f99"
 
