@@ -270,9 +270,7 @@ def main():
         print("skipped: the programs were built without OpenSSL")
         return 77
     with Folder() as folder, tempfile.TemporaryDirectory(dir=options.programs) as disk:
-        chosen = [case for case in cases(folder, options.programs, disk)
-                  if not options.case or any(word in case[0] for word in options.case)]
-        return survivors.run_cases(chosen)
+        return survivors.run_chosen(cases(folder, options.programs, disk), options.case)
 
 
 if __name__ == "__main__":

@@ -147,9 +147,7 @@ def main():
     parser.add_argument("case", nargs="*", help="only cases whose name has one of these words")
     options = parser.parse_args()
     with Folder() as folder, tempfile.TemporaryDirectory(dir=options.programs) as disk:
-        chosen = [case for case in cases(folder, options.programs, disk)
-                  if not options.case or any(word in case[0] for word in options.case)]
-        return survivors.run_cases(chosen)
+        return survivors.run_chosen(cases(folder, options.programs, disk), options.case)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,6 @@
 // A destination whose memory holds an older copy (DestinationOptions::base): only what differs is sent, whatever zeros and
 // holes there are at either end, whatever the guest writes meanwhile, and whatever the other side says.
 #include <doctest/doctest.h>
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -26,10 +23,10 @@
 #include "multifd/multifd.hpp"
 #include "multifd/qemu/return_path_writer.hpp"
 #include "support/basics.hpp"
-#include "support/leftovers.hpp"
 #include "support/migrate_ends.hpp"
 #include "support/migrate_on_demand.hpp"
 #include "support/source_by_hand.hpp"
+#include "support/still_guest.hpp"
 #include "support/test_digest.hpp"
 
 using namespace multifd;
@@ -49,84 +46,16 @@ struct Stacks {
 constexpr std::size_t page = 4096;
 constexpr std::size_t pages = 4 * 1024 + 37;  // several pieces, and a part of a bitmap's word
 
-enum class Kind { anonymous, memfd };
+using Kind = test::MemoryKind;
 
-class Memory {
- public:
-  explicit Memory(Kind kind) {
-    if (kind == Kind::memfd) {
-      fd_ = ::memfd_create("base", MFD_CLOEXEC);
-      REQUIRE(fd_ >= 0);
-      REQUIRE(::ftruncate(fd_, static_cast<off_t>(pages * page)) == 0);
-    }
-    const int flags = fd_ < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-    void* const at = ::mmap(nullptr, pages * page, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE, fd_, 0);
-    REQUIRE(at != MAP_FAILED);
-    ::madvise(at, pages * page, MADV_NOHUGEPAGE);
-    bytes_ = {static_cast<std::byte*>(at), pages * page};
-  }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() {
-    ::munmap(bytes_.data(), bytes_.size());
-    if (fd_ >= 0) ::close(fd_);
-  }
-  std::span<std::byte> bytes() const { return bytes_; }
-  std::size_t resident() const {
-    std::vector<unsigned char> in_core(pages);
-    REQUIRE(::mincore(bytes_.data(), bytes_.size(), in_core.data()) == 0);
-    return static_cast<std::size_t>(std::ranges::count_if(in_core, [](unsigned char c) { return (c & 1) != 0; }));
-  }
-
- private:
-  std::span<std::byte> bytes_;
-  int fd_ = -1;
+struct StillGuest : test::StillGuest {
+  explicit StillGuest(Kind kind = Kind::anonymous) : test::StillGuest(kind, pages) {}
 };
 
-/// Both halves of a guest that stands still but where a test writes.
-struct StillGuest {
-  explicit StillGuest(Kind kind = Kind::anonymous) : memory(kind) {
-    block = *map.add("ram", memory.bytes());
-    dirty.emplace(*DirtyPages::create(map));
-  }
-  void write(std::size_t number, char with) {
-    std::memset(memory.bytes().data() + number * page, with, page);
-    dirty->mark(block, number * page, page);
-  }
-
-  Result<RamMap> ram() { return map; }
-  DirtyPages& dirty_source() { return *dirty; }
-  Result<void> pause() { return {}; }
-  Result<void> resume() { return {}; }
-  Result<void> save(StateWriter& to) { return to.device({.idstr = "nothing"}, {}); }
-  Result<RamMap> prepare(const Announcement&) { return map; }
-  Result<void> load(StateReader& from) {
-    for (;;) {
-      MULTIFD_TRY_ASSIGN(const auto section, from.next());
-      if (!section) return {};
-    }
-  }
-
-  Memory memory;
-  RamMap map;
-  BlockId block{};
-  std::optional<DirtyPages> dirty;
-};
-
-struct Ends {
-  Result<MigrationReport> moved;
-  Result<ArrivalReport> taken;
-};
-
-Ends migrate_between(StillGuest& here, StillGuest& there, SourceOptions from, DestinationOptions to) {
-  const test::Watchdog watchdog("a migration onto an older copy");
-  const test::Leftovers leftovers;
-  auto listener = Listener::listen({.host = "127.0.0.1"}, 64);
-  REQUIRE(listener.has_value());
+test::MigrationEnds migrate_between(StillGuest& here, StillGuest& there, SourceOptions from,
+                                    const DestinationOptions& to) {
   from.converge.rule = FixedRounds(2);
-  auto taken = std::async(std::launch::async, [&] { return migrate_from<Stacks>(there, *listener, to); });
-  auto moved = migrate_to<Stacks>(here, listener->local_address(), from);
-  return {.moved = std::move(moved), .taken = taken.get()};
+  return test::migrate_between<Stacks>(here, there, from, to);
 }
 
 bool are_equal(const StillGuest& here, const StillGuest& there) {

@@ -3,8 +3,6 @@
 // Memory that was never touched, between migrate_to() and migrate_from(): it is neither read nor made resident at either
 // end, also to be compared; what is written behind the look at it arrives; and what a source must not say of it is refused.
 #include <doctest/doctest.h>
-#include <fcntl.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,8 +18,8 @@
 #include "multifd/migrate/source.hpp"
 #include "multifd/multifd.hpp"
 #include "support/basics.hpp"
-#include "support/leftovers.hpp"
 #include "support/source_by_hand.hpp"
+#include "support/still_guest.hpp"
 
 using namespace multifd;
 using namespace multifd::migrate;
@@ -37,96 +35,27 @@ struct Stacks {
 constexpr std::size_t page = 4096;
 constexpr std::size_t pages = 16 * 1024 + 3;  // 64 MiB, and a part of a bitmap's word
 
-enum class Kind { anonymous, memfd, memfd_closed, shared_anonymous };
-
-class Memory {
- public:
-  explicit Memory(Kind kind) {
-    int fd = -1;
-    if (kind == Kind::memfd || kind == Kind::memfd_closed) {
-      fd = ::memfd_create("known zeros", MFD_CLOEXEC);
-      REQUIRE(fd >= 0);
-      REQUIRE(::ftruncate(fd, static_cast<off_t>(pages * page)) == 0);
-    }
-    const int flags = (kind == Kind::anonymous ? MAP_PRIVATE : MAP_SHARED) | (fd < 0 ? MAP_ANONYMOUS : 0);
-    void* const at = ::mmap(nullptr, pages * page, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE, fd, 0);
-    REQUIRE(at != MAP_FAILED);
-    ::madvise(at, pages * page, MADV_NOHUGEPAGE);
-    bytes_ = {static_cast<std::byte*>(at), pages * page};
-    if (kind == Kind::memfd_closed) ::close(fd);
-    if (kind == Kind::memfd) fd_ = fd;
-  }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() {
-    ::munmap(bytes_.data(), bytes_.size());
-    if (fd_ >= 0) ::close(fd_);
-  }
-
-  std::span<std::byte> bytes() const { return bytes_; }
-  std::size_t resident() const {
-    std::vector<unsigned char> in_core(pages);
-    REQUIRE(::mincore(bytes_.data(), bytes_.size(), in_core.data()) == 0);
-    return static_cast<std::size_t>(std::ranges::count_if(in_core, [](unsigned char c) { return (c & 1) != 0; }));
-  }
-
- private:
-  std::span<std::byte> bytes_;
-  int fd_ = -1;
-};
+using Kind = test::MemoryKind;
 
 /// Both halves of a guest that says nothing of its zeros, but gets to write where it is asked: behind the driver's own look.
-struct FreshGuest {
-  explicit FreshGuest(Kind kind) : memory(kind) {
-    block = *map.add("ram", memory.bytes());
-    dirty.emplace(*DirtyPages::create(map));
-  }
+struct FreshGuest : test::StillGuest {
+  explicit FreshGuest(Kind kind) : test::StillGuest(kind, pages) {}
   void write(std::size_t number, char with = 'x') {
-    std::memset(memory.bytes().data() + number * page, with, page);
-    dirty->mark(block, number * page, page);
+    test::StillGuest::write(number, with);
     written.push_back(number);
   }
-
-  Result<RamMap> ram() { return map; }
-  DirtyPages& dirty_source() { return *dirty; }
-  Result<void> pause() { return {}; }
-  Result<void> resume() { return {}; }
-  Result<void> save(StateWriter& to) { return to.device({.idstr = "nothing"}, {}); }
   Result<void> known_zeros(BlockId, std::span<std::uint64_t>) {
     for (const std::size_t number : std::exchange(to_write, {})) write(number, 'y');
     return {};
   }
-  Result<RamMap> prepare(const Announcement&) { return map; }
-  Result<void> load(StateReader& from) {
-    for (;;) {
-      MULTIFD_TRY_ASSIGN(const auto section, from.next());
-      if (!section) return {};
-    }
-  }
 
-  Memory memory;
-  RamMap map;
-  BlockId block{};
-  std::optional<DirtyPages> dirty;
   std::vector<std::size_t> to_write, written;
 };
 
-struct Ends {
-  Result<MigrationReport> moved;
-  Result<ArrivalReport> taken;
-};
-
-Ends migrate_between(FreshGuest& here, FreshGuest& there, SourceOptions from,
-                     DestinationMemory memory = DestinationMemory::zeroed) {
-  const test::Watchdog watchdog("a migration");
-  const test::Leftovers leftovers;
-  auto listener = Listener::listen({.host = "127.0.0.1"}, 64);
-  REQUIRE(listener.has_value());
+test::MigrationEnds migrate_between(FreshGuest& here, FreshGuest& there, SourceOptions from,
+                                    DestinationMemory memory = DestinationMemory::zeroed) {
   from.converge.rule = FixedRounds(2);
-  auto taken = std::async(std::launch::async,
-                          [&] { return migrate_from<Stacks>(there, *listener, {.into = {.destination = memory}}); });
-  auto moved = migrate_to<Stacks>(here, listener->local_address(), from);
-  return {.moved = std::move(moved), .taken = taken.get()};
+  return test::migrate_between<Stacks>(here, there, from, {.into = {.destination = memory}});
 }
 
 void check_equal(const FreshGuest& here, const FreshGuest& there) {
@@ -135,7 +64,7 @@ void check_equal(const FreshGuest& here, const FreshGuest& there) {
 
 /// Whether the kernel lets this process open what its shared memory comes from.
 bool has_map_files() {
-  const Memory memory(Kind::shared_anonymous);
+  const test::FreshMemory memory(Kind::shared_anonymous, pages);
   RamMap map;
   REQUIRE(map.add("ram", memory.bytes()).has_value());
   const auto untouched = UntouchedPages::snapshot(map);

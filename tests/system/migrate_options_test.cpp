@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <functional>
-#include <future>
 #include <optional>
 #include <string>
 #include <vector>
@@ -18,7 +17,7 @@
 #include "multifd/migrate/source.hpp"
 #include "multifd/multifd.hpp"
 #include "support/basics.hpp"
-#include "support/leftovers.hpp"
+#include "support/still_guest.hpp"
 
 using namespace multifd;
 using namespace multifd::migrate;
@@ -83,19 +82,9 @@ struct StillGuest {
   unsigned announced_channels = 0;
 };
 
-struct Ends {
-  Result<MigrationReport> moved;
-  Result<ArrivalReport> taken;
-};
-
-Ends migrate_between(StillGuest& here, StillGuest& there, SourceOptions from, DestinationOptions to) {
-  const test::Watchdog watchdog("a migration");
-  const test::Leftovers leftovers;
-  auto listener = Listener::listen({.host = "127.0.0.1"}, 64);
-  REQUIRE(listener.has_value());
-  auto taken = std::async(std::launch::async, [&] { return migrate_from<Stacks>(there, *listener, to); });
-  auto moved = migrate_to<Stacks>(here, listener->local_address(), from);
-  return {.moved = std::move(moved), .taken = taken.get()};
+test::MigrationEnds migrate_between(StillGuest& here, StillGuest& there, const SourceOptions& from,
+                                    const DestinationOptions& to) {
+  return test::migrate_between<Stacks>(here, there, from, to);
 }
 
 Migration new_migration() {
